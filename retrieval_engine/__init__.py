@@ -1,0 +1,53 @@
+"""Encode once. Everything else reads the cache.
+
+An embedding cache and retrieval engine for BLIP and BLIP-2. The public names load on first use,
+so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval_engine.encode import encode
+    from retrieval_engine.encoders import open_encoder
+    from retrieval_engine.evaluate import evaluate_recall
+    from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.search import SearchEngine
+    from retrieval_engine.sources import open_source
+    from retrieval_engine.store import open_store
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SearchEngine": "search",
+    "build_index": "index",
+    "encode": "encode",
+    "evaluate_recall": "evaluate",
+    "open_encoder": "encoders",
+    "open_index": "index",
+    "open_source": "sources",
+    "open_store": "store",
+}
+
+__all__ = [
+    "SearchEngine",
+    "build_index",
+    "encode",
+    "evaluate_recall",
+    "open_encoder",
+    "open_index",
+    "open_source",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its room when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

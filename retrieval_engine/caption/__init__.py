@@ -1,0 +1,1 @@
+"""Captions written from stored image states."""

@@ -1,0 +1,83 @@
+"""The command `vlre`: finds its commands by file name and turns errors into one clear line.
+
+A command is one file in `commands/` that defines `command`. Such files import click and the
+standard library at the top and everything else inside the command, so that `vlre --help` answers
+at once.
+"""
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from retrieval_engine import __version__, plugins
+from retrieval_engine.errors import VlreError
+
+COMMANDS = "retrieval_engine.cli.commands"
+INTERRUPTED = 130
+_HELP = """Encode once. Everything else reads the cache.
+
+\b
+  vlre demo                       see all of it in a minute
+  vlre encode folder:photos       pictures -> features in ./embeddings
+  vlre index                      features -> ./indices/built/default
+  vlre search "a dog on grass"    words -> pictures
+  vlre eval --recall              Recall@K, exact, both directions
+"""
+
+
+class Commands(click.Group):
+    """A group whose members are the files of a folder."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, without importing one."""
+        return [name.replace("_", "-") for name in plugins.names(COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command in the file of this name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = plugins.load(COMMANDS, cmd_name, noun="command").command
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and end with the right exit code and at most two lines on an explained failure."""
+        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except VlreError as error:
+            if debug:
+                raise
+            _explain(error)
+            code = error.exit_code
+        except click.exceptions.Abort:
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except BrokenPipeError:
+            # The reader of our output has gone (`vlre search … | head`): nothing is wrong.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: VlreError) -> None:
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+@click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vlre")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' own messages.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """The group; each command is a file in `commands/`."""
+    from retrieval_engine.cli.output import quiet_libraries
+
+    ctx.obj = debug
+    quiet_libraries(debug=debug)

@@ -1,0 +1,51 @@
+"""Options that several commands share, defined once."""
+
+from pathlib import Path
+
+import click
+
+DEFAULT_STORE = "embeddings"
+DEFAULT_INDEX = "indices/built/default"
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    envvar="VLRE_STORE",
+    default=DEFAULT_STORE,
+    show_default=True,
+    help="Directory of features. [env: VLRE_STORE]",
+)
+index_option = click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    envvar="VLRE_INDEX",
+    default=DEFAULT_INDEX,
+    show_default=True,
+    help="Directory of the index. [env: VLRE_INDEX]",
+)
+model_option = click.option(
+    "--model",
+    envvar="VLRE_MODEL",
+    default="vlre-tiny",
+    show_default=True,
+    help="Directory or hub id of a checkpoint, e.g. Salesforce/blip-itm-base-coco. "
+    "[env: VLRE_MODEL]",
+)
+device_option = click.option(
+    "--device",
+    envvar="VLRE_DEVICE",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:1, … [env: VLRE_DEVICE]",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the towers; auto is half precision where the device is fast at it.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object per line on stdout."
+)
+split_option = click.option("--split", default=None, help="Only the items of this split.")

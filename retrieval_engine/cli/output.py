@@ -1,0 +1,115 @@
+"""How commands talk: results on stdout, everything else on stderr."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from retrieval_engine.progress import Progress
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """Print one JSON object as one line on stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def note(line: str) -> None:
+    """One line for people, on stderr."""
+    click.echo(line, err=True)
+
+
+def table_console() -> "Console":
+    """A console for result tables on stdout; without colour when piped."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def quiet_libraries(*, debug: bool) -> None:
+    """Keep the libraries' own talk from people unless they ask for it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve busy machines
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore")
+
+
+@contextmanager
+def progress_bar() -> "Iterator[Progress]":
+    """A listener that draws bars with rates and time left on stderr.
+
+    Where stderr is no terminal it prints a line now and then instead.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    listener = _BarProgress(bar, console)
+    with bar:
+        yield listener
+
+
+class _BarProgress:
+    """Turns progress reports into a rich bar, or into sparse lines when not on a terminal."""
+
+    def __init__(self, bar: "Bar", console: "Console") -> None:
+        self._bar = bar
+        self._console = console
+        self._task: Any = None
+
+    def start(self, what: str, total: int | None) -> None:
+        self.stop()
+        if self._console.is_terminal:
+            self._task = self._bar.add_task(what, total=total, rate="")
+        else:
+            note(f"{what} …" if total is None else f"{what}: {total:,} …")
+
+    def advance(self, steps: int = 1) -> None:
+        if self._task is None:
+            return
+        self._bar.advance(self._task, steps)
+        speed = next(t.speed for t in self._bar.tasks if t.id == self._task)
+        if speed:
+            self._bar.update(self._task, rate=f"{speed:,.1f}/s")
+
+    def say(self, line: str) -> None:
+        if self._console.is_terminal:
+            self._bar.console.print(line)
+        else:
+            note(line)
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,1 @@
+"""Turns the items of a source into the features of a store."""

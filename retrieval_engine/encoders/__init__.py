@@ -1,0 +1,1 @@
+"""Features out: models that turn pictures and captions into arrays."""

@@ -1,0 +1,1 @@
+"""One file per encoder family; its name is the family's name."""

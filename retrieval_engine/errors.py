@@ -1,0 +1,132 @@
+"""Everything that can go wrong, as one tree.
+
+    VlreError                          exit code 1, one line and a hint, no traceback
+    ├── UsageError          (ValueError)  exit code 2: an option or argument is wrong
+    ├── ShapeError          (ValueError)  an array has another shape or dtype than promised
+    ├── MissingExtra        (ImportError) an optional library is not installed
+    ├── SourceError                    a data source cannot be read
+    │   └── DecodeError                one item's bytes are no usable picture
+    ├── EncoderError                   a model cannot be loaded or run
+    │   ├── CheckpointNotFound         neither a directory nor a reachable hub id
+    │   └── CheckpointInvalid          found, but not what it must be
+    ├── StoreError                     a store cannot be read or written
+    │   ├── StoreNotFound
+    │   ├── StoreDamaged               a checksum or a length does not agree
+    │   ├── FeatureMissing             the store holds no such feature
+    │   └── FingerprintMismatch        features of two encoders would be mixed
+    ├── IndexFailure                   an index cannot be built, opened or searched
+    ├── TrainingError                  a training cannot start or must stop
+    └── EvaluationError                figures cannot be computed honestly
+
+Raise where the fact is known: the value seen, the value allowed, what to do next.
+"""
+
+
+class VlreError(Exception):
+    """An explained failure: one line for people, and a hint what to do about it.
+
+    Args:
+        message: what was seen and what is allowed, in one line.
+        hint: what to do next; shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by attributes, so that an error crosses a process border whole."""
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[VlreError], message: str, hint: str) -> VlreError:
+    error = kind.__new__(kind)
+    VlreError.__init__(error, message, hint=hint)
+    return error
+
+
+class UsageError(VlreError, ValueError):
+    """An option or argument has a value that is not allowed."""
+
+    exit_code = 2
+
+
+class ShapeError(VlreError, ValueError):
+    """An array has another shape or dtype than promised."""
+
+
+class MissingExtra(VlreError, ImportError):
+    """An optional library is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed", hint=f"install it with `pip install 'vlre[{extra}]'`"
+        )
+
+
+class SourceError(VlreError):
+    """A data source cannot be read."""
+
+
+class DecodeError(SourceError):
+    """The bytes of one item are no picture that can be used; the message is the reason."""
+
+
+class EncoderError(VlreError):
+    """A model cannot be loaded or run."""
+
+
+class CheckpointNotFound(EncoderError):
+    """The checkpoint is neither a directory nor a hub id that can be reached."""
+
+
+class CheckpointInvalid(EncoderError):
+    """The checkpoint was found but is not what it must be."""
+
+
+class StoreError(VlreError):
+    """A store cannot be read or written."""
+
+
+class StoreNotFound(StoreError):
+    """There is no store at the path."""
+
+
+class StoreDamaged(StoreError):
+    """A file of the store is missing, shorter, or its checksum does not agree."""
+
+
+class FeatureMissing(StoreError):
+    """The store does not hold the feature that was asked for."""
+
+
+class FingerprintMismatch(StoreError):
+    """Features of two different encoders would be mixed.
+
+    Args:
+        what: the thing that was refused, e.g. `head runs/mlp`.
+        seen: its fingerprint.
+        expected: the fingerprint it must have.
+        hint: what to do about it.
+    """
+
+    def __init__(self, what: str, *, seen: str, expected: str, hint: str = "") -> None:
+        super().__init__(
+            f"{what} was made under encoder {seen[:12]}, expected {expected[:12]}",
+            hint=hint or "use the store, index and head of one encoder, or encode again",
+        )
+
+
+class IndexFailure(VlreError):
+    """An index cannot be built, opened or searched."""
+
+
+class TrainingError(VlreError):
+    """A training cannot start or must stop."""
+
+
+class EvaluationError(VlreError):
+    """Figures cannot be computed honestly from what was given."""

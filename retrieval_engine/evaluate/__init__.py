@@ -1,0 +1,1 @@
+"""Exact Recall@K and the other figures that may be published."""

@@ -1,0 +1,1 @@
+"""Small torch modules on stored features."""

@@ -1,0 +1,1 @@
+"""Approximate and exact top-k over stored features."""

@@ -1,0 +1,1 @@
+"""One file per index library; its name is the backend's name."""

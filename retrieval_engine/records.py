@@ -1,0 +1,94 @@
+"""The nouns that travel between rooms: items, their captions, and what a feature looks like."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+class Modality(StrEnum):
+    """The two sides of a store; also the prefix of their shard files."""
+
+    IMAGES = "images"
+    CAPTIONS = "captions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """One sentence about an image.
+
+    Attributes:
+        id: unique within the source, e.g. `a.jpg#0`.
+        text: the sentence as the source has it; cleaning is the encoder's work.
+    """
+
+    id: str
+    text: str
+
+    @property
+    def key(self) -> str:
+        """Cache key of the caption: sha256 of its text as 64 hex digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One image of a source, with all its captions.
+
+    Attributes:
+        id: unique within the source and independent of the item's position in it.
+        uri: where the bytes are; `sources.read_bytes(uri)` gives them in any process.
+        captions: every caption of the image; none is fine.
+        split: `train`, `val`, `test`, or empty when the source knows none.
+        size_bytes: length of the file, or -1 where the bytes are no file of their own.
+        mtime_ns: modification time of the file, or -1. Size and time together tell an
+            unchanged file without reading it.
+        meta: whatever else the source knows, JSON values only.
+    """
+
+    id: str
+    uri: str
+    captions: tuple[Caption, ...] = ()
+    split: str = ""
+    size_bytes: int = -1
+    mtime_ns: int = -1
+    meta: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """The form of one named array that an encoder emits for each image or caption.
+
+    Attributes:
+        name: `itc`, `pooled`, `tokens`, …
+        shape: shape of one row, without the leading item axis.
+        dtype: NumPy name of the dtype it is kept in, e.g. `float16`.
+        fingerprint: of those parts of the encoder alone that decide this feature. An adapter
+            on the text tower changes the captions' fingerprints and leaves the images' as
+            they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One item that could not be encoded, and why.
+
+    Attributes:
+        source: name of the source the item is from.
+        item_id: its id there.
+        uri: where its bytes are.
+        reason: one line for people.
+    """
+
+    source: str
+    item_id: str
+    uri: str
+    reason: str

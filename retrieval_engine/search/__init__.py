@@ -1,0 +1,1 @@
+"""Questions answered from an index or straight from a store."""

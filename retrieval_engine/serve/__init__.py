@@ -1,0 +1,1 @@
+"""HTTP over the same calls as the command line."""

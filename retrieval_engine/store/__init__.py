@@ -1,0 +1,1 @@
+"""HDF5 shards of features, whole or absent; see FORMAT.md."""

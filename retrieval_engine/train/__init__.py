@@ -1,0 +1,1 @@
+"""Trainers: pre-training, heads, fine-tuning."""

@@ -1,0 +1,1 @@
+"""Ordered, bounded maps over threads or processes; they know nothing of embeddings."""

@@ -1,0 +1,1 @@
+"""One file per kind of worker pool; its name is the kind's name."""
