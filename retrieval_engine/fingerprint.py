@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from retrieval_engine.records import Json
 
 _NOT_HASHED = ("checkpoint", "revision")
-_IMAGE_FIELDS = ("family", "architecture", "image_size", "preprocessing", "dtype")
-_TEXT_FIELDS = ("family", "architecture", "vocabulary", "text_normaliser", "text_length", "dtype")
+_IMAGE_FIELDS = ("family", "image_size", "preprocessing", "dtype")
+_TEXT_FIELDS = ("family", "vocabulary", "text_normaliser", "text_length", "dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ class EncoderSpec:
         family: file name in `encoders/families/`, or `external` for imported vectors.
         checkpoint: hub id or directory as given.
         revision: hub commit, or empty.
-        weights: digest of each part's tensors, by part: `vision` (tower), `image` (what maps its
-            states to `itc` and `pooled`), `text` (what maps a caption to the same), `itm`.
-        architecture: digest of the configuration that shapes the computation.
+        weights: digest of each part's tensors and of the configuration that shapes their use, by
+            part: `vision` (tower), `image` (what maps its states to `itc` and `pooled`), `text`
+            (what maps a caption to the same), `itm` (what only pair scores need).
         vocabulary: digest of the tokenizer.
         adapter: digest of the adapter's weights, or empty.
         image_size: side of the square input in pixels.
@@ -45,7 +45,6 @@ class EncoderSpec:
     checkpoint: str
     weights: Mapping[str, str]
     revision: str = ""
-    architecture: str = ""
     vocabulary: str = ""
     adapter: str = ""
     image_size: int = 0

@@ -1,0 +1,195 @@
+"""BLIP with image-text retrieval heads (Li et al., ICML 2022).
+
+Traps: the pooled state is `last_hidden_state[:, 0]` (`pooler_output` applies the final LayerNorm
+twice); ITC reads the text at [CLS], ITM at [ENC] (`enc_token_id`); a missing attention mask moves
+text embeddings by a third; `BlipModel` would load a random text tower from the same files.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import BertTokenizer, BlipForImageTextRetrieval
+
+from retrieval_engine.encoders import text
+from retrieval_engine.encoders.attention import use_fused_attention
+from retrieval_engine.encoders.batching import halve_on_oom, in_batches, pad_tokens
+from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
+from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.encoders.preprocess import ImagePreprocessor
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.records import Feature, Json, Modality
+
+MAX_WORDS = 30  # BLIP's flickr30k and coco retrieval sets
+MAX_TOKENS = 35  # train_retrieval.py
+
+
+def accepts(config: Mapping[str, Json]) -> bool:
+    """Whether a config.json is a BLIP's."""
+    return config.get("model_type") == "blip"
+
+
+def part_of(name: str) -> str | None:
+    """Part of the encoder that a tensor decides; the caption decoder decides none."""
+    if name.startswith("vision_model."):
+        return "vision"
+    if name.startswith("vision_proj."):
+        return "image"
+    if name.startswith("itm_head.") or ".crossattention." in name:
+        return None if name.startswith("text_decoder.") else "itm"
+    return "text" if name.startswith(("text_encoder.", "text_proj.")) else None
+
+
+def open_encoder(checkpoint: Checkpoint, *, device: str, dtype: str) -> "BlipEncoder":
+    """Load a `BlipForImageTextRetrieval`; see `encoders.open_encoder`."""
+    return BlipEncoder(checkpoint, device=device, dtype=dtype)
+
+
+class BlipEncoder:
+    """Features of `BlipForImageTextRetrieval`: `itc` (1, d), `pooled` (h,), `tokens` (t, w).
+
+    Attributes:
+        model: the transformers model in evaluation mode, with fused attention.
+        tokenizer: its WordPiece tokenizer.
+        enc_token_id: first token of a text that is matched with an image.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
+        stored = self.dtype if self.device.type == "cuda" else torch.float32
+        model = load_model(BlipForImageTextRetrieval, checkpoint, dtype=stored)
+        use_fused_attention(model)
+        model.vision_proj.float()
+        model.text_proj.float()
+        model.itm_head.float()
+        self.model = model.to(self.device)
+        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        config = model.config
+        self.enc_token_id = self._enc_token_id()
+        self.preprocessor = ImagePreprocessor(image_size=config.vision_config.image_size)
+        self.spec = EncoderSpec(
+            family="blip",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(checkpoint.path, part_of, _configs(config)),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=config.vision_config.image_size,
+            preprocessing=self.preprocessor.name,
+            text_normaliser=f"{text.VERSION}({MAX_WORDS})",
+            text_length=MAX_TOKENS,
+            dtype=str(self.dtype).removeprefix("torch."),
+            pooling="cls",
+        )
+
+    def _enc_token_id(self) -> int:
+        """[ENC] where the tokenizer names it; BLIP always appends it as the last id."""
+        known = self.tokenizer.get_vocab().get("[ENC]")
+        return int(self.model.config.text_config.vocab_size - 1 if known is None else known)
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """The features it can emit; see `Encoder.features`."""
+        config = self.model.config
+        dim, vision = config.image_text_hidden_size, config.vision_config
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        if modality is Modality.IMAGES:
+            tower, head = self.spec.part("vision"), self.spec.part("vision", "image")
+            found = [
+                Feature(name="itc", shape=(1, dim), dtype="float32", fingerprint=head),
+                Feature(
+                    name="pooled", shape=(vision.hidden_size,), dtype="float32", fingerprint=tower
+                ),
+                Feature(
+                    name="tokens",
+                    shape=(tokens, vision.hidden_size),
+                    dtype="float32",
+                    fingerprint=tower,
+                ),
+            ]
+        else:
+            side, width = self.spec.part("text"), config.text_config.hidden_size
+            found = [
+                Feature(name="itc", shape=(1, dim), dtype="float32", fingerprint=side),
+                Feature(name="pooled", shape=(width,), dtype="float32", fingerprint=side),
+                Feature(name="token_ids", shape=(MAX_TOKENS,), dtype="int32", fingerprint=side),
+                Feature(name="token_mask", shape=(MAX_TOKENS,), dtype="uint8", fingerprint=side),
+            ]
+        return {feature.name: feature for feature in found}
+
+    @halve_on_oom
+    @torch.inference_mode()
+    def encode_images(
+        self, pixels: NDArray[np.uint8], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of a batch of images; see `Encoder.encode_images`."""
+        states = self.vision_states(pixels)
+        found: dict[str, Tensor] = {}
+        if "itc" in features:
+            projected = self.model.vision_proj(states[:, 0].float())
+            found["itc"] = normalize(projected, dim=-1)[:, None]  # (n, d) -> (n, 1, d)
+        if "pooled" in features:
+            found["pooled"] = states[:, 0].float()
+        if "tokens" in features:
+            found["tokens"] = states.float() if self.device.type == "cpu" else states
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def vision_states(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(n, s, s, 3) uint8 pixels -> (n, t, w) states after the final LayerNorm, on the device."""
+        x = normalized_pixels(pixels, self.preprocessor, self.device)
+        with autocast(self.device, self.dtype):
+            states: Tensor = self.model.vision_model(pixel_values=x).last_hidden_state
+        return states
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each cleaned text, [CLS] … [SEP], at most 35 of them."""
+        cleaned = [text.pre_caption(t, MAX_WORDS) for t in texts]
+        ids: list[list[int]] = self.tokenizer(
+            cleaned, truncation=True, max_length=MAX_TOKENS, return_attention_mask=False
+        )["input_ids"]
+        return ids
+
+    @torch.inference_mode()
+    def encode_texts(
+        self, texts: Sequence[str], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of captions or queries; see `Encoder.encode_texts`."""
+        ids = self.tokenize(texts)
+        found: dict[str, NDArray[Any]] = {}
+        if "token_ids" in features or "token_mask" in features:
+            padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self.tokenizer.pad_token_id)
+            found["token_ids"], found["token_mask"] = padded.astype(np.int32), mask.astype(np.uint8)
+        if "itc" in features or "pooled" in features:
+            pooled = found["pooled"] = in_batches(
+                ids, self._text_states, width=self.model.config.text_config.hidden_size
+            )
+            if "itc" in features:
+                projected = self.model.text_proj(torch.from_numpy(pooled).to(self.device))
+                found["itc"] = normalize(projected, dim=-1)[:, None].cpu().numpy()
+        return {name: found[name] for name in features}
+
+    def _text_states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n, h) [CLS] states of texts of about equal length."""
+        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        with autocast(self.device, self.dtype):
+            states = self.model.text_encoder(
+                input_ids=torch.from_numpy(padded).to(self.device),
+                attention_mask=torch.from_numpy(mask).to(self.device),
+            ).last_hidden_state
+        array: NDArray[np.float32] = states[:, 0].float().cpu().numpy()
+        return array
+
+
+def _configs(config: Any) -> dict[str, object]:
+    """By part, the settings that shape its arithmetic (tensor shapes tell the others)."""
+    vision, words = config.vision_config, config.text_config
+    tower = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
+    text_side = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
+    return {"vision": tower, "image": [], "text": text_side, "itm": text_side}
