@@ -1,0 +1,72 @@
+"""`vlre import-checkpoint`: an original .pth file becomes a directory for `--model`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from retrieval_engine.cli.options import json_option
+
+
+@click.command("import-checkpoint")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to make.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="JSON with what shapes do not tell: heads, eps, image size, normalisation.",
+)
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    help="vocab.txt, without [DEC] and [ENC].  [default: bert-base-uncased's, from the hub]",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Side in pixels; the position embedding is interpolated.  [default: as in the file]",
+)
+@click.option(
+    "--vision",
+    type=click.Path(path_type=Path),
+    help="The vision tower's own file (eva_vit_g.pth), for BLIP-2 files saved without it.",
+)
+@json_option
+def command(
+    file: Path,
+    out: Path,
+    config: Path | None,
+    vocab: Path | None,
+    image_size: int | None,
+    vision: Path | None,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint of BLIP's or LAVIS's own code into a directory for --model.
+
+    FILE is a .pth of BLIP retrieval, captioning or pre-training, or of LAVIS's BLIP-2 Q-Former.
+    No code in it is run. What is left out (momentum copies, queues, …) is listed in the
+    directory's vlre-import.json.
+
+    \b
+    Example:
+      vlre import-checkpoint model_base_retrieval_coco.pth --out models/blip-coco
+    """  # noqa: D301 - click reads the backspace
+    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.encoders.importing import import_checkpoint
+
+    report = import_checkpoint(
+        file, out, config=config, vocab=vocab, image_size=image_size, vision=vision
+    )
+    if as_json:
+        emit({"out": str(out), **asdict(report)})
+        return
+    click.echo(
+        f"{out}: {report.kind}, {report.parameters:,} parameters, {report.image_size} pixels, "
+        f"{report.vocabulary_size:,} tokens"
+    )
+    for rule, names in report.dropped.items():
+        note(f"left out: {rule} ({len(names)})")
+    if report.image_size != report.stored_image_size:
+        note(f"position embedding interpolated from {report.stored_image_size} pixels")
+    for line in report.notes:
+        note(line)

@@ -1,0 +1,84 @@
+"""Reads the tensors of an authors' .pth file. No code in the file ever runs."""
+
+import pickle
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+
+from retrieval_engine.errors import CheckpointInvalid
+
+_TORN = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+_TORN_HINT = "the file is cut or damaged: download or copy it again"
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that `torch.save` wrote, by name, on the CPU and mapped from disk.
+
+    A file may be a plain state dict, or hold it under `model` or `state_dict`; a leading
+    `module.` (DistributedDataParallel) is taken off.
+
+    Args:
+        file: the .pth file.
+
+    Raises:
+        CheckpointInvalid: the file is absent, cut, damaged, holds code, or holds no tensors.
+    """
+    if not file.is_file():
+        raise CheckpointInvalid(f"{file} is not a file")
+    found = _load(file)
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found:
+        raise CheckpointInvalid(f"{file} holds a {type(found).__name__}, not a dict of tensors")
+    strange = [str(k) for k, v in found.items() if not isinstance(v, torch.Tensor)]
+    if strange:
+        raise CheckpointInvalid(
+            f"{file} holds entries that are no tensors: {', '.join(strange[:10])}",
+            hint="give the checkpoint of a BLIP or LAVIS run: a dict of tensors under 'model'",
+        )
+    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def _load(file: Path) -> object:
+    zipped = zipfile.is_zipfile(file)
+    try:
+        if zipped:
+            _check_sums(file)
+        # The old format (before torch 1.6) is one pickle stream and cannot be mapped.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if found := re.search(
+            r"Unsupported (?:global|class|operand)[^`\n]*|GLOBAL (\S+)", str(error)
+        ):
+            raise CheckpointInvalid(
+                f"{file} holds more than tensors ({found.group(1) or found.group(0).strip()})",
+                hint="its code is not run; if you trust the file, save its state dict alone, "
+                "where it comes from: torch.save({'model': checkpoint['model']}, FILE)",
+            ) from error
+        raise CheckpointInvalid(f"{file} is no PyTorch checkpoint", hint=_TORN_HINT) from error
+    except _TORN as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointInvalid(f"{file} cannot be read: {reason}", hint=_TORN_HINT) from error
+
+
+def _check_sums(file: Path) -> None:
+    """Compare each record with its checksum; a mapped load never looks at it."""
+    with zipfile.ZipFile(file) as archive:
+        if torn := archive.testzip():
+            raise zipfile.BadZipFile(f"{torn} does not agree with its checksum")

@@ -1,0 +1,141 @@
+"""An authors' checkpoint in Hugging Face's names, and the check that nothing is amiss."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from retrieval_engine.errors import CheckpointInvalid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Names = Sequence[tuple[str, str]]
+Rules = Mapping[str, str]
+_SHOWN = 20
+
+
+class Kind(StrEnum):
+    """The checkpoints that can be imported."""
+
+    BLIP_RETRIEVAL = "blip-retrieval"
+    BLIP_CAPTIONING = "blip-captioning"
+    BLIP_PRETRAINING = "blip-pretraining"
+    BLIP2_QFORMER = "blip2-qformer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A checkpoint ready to be written.
+
+    Attributes:
+        kind: what it was recognised as.
+        config: of the model, image size included.
+        models: the transformers classes that load it.
+        tensors: in Hugging Face's names.
+        names: pairs of the authors' and HF's fragments of names.
+        dropped: by rule, the authors' names of what is left out.
+        special_tokens: added to the vocabulary in this order, the first as its `bos_token`.
+        mean: of the pixels' channels.
+        std: of the pixels' channels.
+        temperature: of the contrastive loss; no inference uses it.
+        notes: what a reader of the import should know, one line each.
+    """
+
+    kind: Kind
+    config: "PreTrainedConfig"
+    models: "tuple[type[PreTrainedModel], ...]"
+    tensors: Mapping[str, torch.Tensor]
+    names: Names
+    dropped: Mapping[str, list[str]]
+    special_tokens: tuple[str, ...]
+    mean: list[float]
+    std: list[float]
+    temperature: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def rename(name: str, names: Names) -> str:
+    """A tensor's name with fragments replaced.
+
+    Those that begin with a dot are replaced anywhere, others where the name starts with them.
+    """
+    for old, new in names:
+        if old.startswith("."):
+            name = name.replace(old, new)
+        elif name.startswith(old):
+            name = new + name.removeprefix(old)
+    return name
+
+
+def rename_back(name: str, names: Names) -> str:
+    """The authors' name of a tensor that has Hugging Face's."""
+    return rename(name, [(new, old) for old, new in reversed(names)])
+
+
+def drop(
+    tensors: Mapping[str, torch.Tensor], rules: Rules
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """Part tensors into those kept and the names of those that a rule drops, by rule.
+
+    Args:
+        tensors: by name.
+        rules: regular expression of the names, by what the rule is called.
+    """
+    dropped: dict[str, list[str]] = {}
+    kept = {}
+    for name, tensor in tensors.items():
+        rule = next((r for r, pattern in rules.items() if re.search(pattern, name)), None)
+        if rule is None:
+            kept[name] = tensor
+        else:
+            dropped.setdefault(rule, []).append(name)
+    return kept, dropped
+
+
+def check(translation: Translation) -> None:
+    """Compare the tensors with what the transformers classes expect, and look for NaN.
+
+    Raises:
+        CheckpointInvalid: tensors are missing, unexpected, of another shape, or not finite.
+    """
+    expected: dict[str, tuple[int, ...]] = {}
+    for model in translation.models:
+        with torch.device("meta"):
+            built = model(translation.config)
+        tied = set(built._tied_weights_keys or ()) if _tied(translation.config) else set()
+        state = built.state_dict()
+        expected |= {name: tuple(t.shape) for name, t in state.items() if name not in tied}
+
+    def authors(names: Iterable[str]) -> list[str]:
+        return [rename_back(name, translation.names) for name in names]
+
+    seen = translation.tensors
+    problems = {
+        "missing": authors(expected.keys() - seen.keys()),
+        "unexpected": authors(seen.keys() - expected.keys()),
+        "of another shape": [
+            f"{rename_back(name, translation.names)} {tuple(seen[name].shape)}, expected {shape}"
+            for name, shape in expected.items()
+            if name in seen and tuple(seen[name].shape) != shape
+        ],
+        "not finite": authors(n for n, t in seen.items() if not bool(torch.isfinite(t).all())),
+    }
+    found = [f"{len(v)} {what}: {_listed(v)}" for what, v in problems.items() if v]
+    if found:
+        raise CheckpointInvalid(
+            f"this is no whole {translation.kind} checkpoint: {'; '.join(found)}",
+            hint="recognised by its keys; give the file as its authors' code saved it",
+        )
+
+
+def _tied(config: "PreTrainedConfig") -> bool:
+    return bool(getattr(config, "tie_word_embeddings", True))
+
+
+def _listed(names: list[str]) -> str:
+    rest = f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + rest
