@@ -49,3 +49,8 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object per line on stdout."
 )
 split_option = click.option("--split", default=None, help="Only the items of this split.")
+
+
+def example(line: str) -> str:
+    """The epilog of a command's help: one example, which a test runs as printed."""
+    return f"\b\nExample:\n  {line}"

@@ -1,6 +1,6 @@
 """Ordered, bounded maps over threads or processes; they know nothing of embeddings.
 
-A kind is one file in `kinds/` with `open_pool(workers: int) -> Pool`.
+A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`.
 """
 
 import os
@@ -50,19 +50,22 @@ class Pool(Protocol):
         """
 
 
-def open_pool(kind: str, workers: int = 0) -> AbstractContextManager[Pool]:
+def open_pool(kind: str, workers: int = 0, *, ahead: int = 0) -> AbstractContextManager[Pool]:
     """A pool of workers; leaving the context ends them.
 
     Args:
         kind: file name in `kinds/`: `serial`, `threads` or `processes`.
         workers: how many; 0 means one for each core this process may use.
+        ahead: how many inputs may be under way or done but not yet read, at the least.
 
     Raises:
         UsageError: there is no such kind.
     """
     count = workers or len(os.sched_getaffinity(0))
     module = plugins.load(KINDS, kind, noun="kind of worker")
-    pool: AbstractContextManager[Pool] = module.open_pool(count)
+    pool: AbstractContextManager[Pool] = module.open_pool(
+        count, max(ahead, count * AHEAD_PER_WORKER)
+    )
     return pool
 
 

@@ -17,7 +17,12 @@ from transformers import BertTokenizer, BlipForImageTextRetrieval
 
 from retrieval_engine.encoders import text
 from retrieval_engine.encoders.attention import use_fused_attention
-from retrieval_engine.encoders.batching import halve_on_oom, in_batches, pad_tokens
+from retrieval_engine.encoders.batching import (
+    default_batch_size,
+    halve_on_oom,
+    in_batches,
+    pad_tokens,
+)
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
@@ -76,6 +81,7 @@ class BlipEncoder:
         config = model.config
         self.enc_token_id = self._enc_token_id()
         self.preprocessor = ImagePreprocessor(image_size=config.vision_config.image_size)
+        self.default_batch_size = default_batch_size(self._tokens, self.device.type)
         self.spec = EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,
@@ -95,11 +101,16 @@ class BlipEncoder:
         known = self.tokenizer.get_vocab().get("[ENC]")
         return int(self.model.config.text_config.vocab_size - 1 if known is None else known)
 
+    @property
+    def _tokens(self) -> int:
+        """Vision tokens of an image, the CLS token included."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size) ** 2 + 1
+
     def features(self, modality: Modality) -> dict[str, Feature]:
         """The features it can emit; see `Encoder.features`."""
         config = self.model.config
         dim, vision = config.image_text_hidden_size, config.vision_config
-        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         if modality is Modality.IMAGES:
             tower, head = self.spec.part("vision"), self.spec.part("vision", "image")
             found = [
@@ -109,7 +120,7 @@ class BlipEncoder:
                 ),
                 Feature(
                     name="tokens",
-                    shape=(tokens, vision.hidden_size),
+                    shape=(self._tokens, vision.hidden_size),
                     dtype="float32",
                     fingerprint=tower,
                 ),

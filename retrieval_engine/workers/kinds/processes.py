@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from retrieval_engine.workers import AHEAD_PER_WORKER, Failed, Input, Output, Pool, attempt
+from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
 
 _task: Callable[[Any], Any]
 
 
 @contextmanager
-def open_pool(workers: int) -> Iterator[Pool]:
+def open_pool(workers: int, ahead: int) -> Iterator[Pool]:
     """See `workers.open_pool`."""
-    yield ProcessPool(workers)
+    yield ProcessPool(workers, ahead=ahead)
 
 
 def _receive(task: Callable[[Any], Any]) -> None:
@@ -43,10 +43,12 @@ class ProcessPool:
 
     Args:
         workers: how many processes.
+        ahead: how many inputs may be under way or done but not yet read.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, ahead: int) -> None:
         self._workers = workers
+        self._ahead = ahead
 
     def _start(self, task: Callable[[Any], Any], workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
@@ -63,7 +65,7 @@ class ProcessPool:
         executor = self._start(task, self._workers)
         try:
             while True:
-                wanted = self._workers * AHEAD_PER_WORKER - len(under_way)
+                wanted = self._ahead - len(under_way)
                 for value in islice(remaining, wanted):
                     under_way.append((value, executor.submit(_run, value)))
                 if not under_way:

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
 
 
-def open_pool(workers: int) -> AbstractContextManager[Pool]:
-    """See `workers.open_pool`; the number is ignored."""
+def open_pool(workers: int, ahead: int) -> AbstractContextManager[Pool]:
+    """See `workers.open_pool`; the numbers are ignored."""
     return nullcontext(SerialPool())
 
 

@@ -6,15 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 
-from retrieval_engine.workers import AHEAD_PER_WORKER, Failed, Input, Output, Pool, attempt
+from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
 
 
 @contextmanager
-def open_pool(workers: int) -> Iterator[Pool]:
+def open_pool(workers: int, ahead: int) -> Iterator[Pool]:
     """See `workers.open_pool`."""
     with ThreadPoolExecutor(workers, thread_name_prefix="vlre-worker") as executor:
         try:
-            yield ThreadPool(executor, ahead=workers * AHEAD_PER_WORKER)
+            yield ThreadPool(executor, ahead=ahead)
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
