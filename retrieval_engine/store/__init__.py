@@ -1,1 +1,21 @@
-"""HDF5 shards of features, whole or absent; see FORMAT.md."""
+"""HDF5 shards of features, whole or absent; see FORMAT.md.
+
+store = open_store("embeddings")
+gallery = store.gallery(split="test")
+for start, block in gallery.image_blocks("itc", 4096): ...
+"""
+
+from retrieval_engine.store.gallery import Gallery
+from retrieval_engine.store.reader import Store, open_store
+from retrieval_engine.store.repair import Repaired, repair_store
+from retrieval_engine.store.writer import PartWriter, StoreWriter
+
+__all__ = [
+    "Gallery",
+    "PartWriter",
+    "Repaired",
+    "Store",
+    "StoreWriter",
+    "open_store",
+    "repair_store",
+]

@@ -1,0 +1,127 @@
+"""What a writer need not do again: items that did not change, keys that have their features."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.records import Item, Modality
+from retrieval_engine.store.items import (
+    any_in_span,
+    caption_field,
+    caption_spans,
+    item_state,
+    live_items,
+)
+from retrieval_engine.store.keys import KEY_RAW, column_keys, find_keys, raw_keys
+from retrieval_engine.store.manifest import Features, Header, Manifest
+from retrieval_engine.store.rows import RowMap
+from retrieval_engine.store.shard import ShardReader
+
+_COLUMNS = ("key", "state", "captions.list.element.key")
+
+
+class Inventory:
+    """Answers look-ups against a store as it was opened and what was added since.
+
+    Args:
+        path: directory of the store.
+        header: its current features.
+        manifest: what existed at opening.
+        declared: the features a row must have to count.
+    """
+
+    def __init__(self, path: Path, header: Header, manifest: Manifest, declared: Features) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._keys = {m: _complete_keys(path, manifest, m, declared) for m in Modality}
+        self._optional = {m for m in Modality if not declared.get(m)}
+        self._added: dict[Modality, set[bytes]] = {m: set() for m in Modality}
+        self._pending: dict[Modality, list[NDArray[np.bytes_]]] = {m: [] for m in Modality}
+        self._complete: set[bytes] | None = None
+        self._settled: dict[tuple[str, str], bytes] = {}
+
+    def unchanged(self, item: Item, source: str) -> bool:
+        """See `StoreWriter.unchanged`."""
+        state = item_state(item, source)
+        settled = self._settled.get((source, item.id))
+        if settled is not None:
+            return settled == state
+        if self._complete is None:
+            self._complete = self._complete_states()
+        return state in self._complete
+
+    def _complete_states(self) -> set[bytes]:
+        table = live_items(self._path, self._manifest, _COLUMNS)
+        whole = self.present(Modality.IMAGES, column_keys(table["key"]))
+        captions = table["captions"]
+        absent = ~self.present(Modality.CAPTIONS, column_keys(caption_field(captions, "key")))
+        whole &= ~any_in_span(absent, caption_spans(captions))
+        return set(table["state"].filter(whole).to_pylist())
+
+    def present(self, modality: Modality, keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """(n,) whether each `S32` key has all declared features; true for all if none is."""
+        if modality in self._optional:
+            return np.ones(len(keys), bool)
+        found = find_keys(self._keys[modality], keys) >= 0
+        added = self._added[modality]
+        if added:
+            width = KEY_RAW.itemsize
+            data = keys.tobytes()
+            for position in np.flatnonzero(~found):
+                found[position] = data[position * width : (position + 1) * width] in added
+        return found
+
+    def keys(self, modality: Modality) -> NDArray[np.bytes_]:
+        """Sorted `S32` keys that have all declared features."""
+        added = np.frombuffer(b"".join(self._added[modality]), KEY_RAW)
+        return np.sort(np.concatenate([self._keys[modality], added]))
+
+    def add_keys(self, modality: Modality, keys: NDArray[np.bytes_]) -> None:
+        """Rows of these keys were added to the open part."""
+        fresh = keys[~self.present(modality, keys)] if modality not in self._optional else keys
+        data, width = fresh.tobytes(), KEY_RAW.itemsize
+        self._added[modality].update(data[i : i + width] for i in range(0, len(data), width))
+        self._pending[modality].append(fresh)
+
+    def forget_pending(self) -> None:
+        """The open part was discarded."""
+        width = KEY_RAW.itemsize
+        for modality, blocks in self._pending.items():
+            for block in blocks:
+                data = block.tobytes()
+                for start in range(0, len(data), width):
+                    self._added[modality].discard(data[start : start + width])
+        self._pending = {m: [] for m in Modality}
+
+    def settle(self, items: Mapping[tuple[str, str], tuple[Item, str] | None]) -> None:
+        """The open part was committed.
+
+        Args:
+            items: by source and id, each item and its image key, or None where it is gone.
+        """
+        self._pending = {m: [] for m in Modality}
+        for (source, item_id), entry in items.items():
+            self._settled[source, item_id] = b"" if entry is None else self._state(source, *entry)
+
+    def _state(self, source: str, item: Item, key: str) -> bytes:
+        whole = self.present(Modality.IMAGES, raw_keys([key])).all()
+        if whole and item.captions:
+            whole = self.present(Modality.CAPTIONS, raw_keys([c.key for c in item.captions])).all()
+        return item_state(item, source) if whole else b""
+
+
+def _complete_keys(
+    path: Path, manifest: Manifest, modality: Modality, declared: Features
+) -> NDArray[np.bytes_]:
+    forms = declared.get(modality, {})
+    if not forms:
+        return np.empty(0, KEY_RAW)
+    reader = ShardReader(path)
+    table = RowMap(manifest.files(modality), reader)
+    reader.close()
+    complete = np.ones(len(table), bool)
+    for form in forms.values():
+        complete &= table.places(form) >= 0
+    return table.keys_of(complete)

@@ -1,0 +1,235 @@
+"""The items table: what is known about each image, as Parquet beside the shards."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import StoreDamaged, StoreError, UsageError
+from retrieval_engine.records import Item
+from retrieval_engine.store.manifest import (
+    PARTIAL,
+    REPAIR_HINT,
+    SHARDS,
+    FileEntry,
+    Kind,
+    Manifest,
+    publish,
+)
+
+# 64-bit offsets, so that a table of a hundred million captions can still be one array.
+CAPTION = pa.struct(
+    [("id", pa.large_string()), ("text", pa.large_string()), ("key", pa.large_string())]
+)
+SCHEMA = pa.schema(
+    [
+        ("source", pa.large_string()),
+        ("id", pa.large_string()),
+        ("uri", pa.large_string()),
+        ("key", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("split", pa.large_string()),
+        ("captions", pa.list_(CAPTION)),
+        ("meta", pa.large_string()),
+        ("removed", pa.bool_()),
+        ("state", pa.binary(16)),
+    ]
+)
+PUBLIC = [name for name in SCHEMA.names if name not in ("removed", "state")]
+
+
+def item_state(item: Item, source: str) -> bytes:
+    """16 bytes that differ when anything about an item differs, file time and size included."""
+    value = [
+        source,
+        item.id,
+        item.uri,
+        item.size_bytes,
+        item.mtime_ns,
+        item.split,
+        [(caption.id, caption.text) for caption in item.captions],
+        dict(item.meta),
+    ]
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(slots=True, kw_only=True)
+class ItemRows:
+    """Rows of the items table that are not written yet."""
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {n: [] for n in SCHEMA.names})
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def add(self, source: str, item: Item, key: str) -> None:
+        """One live item.
+
+        Raises:
+            StoreError: its metadata is no JSON or its strings are no Unicode.
+        """
+        try:
+            meta = json.dumps(dict(item.meta), sort_keys=True, ensure_ascii=False, allow_nan=False)
+            for text in (item.id, item.uri, item.split, meta):
+                text.encode()
+            captions = [{"id": c.id, "text": c.text, "key": c.key} for c in item.captions]
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"item {item.id!r} of {source} cannot be stored: {error}") from error
+        row = (
+            *(source, item.id, item.uri, key, item.size_bytes, item.mtime_ns, item.split),
+            *(captions, meta, False, item_state(item, source)),
+        )
+        for name, value in zip(SCHEMA.names, row, strict=True):
+            self.columns[name].append(value)
+
+    def remove(self, source: str, item_id: str) -> None:
+        """One item that is gone."""
+        row: tuple[Any, ...]
+        row = (source, item_id, "", "", -1, -1, "", [], "{}", True, bytes(16))
+        for name, value in zip(SCHEMA.names, row, strict=True):
+            self.columns[name].append(value)
+
+    def publish(self, path: Path) -> FileEntry:
+        """Write the rows as one whole file.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        table = pa.table(self.columns, schema=SCHEMA)
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            pq.write_table(
+                table,
+                partial,
+                compression="zstd",
+                use_dictionary=["source", "split"],
+                write_page_checksum=True,
+            )
+            size_bytes, sha256 = publish(partial, path)
+        except OSError as error:
+            raise StoreError(f"cannot write {partial}: {error}") from error
+        return FileEntry(
+            name=path.name, kind=Kind.ITEMS, rows=len(self), size_bytes=size_bytes, sha256=sha256
+        )
+
+
+def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
+    """The latest row of every item that is not removed, in first-seen order.
+
+    Args:
+        root: directory of the store.
+        manifest: what exists.
+        columns: names out of `SCHEMA`; parts of captions as `captions.list.element.key`.
+
+    Returns:
+        A `pyarrow.Table` with those columns.
+
+    Raises:
+        StoreDamaged: a table is missing, has another length, or a checksum fails.
+    """
+    identity = ["source", "id", "removed"]
+    wanted = [*columns, *(name for name in identity if name not in columns)]
+    tables = [_read(root, entry, wanted) for entry in manifest.files(Kind.ITEMS)]
+    tops = list(dict.fromkeys(name.partition(".")[0] for name in columns))
+    if not tables:
+        return SCHEMA.empty_table().select(tops)
+    table = pa.concat_tables(tables)
+    chosen = _latest(table)
+    return (table if chosen is None else table.take(chosen)).select(tops)
+
+
+def _latest(table: Any) -> NDArray[np.int64] | None:
+    # None where every row stays: no copy is made then.
+    rows = pa.array(np.arange(len(table)))
+    source = pc.dictionary_encode(table["source"]).combine_chunks().indices
+    grouped = (
+        pa.table({"source": source, "id": table["id"], "row": rows})
+        .group_by(["source", "id"])
+        .aggregate([("row", "min"), ("row", "max")])
+    )
+    first, last = (grouped[name].to_numpy() for name in ("row_min", "row_max"))
+    removed = table["removed"].to_numpy()
+    if len(first) == len(table) and not removed.any():
+        return None
+    chosen: NDArray[np.int64] = last[np.argsort(first)]
+    live: NDArray[np.int64] = chosen[~removed[chosen]]
+    return live
+
+
+def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
+    path = root / SHARDS / entry.name
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise OSError(f"{size_bytes} bytes, the manifest says {entry.size_bytes}")
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(columns=list(columns))
+    except FileNotFoundError as error:
+        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
+    if len(table) != entry.rows:
+        raise StoreDamaged(
+            f"{path} has {len(table)} rows, the manifest says {entry.rows}", hint=REPAIR_HINT
+        )
+    return table
+
+
+def choose_split(table: Any, split: str | None) -> Any:
+    """The rows of one split.
+
+    Args:
+        table: a table with a column `split`.
+        split: its name, or None for all rows.
+
+    Raises:
+        UsageError: no item has this split; the message lists those there are.
+    """
+    if split is None:
+        return table
+    chosen = table.filter(pc.equal(table["split"], split))
+    if not len(chosen):
+        known = ", ".join(f"{name or 'none'} ({count:,})" for name, count in splits(table).items())
+        raise UsageError(f"no item has split {split!r}; splits here: {known or 'no items at all'}")
+    return chosen
+
+
+def splits(table: Any) -> dict[str, int]:
+    """Number of items of each split, largest first."""
+    counts = pc.value_counts(table["split"]).to_pylist()
+    return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])}
+
+
+def caption_spans(column: Any) -> NDArray[np.int64]:
+    """(n + 1,) bounds of each item's captions in the flattened caption column."""
+    lengths = pc.list_value_length(column).to_numpy()
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def caption_field(column: Any, name: str) -> Any:
+    """`id`, `text` or `key` of all captions, in order, as one array."""
+    chunks = [pc.struct_field(chunk.flatten(), name) for chunk in column.chunks]
+    kind = CAPTION.field(name).type
+    return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
+
+
+def any_in_span(marked: NDArray[np.bool_], spans: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each span, whether one of its elements is marked; empty spans have none.
+
+    Args:
+        marked: (m,) flags.
+        spans: (n + 1,) bounds.
+    """
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(marked, dtype=np.int64)])
+    found: NDArray[np.bool_] = total[spans[1:]] > total[spans[:-1]]
+    return found

@@ -1,0 +1,313 @@
+"""The two JSON files of a store: what made it (`store.json`), what is in it (`manifest.json`)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from retrieval_engine.errors import StoreDamaged, StoreError, StoreNotFound
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.records import Feature, Json, Modality
+
+FORMAT_VERSION = 1
+HEADER = "store.json"
+MANIFEST = "manifest.json"
+FAILURES = "failures.jsonl"
+LOCK = "store.lock"
+SHARDS = "shards"
+PARTIAL = ".partial"
+REPAIR_HINT = "drop what is damaged with `vlre store repair`, then encode again"
+
+Features = Mapping[Modality, Mapping[str, Feature]]
+
+
+class Kind(StrEnum):
+    """What a file of a part holds."""
+
+    IMAGES = "images"
+    CAPTIONS = "captions"
+    ITEMS = "items"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One immutable file of a part.
+
+    Attributes:
+        name: file name inside `shards/`.
+        kind: what it holds.
+        rows: number of rows.
+        size_bytes: length of the file.
+        sha256: of the whole file, 64 hex digits.
+        features: form of each feature in it; empty for items.
+    """
+
+    name: str
+    kind: Kind
+    rows: int
+    size_bytes: int
+    sha256: str
+    features: Mapping[str, Feature] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Files that became visible together."""
+
+    number: int
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that exists in a store, oldest part first.
+
+    Attributes:
+        next_part: number of the next part. Numbers are never used twice, so that a reader with
+            an old manifest cannot take a new file for the one it knows.
+        parts: the parts.
+    """
+
+    next_part: int = 0
+    parts: tuple[Part, ...] = ()
+
+    def files(self, kind: Kind | Modality | None = None) -> list[FileEntry]:
+        """The files of one kind, or all, oldest first."""
+        every = [entry for part in self.parts for entry in part.files]
+        return [entry for entry in every if kind is None or entry.kind == kind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Which encoder a store belongs to.
+
+    Attributes:
+        spec: the encoder.
+        fingerprint: of the spec, as it was when the store was made.
+        features: the current features by modality; rows of any other form are stale.
+        created: time of creation, ISO 8601, UTC.
+        versions: of the libraries that made it, for people.
+    """
+
+    spec: EncoderSpec
+    fingerprint: str
+    features: Features
+    created: str
+    versions: Mapping[str, str]
+
+
+def new_header(spec: EncoderSpec, features: Features) -> Header:
+    """A header for a store made now."""
+    return Header(
+        spec=spec,
+        fingerprint=spec.fingerprint,
+        features=features,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={name: _version(name) for name in ("vlre", "h5py", "numpy", "pyarrow")},
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def read_header(path: Path) -> Header:
+    """The header of the store at a path.
+
+    Raises:
+        StoreNotFound: there is no `store.json`.
+        StoreDamaged: it cannot be understood.
+        StoreError: a newer vlre made the store.
+    """
+    if not (path / HEADER).is_file():
+        raise StoreNotFound(
+            f"no store at {path}",
+            hint="make one with `vlre encode SOURCE --store PATH`, or name another --store",
+        )
+    value = _read_json(path / HEADER)
+    try:
+        return Header(
+            spec=EncoderSpec.from_json(value["spec"]),
+            fingerprint=str(value["fingerprint"]),
+            features={
+                Modality(modality): _features(forms)
+                for modality, forms in value["features"].items()
+            },
+            created=str(value["created"]),
+            versions=dict(value["versions"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _not_understood(path / HEADER, error) from error
+
+
+def write_header(path: Path, header: Header) -> None:
+    """Replace the header of the store at a path."""
+    features = {
+        str(modality): {name: feature_json(form) for name, form in forms.items()}
+        for modality, forms in header.features.items()
+    }
+    value = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": header.fingerprint,
+        "spec": header.spec.to_json(),
+        "features": features,
+        "created": header.created,
+        "versions": dict(header.versions),
+    }
+    replace_file(path / HEADER, _json_bytes(value))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the store at a path.
+
+    Raises:
+        StoreDamaged: it is missing or cannot be understood.
+    """
+    if not (path / MANIFEST).is_file():
+        raise StoreDamaged(
+            f"{path / MANIFEST} is missing", hint="encode again with `vlre encode --overwrite`"
+        )
+    value = _read_json(path / MANIFEST)
+    try:
+        parts = tuple(
+            Part(number=int(part["number"]), files=tuple(map(_entry, part["files"])))
+            for part in value["parts"]
+        )
+        return Manifest(next_part=int(value["next_part"]), parts=parts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _not_understood(path / MANIFEST, error) from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest: from this moment its files, and no others, exist."""
+    parts = [
+        {"number": part.number, "files": [_entry_json(entry) for entry in part.files]}
+        for part in manifest.parts
+    ]
+    value = {"format_version": FORMAT_VERSION, "next_part": manifest.next_part, "parts": parts}
+    replace_file(path / MANIFEST, _json_bytes(value))
+
+
+def feature_json(feature: Feature) -> dict[str, Json]:
+    """Form of a feature as JSON, without its name."""
+    return {
+        "shape": list(feature.shape),
+        "dtype": feature.dtype,
+        "fingerprint": feature.fingerprint,
+    }
+
+
+def _features(value: Mapping[str, Any]) -> dict[str, Feature]:
+    return {
+        name: Feature(
+            name=name,
+            shape=tuple(int(side) for side in form["shape"]),
+            dtype=str(form["dtype"]),
+            fingerprint=str(form["fingerprint"]),
+        )
+        for name, form in value.items()
+    }
+
+
+def _entry(value: Mapping[str, Any]) -> FileEntry:
+    name = str(value["name"])
+    if name != Path(name).name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return FileEntry(
+        name=name,
+        kind=Kind(value["kind"]),
+        rows=int(value["rows"]),
+        size_bytes=int(value["bytes"]),
+        sha256=str(value["sha256"]),
+        features=_features(value["features"]),
+    )
+
+
+def _entry_json(entry: FileEntry) -> dict[str, Json]:
+    return {
+        "name": entry.name,
+        "kind": str(entry.kind),
+        "rows": entry.rows,
+        "bytes": entry.size_bytes,
+        "sha256": entry.sha256,
+        "features": {name: feature_json(form) for name, form in entry.features.items()},
+    }
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise _not_understood(path, error) from error
+    if not isinstance(value, dict) or not isinstance(value.get("format_version"), int):
+        raise _not_understood(path, ValueError("no format_version"))
+    if value["format_version"] > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {value['format_version']}, this vlre reads "
+            f"{FORMAT_VERSION}",
+            hint="upgrade vlre",
+        )
+    return value
+
+
+def _not_understood(path: Path, error: Exception) -> StoreDamaged:
+    return StoreDamaged(
+        f"{path} cannot be understood ({type(error).__name__}: {error})",
+        hint="restore it from a copy, or encode again with `vlre encode --overwrite`",
+    )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file in place at once: a reader sees the old bytes or the new ones, never a mixture.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def publish(partial: Path, final: Path) -> tuple[int, str]:
+    """Force a finished file to disk, hash it and give it its final name.
+
+    Returns:
+        Its size in bytes and its sha256. The caller syncs the directory once for all.
+    """
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size_bytes = os.fstat(file.fileno()).st_size
+    os.replace(partial, final)
+    return size_bytes, sha256
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside a directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

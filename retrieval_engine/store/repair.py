@@ -1,0 +1,60 @@
+"""Making a damaged store sound again: what is damaged goes, and the next encode makes it anew."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from retrieval_engine.store.lock import WriterLock
+from retrieval_engine.store.manifest import (
+    Manifest,
+    Part,
+    read_header,
+    read_manifest,
+    write_manifest,
+)
+from retrieval_engine.store.verify import check_file
+from retrieval_engine.store.writer import sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What a repair did.
+
+    Attributes:
+        problems: one line for each damaged file that was dropped.
+        swept: names of files that no manifest listed and that were deleted.
+    """
+
+    problems: tuple[str, ...]
+    swept: tuple[str, ...]
+
+
+def repair_store(path: str | Path) -> Repaired:
+    """Drop damaged files from the manifest and delete whatever it does not list.
+
+    Items whose image rows are gone stay known; the next `vlre encode` of their source encodes
+    them again and nothing else.
+
+    Raises:
+        StoreNotFound: there is no store.
+        StoreDamaged: the manifest itself cannot be understood.
+        StoreError: a writer is at work.
+    """
+    path = Path(path)
+    read_header(path)
+    lock = WriterLock(path)
+    try:
+        manifest = read_manifest(path)
+        bad = {entry.name: check_file(path, entry) for entry in manifest.files()}
+        problems = tuple(problem for problem in bad.values() if problem)
+        if problems:
+            parts = (
+                Part(number=p.number, files=tuple(f for f in p.files if not bad[f.name]))
+                for p in manifest.parts
+            )
+            manifest = Manifest(
+                next_part=manifest.next_part, parts=tuple(part for part in parts if part.files)
+            )
+            write_manifest(path, manifest)
+        return Repaired(problems=problems, swept=tuple(sweep(path, manifest)))
+    finally:
+        lock.release()
