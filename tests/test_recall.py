@@ -1,7 +1,9 @@
 """Recall@K: against numpy, against the authors' figures, and its rules for ties and NaN."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,32 +12,48 @@ from hypothesis import strategies as st
 
 from retrieval_engine.errors import EvaluationError, ShapeError, UsageError
 from retrieval_engine.evaluate import RecallReport, Ties, recall, recall_at_k
-from retrieval_engine.evaluate.ranks import NO_QUERY, Ranks, Tiles, rank, ranks_of_scores
+from retrieval_engine.evaluate.bootstrap import Bootstrap, RecallIntervals, recall_intervals
+from retrieval_engine.evaluate.ranks import (
+    NO_QUERY,
+    Ints,
+    Ranks,
+    Tiles,
+    Vectors,
+    rank,
+    ranks_of_scores,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "recall"
 EMBEDDINGS = Path(__file__).parents[2] / "shared" / "data" / "embeddings"
 
 
-def gallery(seed, n=37, m=101, q=1, d=16, dtype=np.float32):
+Arrays = tuple[Vectors, Vectors, Ints]
+
+
+def gallery(
+    seed: int, q: int = 1, d: int = 16, dtype: type[np.floating[Any]] = np.float32
+) -> Arrays:
     """Random unit vectors; every third caption leans on its image, some images have none."""
     rng = np.random.default_rng(seed)
+    n, m = 37, 101
     images = rng.standard_normal((n, q, d))
     caption_image = rng.integers(0, n, m)
     captions = rng.standard_normal((m, 1, d))
     captions[::3, 0] += 2 * images[caption_image[::3], 0]
-    unit = lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(dtype)  # noqa: E731
-    return unit(images), unit(captions), caption_image
+    images /= np.linalg.norm(images, axis=-1, keepdims=True)
+    captions /= np.linalg.norm(captions, axis=-1, keepdims=True)
+    return images.astype(dtype), captions.astype(dtype), caption_image
 
 
-def plain_ranks(images, captions, caption_image, ties):
+def plain_ranks(images: Vectors, captions: Vectors, caption_image: Ints, ties: Ties) -> list[Ints]:
     """The definition, one query at a time, in float64."""
     scores = np.stack(
         [[(i.astype(float) @ c.astype(float).T).max() for c in captions] for i in images]
     )
 
-    def of(row, own):
+    def of(row: Vectors, own: set[int]) -> int:
         best = max(own, key=lambda o: (row[o], -o))
-        in_front = {
+        in_front: Callable[[int], bool] = {
             Ties.LOWER_INDEX: lambda j: j < best,
             Ties.PESSIMISTIC: lambda j: True,
             Ties.OPTIMISTIC: lambda j: False,
@@ -47,15 +65,25 @@ def plain_ranks(images, captions, caption_image, ties):
         )
 
     to_text = [
-        of(scores[i], own) if (own := set(np.flatnonzero(caption_image == i))) else NO_QUERY
+        of(scores[i], own)
+        if (own := set(np.flatnonzero(caption_image == i).tolist()))
+        else NO_QUERY
         for i in range(len(images))
     ]
-    to_image = [of(scores[:, c], {caption_image[c]}) for c in range(len(captions))]
-    return np.array(to_text), np.array(to_image)
+    to_image = [of(scores[:, c], {int(caption_image[c])}) for c in range(len(captions))]
+    return [np.array(to_text), np.array(to_image)]
 
 
-def ranks_of(images, captions, caption_image, *, ties=Ties.LOWER_INDEX, tiles=None, read=None):
-    def blocks():
+def ranks_of(
+    images: Vectors,
+    captions: Vectors,
+    caption_image: Ints,
+    *,
+    ties: Ties = Ties.LOWER_INDEX,
+    tiles: Tiles | None = None,
+    read: int | None = None,
+) -> Ranks:
+    def blocks() -> Iterator[tuple[int, Vectors]]:
         step = read or len(images)
         return ((s, images[s : s + step]) for s in range(0, len(images), step))
 
@@ -65,7 +93,7 @@ def ranks_of(images, captions, caption_image, *, ties=Ties.LOWER_INDEX, tiles=No
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("q", [1, 5])
 @pytest.mark.parametrize("ties", list(Ties))
-def test_ranks_equal_the_definition(q, dtype, ties):
+def test_ranks_equal_the_definition(q: int, dtype: type[np.floating[Any]], ties: Ties) -> None:
     images, captions, caption_image = gallery(q, q=q, dtype=dtype)
     images[7] = images[3]  # exact ties between images and between captions
     captions[5], captions[50] = captions[40], captions[40]
@@ -84,7 +112,9 @@ def test_ranks_equal_the_definition(q, dtype, ties):
     captions=st.integers(1, 110),
     read=st.integers(1, 40),
 )
-def test_block_size_never_changes_a_rank(seed, q, d, vectors, captions, read):
+def test_block_size_never_changes_a_rank(
+    seed: int, q: int, d: int, vectors: int, captions: int, read: int
+) -> None:
     images, texts, caption_image = gallery(seed, q=q, d=d)
     # Copies tie exactly wherever they lie; neighbours one float32 step away must not.
     images[20:30] = images[3]
@@ -99,7 +129,7 @@ def test_block_size_never_changes_a_rank(seed, q, d, vectors, captions, read):
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10_000))
-def test_permuting_the_gallery_permutes_the_ranks(seed):
+def test_permuting_the_gallery_permutes_the_ranks(seed: int) -> None:
     images, captions, caption_image = gallery(seed)
     order = np.random.default_rng(seed).permutation(len(images))
     before = ranks_of(images, captions, caption_image)
@@ -110,14 +140,14 @@ def test_permuting_the_gallery_permutes_the_ranks(seed):
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10_000))
-def test_recall_never_falls_as_k_grows(seed):
+def test_recall_never_falls_as_k_grows(seed: int) -> None:
     report = recall(*gallery(seed), ks=(1, 2, 5, 10, 50))
     for side in (report.image_to_text, report.text_to_image):
         values = list(side.recall.values())
         assert values == sorted(values)
 
 
-def test_collapsed_model_is_at_chance_by_lower_index_and_at_zero_when_pessimistic():
+def test_collapsed_model_is_at_chance_by_lower_index_and_at_zero_when_pessimistic() -> None:
     images = np.ones((50, 1, 8), np.float32) / np.sqrt(np.float32(8))
     captions, caption_image = np.repeat(images, 5, axis=0), np.repeat(np.arange(50), 5)
     fair = recall(images, captions, caption_image)
@@ -130,7 +160,7 @@ def test_collapsed_model_is_at_chance_by_lower_index_and_at_zero_when_pessimisti
     assert harsh.image_to_text.mean_rank == 246.0
 
 
-def test_score_is_the_maximum_over_the_vectors_never_the_sum_or_the_mean():
+def test_score_is_the_maximum_over_the_vectors_never_the_sum_or_the_mean() -> None:
     # Image 0 has one vector that fits; image 1 has four that fit a little, with a larger sum.
     images = np.zeros((2, 4, 4), np.float32)
     images[0, 0, 0] = 1
@@ -140,7 +170,7 @@ def test_score_is_the_maximum_over_the_vectors_never_the_sum_or_the_mean():
     assert recall(images, captions, np.array([0])).text_to_image.recall[1] == 100.0
 
 
-def test_other_captions_of_the_image_do_not_stand_in_the_way():
+def test_other_captions_of_the_image_do_not_stand_in_the_way() -> None:
     eye = np.eye(4, dtype=np.float32)
     captions = np.stack([eye[0], eye[0], eye[0], eye[1]])
     report = recall(eye[:2], captions, np.array([0, 0, 0, 1]))
@@ -148,7 +178,7 @@ def test_other_captions_of_the_image_do_not_stand_in_the_way():
     assert report.image_to_text.median_rank == 1.0
 
 
-def test_images_without_captions_distract_and_ask_nothing():
+def test_images_without_captions_distract_and_ask_nothing() -> None:
     images = np.eye(4, dtype=np.float32)
     captions = images[[3]] * 0.5 + images[[0]]
     report = recall(images, captions, np.array([3]))
@@ -159,7 +189,7 @@ def test_images_without_captions_distract_and_ask_nothing():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_is_an_error_that_says_how_many_and_where(bad):
+def test_nan_is_an_error_that_says_how_many_and_where(bad: float) -> None:
     images, captions, caption_image = gallery(0)
     images[[4, 9], 0, 3] = bad
     with pytest.raises(EvaluationError, match=r"2 of 37 image vectors .* first at row 4"):
@@ -172,7 +202,7 @@ def test_nan_is_an_error_that_says_how_many_and_where(bad):
         ranks_of_scores(np.array([[0.0, np.nan], [1.0, 2.0]]), np.eye(2, dtype=bool))
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused() -> None:
     images, captions, caption_image = gallery(0)
     with pytest.raises(ShapeError, match="16 dimensions, captions 8"):
         recall(images, captions[..., :8], caption_image)
@@ -187,7 +217,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("name", ["planted", "itc_only", "full_rerank", "k12", "k8"])
-def test_the_authors_figures(name):
+def test_the_authors_figures(name: str) -> None:
     """Scores and recall of salesforce/BLIP's own `evaluation` and `itm_eval`."""
     arrays = np.load(GOLDEN / "blip_scores.npz")
     expected = json.loads((GOLDEN / "blip_recall.json").read_text())
@@ -209,7 +239,7 @@ def test_the_authors_figures(name):
         assert report.mean_recall == pytest.approx(expected[name]["r_mean"], abs=1e-9)
 
 
-def test_the_authors_itc_figures_from_their_embeddings():
+def test_the_authors_itc_figures_from_their_embeddings() -> None:
     arrays = np.load(GOLDEN / "blip_scores.npz")
     expected = json.loads((GOLDEN / "blip_recall.json").read_text())["itc_only"]
     report = recall(arrays["image_embeds"], arrays["text_embeds"], arrays["txt2img"])
@@ -224,7 +254,7 @@ def test_the_authors_itc_figures_from_their_embeddings():
         ("clip_b32_memorylens290", (47.9, 81.0, 93.1), (46.9, 79.7, 92.4)),
     ],
 )
-def test_real_clip_embeddings(name, i2t, t2i):
+def test_real_clip_embeddings(name: str, i2t: tuple[float, ...], t2i: tuple[float, ...]) -> None:
     path = EMBEDDINGS / f"{name}.npz"
     if not path.exists():
         pytest.skip("the real embeddings are not here")
@@ -240,3 +270,35 @@ def test_real_clip_embeddings(name, i2t, t2i):
     if "memorylens" in name:
         fair = recall(images, texts, index).image_to_text
         assert fair.recall[1] == pytest.approx(45.5, abs=0.05)
+
+
+def intervals(report: RecallReport, bootstrap: Bootstrap) -> RecallIntervals:
+    found = recall_intervals(report, bootstrap)
+    assert found is not None
+    return found
+
+
+def test_intervals_hold_the_figure_and_agree_with_theory() -> None:
+    report = recall(*gallery(3), ks=(1, 5))
+    low, high = intervals(report, Bootstrap(draws=2000)).text_to_image["R@5"]
+    assert low < report.text_to_image.recall[5] < high
+    # One caption an image: R@1 is a mean of independent draws, with a binomial's spread.
+    hits = (np.arange(400) % 10 < 6).astype(np.int64)
+    ranks = Ranks(image_to_text=1 - hits, text_to_image=1 - hits)
+    even = RecallReport.of(ranks, np.arange(400), ks=(1,))
+    spread = intervals(even, Bootstrap(draws=4000))
+    half = 1.96 * 100 * np.sqrt(0.6 * 0.4 / 400)
+    assert spread.image_to_text["R@1"] == pytest.approx((60 - half, 60 + half), abs=0.4)
+    assert spread.mean_recall == spread.image_to_text["R@1"] == spread.text_to_image["R@1"]
+
+
+def test_intervals_draw_images_with_all_their_captions() -> None:
+    # Two images: one is always right, one never. A draw has both, one or the other.
+    ranks = Ranks(image_to_text=np.array([0, 9]), text_to_image=np.array([0, 0, 0, 9]))
+    report = RecallReport.of(ranks, np.array([0, 0, 0, 1]), ks=(1,))
+    wide = intervals(report, Bootstrap(draws=500, level=0.99))
+    assert wide.text_to_image == {"R@1": (0.0, 100.0)}
+    middle = intervals(report, Bootstrap(draws=500, level=0.4))
+    # Half of the draws hold both: three hits of four captions.
+    assert middle.text_to_image == {"R@1": (75.0, 75.0)}
+    assert recall_intervals(report, Bootstrap(draws=0)) is None
