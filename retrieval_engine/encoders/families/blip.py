@@ -26,6 +26,8 @@ from retrieval_engine.encoders.batching import (
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.encoders.matching import Matcher
+from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
@@ -196,6 +198,21 @@ class BlipEncoder:
             ).last_hidden_state
         array: NDArray[np.float32] = states[:, 0].float().cpu().numpy()
         return array
+
+    def matcher(self) -> Matcher:
+        """Scores of (image, text) pairs from stored `tokens`."""
+
+        def tokenize(texts: Sequence[str]) -> list[list[int]]:
+            # ITM was trained with [ENC] first: with [CLS] probabilities move by up to .27.
+            return [[self.enc_token_id, *ids[1:]] for ids in self.tokenize(texts)]
+
+        return Matcher(
+            BlipCrossEncoder(self.model.text_encoder, self.model.itm_head),
+            tokenize,
+            pad_token_id=self.tokenizer.pad_token_id,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 def _configs(config: Any) -> dict[str, object]:
