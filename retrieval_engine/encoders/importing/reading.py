@@ -63,18 +63,18 @@ def _load(file: Path) -> object:
         # The old format (before torch 1.6) is one pickle stream and cannot be mapped.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        if found := re.search(
-            r"Unsupported (?:global|class|operand)[^`\n]*|GLOBAL (\S+)", str(error)
-        ):
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointInvalid(
-                f"{file} holds more than tensors ({found.group(1) or found.group(0).strip()})",
+                f"{file} holds more than tensors ({found.group(1)})",
                 hint="its code is not run; if you trust the file, save its state dict alone, "
                 "where it comes from: torch.save({'model': checkpoint['model']}, FILE)",
             ) from error
         raise CheckpointInvalid(f"{file} is no PyTorch checkpoint", hint=_TORN_HINT) from error
     except _TORN as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointInvalid(f"{file} cannot be read: {reason}", hint=_TORN_HINT) from error
+        reason = re.split(r"\.\s|\n", str(error))[0]  # torch adds paragraphs of advice
+        raise CheckpointInvalid(
+            f"{file} cannot be read ({type(error).__name__}: {reason})", hint=_TORN_HINT
+        ) from error
 
 
 def _check_sums(file: Path) -> None:
