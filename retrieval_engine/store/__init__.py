@@ -6,9 +6,10 @@ for start, block in gallery.image_blocks("itc", 4096): ...
 """
 
 from retrieval_engine.store.gallery import Gallery
+from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.reader import Store, open_store
 from retrieval_engine.store.repair import Repaired, repair_store
-from retrieval_engine.store.writer import PartWriter, StoreWriter
+from retrieval_engine.store.writer import StoreWriter
 
 __all__ = [
     "Gallery",

@@ -1,12 +1,13 @@
 """What a writer need not do again: items that did not change, keys that have their features."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.records import Item, Modality
+from retrieval_engine.records import Feature, Item, Modality
 from retrieval_engine.store.items import (
     any_in_span,
     caption_field,
@@ -15,9 +16,9 @@ from retrieval_engine.store.items import (
     live_items,
 )
 from retrieval_engine.store.keys import KEY_RAW, column_keys, find_keys, raw_keys
-from retrieval_engine.store.manifest import Features, Header, Manifest
+from retrieval_engine.store.manifest import Manifest
 from retrieval_engine.store.rows import RowMap
-from retrieval_engine.store.shard import ShardReader
+from retrieval_engine.store.shard_reader import ShardReader
 
 _COLUMNS = ("key", "state", "captions.list.element.key")
 
@@ -27,18 +28,20 @@ class Inventory:
 
     Args:
         path: directory of the store.
-        header: its current features.
         manifest: what existed at opening.
-        declared: the features a row must have to count.
+        declared: the features a row must have to count. Where none are declared for a modality,
+            every key of it counts as present.
     """
 
-    def __init__(self, path: Path, header: Header, manifest: Manifest, declared: Features) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, declared: Mapping[Modality, Sequence[Feature]]
+    ) -> None:
         self._path = path
         self._manifest = manifest
-        self._keys = {m: _complete_keys(path, manifest, m, declared) for m in Modality}
-        self._optional = {m for m in Modality if not declared.get(m)}
+        self._turn = threading.Lock()
+        self._keys = {m: _complete_keys(path, manifest, m, declared[m]) for m in Modality}
+        self._optional = {m for m in Modality if not declared[m]}
         self._added: dict[Modality, set[bytes]] = {m: set() for m in Modality}
-        self._pending: dict[Modality, list[NDArray[np.bytes_]]] = {m: [] for m in Modality}
         self._complete: set[bytes] | None = None
         self._settled: dict[tuple[str, str], bytes] = {}
 
@@ -67,33 +70,28 @@ class Inventory:
         found = find_keys(self._keys[modality], keys) >= 0
         added = self._added[modality]
         if added:
-            width = KEY_RAW.itemsize
-            data = keys.tobytes()
-            for position in np.flatnonzero(~found):
-                found[position] = data[position * width : (position + 1) * width] in added
+            unsure = np.flatnonzero(~found)
+            found[unsure] = [piece in added for piece in _pieces(keys[unsure])]
         return found
 
     def keys(self, modality: Modality) -> NDArray[np.bytes_]:
         """Sorted `S32` keys that have all declared features."""
-        added = np.frombuffer(b"".join(self._added[modality]), KEY_RAW)
+        with self._turn:
+            added = np.frombuffer(b"".join(self._added[modality]), KEY_RAW)
         return np.sort(np.concatenate([self._keys[modality], added]))
 
-    def add_keys(self, modality: Modality, keys: NDArray[np.bytes_]) -> None:
-        """Rows of these keys were added to the open part."""
-        fresh = keys[~self.present(modality, keys)] if modality not in self._optional else keys
-        data, width = fresh.tobytes(), KEY_RAW.itemsize
-        self._added[modality].update(data[i : i + width] for i in range(0, len(data), width))
-        self._pending[modality].append(fresh)
+    def add_keys(self, modality: Modality, keys: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+        """Rows of these keys were added to an open part; returns those that were not there."""
+        fresh = keys[~self.present(modality, keys)]
+        with self._turn:
+            self._added[modality].update(_pieces(fresh))
+        return fresh
 
-    def forget_pending(self) -> None:
-        """The open part was discarded."""
-        width = KEY_RAW.itemsize
-        for modality, blocks in self._pending.items():
+    def drop_keys(self, modality: Modality, blocks: Sequence[NDArray[np.bytes_]]) -> None:
+        """Their part was discarded."""
+        with self._turn:
             for block in blocks:
-                data = block.tobytes()
-                for start in range(0, len(data), width):
-                    self._added[modality].discard(data[start : start + width])
-        self._pending = {m: [] for m in Modality}
+                self._added[modality].difference_update(_pieces(block))
 
     def settle(self, items: Mapping[tuple[str, str], tuple[Item, str] | None]) -> None:
         """The open part was committed.
@@ -101,7 +99,6 @@ class Inventory:
         Args:
             items: by source and id, each item and its image key, or None where it is gone.
         """
-        self._pending = {m: [] for m in Modality}
         for (source, item_id), entry in items.items():
             self._settled[source, item_id] = b"" if entry is None else self._state(source, *entry)
 
@@ -113,15 +110,20 @@ class Inventory:
 
 
 def _complete_keys(
-    path: Path, manifest: Manifest, modality: Modality, declared: Features
+    path: Path, manifest: Manifest, modality: Modality, forms: Sequence[Feature]
 ) -> NDArray[np.bytes_]:
-    forms = declared.get(modality, {})
     if not forms:
         return np.empty(0, KEY_RAW)
     reader = ShardReader(path)
     table = RowMap(manifest.files(modality), reader)
     reader.close()
     complete = np.ones(len(table), bool)
-    for form in forms.values():
+    for form in forms:
         complete &= table.places(form) >= 0
     return table.keys_of(complete)
+
+
+def _pieces(keys: NDArray[np.bytes_]) -> list[bytes]:
+    # Not `tolist`: NumPy would drop the zero bytes that a key may end with.
+    data, width = keys.tobytes(), KEY_RAW.itemsize
+    return [data[i : i + width] for i in range(0, len(data), width)]

@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import StoreDamaged, StoreError, UsageError
 from retrieval_engine.records import Item
+from retrieval_engine.store.durable import PARTIAL, publish
 from retrieval_engine.store.manifest import (
-    PARTIAL,
     REPAIR_HINT,
     SHARDS,
     FileEntry,
     Kind,
     Manifest,
-    publish,
 )
 
 # 64-bit offsets, so that a table of a hundred million captions can still be one array.

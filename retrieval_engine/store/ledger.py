@@ -7,7 +7,8 @@ from pathlib import Path
 
 from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.records import Failure
-from retrieval_engine.store.manifest import FAILURES, replace_file
+from retrieval_engine.store.durable import replace_file
+from retrieval_engine.store.manifest import FAILURES
 
 
 def read_failures(path: Path) -> list[Failure]:

@@ -1,8 +1,6 @@
 """The two JSON files of a store: what made it (`store.json`), what is in it (`manifest.json`)."""
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import Any
 from retrieval_engine.errors import StoreDamaged, StoreError, StoreNotFound
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
+from retrieval_engine.store.durable import replace_file
 
 FORMAT_VERSION = 1
 HEADER = "store.json"
@@ -21,7 +20,6 @@ MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 LOCK = "store.lock"
 SHARDS = "shards"
-PARTIAL = ".partial"
 REPAIR_HINT = "drop what is damaged with `vlre store repair`, then encode again"
 
 Features = Mapping[Modality, Mapping[str, Feature]]
@@ -270,44 +268,3 @@ def _not_understood(path: Path, error: Exception) -> StoreDamaged:
         f"{path} cannot be understood ({type(error).__name__}: {error})",
         hint="restore it from a copy, or encode again with `vlre encode --overwrite`",
     )
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put a file in place at once: a reader sees the old bytes or the new ones, never a mixture.
-
-    Raises:
-        StoreError: the disk refuses.
-    """
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}") from error
-
-
-def publish(partial: Path, final: Path) -> tuple[int, str]:
-    """Force a finished file to disk, hash it and give it its final name.
-
-    Returns:
-        Its size in bytes and its sha256. The caller syncs the directory once for all.
-    """
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size_bytes = os.fstat(file.fileno()).st_size
-    os.replace(partial, final)
-    return size_bytes, sha256
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

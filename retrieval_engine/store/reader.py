@@ -21,7 +21,7 @@ from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import Header, Manifest, read_header, read_manifest
 from retrieval_engine.store.rows import RowMap
-from retrieval_engine.store.shard import ShardReader
+from retrieval_engine.store.shard_reader import ShardReader
 from retrieval_engine.store.verify import check_files
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval_engine.store.begin import sweep
 from retrieval_engine.store.lock import WriterLock
 from retrieval_engine.store.manifest import (
     Manifest,
@@ -12,7 +13,6 @@ from retrieval_engine.store.manifest import (
     write_manifest,
 )
 from retrieval_engine.store.verify import check_file
-from retrieval_engine.store.writer import sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

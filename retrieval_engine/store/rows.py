@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from retrieval_engine.records import Feature
 from retrieval_engine.store.keys import KEY_HEX, KeyTable, find_keys, raw_keys
 from retrieval_engine.store.manifest import FileEntry
-from retrieval_engine.store.shard import ShardReader
+from retrieval_engine.store.shard_reader import ShardReader
 
 
 class RowMap:

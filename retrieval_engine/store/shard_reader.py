@@ -1,0 +1,122 @@
+"""Reading rows out of shards, fast and with every checksum looked at."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import StoreDamaged
+from retrieval_engine.store.keys import KEY_HEX
+from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry
+from retrieval_engine.store.shard import KEY
+
+_SLAB_BYTES = 32 << 20
+_OPEN_FILES = 64
+
+
+class ShardReader:
+    """Reads rows out of the shards of a store.
+
+    Files are opened when first needed and at most 64 at a time. Handles are never shared with a
+    forked child, and threads take turns (HDF5 itself has one lock for all).
+
+    Args:
+        root: directory of the store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._turn = threading.RLock()
+
+    def keys(self, entry: FileEntry) -> NDArray[np.bytes_]:
+        """(rows,) `S64` keys of a shard."""
+        out = np.empty(entry.rows, KEY_HEX)
+        self.gather(entry, KEY, np.arange(entry.rows), out)
+        return out
+
+    def gather(
+        self, entry: FileEntry, name: str, rows: NDArray[np.int64], out: NDArray[Any]
+    ) -> None:
+        """Copy rows of one shard.
+
+        Args:
+            entry: the shard.
+            name: dataset.
+            rows: (n,) row numbers inside the shard, in any order.
+            out: (n, …) C-contiguous, filled in the order asked.
+
+        Raises:
+            StoreDamaged: the file is missing, has another length, or a checksum fails.
+        """
+        if not len(rows):
+            return
+        if self._process != os.getpid():
+            self._reset()
+        with self._turn, _reading(self._root / SHARDS / entry.name):
+            dataset = self._open(entry)[name]
+            if len(dataset) != entry.rows:
+                raise OSError(f"{name} has {len(dataset)} rows, the manifest says {entry.rows}")
+            _gather(dataset, rows, out)
+
+    def _open(self, entry: FileEntry) -> Any:
+        if entry.name in self._files:
+            self._files.move_to_end(entry.name)
+            return self._files[entry.name]
+        path = self._root / SHARDS / entry.name
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise OSError(f"{size_bytes} bytes, the manifest says {entry.size_bytes}")
+        # Shards never change, so readers need no lock; NFS often has none to give.
+        file = self._files[entry.name] = h5py.File(path, "r", locking=False)
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+    def close(self) -> None:
+        """Close every file; a later read opens them again."""
+        if self._process == os.getpid():
+            with self._turn:
+                while self._files:
+                    self._files.popitem()[1].close()
+
+
+def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    first, count = int(rows[0]), len(rows)
+    if int(rows[-1]) - first + 1 == count and (np.diff(rows) == 1).all():
+        dataset.read_direct(out, np.s_[first : first + count])
+        return
+    # HDF5 reads whole chunks anyway: rows in neighbouring chunks come in one call, and far fewer
+    # Python objects are made than with its own list selection (measured 3 to 20 times faster).
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    chunk = ordered // dataset.chunks[0]
+    row_bytes = max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:])))
+    slab = chunk // max(1, _SLAB_BYTES // (row_bytes * dataset.chunks[0]))
+    breaks = np.flatnonzero((np.diff(chunk) > 1) | (np.diff(slab) != 0)) + 1
+    edges = [0, *breaks.tolist(), count]
+    for start, stop in pairwise(edges):
+        low, high = int(ordered[start]), int(ordered[stop - 1]) + 1
+        out[order[start:stop]] = dataset[low:high][ordered[start:stop] - low]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
+    except (OSError, KeyError, RuntimeError) as error:
+        raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
