@@ -9,7 +9,7 @@ A source is named `kind:argument[?key=value&…]`; the kind is a file in `kinds/
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from retrieval_engine import plugins
 from retrieval_engine.errors import SourceError, UsageError
@@ -59,9 +59,11 @@ def open_source(spec: str) -> Source:
                 hint=f"name a source as kind:argument; kinds: {known}",
             )
     argument, _, query = rest.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True, separator="&")
+    # not `parse_qsl`: it would read the `+` of a path as a blank
+    pairs = [part.partition("=") for part in query.split("&") if part]
     module = plugins.load(KINDS, kind, noun="source")
-    source: Source = module.open_source(argument, dict(pairs))
+    options = {key: unquote(value) for key, _, value in pairs}
+    source: Source = module.open_source(argument, options)
     return source
 
 

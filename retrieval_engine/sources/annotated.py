@@ -1,0 +1,207 @@
+"""Items from an annotation and a folder of images, shared by all sources of that form."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from retrieval_engine.errors import SourceError
+from retrieval_engine.records import Caption, Item, Json
+from retrieval_engine.sources.caption_files import Record
+from retrieval_engine.sources.options import of_split
+
+_SHOWN = 10
+
+
+def merge(records: Sequence[Record], *, item_id: str = "") -> Item:
+    """One item, without a place yet, out of all that was said about one image.
+
+    A caption keeps the number its file gives it, else it gets the next free one: `a.jpg#0`.
+
+    Args:
+        records: at least one, all of one image.
+        item_id: the item's id; empty means the name in the annotation.
+
+    Raises:
+        SourceError: two records put the image into different splits.
+    """
+    name = item_id or records[0].image
+    splits = sorted({record.split for record in records if record.split})
+    if len(splits) > 1:
+        raise SourceError(
+            f"image {name} is in two splits: {' and '.join(splits)}",
+            hint="all captions of an image belong to one split; correct the annotation",
+        )
+    captions: dict[str, str] = {}
+    meta: dict[str, Json] = {}
+    for record in records:
+        meta.update(record.meta)
+        for place, text in enumerate(record.captions):
+            number = record.numbers[place] if place < len(record.numbers) else ""
+            while not number or number in captions:
+                number = str(int(number) + 1) if number.isdecimal() else str(len(captions))
+            captions[number] = text
+    return Item(
+        id=name,
+        uri="",
+        captions=tuple(Caption(id=f"{name}#{n}", text=text) for n, text in captions.items()),
+        split=splits[0] if splits else "",
+        meta=meta,
+    )
+
+
+class ImageFolder:
+    """Finds images under a folder; each directory is listed once, nothing is opened."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._names: dict[str, frozenset[str]] = {}
+
+    def find(self, files: Iterable[str]) -> str | None:
+        """The first of these names that is there, as an absolute path."""
+        for file in files:
+            path = os.path.normpath(os.path.join(self.root, file))
+            directory, name = os.path.split(path)
+            if directory not in self._names:
+                self._names[directory] = _listing(directory)
+            if name in self._names[directory]:
+                return path
+        return None
+
+
+def _listing(directory: str) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(directory))
+    except OSError:
+        return frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Survey:
+    """What a first look over the annotation showed."""
+
+    found: int
+    missing: tuple[str, ...]
+    repeated: bool
+
+
+class AnnotatedImages:
+    """A source whose annotation names image files in a folder.
+
+    The annotation is read twice: first for names alone, so that missing images are told before
+    anything is encoded, then item by item.
+
+    Args:
+        name: see `Source`.
+        images: the folder.
+        records: reads the annotation anew; records of one image that follow each other are one
+            item. Where they do not, all are held in memory to bring them together.
+        split: only items of this split, or empty.
+        allow_missing: go on without images that are not there, and note them.
+        notes: what is known already.
+
+    Attributes:
+        notes: lines for people about what was found, filled by `items` and `count`.
+        missing: names of the images that are not there, filled likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        images: Path,
+        records: Callable[[], Iterable[Record]],
+        split: str = "",
+        allow_missing: bool = False,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.name = name
+        self.notes = list(notes)
+        self.missing: tuple[str, ...] = ()
+        self._images = ImageFolder(images)
+        self._records = records
+        self._split = split
+        self._allow_missing = allow_missing
+        self._survey: _Survey | None = None
+
+    def count(self) -> int:
+        """Number of items whose images are there."""
+        return self._look().found
+
+    def items(self) -> Iterator[Item]:
+        """Every item in the annotation's order.
+
+        Raises:
+            SourceError: images are missing and that is not allowed, or none is there.
+        """
+        self._look()
+        return of_split(self._located(), self._split, self.name)
+
+    def _located(self) -> Iterator[Item]:
+        for files, item in self._merged():
+            path = self._images.find(files)
+            if path is None:
+                continue
+            state = os.stat(path)
+            yield Item(
+                id=item.id,
+                uri=path,
+                captions=item.captions,
+                split=item.split,
+                size_bytes=state.st_size,
+                mtime_ns=state.st_mtime_ns,
+                meta=item.meta,
+            )
+
+    def _merged(self) -> Iterator[tuple[tuple[str, ...], Item]]:
+        """Each image's item and the files it may be."""
+        if self._survey is not None and self._survey.repeated:
+            together: dict[str, list[Record]] = {}
+            for record in self._records():
+                together.setdefault(record.image, []).append(record)
+            groups: Iterable[list[Record]] = together.values()
+        else:
+            runs = groupby(self._records(), key=lambda record: record.image)
+            groups = (list(run) for _, run in runs)
+        for group in groups:
+            yield group[0].files or (group[0].image,), merge(group)
+
+    def _look(self) -> _Survey:
+        if self._survey is None:
+            survey = self._first_look()
+            self.missing = survey.missing
+            self._report(survey)
+            self._survey = survey
+        return self._survey
+
+    def _first_look(self) -> _Survey:
+        found, missing, seen, repeated = 0, [], set(), False
+        for image, run in groupby(self._records(), key=lambda record: record.image):
+            if image in seen:
+                repeated = True
+                continue
+            seen.add(image)
+            record = next(iter(run))
+            if self._split and record.split != self._split:
+                continue
+            if self._images.find(record.files or (image,)) is None:
+                missing.append(image)
+            else:
+                found += 1
+        return _Survey(found=found, missing=tuple(missing), repeated=repeated)
+
+    def _report(self, survey: _Survey) -> None:
+        absent, root = len(survey.missing), self._images.root
+        if not absent:
+            return
+        names = ", ".join(survey.missing[:_SHOWN]) + (", …" if absent > _SHOWN else "")
+        line = f"{absent:,} of {absent + survey.found:,} images are not in {root}: {names}"
+        if not survey.found:
+            raise SourceError(
+                f"none of {absent:,} images is in {root}: {names}",
+                hint="say where they are with ?images=DIR",
+            )
+        if not self._allow_missing:
+            raise SourceError(line, hint="go on without them with --allow-missing")
+        self.notes.append(line)

@@ -1,0 +1,182 @@
+"""`folder:PATH`: every picture under a folder, with captions where there are some.
+
+    folder:photos?glob=**/*.jpg        only paths that match, relative to the folder
+    folder:photos?split_from=folder    top-level folders train, val, test name the split
+    folder:photos?split=val            only items of this split
+
+An item's id is its path relative to the folder. Captions come from `a.txt` beside `a.jpg` (one on
+each line), and from a `captions.jsonl`, `.csv` or `.txt` in any folder, whose names are relative to
+that folder or to its `images/`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.records import Item
+from retrieval_engine.sources.annotated import merge
+from retrieval_engine.sources.caption_files import Record, open_text, read_records
+from retrieval_engine.sources.options import Options, existing_directory, of_split, split_name
+from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher, picture_suffixes
+
+_CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")
+_SHOWN = 10
+
+
+def open_source(argument: str, options: Mapping[str, str]) -> "FolderSource":
+    """Every picture under a folder.
+
+    Args:
+        argument: path of the folder.
+        options: `glob`, `split`, `split_from=folder`.
+
+    Raises:
+        UsageError: an option is unknown or has no such value.
+        SourceError: there is no such folder, or no picture in it.
+    """
+    given = Options("folder", options, ("glob", "split", "split_from"))
+    if given.text("split_from", "folder") != "folder":
+        raise UsageError(f"folder: split_from={given.text('split_from')}; allowed: folder")
+    source = FolderSource(
+        root=existing_directory(Path(argument).expanduser()),
+        glob=given.text("glob", "**"),
+        split=given.split(),
+        split_from_folder=bool(given.text("split_from")),
+    )
+    if next(source.pictures(Walk(source.root)), None) is None:
+        matching = f" that matches {given.text('glob')}" if given.text("glob") else ""
+        endings = " ".join(sorted(picture_suffixes()))
+        raise SourceError(
+            f"no picture in {source.root}{matching}", hint=f"looked for files ending in {endings}"
+        )
+    return source
+
+
+class FolderSource:
+    """Pictures under a folder in the order of their paths; see the module for its rules.
+
+    Only one directory's names and the caption files on the way to it are in memory.
+
+    Args:
+        root: the folder, absolute.
+        glob: pattern that ids must match, `**` for all.
+        split: only items of this split, or empty.
+        split_from_folder: the top-level folder names the split, where no caption file does.
+
+    Attributes:
+        notes: lines for people about what was left out, whole when all items were read.
+    """
+
+    def __init__(self, *, root: Path, glob: str, split: str, split_from_folder: bool) -> None:
+        self.root = root
+        self.name = f"folder:{root}"
+        self.notes: list[str] = []
+        self._matches = path_matcher(glob)
+        self._split = split
+        self._split_from_folder = split_from_folder
+
+    def count(self) -> int | None:
+        """Number of pictures; None when a split was asked for, which only reading would tell."""
+        return None if self._split else sum(1 for _ in self.pictures(Walk(self.root)))
+
+    def pictures(self, walk: Walk) -> Iterator[PictureFile]:
+        """The picture files that match, without looking into any."""
+        return (picture for picture in walk.pictures() if self._matches(picture.id))
+
+    def items(self) -> Iterator[Item]:
+        """Every picture in the order of its path.
+
+        Raises:
+            SourceError: a caption file cannot be understood, or no item is in the split.
+        """
+        return of_split(self._items(), self._split, self.name)
+
+    def _items(self) -> Iterator[Item]:
+        self.notes.clear()
+        walk, captions = Walk(self.root), _FolderCaptions(self.root)
+        for picture in walk.pictures():
+            records = captions.take(picture.id)  # also of those that do not match: they are there
+            if self._matches(picture.id):
+                yield self._item(picture, records)
+        self.notes += [f"{count:,} {what}" for what, count in walk.skipped.items() if count]
+        self.notes += captions.notes()
+
+    def _item(self, picture: PictureFile, records: list[Record]) -> Item:
+        beside = Record(image=picture.id, captions=_lines(picture.text) if picture.text else ())
+        item = merge([beside, *records], item_id=picture.id)
+        state = picture.entry.stat()
+        return replace(
+            item,
+            uri=picture.entry.path,
+            split=item.split or self._folder_split(picture.id),
+            size_bytes=state.st_size,
+            mtime_ns=state.st_mtime_ns,
+        )
+
+    def _folder_split(self, item_id: str) -> str:
+        top, inside, _ = item_id.partition("/")
+        split = split_name(top) if self._split_from_folder and inside else ""
+        return split if split in {"train", "val", "test"} else ""
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    """The captions in the text file beside a picture."""
+    try:
+        with open_text(Path(path)) as stream:
+            return tuple(line.strip() for line in stream if line.strip())
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+
+
+class _FolderCaptions:
+    """The caption files of the folders on the way to the current picture."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tables: dict[str, dict[str, list[Record]]] = {}
+        self._unused: list[str] = []
+        self._unused_count = 0
+        self._notes: list[str] = []
+
+    def take(self, item_id: str) -> list[Record]:
+        """What the caption files say about this picture; pictures come in the order of ids."""
+        parts = item_id.split("/")
+        above = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))]
+        for left in [folder for folder in self._tables if folder not in above]:
+            self._close(left)
+        records = []
+        for folder in above:
+            if folder not in self._tables:
+                self._tables[folder] = self._table(folder)
+            table, name = self._tables[folder], item_id.removeprefix(folder)
+            records += table.pop(name, [])
+            first, _, rest = name.partition("/")
+            if rest and first.lower() == "images":
+                records += table.pop(rest, [])
+        return records
+
+    def notes(self) -> list[str]:
+        """Lines for people, after the last picture."""
+        for folder in list(self._tables):
+            self._close(folder)
+        if not self._unused_count:
+            return self._notes
+        more = ", …" if self._unused_count > _SHOWN else ""
+        names = ", ".join(self._unused) + more
+        return [*self._notes, f"{self._unused_count:,} captioned images are not there: {names}"]
+
+    def _table(self, folder: str) -> dict[str, list[Record]]:
+        files = [file for file in _CAPTION_FILES if (self._root / folder / file).is_file()]
+        if not files:
+            return {}
+        self._notes += [f"{folder}{file} is not read beside {files[0]}" for file in files[1:]]
+        table: dict[str, list[Record]] = {}
+        for record in read_records(self._root / folder / files[0]):
+            table.setdefault(record.image.removeprefix("./"), []).append(record)
+        return table
+
+    def _close(self, folder: str) -> None:
+        left = self._tables.pop(folder)
+        self._unused_count += len(left)
+        self._unused += [folder + name for name in left][: _SHOWN - len(self._unused)]

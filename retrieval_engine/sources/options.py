@@ -1,0 +1,119 @@
+"""The `?key=value` part of a source's name, checked."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.records import Item
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "restval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_TRUE = {"", "1", "true", "yes"}
+_FALSE = {"0", "false", "no"}
+
+
+class Options:
+    """The options of one source.
+
+    Args:
+        kind: name of the source kind, for messages.
+        options: as parsed; `-` and `_` in a key are the same.
+        allowed: every key the kind knows.
+
+    Raises:
+        UsageError: a key is not known.
+    """
+
+    def __init__(self, kind: str, options: Mapping[str, str], allowed: Iterable[str]) -> None:
+        self._kind = kind
+        self._values = {key.replace("-", "_"): value for key, value in options.items()}
+        known = sorted(allowed)
+        for key in self._values:
+            if key not in known:
+                raise UsageError(
+                    f"{kind} has no option {key!r}; allowed: {', '.join(known) or 'none'}"
+                )
+
+    def text(self, key: str, default: str = "") -> str:
+        """The value as it was given."""
+        return self._values.get(key, default)
+
+    def flag(self, key: str) -> bool:
+        """A yes or no; the bare key means yes, an absent one no."""
+        value = self._values.get(key, "no").lower()
+        if value not in _TRUE | _FALSE:
+            raise UsageError(f"{self._kind}: {key}={value} is neither true nor false")
+        return value in _TRUE
+
+    def count(self, key: str) -> int:
+        """A whole number of at least 1, or 0 where the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return 0
+        if not value.isdecimal() or int(value) < 1:
+            raise UsageError(f"{self._kind}: {key}={value} is no whole number above 0")
+        return int(value)
+
+    def split(self) -> str:
+        """The split asked for under its usual name, or empty for all."""
+        return split_name(self._values.get("split", ""))
+
+    def directory(self, key: str, default: Path) -> Path:
+        """A directory that exists, absolute.
+
+        Raises:
+            SourceError: it does not exist.
+        """
+        path = Path(self._values.get(key) or default).expanduser()
+        return existing_directory(path)
+
+
+def existing_directory(path: Path) -> Path:
+    """The path made absolute.
+
+    Raises:
+        SourceError: there is no directory.
+    """
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise SourceError(f"{path} {what}")
+    return path.resolve()
+
+
+def existing_file(path: Path) -> Path:
+    """The path made absolute.
+
+    Raises:
+        SourceError: there is no such file.
+    """
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise SourceError(f"{path} {what}")
+    return path.resolve()
+
+
+def split_name(raw: str) -> str:
+    """`train`, `val` or `test` for the names data sets give these; any other in lower case."""
+    name = raw.strip().lower()
+    return _SPLITS.get(name, name)
+
+
+def of_split(items: Iterable[Item], split: str, source: str) -> Iterator[Item]:
+    """Those items that are in this split, or all when it is empty.
+
+    Raises:
+        SourceError: after the last item, when none was in the split; it names those there are.
+    """
+    found = False
+    seen: dict[str, int] = {}
+    for item in items:
+        if not split or item.split == split:
+            found = True
+            yield item
+        seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
+    if split and not found:
+        there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
+        raise SourceError(f"{source} has no item in split {split!r}; there are: {there or 'none'}")
