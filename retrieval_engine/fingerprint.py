@@ -64,12 +64,13 @@ class EncoderSpec:
         """Fingerprint of one feature: of the named parts' weights and of their side's settings.
 
         Args:
-            parts: names in `weights`; `text` and `itm` take the text settings, others the
-                image settings.
+            parts: names in `weights`; `text` and `itm` take the text settings, `shared` (what
+                both sides run through) none of its own, others the image settings.
         """
         fields: set[str] = set()
         for part in parts:
-            fields.update(_TEXT_FIELDS if part in ("text", "itm") else _IMAGE_FIELDS)
+            if part != "shared":
+                fields.update(_TEXT_FIELDS if part in ("text", "itm") else _IMAGE_FIELDS)
         settings = {name: getattr(self, name) for name in sorted(fields)}
         return digest({"settings": settings, "weights": {p: self.weights[p] for p in parts}})
 

@@ -4,11 +4,15 @@ Trap: BLIP and BLIP-2 squash the picture to a square (the aspect ratio is not ke
 antialiased bicubic filter. The same resize through torch or OpenCV moves cosines by up to .03.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from retrieval_engine.errors import CheckpointInvalid
 
 VERSION = "decode1-squash-bicubic-pil"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,3 +52,33 @@ class ImagePreprocessor:
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image, dtype=np.uint8)
+
+
+def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
+    """The preprocessor of a checkpoint, with the normalisation its files give, else CLIP's.
+
+    Args:
+        checkpoint: directory that may hold preprocessor_config.json or processor_config.json.
+        image_size: side of the model's pictures; it decides, not the size in those files.
+
+    Raises:
+        CheckpointInvalid: the normalisation is not three positive numbers each.
+    """
+    said: dict[str, object] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (file := checkpoint / name).is_file():
+            try:
+                value = json.loads(file.read_text(encoding="utf-8"))
+                said |= value.get("image_processor", value)
+            except (OSError, ValueError, AttributeError) as error:
+                raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
+    mean, std = said.get("image_mean", CLIP_MEAN), said.get("image_std", CLIP_STD)
+    try:
+        m, s = (tuple(float(v) for v in values) for values in (mean, std))  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        m, s = (), ()
+    if len(m) != 3 or len(s) != 3 or min(s) <= 0:
+        raise CheckpointInvalid(
+            f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
+        )
+    return ImagePreprocessor(image_size=image_size, mean=m, std=s)

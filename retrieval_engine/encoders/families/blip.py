@@ -28,7 +28,7 @@ from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_d
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
 from retrieval_engine.encoders.matching import Matcher
 from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
-from retrieval_engine.encoders.preprocess import ImagePreprocessor
+from retrieval_engine.encoders.preprocess import read_preprocessor
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
 
@@ -82,7 +82,7 @@ class BlipEncoder:
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         config = model.config
         self.enc_token_id = self._enc_token_id()
-        self.preprocessor = ImagePreprocessor(image_size=config.vision_config.image_size)
+        self.preprocessor = read_preprocessor(checkpoint.path, config.vision_config.image_size)
         self.default_batch_size = default_batch_size(self._tokens, self.device.type)
         self.spec = EncoderSpec(
             family="blip",

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from retrieval_engine.encoders.matching import KeysValues
+from retrieval_engine.encoders.matching.attend import attend, image_keys_values, look
 
 
 class BlipCrossEncoder:
@@ -29,12 +29,7 @@ class BlipCrossEncoder:
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """See `CrossEncoder.keys_values`."""
-        found = []
-        for layer in self._layers:
-            cross = layer.crossattention.self
-            heads = cross.num_attention_heads
-            found.append((_heads(cross.key(tokens), heads), _heads(cross.value(tokens), heads)))
-        return found
+        return [image_keys_values(layer.crossattention.self, tokens) for layer in self._layers]
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""
@@ -50,38 +45,8 @@ class BlipCrossEncoder:
         keep = mask.view(i * n, 1, 1, length).bool()
         for layer, (keys, values) in zip(self._layers, seen, strict=True):
             asking = x[:, :1] if layer is self._layers[-1] else x
-            x = layer.attention.output(_attend(layer.attention.self, asking, x, keep), asking)
-            x = layer.crossattention.output(_look(layer.crossattention.self, x, keys, values), x)
+            x = layer.attention.output(attend(layer.attention.self, asking, x, keep), asking)
+            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
             x = layer.output(layer.intermediate(x), x)
         states: Tensor = x.view(i, n, -1)
         return states
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(b, l, w) -> (b, h, l, d)."""
-    b, length, w = x.shape
-    return x.view(b, length, heads, w // heads).transpose(1, 2)
-
-
-def _attend(attention: Any, asking: Tensor, x: Tensor, keep: Tensor) -> Tensor:
-    """Self-attention of some positions over all: (b, m, w) over (b, l, w) -> (b, m, w)."""
-    heads = attention.num_attention_heads
-    q, k, v = (
-        _heads(project(states), heads)
-        for project, states in (
-            (attention.query, asking),
-            (attention.key, x),
-            (attention.value, x),
-        )
-    )
-    out = scaled_dot_product_attention(q, k, v, attn_mask=keep)
-    return out.transpose(1, 2).flatten(2)
-
-
-def _look(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Cross-attention of all the texts of an image as one long query: (i n, m, w), same shape."""
-    i, heads = keys.shape[:2]
-    b, m, w = x.shape
-    q = _heads(attention.query(x).view(i, b // i * m, w), heads)  # (i, h, n m, d)
-    out = scaled_dot_product_attention(q, keys, values)
-    return out.transpose(1, 2).reshape(b, m, w)

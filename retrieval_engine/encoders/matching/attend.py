@@ -1,0 +1,53 @@
+"""Attention of texts with an image whose keys and values are known already."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(b, l, w) -> (b, h, l, d)."""
+    b, length, w = x.shape
+    return x.view(b, length, heads, w // heads).transpose(1, 2)
+
+
+def image_keys_values(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(i, h, t, d) keys and values that a cross-attention makes of (i, t, w) image states."""
+    heads = attention.num_attention_heads
+    return split_heads(attention.key(tokens), heads), split_heads(attention.value(tokens), heads)
+
+
+def attend(attention: Any, asking: Tensor, x: Tensor, keep: Tensor) -> Tensor:
+    """Self-attention of some positions over all: (b, m, w) over (b, l, w) -> (b, m, w).
+
+    Args:
+        attention: a module with query, key, value and num_attention_heads.
+        asking: (b, m, w) states of the positions that are wanted.
+        x: (b, l, w) states of all.
+        keep: (b, 1, 1, l) bool, False on padding.
+    """
+    heads = attention.num_attention_heads
+    projected = ((attention.query, asking), (attention.key, x), (attention.value, x))
+    q, k, v = (split_heads(project(states), heads) for project, states in projected)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    return out.transpose(1, 2).flatten(2)
+
+
+def look(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Cross-attention of all the texts of an image as one long query.
+
+    Args:
+        attention: a module with query and num_attention_heads.
+        x: (i n, m, w) states of n texts for each of i images.
+        keys: (i, h, t, d).
+        values: (i, h, t, d).
+
+    Returns:
+        (i n, m, w).
+    """
+    i, heads = keys.shape[:2]
+    b, m, w = x.shape
+    q = split_heads(attention.query(x).view(i, b // i * m, w), heads)  # (i, h, n m, d)
+    out = scaled_dot_product_attention(q, keys, values)
+    return out.transpose(1, 2).reshape(b, m, w)
