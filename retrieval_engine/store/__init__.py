@@ -5,18 +5,24 @@ gallery = store.gallery(split="test")
 for start, block in gallery.image_blocks("itc", 4096): ...
 """
 
-from retrieval_engine.store.gallery import Gallery
+from retrieval_engine.store.facts import StoreFacts, describe
+from retrieval_engine.store.gallery import Gallery, Strings
+from retrieval_engine.store.manifest import REPAIR_HINT
 from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.reader import Store, open_store
 from retrieval_engine.store.repair import Repaired, repair_store
 from retrieval_engine.store.writer import StoreWriter
 
 __all__ = [
+    "REPAIR_HINT",
     "Gallery",
     "PartWriter",
     "Repaired",
     "Store",
+    "StoreFacts",
     "StoreWriter",
+    "Strings",
+    "describe",
     "open_store",
     "repair_store",
 ]

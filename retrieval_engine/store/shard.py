@@ -76,16 +76,17 @@ def check_block(what: str, feature: Feature, block: NDArray[Any], keys: NDArray[
     """
     if block.dtype.kind != "f" or not len(block):
         return
-    finite = np.isfinite(block)
-    if not finite.all():
-        row = int(np.argmin(finite.reshape(len(block), -1).all(axis=1)))
-        raise _refused(what, feature, keys[row], "NaN or infinity")
+    # Without the sign bit the bits of a float order like its magnitude, NaN above infinity. One
+    # maximum over integers answers both questions, ten times faster than float16 arithmetic.
+    bits = np.dtype(f"u{block.dtype.itemsize}")
+    magnitude = block.view(bits) & bits.type((1 << (8 * bits.itemsize - 1)) - 1)
     # `itc` rows hold q vectors that are compared one by one: none of them may be zero.
-    flat = block if feature.name == "itc" else block.reshape(len(block), -1)
-    nonzero = flat.any(axis=-1)
-    if not nonzero.all():
-        row = int(np.argmin(nonzero.reshape(len(block), -1).all(axis=1)))
-        raise _refused(what, feature, keys[row], "a zero vector")
+    vectors = magnitude if feature.name == "itc" else magnitude.reshape(len(block), -1)
+    largest = vectors.max(axis=-1).reshape(len(block), -1)
+    infinity = np.array(np.inf, block.dtype).view(bits)
+    for found, bad in (("NaN or infinity", largest >= infinity), ("a zero vector", largest == 0)):
+        if bad.any():
+            raise _refused(what, feature, keys[int(np.argmax(bad.any(axis=1)))], found)
 
 
 def _refused(what: str, feature: Feature, key: np.bytes_, found: str) -> StoreError:
