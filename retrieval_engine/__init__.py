@@ -1,14 +1,14 @@
 """Encode once. Everything else reads the cache.
 
 An embedding cache and retrieval engine for BLIP and BLIP-2. The public names load on first use,
-so that importing the package costs nothing.
+so that importing the package costs nothing. `encode` is at `retrieval_engine.encode.encode`: a package
+cannot hold a module and a function of one name.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrieval_engine.encode import encode
     from retrieval_engine.encoders import open_encoder
     from retrieval_engine.evaluate import evaluate_recall
     from retrieval_engine.index import build_index, open_index
@@ -21,7 +21,6 @@ __version__ = "0.1.0"
 _HOMES = {
     "SearchEngine": "search",
     "build_index": "index",
-    "encode": "encode",
     "evaluate_recall": "evaluate",
     "open_encoder": "encoders",
     "open_index": "index",
@@ -32,7 +31,6 @@ _HOMES = {
 __all__ = [
     "SearchEngine",
     "build_index",
-    "encode",
     "evaluate_recall",
     "open_encoder",
     "open_index",

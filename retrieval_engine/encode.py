@@ -11,7 +11,7 @@ the store's failure ledger and disturbs nobody else's row.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Encoder, open_encoder
+from retrieval_engine.encode_records import EncodeOptions, EncodeReport
+from retrieval_engine.encoders import Arrays, Encoder, open_encoder
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Caption, Failure, Feature, Item, Json, Modality
+from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
 from retrieval_engine.sources import Source, open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import PartWriter, StoreWriter
@@ -33,91 +34,7 @@ from retrieval_engine.workers.behind import Behind
 
 _PART_BYTES = 256 << 20
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions:
-    """How to encode; none of it changes the vectors but `features` and `store_dtype`.
-
-    Attributes:
-        features: any of `itc`, `pooled`, `tokens` and what else the family offers.
-        store_dtype: what floating-point features are kept in.
-        split: only items of this split; empty for all.
-        limit: only the first items; 0 for all.
-        batch_size: images per forward pass; 0 lets the device decide.
-        workers: decode workers; 0 means one for each core.
-        worker_kind: `threads`, `processes` or `serial`.
-        part_rows: images per shard at most; what a kill loses is less than one shard.
-        overwrite: begin a new store in place of the one that is there.
-    """
-
-    features: tuple[str, ...] = ("itc", "pooled")
-    store_dtype: str = "float16"
-    split: str = ""
-    limit: int = 0
-    batch_size: int = 0
-    workers: int = 0
-    worker_kind: str = "threads"
-    part_rows: int = 2048
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        for name in ("limit", "batch_size", "workers"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
-        if self.part_rows < 1:
-            raise UsageError(f"part_rows is {self.part_rows}, must be at least 1")
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """How many of one modality were encoded, found in the store, or failed."""
-
-    encoded: int = 0
-    reused: int = 0
-    failed: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class EncodeReport:
-    """What an encode run did.
-
-    Attributes:
-        store: directory of the store.
-        fingerprint: of the encoder.
-        images: per item.
-        captions: per caption.
-        removed: items of the source that are gone and were taken out of the store.
-        seconds: wall time.
-        model_seconds: of it, inside the encoder.
-        failures: one per failed item.
-    """
-
-    store: str
-    fingerprint: str
-    images: Tally = field(default_factory=Tally)
-    captions: Tally = field(default_factory=Tally)
-    removed: int = 0
-    seconds: float = 0.0
-    model_seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre encode --json`."""
-
-        def tally(t: Tally) -> dict[str, Json]:
-            return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}
-
-        return {
-            "store": self.store,
-            "fingerprint": self.fingerprint,
-            "images": tally(self.images),
-            "captions": tally(self.captions),
-            "removed": self.removed,
-            "seconds": round(self.seconds, 3),
-            "model_seconds": round(self.model_seconds, 3),
-            "images_per_s": round(self.images.encoded / max(self.seconds, 1e-9), 2),
-        }
+__all__ = ["EncodeOptions", "EncodeReport", "encode"]
 
 
 def encode(
@@ -163,24 +80,24 @@ def encode(
             options=options,
             progress=progress,
             writer=writer,
+            behind=stack.enter_context(Behind()),
             report=EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint),
-            have={modality: set(writer.keys(modality)) for modality in Modality},
+            have={m: set(writer.keys(m)) for m in Modality},
             batch_size=batch_size,
             part_rows=min(options.part_rows, _rows_of(_PART_BYTES, features[Modality.IMAGES])),
         )
         pool = stack.enter_context(
             open_pool(options.worker_kind, options.workers, ahead=2 * batch_size)
         )
-        behind = stack.enter_context(Behind())
-        load = _Load(encoder.preprocessor, frozenset(run.have[Modality.IMAGES]))
+        load = _Load(encoder.preprocessor, run.have[Modality.IMAGES])
         progress.start("encoding", _expected(source, options))
         loaded = pool.imap(load, run.changed_items())
-        while run.encode_part(loaded, behind):
+        while run.encode_part(loaded):
             pass
-        behind.wait()
-        gone_known = not options.split and not options.limit
+        run.behind.wait()
+        whole = not options.split and not options.limit
         run.report.removed = writer.finish(
-            source.name, failures=run.report.failures, seen=run.seen if gone_known else None
+            source.name, failures=run.report.failures, seen=run.seen if whole else None
         )
     progress.stop()
     run.report.seconds = time.perf_counter() - start
@@ -204,7 +121,7 @@ def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     key: str
-    pixels: NDArray[np.uint8] | None
+    pixels: NDArray[np.uint8] | None  # None where the store has the features already
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +129,7 @@ class _Load:
     """What a decode worker does with an item; it carries all it needs and no model."""
 
     preprocessor: ImagePreprocessor
-    known: frozenset[str]
+    known: Set[str]
 
     def __call__(self, item: Item) -> _Loaded:
         data = read_bytes(item.uri)
@@ -231,6 +148,7 @@ class _Run:
     options: EncodeOptions
     progress: Progress
     writer: StoreWriter
+    behind: Behind
     report: EncodeReport
     have: dict[Modality, set[str]]
     batch_size: int
@@ -250,66 +168,74 @@ class _Run:
             else:
                 yield item
 
-    def encode_part(self, loaded: Iterator[tuple[Item, _Loaded | Failed]], behind: Behind) -> bool:
+    def encode_part(self, loaded: Iterator[tuple[Item, _Loaded | Failed]]) -> bool:
         """Encode one part's worth of items and publish it; False when there were none left."""
         part = self.writer.part()
         rows: list[tuple[Item, str]] = []
+        failures: list[Failure] = []
         batch: dict[str, NDArray[np.uint8]] = {}
         for item, result in loaded:
             self.progress.advance()
             if isinstance(result, Failed):
-                self.fail(item, result)
+                failures.append(self.failure(item, result))
                 continue
             rows.append((item, result.key))
             if result.pixels is None or result.key in self.have[Modality.IMAGES]:
                 self.report.images.reused += 1
             else:
                 self.have[Modality.IMAGES].add(result.key)
-                batch[result.key] = result.pixels
                 self.report.images.encoded += 1
+                batch[result.key] = result.pixels
             if len(batch) == self.batch_size:
-                self.encode_images(part, batch, behind)
+                self.encode_images(part, batch)
                 batch = {}
             if len(rows) == self.part_rows:
                 break
         if batch:
-            self.encode_images(part, batch, behind)
-        if rows:
-            self.encode_captions(part, [c for item, _ in rows for c in item.captions], behind)
-            behind.do(part.add_items, self.source.name, rows)
-            behind.do(part.commit)
+            self.encode_images(part, batch)
+        self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
+        self.behind.do(part.add_items, self.source.name, rows)
+        self.behind.do(part.commit, failures)
         return bool(rows)
 
-    def encode_images(
-        self, part: PartWriter, batch: dict[str, NDArray[np.uint8]], behind: Behind
-    ) -> None:
-        names = [feature.name for feature in self.writer.features[Modality.IMAGES]]
+    def encode_images(self, part: PartWriter, batch: dict[str, NDArray[np.uint8]]) -> None:
+        """Encode new images, by key; they are written behind our back."""
+        forms = self.writer.features[Modality.IMAGES]
         start = time.perf_counter()
-        arrays = self.encoder.encode_images(np.stack(list(batch.values())), names)
+        arrays = self.encoder.encode_images(
+            np.stack(list(batch.values())), [form.name for form in forms]
+        )
         self.report.model_seconds += time.perf_counter() - start
-        behind.do(part.add_images, list(batch), arrays)
+        self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
 
-    def encode_captions(
-        self, part: PartWriter, captions: Sequence[Caption], behind: Behind
-    ) -> None:
-        names = [feature.name for feature in self.writer.features[Modality.CAPTIONS]]
+    def encode_captions(self, part: PartWriter, captions: Sequence[Caption]) -> None:
+        """Encode those captions whose text the store does not have."""
+        forms = self.writer.features[Modality.CAPTIONS]
         have = self.have[Modality.CAPTIONS]
-        new = {c.key: c.text for c in captions if c.key not in have}
+        new = {caption.key: caption.text for caption in captions if caption.key not in have}
         have.update(new)
         self.report.captions.encoded += len(new)
         self.report.captions.reused += len(captions) - len(new)
-        if new and names:
+        if new and forms:
             start = time.perf_counter()
-            arrays = self.encoder.encode_texts(list(new.values()), names)
+            arrays = self.encoder.encode_texts(list(new.values()), [form.name for form in forms])
             self.report.model_seconds += time.perf_counter() - start
-            behind.do(part.add_captions, list(new), arrays)
+            self.behind.do(part.add_captions, list(new), _kept(arrays, forms))
 
-    def fail(self, item: Item, failed: Failed) -> None:
+    def failure(self, item: Item, failed: Failed) -> Failure:
+        """Count an item that could not be loaded, and say why."""
         self.report.images.failed += 1
         self.report.captions.failed += len(item.captions)
-        self.report.failures.append(
-            Failure(source=self.source.name, item_id=item.id, uri=item.uri, reason=failed.reason)
+        failure = Failure(
+            source=self.source.name, item_id=item.id, uri=item.uri, reason=failed.reason
         )
+        self.report.failures.append(failure)
+        return failure
+
+
+def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:
+    """The arrays in the dtypes the store keeps."""
+    return {form.name: arrays[form.name].astype(form.dtype, copy=False) for form in forms}
 
 
 def chosen_features(

@@ -77,5 +77,5 @@ def normalized_pixels(
 
     mean = torch.tensor(preprocessor.mean, device=device)
     std = torch.tensor(preprocessor.std, device=device)
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
+    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
     return ((x.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -67,15 +67,18 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def _quiet() -> "Iterator[None]":
-    """Keep transformers' load report off stderr; we make our own, and an error of it."""
+    """Keep transformers' bars and load report off stderr; we make an error of the report."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:

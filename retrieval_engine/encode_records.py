@@ -1,0 +1,92 @@
+"""What an encode run is told, and what it tells."""
+
+from dataclasses import dataclass, field
+
+from retrieval_engine.errors import UsageError
+from retrieval_engine.records import Failure, Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """How to encode; none of it changes the vectors but `features` and `store_dtype`.
+
+    Attributes:
+        features: any of `itc`, `pooled`, `tokens` and what else the family offers.
+        store_dtype: what floating-point features are kept in.
+        split: only items of this split; empty for all.
+        limit: only the first items; 0 for all.
+        batch_size: images per forward pass; 0 lets the device decide.
+        workers: decode workers; 0 means one for each core.
+        worker_kind: `threads`, `processes` or `serial`.
+        part_rows: images per shard at most; what a kill loses is less than one shard.
+        overwrite: begin a new store in place of the one that is there.
+    """
+
+    features: tuple[str, ...] = ("itc", "pooled")
+    store_dtype: str = "float16"
+    split: str = ""
+    limit: int = 0
+    batch_size: int = 0
+    workers: int = 0
+    worker_kind: str = "threads"
+    part_rows: int = 2048
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name in ("limit", "batch_size", "workers"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+        if self.part_rows < 1:
+            raise UsageError(f"part_rows is {self.part_rows}, must be at least 1")
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """How many of one modality were encoded, found in the store, or failed."""
+
+    encoded: int = 0
+    reused: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class EncodeReport:
+    """What an encode run did.
+
+    Attributes:
+        store: directory of the store.
+        fingerprint: of the encoder.
+        images: per item.
+        captions: per caption.
+        removed: items of the source that are gone and were taken out of the store.
+        seconds: wall time.
+        model_seconds: of it, inside the encoder.
+        failures: one per failed item.
+    """
+
+    store: str
+    fingerprint: str
+    images: Tally = field(default_factory=Tally)
+    captions: Tally = field(default_factory=Tally)
+    removed: int = 0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    failures: list[Failure] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Json]:
+        """The report in the form of `vlre encode --json`."""
+
+        def tally(t: Tally) -> dict[str, Json]:
+            return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}
+
+        return {
+            "store": self.store,
+            "fingerprint": self.fingerprint,
+            "images": tally(self.images),
+            "captions": tally(self.captions),
+            "removed": self.removed,
+            "seconds": round(self.seconds, 3),
+            "model_seconds": round(self.model_seconds, 3),
+            "images_per_s": round(self.images.encoded / max(self.seconds, 1e-9), 2),
+        }
