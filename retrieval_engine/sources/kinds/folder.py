@@ -173,7 +173,11 @@ class _FolderCaptions:
         self._notes += [f"{folder}{file} is not read beside {files[0]}" for file in files[1:]]
         table: dict[str, list[Record]] = {}
         for record in read_records(self._root / folder / files[0]):
-            table.setdefault(record.image.removeprefix("./"), []).append(record)
+            records = table.setdefault(record.image.removeprefix("./"), [])
+            if records and (joined := records[-1].followed_by(record)):
+                records[-1] = joined
+            else:
+                records.append(record)
         return table
 
     def _close(self, folder: str) -> None:
