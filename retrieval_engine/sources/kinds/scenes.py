@@ -22,7 +22,7 @@ from retrieval_engine.sources.scenes.draw import (
 from retrieval_engine.sources.scenes.world import World, meta, world_at
 
 OPTIONS = ("seed", "captions", "size")
-LARGEST = 2048
+SMALLEST, LARGEST = 16, 2048  # pixels
 
 
 def open_source(argument: str, options: Mapping[str, str]) -> "Scenes":
@@ -44,7 +44,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> "Scenes":
     return Scenes(
         _number("the number of scenes", argument, 0, 2**53),
         seed=_number("seed", options.get("seed", "0"), 0, 2**63),
-        size=_number("size", options.get("size", str(SIZE)), 16, LARGEST),
+        size=_number("size", options.get("size", str(SIZE)), SMALLEST, LARGEST),
         detailed=wanted == "detailed",
     )
 
@@ -70,6 +70,8 @@ def _parse(uri: str) -> tuple[World, int]:
     if len(parts) not in (2, 3) or not all(p.isascii() and p.isdigit() for p in parts):
         raise SourceError(f"{uri!r} is no scene", hint="a scene is named scenes:SEED/INDEX")
     size = int(parts[2]) if len(parts) == 3 else SIZE
+    if not SMALLEST <= size <= LARGEST:
+        raise SourceError(f"{uri!r} has {size} pixels; allowed are {SMALLEST} to {LARGEST}")
     return world_at(int(parts[0]), int(parts[1])), size
 
 
@@ -110,8 +112,7 @@ class Scenes:
     def patch_labels(self, item: Item, grid: int) -> dict[str, NDArray[np.uint8]]:
         """See `Labelled`."""
         world, _ = _parse(item.uri)
-        patch = max(1, 64 // grid)
-        kinds, colours = draw_labels(world, grid * patch, patch)
+        kinds, colours = draw_labels(world, grid * 8, 8)
         return {"kind": kinds, "colour": colours}
 
     def facts(self, meta: Mapping[str, Json], *, mirrored: bool = False) -> frozenset[str]:

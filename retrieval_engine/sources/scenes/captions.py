@@ -6,7 +6,6 @@ from retrieval_engine.sources.scenes.phrases import BEHIND, LIGHT, ON, OVER
 from retrieval_engine.sources.scenes.vocabulary import PEOPLE
 from retrieval_engine.sources.scenes.world import World
 
-LEVELS = 5
 LONGEST = 30  # words; BLIP reads 35 tokens, with the first and the last
 
 _WEARS = {"man": "shirt", "woman": "dress", "boy": "shirt", "girl": "dress"}

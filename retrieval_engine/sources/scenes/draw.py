@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from retrieval_engine.errors import ShapeError
 from retrieval_engine.sources.scenes import animals, backdrops, objects, people, vehicles
 from retrieval_engine.sources.scenes.cast import Thing
 from retrieval_engine.sources.scenes.catalogue import KINDS
@@ -19,6 +20,7 @@ NOTHING = "nothing"
 KIND_LABELS: tuple[str, ...] = (NOTHING, *KINDS)
 COLOUR_LABELS: tuple[str, ...] = (NOTHING, *COLOURS)
 LEAST_COVER = 0.25
+RIM = 110  # the outline is this part of the picture
 
 _LOOKS: dict[str, Callable[[Pen, Thing], None]] = {
     "dog": animals.dog,
@@ -53,8 +55,8 @@ _LOOKS: dict[str, Callable[[Pen, Thing], None]] = {
 _DIM: dict[Sky, tuple[RGB, float]] = {
     Sky.DAY: ((255, 255, 255), 0.0),
     Sky.CLOUDY: ((120, 126, 138), 0.07),
-    Sky.SUNSET: ((150, 70, 60), 0.08),
-    Sky.NIGHT: ((24, 28, 70), 0.2),
+    Sky.SUNSET: ((150, 70, 60), 0.06),
+    Sky.NIGHT: ((24, 28, 70), 0.1),
 }
 
 
@@ -77,7 +79,7 @@ def draw(world: World, size: int = SIZE) -> Image.Image:
         rim = _rim(world, thing)
         frame = _frame(thing, pixels)
         _LOOKS[thing.kind](
-            Pen(canvas, _always(rim), grow=max(1, pixels // 150), frame=frame), thing
+            Pen(canvas, _always(rim), grow=max(1, round(pixels / RIM)), frame=frame), thing
         )
         _LOOKS[thing.kind](Pen(canvas, lambda c: mix(c, tint, share), frame=frame), thing)
         _strings(canvas, world, i, pixels, lambda c: c)
@@ -190,9 +192,13 @@ def draw_labels(world: World, size: int, patch: int) -> tuple[NDArray[np.uint8],
     Returns:
         (grid, grid) uint8 positions in `KIND_LABELS` and in `COLOUR_LABELS`, grid = size / patch;
         0 where no thing covers a quarter of the patch.
+
+    Raises:
+        ShapeError: `size` is no multiple of `patch`.
     """
-    grid = size // patch
-    fine = max(1, 8 // patch) * patch  # thin legs are lost in a mask of a few pixels a patch
+    if patch < 1 or size % patch:
+        raise ShapeError(f"a picture of {size} pixels has no whole patches of {patch}")
+    grid, fine = size // patch, max(patch, 8)  # thin legs are lost in a coarser mask
     ids = draw_ids(world, grid * fine).reshape(grid, fine, grid, fine)
     cover = np.stack([(ids == i + 1).sum((1, 3)) for i in range(len(world.things))])
     top = cover.argmax(0)

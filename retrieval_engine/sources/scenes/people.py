@@ -73,7 +73,8 @@ def man(pen: Pen, thing: Thing) -> None:
     pen.box(skin, -0.045, 0.74, 0.045, 0.8)
     pen.oval(hair, -0.01, 0.905, 0.12, 0.11)
     _face(pen, 0.88, 0.108, skin)
-    pen.wedge(hair, -0.01, 0.9, 0.125, 0.11, (20, 180))
+    pen.wedge(hair, -0.01, 0.925, 0.118, 0.088, (4, 180))
+    pen.oval(hair, -0.1, 0.89, 0.025, 0.06)
     if thing.variant % 2:
         pen.line(hair, 0.03, (0.0, 0.845), (0.075, 0.845))
     _arms(pen, thing, 0.72, sleeve=darker(shirt, 0.14), skin=skin)
@@ -101,7 +102,8 @@ def woman(pen: Pen, thing: Thing) -> None:
     pen.box(darker(dress, 0.35), -0.115, 0.53, 0.115, 0.565)
     pen.box(skin, -0.04, 0.73, 0.04, 0.8)
     _face(pen, 0.87, 0.105, skin)
-    pen.wedge(hair, -0.01, 0.88, 0.125, 0.115, (28, 186))
+    pen.wedge(hair, -0.01, 0.905, 0.12, 0.095, (8, 184))
+    pen.oval(hair, -0.1, 0.85, 0.028, 0.09)
     _arms(pen, thing, 0.71, sleeve=darker(dress, 0.14), skin=skin)
 
 
@@ -130,5 +132,5 @@ def girl(pen: Pen, thing: Thing) -> None:
     pen.line(darker(dress, 0.25), 0.035, (-0.255, 0.215), (0.255, 0.215))
     pen.oval(hair, -0.01, 0.81, 0.19, 0.185)
     _face(pen, 0.78, 0.172, skin)
-    pen.wedge(hair, -0.01, 0.82, 0.19, 0.17, (15, 180))
+    pen.wedge(hair, -0.01, 0.85, 0.182, 0.145, (5, 182))
     _arms(pen, thing, 0.56, sleeve=darker(dress, 0.14), skin=skin)

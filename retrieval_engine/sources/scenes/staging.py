@@ -1,6 +1,6 @@
 """Where the things of a scene stand: sizes and places that keep every subject large and whole."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrieval_engine.sources.scenes.cast import Cast, Dice, Thing
 from retrieval_engine.sources.scenes.catalogue import KINDS
@@ -55,6 +55,9 @@ def stage(cast: Cast, ground: Ground, dice: Dice) -> Staged:
     if cast.mount:
         things, bonds, main = _mounted(things[0], cast.mount)
     if cast.held:
+        person = things[main]
+        aside = 0.2 * person.height * (1 if person.left else -1)
+        things[main] = replace(person, x=person.x + aside)  # the canopy, not the head, is centred
         bonds.append((main, "holding", len(things)))
         things.append(_umbrella_over(things[main], cast.held))
     in_air: tuple[int, ...] = ()
@@ -69,35 +72,22 @@ def stage(cast: Cast, ground: Ground, dice: Dice) -> Staged:
 
 
 def _facing(thing: Thing, x: float) -> Thing:
-    return _moved(thing, left=x < thing.x)
-
-
-def _moved(thing: Thing, *, left: bool) -> Thing:
-    return Thing(
-        kind=thing.kind,
-        colour=thing.colour,
-        pose=thing.pose,
-        x=thing.x,
-        base=thing.base,
-        height=thing.height,
-        left=left,
-        variant=thing.variant,
-    )
+    return replace(thing, left=x < thing.x)
 
 
 def _heights(cast: Cast, dice: Dice) -> list[float]:
     """Heights of the standing ones: the first .4-.7, a second .62-.78 of what it would be alone."""
     heights = []
-    room = 0.56 if cast.held or cast.flying else 0.66
-    base = dice.between(0.46, room)
+    room = 0.5 if cast.held else 0.56 if cast.flying else 0.66
+    base = dice.between(0.44, room)
     for i, (kind, _, _) in enumerate(cast.standing):
         share = base if i == 0 else base * dice.between(0.66, 0.8)
-        wide = KINDS[kind].width if not (i == 0 and cast.held) else 0.8
+        wide = KINDS[kind].width if not (i == 0 and cast.held) else 1.0
         heights.append(min(share * KINDS[kind].scale, WIDEST / wide))
     if cast.mount:
         heights[0] = dice.between(0.44, 0.54)  # of the horse; the rider adds half as much
     total = sum(_width(cast, i, h) for i, h in enumerate(heights))
-    room = 0.98 if len(heights) == 2 else WIDEST
+    room = 0.94 if len(heights) == 2 else WIDEST
     return [h * min(1.0, room / total) for h in heights]
 
 
@@ -106,7 +96,7 @@ def _width(cast: Cast, i: int, height: float) -> float:
     if i == 0 and cast.mount:
         return height * KINDS["horse"].width
     if i == 0 and cast.held:
-        return height * 0.8
+        return height
     return height * KINDS[kind].width
 
 
@@ -114,10 +104,10 @@ def _places(widths: list[float], dice: Dice) -> list[float]:
     if len(widths) == 1:
         slack = max(0.0, 0.96 - widths[0])
         return [0.02 + widths[0] / 2 + dice.between(0.0, slack)]
-    slack = max(0.0, 0.98 - sum(widths))
+    slack = max(0.0, 0.96 - sum(widths))
     left_gap, middle = slack * dice.between(0.1, 0.4), slack * dice.between(0.2, 0.5)
     order = [0, 1] if dice.chance(0.5) else [1, 0]
-    x = 0.01 + left_gap
+    x = 0.02 + left_gap
     places = [0.0, 0.0]
     for i in order:
         places[i] = x + widths[i] / 2
@@ -156,9 +146,9 @@ def _umbrella_over(person: Thing, colour: str) -> Thing:
         kind="umbrella",
         colour=colour,
         pose="held",
-        x=person.x + side * 0.17 * h,
-        base=person.base - 0.5 * h,
-        height=0.86 * h,
+        x=person.x + side * 0.2 * h,
+        base=person.base - 0.53 * h,
+        height=0.92 * h,
         left=person.left,
         variant=person.variant,
     )
@@ -171,6 +161,11 @@ def _overhead(cast: Cast, things: list[Thing], dice: Dice) -> Thing:
     height = dice.between(0.3, 0.4) * KINDS[kind].scale
     wide = height * KINDS[kind].width
     spots = [wide / 2 + 0.02 + s * (0.96 - wide) / 8 for s in range(9)]
+    if cast.flown:
+        # A kite at the hand looks held: leave room for the string.
+        person = things[-1].x
+        far = [x for x in spots if abs(x - person) >= 0.3]
+        spots = far or [max(spots, key=lambda x: abs(x - person))]
     roofs = [max(_clearance(x, wide, thing) for thing in things) for x in spots]
     # Free spots first, then those where the least is covered.
     best = min(roofs)
