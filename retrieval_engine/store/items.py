@@ -148,18 +148,19 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
 
 
 def _latest(table: Any) -> NDArray[np.int64] | None:
-    # None where every row stays: no copy is made then.
-    rows = pa.array(np.arange(len(table)))
-    source = pc.dictionary_encode(table["source"]).combine_chunks().indices
-    grouped = (
-        pa.table({"source": source, "id": table["id"], "row": rows})
-        .group_by(["source", "id"])
-        .aggregate([("row", "min"), ("row", "max")])
-    )
-    first, last = (grouped[name].to_numpy() for name in ("row_min", "row_max"))
+    # None where every row stays: no copy is made then. Dictionary codes are ten times faster to
+    # group by than the strings themselves.
+    ids = pc.dictionary_encode(table["id"]).combine_chunks()
     removed = table["removed"].to_numpy()
-    if len(first) == len(table) and not removed.any():
+    if len(ids.dictionary) == len(table) and not removed.any():
         return None
+    sources = pc.dictionary_encode(table["source"]).combine_chunks()
+    pairs = sources.indices.to_numpy().astype(np.int64) * len(ids.dictionary)
+    _, item = np.unique(pairs + ids.indices.to_numpy(), return_inverse=True)
+    rows = np.arange(len(table))
+    first, last = (np.empty(item.max(initial=-1) + 1, np.int64) for _ in range(2))
+    first[item[::-1]] = rows[::-1]  # of equal indices, the one assigned last stays
+    last[item] = rows
     chosen: NDArray[np.int64] = last[np.argsort(first)]
     live: NDArray[np.int64] = chosen[~removed[chosen]]
     return live
@@ -216,10 +217,9 @@ def caption_spans(column: Any) -> NDArray[np.int64]:
 
 
 def caption_field(column: Any, name: str) -> Any:
-    """`id`, `text` or `key` of all captions, in order, as one array."""
+    """`id`, `text` or `key` of all captions, in order, without a copy."""
     chunks = [pc.struct_field(chunk.flatten(), name) for chunk in column.chunks]
-    kind = CAPTION.field(name).type
-    return pa.concat_arrays(chunks) if chunks else pa.array([], kind)
+    return pa.chunked_array(chunks, CAPTION.field(name).type)
 
 
 def any_in_span(marked: NDArray[np.bool_], spans: NDArray[np.int64]) -> NDArray[np.bool_]:
