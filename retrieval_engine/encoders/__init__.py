@@ -7,7 +7,7 @@ A family is one file in `families/` with
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Modality
+
+if TYPE_CHECKING:
+    from retrieval_engine.encoders.matching import Matcher
 
 FAMILIES = "retrieval_engine.encoders.families"
 
@@ -61,6 +64,13 @@ class Encoder(Protocol):
 
         Returns:
             By name: (n, *shape) arrays, e.g. `itc` (n, 1, d) float32, L2-normalised rows.
+        """
+
+    def matcher(self) -> "Matcher":
+        """Scores of (image, text) pairs from stored `tokens`.
+
+        Raises:
+            UsageError: the checkpoint has no matching head.
         """
 
 
