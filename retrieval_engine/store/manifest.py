@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -134,7 +134,7 @@ def read_header(path: Path) -> Header:
     value = _read_json(path / HEADER)
     try:
         return Header(
-            spec=EncoderSpec.from_json(value["spec"]),
+            spec=_spec(value["spec"]),
             fingerprint=str(value["fingerprint"]),
             features={
                 Modality(modality): _features(forms)
@@ -145,6 +145,12 @@ def read_header(path: Path) -> Header:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _not_understood(path / HEADER, error) from error
+
+
+def _spec(value: Mapping[str, Any]) -> EncoderSpec:
+    # A field that a later vlre added is left out: the recorded fingerprint decides, not the spec.
+    known = {entry.name for entry in fields(EncoderSpec)}
+    return EncoderSpec.from_json({name: v for name, v in value.items() if name in known})
 
 
 def write_header(path: Path, header: Header) -> None:
