@@ -11,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_engine.errors import EvaluationError, ShapeError, UsageError
-from retrieval_engine.evaluate import RecallReport, Ties, recall, recall_at_k
-from retrieval_engine.evaluate.bootstrap import Bootstrap, RecallIntervals, recall_intervals
+from retrieval_engine.evaluate import (
+    Bootstrap,
+    RecallIntervals,
+    RecallReport,
+    Ties,
+    recall_at_k,
+    recall_intervals,
+)
 from retrieval_engine.evaluate.ranks import (
     NO_QUERY,
     Ints,
@@ -22,6 +28,7 @@ from retrieval_engine.evaluate.ranks import (
     rank,
     ranks_of_scores,
 )
+from retrieval_engine.evaluate.recall import recall
 
 GOLDEN = Path(__file__).parent / "golden" / "recall"
 EMBEDDINGS = Path(__file__).parents[2] / "shared" / "data" / "embeddings"

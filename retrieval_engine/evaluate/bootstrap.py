@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.evaluate.ranks import NO_QUERY, Ints
-from retrieval_engine.evaluate.recall import RecallReport
 from retrieval_engine.records import Json
 
 Floats = NDArray[np.float64]
@@ -75,59 +73,3 @@ class Bootstrap:
             "seed": self.seed,
             "resampled": "images with all their captions",
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecallIntervals:
-    """Where a report's recalls may lie, in percent; both directions by `R@k`."""
-
-    image_to_text: dict[str, Interval]
-    text_to_image: dict[str, Interval]
-    mean_recall: Interval
-
-    def to_json(self) -> dict[str, Json]:
-        """The bounds as lists of two."""
-
-        def lists(side: dict[str, Interval]) -> dict[str, Json]:
-            return {name: list(bounds) for name, bounds in side.items()}
-
-        return {
-            "image_to_text": lists(self.image_to_text),
-            "text_to_image": lists(self.text_to_image),
-            "mean_recall": list(self.mean_recall),
-        }
-
-
-def recall_intervals(
-    report: RecallReport, bootstrap: Bootstrap | None = None
-) -> RecallIntervals | None:
-    """Intervals of a report's recalls.
-
-    Args:
-        report: what `recall` or `evaluate_recall` gave.
-        bootstrap: how to draw; 1,000 draws at 95 % by default.
-
-    Returns:
-        The intervals, or None for no draws.
-    """
-    bootstrap = bootstrap or Bootstrap()
-    if not bootstrap.draws:
-        return None
-    ks, n = list(report.image_to_text.recall), report.n_images
-    image_hits = _hits(report.ranks.image_to_text, np.arange(n), n, ks)
-    caption_hits = _hits(report.ranks.text_to_image, report.caption_image, n, ks)
-    # Both directions from the same draws, so that their mean is that of one sample.
-    sums = bootstrap.sums(np.concatenate([image_hits, caption_hits], axis=1))
-    to_text, to_image = (100 * side[:, :-1] / side[:, -1:] for side in np.split(sums, 2, axis=1))
-    return RecallIntervals(
-        image_to_text={f"R@{k}": bootstrap.interval(to_text[:, i]) for i, k in enumerate(ks)},
-        text_to_image={f"R@{k}": bootstrap.interval(to_image[:, i]) for i, k in enumerate(ks)},
-        mean_recall=bootstrap.interval((to_text + to_image).mean(axis=1) / 2),
-    )
-
-
-def _hits(ranks: Ints, image: Ints, n_images: int, ks: list[int]) -> Floats:
-    """(n_images, len(ks) + 1): hits within each k, and queries, summed over an image's queries."""
-    asked = ranks != NO_QUERY
-    columns = [asked & (ranks < k) for k in ks] + [asked]
-    return np.stack([np.bincount(image, c, minlength=n_images) for c in columns], axis=1)

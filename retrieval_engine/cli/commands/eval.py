@@ -73,7 +73,7 @@ def _print_recall(report: "RecallReport") -> None:
     from rich.table import Table
 
     from retrieval_engine.cli.output import note, table_console
-    from retrieval_engine.evaluate.bootstrap import recall_intervals
+    from retrieval_engine.evaluate import recall_intervals
 
     spread = recall_intervals(report)
     table = Table(title=f"{report.n_images:,} images, {report.n_captions:,} captions")
