@@ -13,7 +13,12 @@ from transformers import Blip2Config
 from retrieval_engine.encoders.batching import default_batch_size, halve_on_oom
 from retrieval_engine.encoders.blip2_parts import QueryPart, VisionPart, ln_vision_eps
 from retrieval_engine.encoders.checkpoint import Checkpoint
-from retrieval_engine.encoders.device import normalized_pixels, pick_device, pick_dtype
+from retrieval_engine.encoders.device import (
+    forbid_tf32,
+    normalized_pixels,
+    pick_device,
+    pick_dtype,
+)
 from retrieval_engine.encoders.loading import load_model
 from retrieval_engine.encoders.preprocess import read_preprocessor
 from retrieval_engine.errors import UsageError
@@ -44,6 +49,7 @@ class Blip2Images:
         self.config = config
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        forbid_tf32(self.device, self.dtype)
         vision = config.vision_config
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
         self.tokens_per_image = (vision.image_size // vision.patch_size) ** 2 + 1

@@ -60,6 +60,15 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if fast_bf16 else torch.float32
 
 
+def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
+    """Make float32 mean float32 on CUDA; cuDNN's convolutions round to TF32 otherwise."""
+    import torch
+
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:
     """Half-precision arithmetic over float32 weights on a CPU; nothing elsewhere or in float32."""
     import torch

@@ -24,7 +24,13 @@ from retrieval_engine.encoders.batching import (
     pad_tokens,
 )
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
-from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
+from retrieval_engine.encoders.device import (
+    autocast,
+    forbid_tf32,
+    normalized_pixels,
+    pick_device,
+    pick_dtype,
+)
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
 from retrieval_engine.encoders.matching import Matcher
 from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
@@ -71,6 +77,7 @@ class BlipEncoder:
     ) -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        forbid_tf32(self.device, self.dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
         model = load_model(BlipForImageTextRetrieval, checkpoint, dtype=stored)

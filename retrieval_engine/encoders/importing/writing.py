@@ -46,7 +46,10 @@ def write_directory(
         translation.config.dtype = "float32"
         translation.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        save_file(_separate(translation.tensors), partial / "model.safetensors", {"format": "pt"})
+        weights = partial / "model.safetensors"
+        save_file(_separate(translation.tensors), weights, {"format": "pt"})
+        # safetensors leaves its files readable by their owner alone.
+        shutil.copymode(partial / "config.json", weights)
         _write_json(partial / "preprocessor_config.json", _preprocessor(translation))
         _write_json(partial / RECORD, record)
         partial.replace(out)
