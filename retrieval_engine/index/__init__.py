@@ -1,1 +1,12 @@
-"""Approximate and exact top-k over stored features."""
+"""Approximate and exact top-k over stored features.
+
+`build_index` makes a self-contained folder from a store, `open_index` opens one, and whatever
+answers `search` the way `Index` says can stand in its place. A backend is one file in `backends/`.
+"""
+
+from retrieval_engine.index.build import IndexReport, build_index
+from retrieval_engine.index.exact import ExactIndex
+from retrieval_engine.index.folder import SavedIndex, open_index
+from retrieval_engine.index.grouping import Index
+
+__all__ = ["ExactIndex", "Index", "IndexReport", "SavedIndex", "build_index", "open_index"]

@@ -1,0 +1,92 @@
+"""`vlre index`: features into an index, with its recall measured."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retrieval_engine.cli.options import (
+    example,
+    index_option,
+    json_option,
+    split_option,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from retrieval_engine.index import IndexReport
+
+_HELP = """Build an index over the images of a store, and measure it.
+
+Prints its size, the time of the build, recall@10 against exact search on sampled queries, and the
+median time of one search. An index already there stays in use until the new one is whole.
+"""
+
+
+@click.command(help=_HELP, epilog=example("vlre index --recipe flat"))
+@store_option
+@index_option
+@click.option(
+    "--recipe",
+    default="auto",
+    show_default=True,
+    help="flat, hnsw, ivf, each also as -fp16, ivf-sq8; a name in ./indices/recipes; a .toml "
+    "file; factory:STRING with a faiss factory string; auto chooses by the number of vectors.",
+)
+@split_option
+@click.option("--feature", default="itc", show_default=True, help="Image feature to index.")
+@click.option("--verify", is_flag=True, help="Build nothing: check the index against its sums.")
+@json_option
+def command(
+    store: Path,
+    index: Path,
+    recipe: str,
+    split: str | None,
+    feature: str,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Parse, build, print."""
+    from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.store import open_store
+
+    if verify:
+        manifest = open_index(index, verify=True).manifest
+        if as_json:
+            emit({"index": str(index), "verified": True, "bytes": manifest.bytes})
+        else:
+            click.echo(f"{index}: {manifest.items:,} items, every checksum agrees")
+        return
+    opened = open_store(store)
+    with progress_bar() as progress:
+        report = build_index(
+            opened, index, recipe=recipe, split=split, feature=feature, progress=progress
+        )
+    if as_json:
+        emit(report.to_json())
+    else:
+        _print(report)
+    for remark in report.remarks:
+        note(remark)
+
+
+def _print(report: "IndexReport") -> None:
+    from rich.table import Table
+
+    from retrieval_engine.cli.output import table_console
+
+    effort = ", ".join(f"{name} {value}" for name, value in report.effort.items())
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("index", report.index),
+        ("recipe", f"{report.recipe} ({effort})" if effort else report.recipe),
+        ("items", f"{report.items:,}"),
+        ("rows", f"{report.rows:,}"),
+        ("size", f"{report.bytes / 1e6:,.1f} MB"),
+        ("built in", f"{report.seconds:,.1f} s"),
+        ("recall@10", f"{report.recall_at_10:.4f} of exact search, {report.queries:,} queries"),
+        ("p50", f"{report.p50_ms:.3f} ms a query"),
+    ):
+        table.add_row(f"[bold]{name}[/]", value)
+    table_console().print(table)

@@ -1,0 +1,218 @@
+"""Rows in a faiss index; needs the extra `cpu` (faiss-cpu) or `gpu` (faiss-gpu), never both."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import IndexFailure, MissingExtra, UsageError
+from retrieval_engine.index.grouping import Items, Scores
+from retrieval_engine.index.recipes import Recipe
+from retrieval_engine.index.vectors import StoredVectors
+
+FILE = "vectors.faiss"
+# Settings that trade time for recall, and where doubling them starts.
+_EFFORTS = {"nprobe": 1, "efSearch": 16}
+_MAX_EF = 2048
+# Below this many queries in a call, more threads cost more than they give.
+_THREADED_QUERIES = 16
+
+
+class FaissRows:
+    """Row search in a faiss index.
+
+    Threads: a call with few queries runs on one thread, a larger one on as many as the process may
+    use (`OMP_NUM_THREADS`, else its CPUs): on busy cores two OpenMP threads were five times slower
+    than one for a single query. `search_rows` releases the GIL and may be called from several
+    threads at once.
+
+    Args:
+        index: an index with the inner product as its metric.
+        effort: name and value of its search setting; none for exhaustive kinds.
+    """
+
+    def __init__(self, index: Any, effort: Mapping[str, int]) -> None:
+        self._index = index
+        self._effort: dict[str, int] = {}
+        self.set_effort(effort)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a row."""
+        return int(self._index.d)
+
+    @property
+    def effort(self) -> Mapping[str, int]:
+        """The search setting in force, e.g. `{"nprobe": 16}`; empty for exhaustive kinds."""
+        return dict(self._effort)
+
+    def efforts(self) -> Iterator[Mapping[str, int]]:
+        """Search settings to try, from quick to thorough; one empty setting where there is none."""
+        name = _effort_name(self._index)
+        if not name:
+            yield {}
+            return
+        last = _list_count(self._index) if name == "nprobe" else _MAX_EF
+        value = _EFFORTS[name]
+        while value < last:
+            yield {name: value}
+            value *= 2
+        yield {name: last}
+
+    def set_effort(self, effort: Mapping[str, int]) -> None:
+        """Put a search setting in force, for all threads."""
+        _set(self._index, effort)
+        self._effort = dict(effort)
+
+    def search_rows(self, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
+        """As `RowSearch.search_rows`."""
+        # The number of threads belongs to the calling thread, so each call sets its own.
+        _faiss().omp_set_num_threads(cpu_threads() if len(queries) >= _THREADED_QUERIES else 1)
+        scores, rows = self._index.search(queries, fetch)
+        nprobe = self._effort.get("nprobe", 0)
+        while nprobe and nprobe < _list_count(self._index) and (rows[:, -1] < 0).any():
+            # The lists visited hold fewer rows than were asked for: visit more of them.
+            nprobe *= 4
+            short = rows[:, -1] < 0
+            wider = _visiting(self._index, nprobe)
+            scores[short], rows[short] = self._index.search(queries[short], fetch, params=wider)
+        return scores, rows
+
+
+def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows, str]:
+    """An index of all rows, in memory.
+
+    Args:
+        recipe: what to build.
+        vectors: read block by block; a sample of them first by kinds that are trained.
+        seed: of the sample.
+
+    Returns:
+        The index and its factory string.
+
+    Raises:
+        UsageError: faiss does not understand the factory string.
+        IndexFailure: training or adding failed.
+    """
+    faiss = _faiss()
+    faiss.omp_set_num_threads(cpu_threads())
+    factory = recipe.factory_for(vectors.rows)
+    try:
+        index = faiss.index_factory(vectors.dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UsageError(f"faiss cannot make {factory!r}: {_reason(error)}") from error
+    try:
+        if recipe.ef_construction:
+            _set(index, {"efConstruction": recipe.ef_construction})
+        _keep_half_precision_whole(index)
+        if not index.is_trained:
+            index.train(vectors.sample(_training_rows(factory), seed))
+        for block in vectors.blocks():
+            index.add(block)
+    except RuntimeError as error:
+        raise IndexFailure(f"faiss cannot build {factory!r}: {_reason(error)}") from error
+    return FaissRows(index, {}), factory
+
+
+def _keep_half_precision_whole(index: Any) -> None:
+    """Store float16 rows as they are: the rest of a row and its centroid would be rounded anew."""
+    faiss = _faiss()
+    ivf = faiss.downcast_index(faiss.try_extract_index_ivf(index))
+    if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
+        ivf.by_residual = ivf.by_residual and ivf.sq.qtype != faiss.ScalarQuantizer.QT_fp16
+
+
+def _training_rows(factory: str) -> int:
+    """How many rows training wants: 64 a list, and enough for a product quantiser."""
+    lists = re.search(r"IVF(\d+)", factory)
+    return max(65_536, 64 * int(lists[1]) if lists else 0)
+
+
+def save(rows: FaissRows, folder: Path) -> None:
+    """Write the index into a folder."""
+    _faiss().write_index(rows._index, str(folder / FILE))
+
+
+def open_rows(folder: Path, effort: Mapping[str, int]) -> FaissRows:
+    """The index of a folder, mapped into memory: it opens in milliseconds at any size.
+
+    Raises:
+        IndexFailure: faiss cannot read the file.
+    """
+    faiss = _faiss()
+    try:
+        index = faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise IndexFailure(
+            f"faiss cannot read {folder / FILE}: {_reason(error)}", hint="build the index again"
+        ) from error
+    return FaissRows(index, effort)
+
+
+def version() -> str:
+    """Version of the library."""
+    return str(_faiss().__version__)
+
+
+def cpu_threads() -> int:
+    """Threads a large call may use: `OMP_NUM_THREADS`, else the CPUs this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra("faiss", "cpu") from error
+    return faiss
+
+
+def _set(index: Any, settings: Mapping[str, int]) -> None:
+    for name, value in settings.items():
+        _faiss().ParameterSpace().set_index_parameter(index, name, value)
+
+
+def _effort_name(index: Any) -> str:
+    """The setting that trades time for recall, whatever wraps the index."""
+    space = _faiss().ParameterSpace()
+    space.initialize(index)
+    ranges = space.parameter_ranges
+    known = [ranges.at(i).name for i in range(ranges.size())]
+    return next((name for name in _EFFORTS if name in known), "")
+
+
+def _visiting(index: Any, nprobe: int) -> Any:
+    """Parameters of one search over more lists; the index keeps its setting for other threads."""
+    faiss = _faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=_visiting(index.index, nprobe))
+    if isinstance(index, faiss.IndexRefine):
+        return faiss.IndexRefineSearchParameters(
+            k_factor=index.k_factor, base_index_params=_visiting(index.base_index, nprobe)
+        )
+    return faiss.SearchParametersIVF(nprobe=min(nprobe, index.nlist))
+
+
+def _list_count(index: Any) -> int:
+    return int(_faiss().extract_index_ivf(index).nlist)
+
+
+def _reason(error: RuntimeError) -> str:
+    """What faiss says went wrong, without its file and function names."""
+    text = str(error).strip().splitlines()[-1]
+    return text.rpartition("failed: ")[2] or text

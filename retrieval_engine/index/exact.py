@@ -1,0 +1,132 @@
+"""Exact top-k with plain NumPy, block by block: the oracle of every index, and the fallback."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import ShapeError
+from retrieval_engine.index.grouping import Items, Scores, check_queries
+
+# (first item, (b, q, d) vectors), in order of item number.
+Block = tuple[int, NDArray[np.floating]]
+
+_BLOCK_BYTES = 1 << 26
+
+
+class ExactIndex:
+    """Compares a query with every vector.
+
+    Trap: it reads all vectors at each search. From a store that is one pass over the shards, some
+    gigabytes a second from the page cache; ask many questions in one call.
+
+    Args:
+        vectors: (n, d), or (n, q, d) for q vectors an item; float16 or float32.
+    """
+
+    def __init__(self, vectors: NDArray[np.floating]) -> None:
+        if vectors.ndim not in (2, 3):
+            raise ShapeError(f"vectors have shape {vectors.shape}; (n, d) or (n, q, d) is needed")
+        if vectors.ndim == 2:
+            vectors = vectors[:, None, :]
+
+        def blocks(size: int) -> Iterator[Block]:
+            for start in range(0, len(vectors), size):
+                yield start, vectors[start : start + size]
+
+        self._blocks: Callable[[int], Iterator[Block]] = blocks
+        self._items = len(vectors)
+        self._shape: tuple[int, int] = (vectors.shape[1], vectors.shape[2])
+
+    @classmethod
+    def streaming(
+        cls, blocks: Callable[[int], Iterator[Block]], items: int, shape: tuple[int, ...]
+    ) -> "ExactIndex":
+        """An index that keeps nothing: each search asks for the blocks anew.
+
+        Args:
+            blocks: gives (first item, (b, q, d) vectors) for a number of items a block.
+            items: number of items in all blocks.
+            shape: (q, d) of one item.
+        """
+        index = cls.__new__(cls)
+        index._blocks = blocks
+        index._items = items
+        index._shape = (shape[0], shape[1])
+        return index
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return self._items
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._shape[1]
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+        """As `Index.search`; memory is bounded by the queries times one block.
+
+        Raises:
+            UsageError: k is below 1.
+            ShapeError: the queries or the vectors are not what they must be.
+        """
+        queries = check_queries(queries, self.dim, k)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        items = np.full((len(queries), k), -1, dtype=np.int64)
+        best = np.empty((len(queries), 0), dtype=np.uint64)
+        for start, block in self._blocks(self._block_items(len(queries))):
+            block_scores = _best_of_rows(queries, block)
+            if np.isnan(block_scores).any():
+                raise ShapeError(f"a vector among items {start} to {start + len(block) - 1} is NaN")
+            best = np.concatenate([best, _largest(_ordered_keys(block_scores, start), k)], axis=1)
+            best = _largest(best, k)
+        best = np.sort(best, axis=1)[:, ::-1]
+        found = best.shape[1]
+        scores[:, :found], items[:, :found] = _from_keys(best)
+        return scores, items
+
+    def _block_items(self, queries: int) -> int:
+        vectors, dim = self._shape
+        bytes_per_item = 4 * vectors * max(dim, queries)
+        return max(1, _BLOCK_BYTES // bytes_per_item)
+
+
+def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> Scores:
+    """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
+    b, v, d = block.shape
+    flat = block.reshape(b * v, d).astype(np.float32, copy=False)
+    scores = queries @ flat.T  # (q, b * v)
+    best: Scores = scores if v == 1 else scores.reshape(len(queries), b, v).max(axis=2)
+    return best
+
+
+def _ordered_keys(scores: Scores, start: int) -> NDArray[np.uint64]:
+    """One integer per (score, item): larger is better, and an equal score is won by a lower item.
+
+    The upper half is the float's bits made monotonic, the lower half counts items downwards. No
+    two keys are equal, so partition and sort need no tie rule of their own.
+    """
+    bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 the same as 0.0
+    negative = bits >> 31 != 0
+    monotonic = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    items = np.arange(start, start + scores.shape[1], dtype=np.uint64)
+    keys: NDArray[np.uint64] = (monotonic << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - items)
+    return keys
+
+
+def _from_keys(keys: NDArray[np.uint64]) -> tuple[Scores, Items]:
+    monotonic = (keys >> np.uint64(32)).astype(np.uint32)
+    positive = monotonic >> 31 != 0
+    bits = np.where(positive, monotonic & np.uint32((1 << 31) - 1), ~monotonic).astype(np.uint32)
+    items = (np.uint64(0xFFFFFFFF) - (keys & np.uint64(0xFFFFFFFF))).astype(np.int64)
+    return bits.view(np.float32), items
+
+
+def _largest(keys: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
+    """The k largest of each row, in no order."""
+    if keys.shape[1] <= k:
+        return keys
+    largest: NDArray[np.uint64] = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+    return largest

@@ -1,0 +1,181 @@
+"""Top-k over items whose vectors may be several rows each.
+
+The score of an item is the **maximum** over its rows, so the rows of a ranked list that come first
+for their item are that item's score, and k distinct items among the best rows are the k best items.
+Equal scores: the lower item number first.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import ShapeError, UsageError
+
+Scores = NDArray[np.float32]
+Items = NDArray[np.int64]
+
+# Rows fetched beyond k, so that a tie at the k-th place is seen without a second search.
+_SLACK = 8
+# A tie longer than this many rows is cut where the backend cut it: a gallery of equal vectors
+# would otherwise be fetched whole for each query.
+_TIE_ROWS = 4096
+
+
+class Index(Protocol):
+    """Answers top-k by inner product.
+
+    Attributes:
+        items: number of items.
+        dim: length of a vector.
+    """
+
+    @property
+    def items(self) -> int:
+        """See the class."""
+
+    @property
+    def dim(self) -> int:
+        """See the class."""
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+        """The k best items of each query, best first.
+
+        Args:
+            queries: (q, dim) float32, finite; used as they are, never normalised.
+            k: at least 1; more than `items` gives what there is.
+
+        Returns:
+            (q, k) float32 scores and (q, k) int64 item numbers. An item's score is the largest
+            inner product over its rows; equal scores come in order of item number. Places that
+            no item fills hold -inf and -1.
+
+        Raises:
+            UsageError: k is below 1.
+            ShapeError: the queries have another shape or are not finite.
+        """
+
+
+class RowSearch(Protocol):
+    """What a backend must answer: the best rows, without a thought for items."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a row."""
+
+    def search_rows(self, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
+        """The best rows of each query, best first.
+
+        Returns:
+            (q, fetch) scores and row numbers; -1 fills the end only when the backend can find no
+            more rows, however hard it looks.
+        """
+
+
+def check_queries(queries: NDArray[np.float32], dim: int, k: int) -> NDArray[np.float32]:
+    """The queries as a contiguous float32 array, or an error that says what is wrong.
+
+    Raises:
+        UsageError: k is below 1.
+        ShapeError: not (q, dim), or a value is NaN or infinite.
+    """
+    if k < 1:
+        raise UsageError(f"k is {k}; it must be at least 1")
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ShapeError(f"queries have shape {queries.shape}; this index takes (q, {dim})")
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if not np.isfinite(queries).all():
+        raise ShapeError("a query holds NaN or infinity; was it encoded in a range too narrow?")
+    return queries
+
+
+def grouped_top_k(
+    index: RowSearch, queries: NDArray[np.float32], k: int, rows_per_item: int
+) -> tuple[Scores, Items]:
+    """The k best items of each query, from a search over rows.
+
+    Fetches more rows than items are wanted, and again four times as many for the queries that did
+    not see k distinct items or were cut within a tie.
+
+    Args:
+        index: row r of it belongs to item r // rows_per_item.
+        queries: (q, d) float32, checked.
+        k: at least 1.
+        rows_per_item: vectors of each item, 1 for BLIP and 32 for BLIP-2.
+
+    Returns:
+        As `Index.search`.
+    """
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    items = np.full((len(queries), k), -1, dtype=np.int64)
+    wanted = min(k, index.rows // rows_per_item)
+    pending = np.arange(len(queries))
+    fetch = wanted * min(rows_per_item, 4) + _SLACK
+    while len(pending) and wanted:
+        fetch = min(fetch, index.rows)
+        row_scores, rows = index.search_rows(queries[pending], fetch)
+        unsettled = []
+        for query, found_scores, found_rows in zip(pending, row_scores, rows, strict=True):
+            top_scores, top_items = _first_of_each(found_scores, found_rows // rows_per_item)
+            n = min(wanted, len(top_items))
+            scores[query, :n], items[query, :n] = top_scores[:n], top_items[:n]
+            whole = fetch == index.rows or found_rows[-1] < 0
+            short = len(top_items) < wanted
+            cut_in_tie = not short and found_scores[-1] == top_scores[wanted - 1]
+            if not whole and (short or (cut_in_tie and fetch < _TIE_ROWS)):
+                unsettled.append(query)
+        pending = np.array(unsettled, dtype=np.int64)
+        fetch *= 4
+    return scores, items
+
+
+def _first_of_each(scores: Scores, items: Items) -> tuple[Scores, Items]:
+    """Each item once with its best score, in order of score, then of item number."""
+    found = items >= 0
+    scores, items = scores[found], items[found]
+    order = np.lexsort((items, -scores))
+    scores, items = scores[order], items[order]
+    _, first = np.unique(items, return_index=True)
+    first.sort()
+    return scores[first], items[first]
+
+
+def merge_queries(scores: Scores, items: Items, k: int) -> tuple[Scores, Items]:
+    """One ranked list from the lists of several vectors that are one query: the maximum per item.
+
+    Exact when each list is: an item that is among the k best by its maximum is among the k best
+    of the vector that gives the maximum.
+
+    Args:
+        scores: (v, k) of the query's v vectors.
+        items: (v, k) item numbers, -1 where there is none.
+        k: length of the result.
+
+    Returns:
+        At most k scores and item numbers, best first.
+    """
+    top_scores, top_items = _first_of_each(scores.ravel(), items.ravel())
+    return top_scores[:k], top_items[:k]
+
+
+def late_interaction(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> Scores:
+    """Mean over a query image's vectors of the best match among a gallery image's vectors.
+
+    The sum-of-maxima of ColBERT (Khattab and Zaharia, SIGIR 2020, section 3.3) divided by the
+    number of query vectors. For two images with several vectors each it has what the plain maximum
+    over all pairs lacks: one pair of vectors that is alike in all pictures does not decide.
+
+    Args:
+        query: (q, d).
+        gallery: (n, q, d).
+
+    Returns:
+        (n,) float32; 1 for an image and itself when vectors are normalised.
+    """
+    pairs = gallery.astype(np.float32) @ query.T  # (n, q of gallery, q of query)
+    best: Scores = pairs.max(axis=1).mean(axis=1)
+    return best

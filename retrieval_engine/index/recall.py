@@ -1,0 +1,118 @@
+"""How good and how quick an index is: recall@10 against exact search, and time of one query."""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.index.backends import Rows
+from retrieval_engine.index.grouping import Index, Items, Scores
+from retrieval_engine.index.vectors import StoredVectors
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Store
+
+K = 10
+_MAX_QUERIES = 1000
+_MIN_QUERIES = 100
+# Exact search over the sample stays under some ten seconds: queries times rows.
+_COMPARISONS = 200_000_000
+_TIMED_QUERIES = 100
+# Two exact programs add the same products in another order; nearer scores than this are one tie.
+_ROUNDING = 2e-6
+
+
+class Expected(NamedTuple):
+    """The right answers to a sample of queries.
+
+    Attributes:
+        queries: (q, d) float32.
+        scores: (q, 2k) of exact search, best first.
+        items: (q, 2k) item numbers.
+        k: number of hits that are counted.
+    """
+
+    queries: NDArray[np.float32]
+    scores: Scores
+    items: Items
+    k: int
+
+
+def sample_queries(store: Store, vectors: StoredVectors, seed: int) -> NDArray[np.float32]:
+    """Queries such as will be asked: captions where the store has them, else images.
+
+    Args:
+        store: where the vectors are.
+        vectors: what is indexed.
+        seed: of the sample.
+
+    Returns:
+        (q, dim) float32; at most 1,000, fewer for a large gallery.
+    """
+    rng = np.random.default_rng(seed)
+    feature, side = vectors.feature.name, Modality.CAPTIONS
+    rows = vectors.gallery.caption_rows
+    if feature not in store.features(Modality.CAPTIONS) or not (rows >= 0).any():
+        rows, side = vectors.gallery.image_rows, Modality.IMAGES
+    rows = np.unique(rows[rows >= 0])
+    wanted = max(_MIN_QUERIES, min(_MAX_QUERIES, _COMPARISONS // vectors.rows))
+    picked = np.sort(rng.choice(rows, size=min(len(rows), wanted), replace=False))
+    found = store.read(side, feature, picked).astype(np.float32)  # (q, v, dim)
+    one_each = rng.integers(0, found.shape[1], size=len(found))
+    queries: NDArray[np.float32] = found[np.arange(len(found)), one_each]
+    return queries
+
+
+def expect(exact: Index, queries: NDArray[np.float32]) -> Expected:
+    """The right answers, with as many again beyond them to know the ties at the last place."""
+    k = min(K, exact.items)
+    scores, items = exact.search(queries, 2 * k)
+    return Expected(queries, scores, items, k)
+
+
+def recall_at_10(index: Index, expected: Expected) -> float:
+    """Share of the 10 best items that the index finds, mean over the queries, in [0, 1].
+
+    An item whose score equals that of the 10th, up to rounding, is as right as the 10th.
+    """
+    _, items = index.search(expected.queries, expected.k)
+    threshold = expected.scores[:, expected.k - 1 : expected.k] - _ROUNDING
+    right = np.where(expected.scores >= threshold, expected.items, -2)
+    found = (items[:, :, None] == right[:, None, :]).any(axis=2)
+    return float(found.mean())
+
+
+def p50_ms(index: Index, queries: NDArray[np.float32]) -> float:
+    """Median milliseconds of one search for the 10 best, one query at a time, after a warm-up."""
+    times = []
+    for i in range(_TIMED_QUERIES + 3):
+        query = queries[i % len(queries)][None]
+        begin = time.perf_counter()
+        index.search(query, K)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[3:])
+
+
+def tune(rows: Rows, index: Index, expected: Expected, target: float) -> float:
+    """Set the least search effort that reaches the target recall, and say the recall reached.
+
+    Where none reaches it, the least effort within 0.001 of the best recall is taken.
+
+    Args:
+        rows: the backend's rows, which have `efforts` and `set_effort`.
+        index: an index over these rows.
+        expected: the right answers.
+        target: recall@10 wanted, in (0, 1].
+    """
+    tried = []
+    for effort in rows.efforts():
+        rows.set_effort(effort)
+        recall = recall_at_10(index, expected)
+        tried.append((recall, effort))
+        if recall >= target:
+            return recall
+    best = max(recall for recall, _ in tried)
+    recall, effort = next((r, e) for r, e in tried if r >= best - 0.001)
+    rows.set_effort(effort)
+    return recall

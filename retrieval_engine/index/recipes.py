@@ -1,0 +1,167 @@
+"""What kind of index to build, as data.
+
+The recipes below ship in the package. The same recipes lie in `indices/recipes/*.toml` to be
+edited and added to: a file there wins over a built-in recipe of its name.
+"""
+
+import math
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from retrieval_engine import plugins
+from retrieval_engine.errors import UsageError
+
+BACKENDS = "retrieval_engine.index.backends"
+RECIPE_FOLDER = Path("indices/recipes")
+FACTORY = "factory:"
+
+_FLAT_ROWS = 200_000
+_GRAPH_ROWS = 2_000_000
+# faiss wants at least this many training points a centroid, and warns below.
+_POINTS_PER_LIST = 39
+
+
+# A plain product quantiser: not OPQ, and not the 4-bit fast-scan kind.
+_POLYSEMOUS = re.compile(r"(?<![A-Z])PQ\d+(x\d+)?(?!\d|x|np|fs)")
+_NO_INNER_PRODUCT = re.compile(r"LSH|ITQ|SVS|L2Panorama|HNSW\d*[,_]\w*(Panorama|RaBitQ)|NSG")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to build an index.
+
+    Attributes:
+        name: what it is called in the manifest.
+        factory: faiss factory string; `{nlist}` is replaced by the number of lists that suits
+            the number of rows.
+        backend: file name in `index/backends/`.
+        target_recall: the effort of a search (nprobe, efSearch) is doubled at build until
+            recall@10 against exact search reaches this, in (0, 1].
+        ef_construction: HNSW's build effort; 0 leaves the library's default.
+        about: one line for people.
+    """
+
+    name: str
+    factory: str
+    backend: str = "faiss"
+    target_recall: float = 0.95
+    ef_construction: int = 0
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_recall <= 1:
+            raise UsageError(f"recipe {self.name}: target_recall is {self.target_recall}; (0, 1]")
+        if self.backend not in plugins.names(BACKENDS):
+            known = ", ".join(plugins.names(BACKENDS))
+            raise UsageError(f"recipe {self.name}: no backend {self.backend!r}; known: {known}")
+        _check_factory(self.factory)
+
+    def factory_for(self, rows: int) -> str:
+        """The factory string for this many rows; without lists where they would be one."""
+        nlist = nlist_for(rows)
+        if nlist == 1:
+            return self.factory.removeprefix("IVF{nlist},")
+        return self.factory.replace("{nlist}", str(nlist))
+
+
+def _check_factory(factory: str) -> None:
+    if found := _POLYSEMOUS.search(factory):
+        raise UsageError(
+            f"{found[0]} in {factory!r} trains for polysemous codes, thirty times longer",
+            hint=f"write {found[0]}np",
+        )
+    if found := _NO_INNER_PRODUCT.search(factory):
+        raise UsageError(
+            f"{found[0]} in {factory!r} does not work with inner products",
+            hint="take a recipe of IVF, HNSW or flat kind",
+        )
+
+
+_HNSW = "graph, one search well under a millisecond; slow to build, rows cannot be removed"
+_IVF = "lists of k-means cells; quick to build, for many millions of rows"
+BUILT_IN = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="flat", factory="Flat", about="exact, float32"),
+        Recipe(name="flat-fp16", factory="SQfp16", about="every row compared, float16 storage"),
+        Recipe(name="hnsw", factory="HNSW32,Flat", ef_construction=80, about=_HNSW),
+        Recipe(
+            name="hnsw-fp16",
+            factory="HNSW32,SQfp16",
+            ef_construction=80,
+            about=f"{_HNSW}; float16 storage",
+        ),
+        Recipe(name="ivf", factory="IVF{nlist},Flat", about=_IVF),
+        Recipe(name="ivf-fp16", factory="IVF{nlist},SQfp16", about=f"{_IVF}; float16 storage"),
+        Recipe(name="ivf-sq8", factory="IVF{nlist},SQ8", about=f"{_IVF}; one byte a number"),
+    )
+}
+
+
+def nlist_for(rows: int) -> int:
+    """Number of IVF lists: 4 * sqrt(rows), fewer where too few rows would train them."""
+    return max(1, min(round(4 * math.sqrt(rows)), rows // _POINTS_PER_LIST))
+
+
+def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
+    """The recipe of this name, and why it is the one.
+
+    Args:
+        name: `auto`, a built-in name, a name in `./indices/recipes`, a path of a TOML file, or
+            `factory:` with a faiss factory string.
+        rows: number of rows to be indexed; decides `auto`.
+
+    Returns:
+        The recipe and a line for people, empty when the recipe was named.
+
+    Raises:
+        UsageError: no such recipe, or it asks for what cannot work.
+    """
+    if name == "auto":
+        return _automatic(rows)
+    if name.startswith(FACTORY):
+        return Recipe(name=name, factory=name.removeprefix(FACTORY)), ""
+    for path in (Path(name), RECIPE_FOLDER / f"{name}.toml"):
+        if path.suffix == ".toml" and path.is_file():
+            return read_recipe(path), ""
+    if name in BUILT_IN:
+        return BUILT_IN[name], ""
+    known = ", ".join(["auto", *BUILT_IN])
+    raise UsageError(
+        f"no recipe {name!r}; known: {known}",
+        hint="or the path of a .toml file, or factory:STRING with a faiss factory string",
+    )
+
+
+def _automatic(rows: int) -> tuple[Recipe, str]:
+    """Few rows are searched whole; more in a graph; very many in lists, which build faster."""
+    if rows < _FLAT_ROWS:
+        name, why = "flat-fp16", f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
+    elif rows < _GRAPH_ROWS:
+        name, why = "hnsw-fp16", f"from {_FLAT_ROWS:,} on, a graph is much faster than every row"
+    else:
+        name, why = "ivf-fp16", f"from {_GRAPH_ROWS:,} on, a graph takes too long to build"
+    return BUILT_IN[name], f"recipe {name}: {rows:,} rows; {why}"
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file; its name is the file's.
+
+    Raises:
+        UsageError: not TOML, an unknown key, or a value that cannot be used.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read recipe {path}: {error}") from error
+    allowed = [f.name for f in fields(Recipe) if f.name != "name"]
+    if unknown := sorted(set(values) - set(allowed)):
+        raise UsageError(f"{path}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    if not isinstance(values.get("factory"), str):
+        raise UsageError(f"{path}: `factory` is missing; it is a faiss factory string")
+    try:
+        return Recipe(name=path.stem, **values)
+    except TypeError as error:
+        raise UsageError(f"{path}: {error}") from error

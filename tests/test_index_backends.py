@@ -1,0 +1,131 @@
+"""The contract of an index, kept by exact search and by each recipe."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from retrieval_engine.errors import ShapeError
+from retrieval_engine.index import ExactIndex, Index, SavedIndex, build_index, open_index
+from retrieval_engine.index.backends.faiss import open_rows
+from retrieval_engine.index.exact import Block, _from_keys, _ordered_keys
+from retrieval_engine.index.grouping import late_interaction, merge_queries
+from tests.contracts.index_contract import IndexContract, Vectors
+from tests.vector_store import clustered, unit, write_store
+
+
+class TestExactIndex(IndexContract):
+    def build(self, vectors: Vectors) -> Index:
+        return ExactIndex(vectors)
+
+
+class TestExactIndexInSmallBlocks(IndexContract):
+    def build(self, vectors: Vectors) -> Index:
+        def blocks(_: int) -> Iterator[Block]:
+            for start in range(0, len(vectors), 7):
+                yield start, vectors[start : start + 7]
+
+        return ExactIndex.streaming(blocks, len(vectors), vectors.shape[1:])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    SavedContract._folders = tmp_path_factory
+
+
+class SavedContract(IndexContract):
+    """Through a store, a build, and a folder opened again."""
+
+    recipe = ""
+    _folders: pytest.TempPathFactory
+
+    def build(self, vectors: Vectors) -> SavedIndex:
+        folder = self._folders.mktemp("index")
+        store = write_store(folder / "store", vectors)
+        build_index(store, folder / "built", recipe=self.recipe)
+        return open_index(folder / "built")
+
+
+class TestFlat(SavedContract):
+    recipe = "flat"
+
+
+class TestFlatHalfPrecision(SavedContract):
+    recipe = "flat-fp16"
+    tolerance = 1e-3
+    agreement = 0.97
+
+
+class ThoroughContract(SavedContract):
+    """An approximate kind at its greatest effort, where it must be exact."""
+
+    def build(self, vectors: Vectors) -> SavedIndex:
+        index = super().build(vectors)
+        rows = open_rows(index.path, {})
+        rows.set_effort(list(rows.efforts())[-1])
+        return SavedIndex(index.path, index.manifest, rows)
+
+
+class TestHnsw(ThoroughContract):
+    recipe = "hnsw"
+
+
+class TestIvf(ThoroughContract):
+    recipe = "ivf"
+
+
+class TestIvfHalfPrecision(ThoroughContract):
+    recipe = "ivf-fp16"
+    tolerance = 1e-3
+    agreement = 0.97
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 3, 4)])
+def test_exact_index_refuses_what_is_no_list_of_vectors(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="is needed"):
+        ExactIndex(np.ones(shape, np.float32))
+
+
+def test_exact_index_refuses_nan_among_its_vectors() -> None:
+    vectors = clustered(10, 4)
+    vectors[3] = np.nan
+    with pytest.raises(ShapeError, match="items 0 to 9 is NaN"):
+        ExactIndex(vectors).search(clustered(1, 4), 2)
+
+
+def test_keys_order_as_scores_do_and_give_them_back() -> None:
+    scores = np.array([[-np.inf, -3.5, -1e-30, -0.0, 0.0, 1e-30, 0.25, 0.25, 7.0]], np.float32)
+    keys = _ordered_keys(scores, 5)
+    back, items = _from_keys(keys)
+    assert back.tolist() == scores.tolist()
+    assert items.tolist() == [list(range(5, 14))]
+    # -0.0 equals 0.0, and of equals the lower item is larger.
+    assert np.argsort(keys[0])[::-1].tolist() == [8, 6, 7, 5, 3, 4, 2, 1, 0]
+
+
+def test_several_vectors_of_one_query_merge_by_their_maximum() -> None:
+    scores = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, -np.inf]], np.float32)
+    items = np.array([[4, 2, 9], [2, 7, -1]])
+    merged, numbers = merge_queries(scores, items, 3)
+    assert numbers.tolist() == [4, 2, 7]
+    assert merged.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_merged_queries_equal_one_search_by_the_maximum() -> None:
+    vectors, query = clustered(300, 8)[:, None], clustered(6, 8, seed=4)
+    merged_scores, merged = merge_queries(*ExactIndex(vectors).search(query, 10), 10)
+    best = (vectors[:, 0] @ query.T).max(axis=1)
+    assert merged.tolist() == np.argsort(-best, kind="stable")[:10].tolist()
+    np.testing.assert_allclose(merged_scores, np.sort(best)[::-1][:10], atol=1e-6)
+
+
+def test_late_interaction_knows_the_same_picture_again() -> None:
+    rng = np.random.default_rng(0)
+    gallery = unit(rng.standard_normal((20, 6, 12)))
+    # One vector that is alike in all pictures would make all of them equal by the plain maximum.
+    gallery[:, 0] = unit(np.ones(12))
+    scores = late_interaction(gallery[13], gallery)
+    assert scores.argmax() == 13
+    assert scores[13] == pytest.approx(1, abs=1e-6)
+    by_hand = [np.mean([max(a @ b for b in image) for a in gallery[13]]) for image in gallery]
+    np.testing.assert_allclose(scores, by_hand, atol=1e-6)

@@ -1,0 +1,229 @@
+"""Building, opening, replacing and damaging index folders."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_engine.errors import FeatureMissing, IndexFailure, UsageError
+from retrieval_engine.index import ExactIndex, build_index, open_index
+from retrieval_engine.index.folder import replacing
+from retrieval_engine.index.manifest import MANIFEST, Manifest
+from retrieval_engine.index.recall import expect, recall_at_10
+from tests.vector_store import clustered, key_of, spec, unit, write_store
+
+
+def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
+    vectors = clustered(400, 32)
+    store = write_store(tmp_path / "store", vectors)
+    report = build_index(store, tmp_path / "index", recipe="flat")
+    assert report.recall_at_10 == 1.0
+    assert (report.items, report.rows, report.recipe) == (400, 400, "flat")
+    assert (
+        report.bytes
+        == sum(f.stat().st_size for f in (tmp_path / "index").iterdir())
+        - (tmp_path / "index" / MANIFEST).stat().st_size
+    )
+    assert report.bytes > 400 * 32 * 4
+    assert 0 < report.p50_ms < 1000
+    assert report.seconds > 0
+
+
+@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8"])
+def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> None:
+    vectors = clustered(3000, 32)
+    captions = [unit(vectors[i : i + 1] + 0.05) for i in range(3000)]
+    store = write_store(tmp_path / "store", vectors, captions, dtype="float16")
+    report = build_index(store, tmp_path / "index", recipe=recipe)
+    assert report.recall_at_10 >= 0.95
+    assert report.queries == 1000
+    assert next(iter(report.effort)) == ("efSearch" if "hnsw" in recipe else "nprobe")
+    index = open_index(tmp_path / "index")
+    fresh = unit(clustered(200, 32, seed=0) + 0.1)
+    expected = expect(ExactIndex(vectors), fresh)
+    assert recall_at_10(index, expected) >= 0.9
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["ivf", "factory:IVF50,PQ8x4fs,Refine(SQfp16)", "factory:PCA8,IVF50,Flat"],
+)
+def test_a_wider_search_finds_more_than_the_probed_lists_hold(tmp_path: Path, recipe: str) -> None:
+    store = write_store(tmp_path / "store", clustered(2000, 16))
+    build_index(store, tmp_path / "index", recipe=recipe)
+    index = open_index(tmp_path / "index")
+    effort = dict(index.manifest.effort)
+    assert effort["nprobe"] < 50
+    _, items = index.search(clustered(3, 16, seed=1), 2000)
+    assert [sorted(row) for row in items.tolist()] == [list(range(2000))] * 3
+    assert index._rows.effort == effort  # type: ignore[attr-defined]
+
+
+def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", clustered(20, 16))
+    report = build_index(store, tmp_path / "index", recipe="ivf-fp16")
+    assert Manifest.read(tmp_path / "index").factory == "SQfp16"
+    assert report.effort == {}
+    assert report.recall_at_10 == 1.0
+
+
+def test_half_precision_loses_nothing_of_a_half_precision_store(tmp_path: Path) -> None:
+    vectors = clustered(300, 24).astype(np.float16)
+    store = write_store(tmp_path / "store", vectors, dtype="float16")
+    build_index(store, tmp_path / "index", recipe="flat-fp16")
+    queries = clustered(20, 24, seed=3)
+    scores, items = open_index(tmp_path / "index").search(queries, 10)
+    exact_scores, exact = ExactIndex(vectors).search(queries, 10)
+    assert items.tolist() == exact.tolist()
+    np.testing.assert_allclose(scores, exact_scores, atol=5e-7)
+
+
+def test_the_folder_describes_itself(tmp_path: Path) -> None:
+    vectors = clustered(30 * 4, 8).reshape(30, 4, 8)
+    captions = [clustered(2, 8, seed=i) for i in range(30)]
+    store = write_store(tmp_path / "store", vectors, captions)
+    build_index(store, tmp_path / "index", recipe="flat")
+    index = open_index(tmp_path / "index")
+    manifest = index.manifest
+    assert (manifest.items, manifest.rows_per_item, manifest.rows, manifest.dim) == (30, 4, 120, 8)
+    assert manifest.fingerprint == store.fingerprint == manifest.encoder.fingerprint
+    assert manifest.feature_fingerprint == spec().part("vision", "image")
+    assert {f.name for f in manifest.files} == {"vectors.faiss", "items.arrow"}
+    entry = index.catalog.entries([7])[0]
+    assert (entry.id, entry.uri, entry.source) == ("item-7", "/pictures/item-7.jpg", "vectors")
+    assert [c.text for c in entry.captions] == ["item-7 says 0", "item-7 says 1"]
+    assert entry.meta == {"n": 7}
+    assert index.catalog.image_rows(store, np.array([7])).tolist() == (
+        store.rows("images", [key_of("item-7")]).tolist()  # type: ignore[arg-type]
+    )
+
+
+def test_only_the_items_of_a_split(tmp_path: Path) -> None:
+    splits = ["test" if i % 3 == 0 else "train" for i in range(30)]
+    store = write_store(tmp_path / "store", clustered(30, 8), splits=splits)
+    report = build_index(store, tmp_path / "index", split="test")
+    index = open_index(tmp_path / "index")
+    assert (report.items, index.manifest.split) == (10, "test")
+    assert [e.id for e in index.catalog.entries(range(3))] == ["item-0", "item-3", "item-6"]
+    with pytest.raises(UsageError, match="dev"):
+        build_index(store, tmp_path / "other", split="dev")
+
+
+@pytest.mark.parametrize("victim", ["vectors.faiss", "items.arrow"])
+def test_one_flipped_bit_is_refused(tmp_path: Path, victim: str) -> None:
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    build_index(store, tmp_path / "index", recipe="flat")
+    path = tmp_path / "index" / victim
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IndexFailure, match=f"{victim} is damaged"):
+        open_index(tmp_path / "index")
+    path.write_bytes(data[:-1])
+    with pytest.raises(IndexFailure, match="bytes, its manifest says"):
+        open_index(tmp_path / "index", verify=False)
+    path.unlink()
+    with pytest.raises(IndexFailure, match="is missing"):
+        open_index(tmp_path / "index", verify=False)
+
+
+def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IndexFailure, match="no index at"):
+        open_index(tmp_path / "nothing")
+    folder = tmp_path / "index"
+    build_index(write_store(tmp_path / "store", clustered(50, 16)), folder)
+    value = json.loads((folder / MANIFEST).read_text())
+    for text, why in (
+        ("{", "cannot read"),
+        (json.dumps(value | {"format": 2}), "has format 2, this version reads 1"),
+        (json.dumps(value | {"surprise": 1}), "is no index manifest"),
+        (json.dumps(value | {"items": 49}), "its manifest says 49"),
+    ):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(IndexFailure, match=why):
+            open_index(folder)
+
+
+def test_rebuilding_replaces_the_index_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "built" / "default"
+    build_index(write_store(tmp_path / "a", clustered(50, 16)), out)
+    before = open_index(out)
+    build_index(write_store(tmp_path / "b", clustered(70, 16, seed=1)), out)
+    assert open_index(out).items == 70
+    assert [p.name for p in out.parent.iterdir()] == ["default"]
+    # What was opened before the swap keeps its mapped files.
+    assert before.search(clustered(1, 16), 50)[1].min() == 0
+
+
+def test_a_build_that_fails_leaves_the_old_index(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    build_index(store, out)
+    with pytest.raises(IndexFailure, match="faiss cannot build 'IVF4096,Flat'"):
+        build_index(store, out, recipe="factory:IVF4096,Flat")
+    assert open_index(out).items == 50
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index", "store"]
+
+
+def test_nothing_but_an_index_is_replaced(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "a.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is no index"):
+        build_index(store, precious)
+    with pytest.raises(UsageError, match="is no index"):
+        build_index(store, precious / "a.jpg")
+    assert (precious / "a.jpg").read_bytes() == b"x"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    build_index(store, empty)
+    assert open_index(empty).items == 50
+
+
+def test_an_index_goes_back_where_it_was_when_the_move_fails(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    build_index(write_store(tmp_path / "store", clustered(50, 16)), out)
+
+    def build_and_fail() -> None:
+        with replacing(out) as folder:
+            folder.rmdir()  # the move of the new folder fails after the old one has moved away
+
+    with pytest.raises(IndexFailure, match="cannot write"):
+        build_and_fail()
+    assert open_index(out).items == 50
+
+
+def test_what_cannot_be_indexed_is_explained(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", clustered(5, 8))
+    with pytest.raises(FeatureMissing, match="no image feature 'pooled'; it holds: itc"):
+        build_index(store, tmp_path / "index", feature="pooled")
+    empty = write_store(tmp_path / "empty", np.empty((0, 8), np.float32))
+    with pytest.raises(IndexFailure, match="holds no images"):
+        build_index(empty, tmp_path / "index")
+
+
+def test_searches_from_several_threads_agree(tmp_path: Path) -> None:
+    build_index(write_store(tmp_path / "store", clustered(800, 16)), tmp_path / "i", recipe="ivf")
+    index = open_index(tmp_path / "i")
+    queries = clustered(60, 16, seed=2)
+    _, expected = index.search(queries, 5)
+    answers: dict[int, list[list[int]]] = {}
+
+    def ask(thread: int) -> None:
+        found = [
+            index.search(q[None], 5 if i % 7 else 700)[1][0, :5] for i, q in enumerate(queries)
+        ]
+        answers[thread] = [row.tolist() for row in found]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(4):
+        same = [a == b for a, b in zip(answers[n], expected.tolist(), strict=True)]
+        # Every seventh asked for more than the probed lists hold, and so looked at more of them.
+        assert all(same[i] for i in range(60) if i % 7)
