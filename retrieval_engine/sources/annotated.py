@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
@@ -27,12 +28,6 @@ def merge(records: Sequence[Record], *, item_id: str = "") -> Item:
         SourceError: two records put the image into different splits.
     """
     name = item_id or records[0].image
-    splits = sorted({record.split for record in records if record.split})
-    if len(splits) > 1:
-        raise SourceError(
-            f"image {name} is in two splits: {' and '.join(splits)}",
-            hint="all captions of an image belong to one split; correct the annotation",
-        )
     captions: dict[str, str] = {}
     meta: dict[str, Json] = {}
     for record in records:
@@ -46,9 +41,29 @@ def merge(records: Sequence[Record], *, item_id: str = "") -> Item:
         id=name,
         uri="",
         captions=tuple(Caption(id=f"{name}#{n}", text=text) for n, text in captions.items()),
-        split=splits[0] if splits else "",
+        split=split_of(records, name),
         meta=meta,
     )
+
+
+def split_of(records: Iterable[Record], name: str, known: str = "") -> str:
+    """The one split that records of an image name, or empty.
+
+    Args:
+        records: what was said about the image.
+        name: the image, for the message.
+        known: its split by what was said before.
+
+    Raises:
+        SourceError: they name two.
+    """
+    splits = sorted({known, *(record.split for record in records)} - {""})
+    if len(splits) > 1:
+        raise SourceError(
+            f"image {name} is in two splits: {' and '.join(splits)}",
+            hint="all captions of an image belong to one split; correct the annotation",
+        )
+    return splits[0] if splits else ""
 
 
 class ImageFolder:
@@ -77,13 +92,22 @@ def _listing(directory: str) -> frozenset[str]:
         return frozenset()
 
 
+class _Glance(NamedTuple):
+    """What a first look showed of one image."""
+
+    split: str
+    captions: int
+    is_there: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
-    """What a first look over the annotation showed."""
+    """What a first look over the annotation showed; `captions` has their number by image."""
 
     found: int
     missing: tuple[str, ...]
     repeated: bool
+    captions: tuple[int, ...]
 
 
 class AnnotatedImages:
@@ -98,8 +122,8 @@ class AnnotatedImages:
         records: reads the annotation anew; records of one image that follow each other are one
             item. Where they do not, all are held in memory to bring them together.
         split: only items of this split, or empty.
+        captions: keep the first so many captions of each image, or 0 for all.
         allow_missing: go on without images that are not there, and note them.
-        notes: what is known already.
 
     Attributes:
         notes: lines for people about what was found, filled by `items` and `count`.
@@ -113,15 +137,16 @@ class AnnotatedImages:
         images: Path,
         records: Callable[[], Iterable[Record]],
         split: str = "",
+        captions: int = 0,
         allow_missing: bool = False,
-        notes: Iterable[str] = (),
     ) -> None:
         self.name = name
-        self.notes = list(notes)
+        self.notes: list[str] = []
         self.missing: tuple[str, ...] = ()
         self._images = ImageFolder(images)
         self._records = records
         self._split = split
+        self._captions = captions
         self._allow_missing = allow_missing
         self._survey: _Survey | None = None
 
@@ -147,7 +172,7 @@ class AnnotatedImages:
             yield Item(
                 id=item.id,
                 uri=path,
-                captions=item.captions,
+                captions=item.captions[: self._captions or None],
                 split=item.split,
                 size_bytes=state.st_size,
                 mtime_ns=state.st_mtime_ns,
@@ -176,22 +201,38 @@ class AnnotatedImages:
         return self._survey
 
     def _first_look(self) -> _Survey:
-        found, missing, seen, repeated = 0, [], set(), False
+        seen: dict[str, _Glance] = {}
+        repeated = False
         for image, run in groupby(self._records(), key=lambda record: record.image):
-            if image in seen:
-                repeated = True
-                continue
-            seen.add(image)
-            record = next(iter(run))
-            if self._split and record.split != self._split:
-                continue
-            if self._images.find(record.files or (image,)) is None:
-                missing.append(image)
-            else:
-                found += 1
-        return _Survey(found=found, missing=tuple(missing), repeated=repeated)
+            records = list(run)
+            before = seen.get(image)
+            repeated = repeated or before is not None
+            seen[image] = _Glance(
+                split=split_of(records, image, before.split if before else ""),
+                captions=sum(len(r.captions) for r in records) + (before.captions if before else 0),
+                is_there=(before is not None and before.is_there)
+                or self._images.find(records[0].files or (image,)) is not None,
+            )
+        wanted = {
+            image: glance
+            for image, glance in seen.items()
+            if not self._split or glance.split == self._split
+        }
+        return _Survey(
+            found=sum(glance.is_there for glance in wanted.values()),
+            missing=tuple(image for image, glance in wanted.items() if not glance.is_there),
+            repeated=repeated,
+            captions=tuple(glance.captions for glance in wanted.values() if glance.is_there),
+        )
 
     def _report(self, survey: _Survey) -> None:
+        if self._captions:
+            kept = sum(min(count, self._captions) for count in survey.captions)
+            fewer = sum(count < self._captions for count in survey.captions)
+            self.notes.append(
+                f"captions={self._captions}: {kept:,} of {sum(survey.captions):,} captions kept, "
+                f"the first {self._captions} of each image; {fewer:,} images have fewer"
+            )
         absent, root = len(survey.missing), self._images.root
         if not absent:
             return

@@ -1,0 +1,40 @@
+"""`captions:FILE?images=DIR`: a caption file in any common form, and a folder of pictures.
+
+    captions:pairs.csv?images=photos
+    captions:Flickr8k.token.txt?images=Images&allow_missing=true
+
+The forms are those of `caption_files.py`: `name|caption`, `name,caption` with or without a header,
+`name.jpg#0<TAB>caption`, JSON lines, or a JSON list. Names are relative to the image folder; a
+column or key `split` is the item's split, all others are metadata.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from retrieval_engine.sources.annotated import AnnotatedImages
+from retrieval_engine.sources.caption_files import read_records
+from retrieval_engine.sources.options import Options, existing_file
+
+
+def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
+    """Images and captions of a caption file.
+
+    Args:
+        argument: path of the file.
+        options: `images` (default: the file's folder), `split`, `captions`, `allow_missing`.
+
+    Raises:
+        UsageError: an option is unknown.
+        SourceError: the file or the images are not there, or a line makes no sense.
+    """
+    given = Options("captions", options, ("images", "split", "captions", "allow_missing"))
+    path = existing_file(Path(argument).expanduser())
+    return AnnotatedImages(
+        name=f"captions:{path}",
+        images=given.directory("images", path.parent),
+        records=partial(read_records, path),
+        split=given.split(),
+        captions=given.count("captions"),
+        allow_missing=given.flag("allow_missing"),
+    )
