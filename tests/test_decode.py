@@ -1,6 +1,7 @@
 """Odd pictures give the right pixels, broken ones one reason, and nothing else ever comes out."""
 
 import io
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from tests.broken_images import (
     BrokenImage,
@@ -90,6 +92,27 @@ def test_threads_get_the_same_pixels_and_reasons() -> None:
     with ThreadPoolExecutor(8) as pool:
         threaded = list(pool.map(outcome, every * 4))
     assert threaded == [outcome(data) for data in every] * 4
+
+
+def test_folder_of_200_good_and_20_broken_of_each_kind(tmp_path: Path) -> None:
+    for seed in range(200):
+        (tmp_path / f"good-{seed:03}.jpg").write_bytes(jpeg(seed))
+    expected: dict[str, str] = {}
+    for seed in range(20):
+        for broken in broken_images(seed):
+            (tmp_path / f"{seed:02}-{broken.name}").write_bytes(broken.data)
+            expected[f"{seed:02}-{broken.name}"] = broken.reason
+    decoded, reasons = {}, {}
+    for item in open_source(f"folder:{tmp_path}").items():
+        try:
+            decoded[item.id] = np.asarray(decode(read_bytes(item.uri)))
+        except DecodeError as error:
+            reasons[item.id] = error.message
+
+    assert sorted(decoded) == [f"good-{seed:03}.jpg" for seed in range(200)]
+    assert np.array_equal(decoded["good-117.jpg"], rgb(Image.open(io.BytesIO(jpeg(117)))))
+    assert reasons.keys() == expected.keys()
+    assert [name for name in reasons if not re.search(expected[name], reasons[name])] == []
 
 
 SAMPLES = [odd.data for odd in odd_images() if len(odd.data) < 20_000] + [jpeg()]

@@ -206,7 +206,7 @@ def _columns(first: str) -> _Columns:
     delimiter = named[1] if named else next((d for d in "\t|" if d in first), ",")
     names = tuple(cell.strip().strip('"').lower() for cell in first.split(delimiter))
     heads = _Columns(delimiter=delimiter, names=names, has_header=True)
-    if heads.place(IMAGE_KEYS) >= 0 and heads.place(CAPTION_KEYS) >= 0:
+    if heads.place(IMAGE_KEYS) >= 0 and heads.place((*CAPTION_KEYS, "split")) >= 0:
         return heads
     cells = first.split(delimiter, 2)
     numbered = len(cells) == 3 and cells[1].strip().isdecimal()
@@ -262,7 +262,7 @@ def _record_of_cells(cells: list[str], columns: _Columns, where: str) -> Record 
         image, number = match[1], match[2]
     elif number_at >= 0:
         number = cells[number_at].strip()
-    text = cells[caption_at].strip()
+    text = cells[caption_at].strip() if caption_at >= 0 else ""
     known = {image_at, caption_at, number_at, split_at}
     return Record(
         image=image,

@@ -1,0 +1,173 @@
+"""`parquet:FILES`: local Parquet files with the pictures' bytes in them.
+
+    parquet:data/*.parquet                     all rows; a column `split` is honoured row by row
+    parquet:flickr30k.parquet?splits=dataset_flickr30k.json&split=test      splits by id
+    parquet:a.parquet?image=jpg&caption=title,alt&id=sha256                 columns by name
+
+FILES is a file, a folder, a pattern, or several with commas. The name of a file or of a split never
+says which split a row is in: a well-known release of Flickr30k has all 31,783 images in one split
+named "test".
+"""
+
+import glob
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval_engine.errors import SourceError
+from retrieval_engine.sources.options import Options
+from retrieval_engine.sources.tables import (
+    OPTIONS,
+    TablePart,
+    TableSource,
+    choose_columns,
+)
+
+_BATCH_ROWS = 16
+_KEPT_BATCHES = 16
+_OPEN_FILES = 4
+
+
+def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
+    """Items in Parquet files.
+
+    Args:
+        argument: files, see the module.
+        options: `image`, `caption`, `id`, `split`, `splits`.
+
+    Raises:
+        UsageError: an option is unknown.
+        SourceError: there are no such files, or no columns of pictures and captions.
+    """
+    given = Options("parquet", options, [key for key in OPTIONS if key != "split_from"])
+    files = _files(argument)
+    schema = _schema(files[0])
+    for file in files[1:]:
+        if not _schema(file).equals(schema):
+            raise SourceError(f"{file} has other columns than {files[0]}")
+    names = ",".join(str(Path(part).expanduser().absolute()) for part in argument.split(","))
+    return TableSource(
+        name=f"parquet:{names}",
+        kind="parquet",
+        parts=[TablePart(path=file, read=_batches) for file in files],
+        columns=choose_columns(schema, given, str(files[0])),
+        given=given,
+    )
+
+
+def _files(argument: str) -> list[Path]:
+    files: list[Path] = []
+    for part in argument.split(","):
+        path = Path(part).expanduser()
+        pattern = path / "**" / "*.parquet" if path.is_dir() else path
+        found = [path] if path.is_file() else glob.glob(str(pattern), recursive=True)
+        if not found:
+            raise SourceError(f"no Parquet file matches {pattern}")
+        files += sorted(Path(file).absolute() for file in found)
+    return files
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path).remove_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{path} is no whole Parquet file: {error}") from error
+
+
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield from file.iter_batches(batch_size=1024, columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"cannot read {path}: {error}") from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The picture in one row.
+
+    Args:
+        uri: `parquet:FILE#ROW,COLUMN`.
+
+    Raises:
+        SourceError: the file changed or is gone, or the row holds no bytes.
+    """
+    path, _, place = uri.removeprefix("parquet:").rpartition("#")
+    row, _, column = place.partition(",")
+    try:
+        value = _cursor(path, Path(path).stat().st_mtime_ns, column).value(int(row))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise SourceError(f"cannot read {uri}: {error}") from error
+    return bytes_in(value, uri)
+
+
+def bytes_in(value: object, uri: str) -> bytes:
+    """The picture's bytes in a cell.
+
+    Raises:
+        SourceError: the cell is empty, or has only a path.
+    """
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(content, bytes):
+        return content
+    path = value.get("path") if isinstance(value, dict) else None
+    raise SourceError(f"no picture bytes in {uri}" + (f"; only the path {path}" if path else ""))
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _cursor(path: str, mtime_ns: int, column: str) -> "_Cursor":
+    return _Cursor(path, column)
+
+
+class _Cursor:
+    """Reads pictures of one file; rows near the last one asked for cost no second reading.
+
+    Rows are asked for nearly in order, by several threads. A row group may be the whole file, so
+    it is read forward a few rows at a time and only the latest batches are kept. Parquet's smallest
+    unit is a page, which pyarrow writes with up to 1,024 rows: that much is held at once.
+    """
+
+    def __init__(self, path: str, column: str) -> None:
+        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        self._column = column
+        groups = self._file.metadata
+        self._sizes = [groups.row_group(g).num_rows for g in range(groups.num_row_groups)]
+        self._lock = threading.Lock()
+        self._recent: deque[tuple[int, pa.Array]] = deque(maxlen=_KEPT_BATCHES)
+        self._ahead: Iterator[pa.RecordBatch] = iter(())
+        self._next = self._end = 0
+
+    def value(self, row: int) -> object:
+        """The cell at this row.
+
+        Raises:
+            ValueError: the file has no such row.
+        """
+        with self._lock:
+            for start, cells in self._recent:
+                if start <= row < start + len(cells):
+                    return cells[row - start].as_py()
+            if not self._next <= row < self._end:
+                self._start_group(row)
+            while True:
+                cells = next(self._ahead).column(0)
+                start, self._next = self._next, self._next + len(cells)
+                self._recent.append((start, cells))
+                if row < self._next:
+                    return cells[row - start].as_py()
+
+    def _start_group(self, row: int) -> None:
+        start = 0
+        for group, size in enumerate(self._sizes):
+            if start <= row < start + size:
+                self._ahead = self._file.iter_batches(
+                    batch_size=_BATCH_ROWS, row_groups=[group], columns=[self._column]
+                )
+                self._next, self._end = start, start + size
+                return
+            start += size
+        raise ValueError(f"no row {row}; the file has {start}")

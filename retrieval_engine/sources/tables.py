@@ -1,0 +1,299 @@
+"""Items from tables with one picture in each row: which column is what, and the rows read."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrieval_engine.errors import SourceError
+from retrieval_engine.records import Item, Json
+from retrieval_engine.sources.annotated import merge
+from retrieval_engine.sources.caption_files import (
+    CAPTION_KEYS,
+    Record,
+    captions_of,
+    read_records,
+)
+from retrieval_engine.sources.json_stream import elements, is_list
+from retrieval_engine.sources.options import Options, existing_file, of_split, split_name
+
+OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
+"""Options that every source of tables knows."""
+
+_IDS = ("filename", "file_name", "image_name", "image_id", "img_id", "id", "key", "__key__")
+_NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|raw)s?_?\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which column holds what.
+
+    Attributes:
+        image: the picture's bytes, binary or a struct of `bytes` and `path`.
+        has_path: it is a struct with a path, which can stand for an id.
+        id: empty where the table has none.
+        captions: text or lists of text.
+        split: empty where there is none.
+        meta: those of plain values; lists and structs are left out.
+    """
+
+    image: str
+    has_path: bool
+    id: str
+    captions: tuple[str, ...]
+    split: str
+    meta: tuple[str, ...]
+
+    @property
+    def light(self) -> tuple[str, ...]:
+        """All that is read to list the items: not the pictures."""
+        named = (*self.captions, *(name for name in (self.id, self.split) if name), *self.meta)
+        path = (f"{self.image}.path",) if self.has_path else ()
+        return tuple(dict.fromkeys((*named, *path)))
+
+
+def choose_columns(schema: pa.Schema, given: Options, where: str) -> Columns:
+    """The columns of a table by their types and usual names, or as the options say.
+
+    Args:
+        schema: the table's.
+        given: `image`, `caption` (names with commas, or `none`) and `id` override the choice.
+        where: the file, for messages.
+
+    Raises:
+        SourceError: no column holds pictures, or none captions and `caption=none` was not said.
+    """
+    image = given.text("image") or next((f.name for f in schema if _holds_bytes(f.type)), "")
+    there = f"its columns: {', '.join(f'{f.name} ({f.type})' for f in schema)}"
+    if image not in schema.names or not _holds_bytes(schema.field(image).type):
+        raise SourceError(
+            f"{where} has no column of picture bytes{f' {image!r}' if image else ''}; {there}",
+            hint="name it with ?image=COLUMN: binary, or a struct with a field `bytes`",
+        )
+    captions = _caption_columns(schema, given.text("caption"))
+    if not captions and given.text("caption") != "none":
+        raise SourceError(
+            f"{where} has no column of captions; {there}",
+            hint="name it with ?caption=COLUMN, or say ?caption=none to go without",
+        )
+    identity = given.text("id") or next((name for name in _IDS if name in schema.names), "")
+    for name in (*captions, *([identity] if identity else [])):
+        if name not in schema.names:
+            raise SourceError(f"{where} has no column {name!r}; {there}")
+    split = "split" if "split" in schema.names and _is_text(schema.field("split").type) else ""
+    used = {image, identity, split, *captions}
+    return Columns(
+        image=image,
+        has_path=_has_path(schema.field(image).type),
+        id=identity,
+        captions=captions,
+        split=split,
+        meta=tuple(f.name for f in schema if f.name not in used and _is_plain(f.type)),
+    )
+
+
+def _caption_columns(schema: pa.Schema, asked: str) -> tuple[str, ...]:
+    if asked:
+        return () if asked == "none" else tuple(name.strip() for name in asked.split(","))
+    texts = {f.name: f for f in schema if _is_text(f.type) or _is_text_list(f.type)}
+    named = next((key for key in CAPTION_KEYS if key in texts), "")
+    if named:
+        return (named,)
+    return tuple(name for name in texts if _NUMBERED_CAPTION.fullmatch(name.lower()))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _has_path(kind: pa.DataType) -> bool:
+    place = kind.get_field_index("path") if pa.types.is_struct(kind) else -1
+    return place >= 0 and _is_text(kind.field(place).type)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_text_list(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and _is_text(kind.value_type)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(number or _is_text(kind))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePart:
+    """One file of a table.
+
+    Attributes:
+        path: the file, absolute.
+        read: gives its rows, of the columns asked for alone, a batch at a time.
+        split: what all its rows are in, or empty.
+    """
+
+    path: Path
+    read: Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]
+    split: str = ""
+
+
+class TableSource:
+    """Items from the rows of a table; rows that follow each other with one id are one item.
+
+    Args:
+        name: see `Source`.
+        kind: the uri's first part; `KIND:FILE#ROW,COLUMN` is a picture.
+        parts: the table's files in order.
+        columns: which column is what.
+        given: `split`, and `splits`: a file that says which split each id is in.
+
+    Attributes:
+        notes: lines for people about what was found, whole when all items were read.
+    """
+
+    def __init__(
+        self, *, name: str, kind: str, parts: Sequence[TablePart], columns: Columns, given: Options
+    ) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self._kind = kind
+        self._parts = parts
+        self._columns = columns
+        self._split = given.split()
+        self._splits = split_table(Path(given.text("splits"))) if given.text("splits") else None
+
+    def count(self) -> int:
+        """Number of items; reads the ids and splits alone."""
+        columns = replace(self._columns, captions=(), meta=())
+        splits = (split for _, split, _ in self._rows(columns))
+        return sum(not self._split or split == self._split for split in splits)
+
+    def items(self) -> Iterator[Item]:
+        """Every item in the order of its first row.
+
+        Raises:
+            SourceError: an id comes back after other rows, or no item is in the split.
+        """
+        return of_split(self._items(), self._split, self.name)
+
+    def _items(self) -> Iterator[Item]:
+        self.notes.clear()
+        if not self._columns.id and not self._columns.has_path:
+            self.notes.append("the table has no ids; file and row stand for them")
+        seen: set[str] = set()
+        unlisted = 0
+        for item_id, split, rows in self._rows(self._columns):
+            if item_id in seen:
+                raise SourceError(
+                    f"{self.name}: id {item_id!r} comes back at {rows[0].where}",
+                    hint="name a column of unique ids with ?id=COLUMN",
+                )
+            seen.add(item_id)
+            unlisted += self._splits is not None and not split
+            item = merge([row.record for row in rows], item_id=item_id)
+            yield replace(item, uri=rows[0].uri, split=split, mtime_ns=rows[0].mtime_ns)
+        if unlisted:
+            self.notes.append(f"{unlisted:,} of {len(seen):,} ids are in no split of the list")
+
+    def _rows(self, columns: Columns) -> Iterator[tuple[str, str, list["_Row"]]]:
+        """Id, split and rows of each item."""
+        for item_id, group in groupby(self._each(columns), key=lambda row: row.record.image):
+            rows = list(group)
+            split = merge([row.record for row in rows]).split
+            if self._splits is not None:
+                split = _listed(self._splits, item_id)
+            yield item_id, split, rows
+
+    def _each(self, columns: Columns) -> Iterator["_Row"]:
+        for part in self._parts:
+            mtime_ns = part.path.stat().st_mtime_ns
+            row = 0
+            for batch in part.read(part.path, columns.light):
+                for values in _values(batch, columns):
+                    where = f"{part.path}, row {row}"
+                    yield _Row(
+                        record=_record(values, columns, f"{part.path.stem}-{row}", where, part),
+                        uri=f"{self._kind}:{part.path}#{row},{columns.image}",
+                        mtime_ns=mtime_ns,
+                        where=where,
+                    )
+                    row += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    record: Record
+    uri: str
+    mtime_ns: int
+    where: str
+
+
+def _values(batch: pa.RecordBatch, columns: Columns) -> Iterable[dict[str, Json]]:
+    """The light columns of each row; the picture's path under the name of its column."""
+    names = [name for name in columns.light if name in batch.schema.names]
+    lists = [batch.column(name).to_pylist() for name in names]
+    if columns.has_path:
+        path = pc.struct_field(batch.column(columns.image), "path").to_pylist()
+        names, lists = [*names, columns.image], [*lists, path]
+    if not lists:
+        return [{} for _ in range(len(batch))]
+    return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def _record(
+    values: Mapping[str, Json], columns: Columns, fallback: str, where: str, part: TablePart
+) -> Record:
+    identity = values.get(columns.id or columns.image)
+    captions = [captions_of(values.get(name), where) for name in columns.captions]
+    return Record(
+        image=fallback if identity in (None, "") else str(identity),
+        captions=tuple(text for texts in captions for text in texts),
+        split=split_name(str(values.get(columns.split) or "")) if columns.split else part.split,
+        meta={name: _finite(values[name]) for name in columns.meta if name in values},
+    )
+
+
+def _finite(value: Json) -> Json:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def split_table(path: Path) -> dict[str, str]:
+    """The split of each image that a file names.
+
+    Args:
+        path: a Karpathy file, or any caption file with a `split`; also `name,split` lines with
+            that header.
+
+    Raises:
+        SourceError: the file is not there, cannot be read, or names no split.
+    """
+    path = existing_file(path.expanduser())
+    if ".json" in path.suffixes and not is_list(path):
+        entries = (entry for entry in elements(path, "images") if isinstance(entry, dict))
+        pairs = [(str(e.get("filename")), split_name(str(e.get("split") or ""))) for e in entries]
+    else:
+        pairs = [(record.image, record.split) for record in read_records(path)]
+    table: dict[str, str] = {}
+    for name, split in pairs:
+        if split and table.setdefault(name, split) != split:
+            raise SourceError(f"image {name} is in two splits: {table[name]} and {split}")
+    if not table:
+        raise SourceError(f"{path} names no split of any image")
+    return table
+
+
+def _listed(splits: Mapping[str, str], item_id: str) -> str:
+    """The split of an id, which may lack the list's folder or ending, or have one of its own."""
+    name = item_id.rpartition("/")[2]
+    return next((splits[key] for key in (item_id, name, f"{name}.jpg") if key in splits), "")
