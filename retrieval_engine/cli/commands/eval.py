@@ -1,14 +1,10 @@
 """`vlre eval`: the figures that may be published."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from retrieval_engine.cli.options import device_option, json_option, split_option, store_option
-
-if TYPE_CHECKING:
-    from retrieval_engine.evaluate import RecallReport
 
 _HELP = """Measure: Recall@K of a store, or the quality of captions.
 
@@ -19,7 +15,11 @@ _HELP = """Measure: Recall@K of a store, or the quality of captions.
 Recall is exact: every image against every caption, both directions, no index. Any of an image's
 captions counts for image to text; each caption asks for its own image. Of equal scores the lower
 index is first; NaN is an error.
+
+Captions are scored by BLEU, ROUGE-L and CIDEr-D as the COCO tools compute them. Both files may be
+JSON lines, COCO results or annotations, lists of {"image", "caption"}, or CSV.
 """
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(help=_HELP)
@@ -37,6 +37,13 @@ index is first; NaN is an error.
     help="Of exactly equal scores: the lower index first, all before the right one, or none.",
 )
 @device_option
+@click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
+@click.option("--references", type=_FILE, help="What people wrote, any number an image.")
+@click.option("--allow-missing", is_flag=True, help="Score only what was captioned; say the rest.")
+@click.option("--per-image", type=_FILE, help="Write each image's scores here, a JSON line each.")
+@click.option(
+    "--meteor/--no-meteor", default=True, help="METEOR too, where pycocoevalcap and Java are."
+)
 @json_option
 def command(
     recall: bool,
@@ -45,19 +52,30 @@ def command(
     ks: tuple[int, ...],
     ties: str,
     device: str,
+    captions: Path | None,
+    references: Path | None,
+    allow_missing: bool,
+    per_image: Path | None,
+    meteor: bool,
     as_json: bool,
 ) -> None:
     """Parse, measure, print."""
-    if not recall:
+    if recall == bool(captions):
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
-    _recall(store, split, ks, ties, device, as_json)
+    if captions and not references:
+        raise click.UsageError("--captions needs --references: what people wrote")
+    if recall:
+        _recall(store, split, ks, ties, device, as_json)
+    if captions and references:
+        _captions((captions, references), allow_missing, per_image, meteor, as_json)
 
 
 def _recall(
     path: Path, split: str | None, ks: tuple[int, ...], ties: str, device: str, as_json: bool
 ) -> None:
+    from retrieval_engine.cli.figures import print_recall
     from retrieval_engine.cli.output import emit
-    from retrieval_engine.evaluate import Ties, evaluate_recall
+    from retrieval_engine.evaluate import Ties, evaluate_recall, recall_intervals
     from retrieval_engine.store import open_store
 
     report = evaluate_recall(
@@ -66,34 +84,31 @@ def _recall(
     if as_json:
         emit(report.to_json())
     else:
-        _print_recall(report)
+        print_recall(report, recall_intervals(report))
 
 
-def _print_recall(report: "RecallReport") -> None:
-    from rich.table import Table
+def _captions(
+    files: tuple[Path, Path],
+    allow_missing: bool,
+    per_image: Path | None,
+    meteor: bool,
+    as_json: bool,
+) -> None:
+    import json
 
-    from retrieval_engine.cli.output import note, table_console
-    from retrieval_engine.evaluate import recall_intervals
+    from retrieval_engine.cli.figures import print_captions
+    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.evaluate import evaluate_captions
+    from retrieval_engine.evaluate.caption_metrics.meteor import meteor_is_missing
 
-    spread = recall_intervals(report)
-    table = Table(title=f"{report.n_images:,} images, {report.n_captions:,} captions")
-    table.add_column("direction")
-    for k in report.image_to_text.recall:
-        table.add_column(f"R@{k}", justify="right")
-    table.add_column("median rank", justify="right")
-    for name, side, bounds in (
-        ("image to text", report.image_to_text, spread and spread.image_to_text),
-        ("text to image", report.text_to_image, spread and spread.text_to_image),
-    ):
-        cells = [
-            f"{value:.1f}"
-            + (" [dim]({:.1f}-{:.1f})[/]".format(*bounds[f"R@{k}"]) if bounds else "")
-            for k, value in side.recall.items()
-        ]
-        table.add_row(name, *cells, f"{side.median_rank:g}")
-    table_console().print(table)
-    table_console().print(f"mean recall {report.mean_recall:.2f}, exact search")
-    if report.n_without_captions:
-        note(f"{report.n_without_captions:,} images have no caption: they distract and ask nothing")
-    if report.ranks.n_tied:
-        note(f"{report.ranks.n_tied:,} queries tie with a wrong answer: --ties shows the bounds")
+    if meteor and (reason := meteor_is_missing()):
+        note(f"METEOR is left out: {reason}")
+        meteor = False
+    report = evaluate_captions(*files, allow_missing=allow_missing, with_meteor=meteor)
+    if per_image:
+        rows = (json.dumps(row, ensure_ascii=False) for row in report.rows())
+        per_image.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    if as_json:
+        emit(report.to_json())
+    else:
+        print_captions(report)

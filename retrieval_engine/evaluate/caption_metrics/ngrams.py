@@ -1,0 +1,20 @@
+"""Runs of words, counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+Tokens = Sequence[str]
+Ngram = tuple[str, ...]
+
+
+def ngrams(tokens: Tokens, n: int) -> list[Ngram]:
+    """Every run of n tokens, in order; none when there are fewer tokens."""
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def ngram_counts(tokens: Tokens, longest: int = 4) -> Counter[Ngram]:
+    """How often each run of 1 to `longest` tokens occurs."""
+    counts: Counter[Ngram] = Counter()
+    for n in range(1, longest + 1):
+        counts.update(ngrams(tokens, n))
+    return counts
