@@ -118,19 +118,31 @@ def grouped_top_k(
     while len(pending) and wanted:
         fetch = min(fetch, index.rows)
         row_scores, rows = index.search_rows(queries[pending], fetch)
-        unsettled = []
-        for query, found_scores, found_rows in zip(pending, row_scores, rows, strict=True):
-            top_scores, top_items = _first_of_each(found_scores, found_rows // rows_per_item)
-            n = min(wanted, len(top_items))
-            scores[query, :n], items[query, :n] = top_scores[:n], top_items[:n]
-            whole = fetch == index.rows or found_rows[-1] < 0
-            short = len(top_items) < wanted
-            cut_in_tie = not short and found_scores[-1] == top_scores[wanted - 1]
-            if not whole and (short or (cut_in_tie and fetch < _TIE_ROWS)):
-                unsettled.append(query)
-        pending = np.array(unsettled, dtype=np.int64)
+        row_scores = np.where(rows < 0, np.float32(-np.inf), row_scores)
+        tops, top_items = _best_items(row_scores, rows // rows_per_item, wanted, rows_per_item)
+        scores[pending, :wanted], items[pending, :wanted] = tops, top_items
+        whole = (rows[:, -1] < 0) | (fetch == index.rows)
+        short = top_items[:, -1] < 0
+        cut_in_tie = (row_scores[:, -1] == tops[:, -1]) & (fetch < _TIE_ROWS)
+        pending = pending[~whole & (short | cut_in_tie)]
         fetch *= 4
     return scores, items
+
+
+def _best_items(
+    scores: Scores, items: Items, wanted: int, rows_per_item: int
+) -> tuple[Scores, Items]:
+    """(q, wanted) best items of (q, fetch) rows that come with their item's number."""
+    if rows_per_item == 1:
+        order = np.lexsort((items, -scores), axis=1)[:, :wanted]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+    tops = np.full((len(scores), wanted), -np.inf, dtype=np.float32)
+    top_items = np.full((len(scores), wanted), -1, dtype=np.int64)
+    for query in range(len(scores)):
+        best, numbers = _first_of_each(scores[query], items[query])
+        n = min(wanted, len(numbers))
+        tops[query, :n], top_items[query, :n] = best[:n], numbers[:n]
+    return tops, top_items
 
 
 def _first_of_each(scores: Scores, items: Items) -> tuple[Scores, Items]:

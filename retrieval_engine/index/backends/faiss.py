@@ -18,17 +18,18 @@ FILE = "vectors.faiss"
 # Settings that trade time for recall, and where doubling them starts.
 _EFFORTS = {"nprobe": 1, "efSearch": 16}
 _MAX_EF = 2048
-# Below this many queries in a call, more threads cost more than they give.
+# Below so much work more threads cost more than they give: on busy cores, ten times the time.
 _THREADED_QUERIES = 16
+_THREADED_COMPARISONS = 20_000_000
+_THREADED_ROWS = 20_000
 
 
 class FaissRows:
     """Row search in a faiss index.
 
-    Threads: a call with few queries runs on one thread, a larger one on as many as the process may
-    use (`OMP_NUM_THREADS`, else its CPUs): on busy cores two OpenMP threads were five times slower
-    than one for a single query. `search_rows` releases the GIL and may be called from several
-    threads at once.
+    Threads: a call with little to do (fewer than 16 queries, or than 20 million comparisons) runs
+    on one thread, a larger one on as many as the process may use (`OMP_NUM_THREADS`, else its
+    CPUs). `search_rows` releases the GIL and may be called from several threads at once.
 
     Args:
         index: an index with the inner product as its metric.
@@ -75,8 +76,10 @@ class FaissRows:
 
     def search_rows(self, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
         """As `RowSearch.search_rows`."""
+        many = len(queries) >= _THREADED_QUERIES
+        many = many and len(queries) * self.rows >= _THREADED_COMPARISONS
         # The number of threads belongs to the calling thread, so each call sets its own.
-        _faiss().omp_set_num_threads(cpu_threads() if len(queries) >= _THREADED_QUERIES else 1)
+        _faiss().omp_set_num_threads(cpu_threads() if many else 1)
         scores, rows = self._index.search(queries, fetch)
         nprobe = self._effort.get("nprobe", 0)
         while nprobe and nprobe < _list_count(self._index) and (rows[:, -1] < 0).any():
@@ -104,7 +107,7 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows,
         IndexFailure: training or adding failed.
     """
     faiss = _faiss()
-    faiss.omp_set_num_threads(cpu_threads())
+    faiss.omp_set_num_threads(cpu_threads() if vectors.rows >= _THREADED_ROWS else 1)
     factory = recipe.factory_for(vectors.rows)
     try:
         index = faiss.index_factory(vectors.dim, factory, faiss.METRIC_INNER_PRODUCT)
