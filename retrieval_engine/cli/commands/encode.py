@@ -1,6 +1,8 @@
 """`vlre encode`: pictures and captions into features."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +15,9 @@ from retrieval_engine.cli.options import (
     split_option,
     store_option,
 )
+
+if TYPE_CHECKING:
+    from retrieval_engine.records import Json
 
 SOME_FAILED = 3
 _SHOWN_FAILURES = 5
@@ -116,7 +121,7 @@ def command(
         ctx.exit(SOME_FAILED)
 
 
-def summary(report: dict[str, object]) -> str:
+def summary(report: "Mapping[str, Json]") -> str:
     """The report of an encode run for people, three lines."""
     lines = []
     for modality in ("images", "captions"):
