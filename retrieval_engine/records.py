@@ -44,8 +44,8 @@ class Item:
         captions: every caption of the image; none is fine.
         split: `train`, `val`, `test`, or empty when the source knows none.
         size_bytes: length of the file, or -1 where the bytes are no file of their own.
-        mtime_ns: modification time of the file, or -1. Size and time together tell an
-            unchanged file without reading it.
+        mtime_ns: modification time of the file that holds the bytes, or -1. Uri, size and time
+            together tell an unchanged image without reading it.
         meta: whatever else the source knows, JSON values only.
     """
 

@@ -128,6 +128,7 @@ class AnnotatedImages:
     Attributes:
         notes: lines for people about what was found, filled by `items` and `count`.
         missing: names of the images that are not there, filled likewise.
+        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class AnnotatedImages:
         self.name = name
         self.notes: list[str] = []
         self.missing: tuple[str, ...] = ()
+        self.is_partial = bool(split)
         self._images = ImageFolder(images)
         self._records = records
         self._split = split

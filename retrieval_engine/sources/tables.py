@@ -160,6 +160,7 @@ class TableSource:
 
     Attributes:
         notes: lines for people about what was found, whole when all items were read.
+        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class TableSource:
     ) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.is_partial = bool(given.split() or given.text("name"))
         self._kind = kind
         self._parts = parts
         self._columns = columns

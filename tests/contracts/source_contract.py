@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,11 +125,13 @@ class SourceContract:
             open_source(fixture.named("colour=red"))
 
     def test_each_split_is_a_part_under_the_same_name(self, fixture: Fixture) -> None:
-        whole = open_source(fixture.named())
+        whole: Any = open_source(fixture.named())
+        assert not whole.is_partial
         items = list(whole.items())
         parts: list[Item] = []
         for split in sorted({item.split for item in items} - {""}):
-            part = open_source(fixture.named(f"split={split}"))
+            part: Any = open_source(fixture.named(f"split={split}"))
+            assert part.is_partial
             assert part.name == whole.name
             found = list(part.items())
             assert found == [item for item in items if item.split == split]

@@ -66,12 +66,14 @@ class FolderSource:
 
     Attributes:
         notes: lines for people about what was left out, whole when all items were read.
+        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(self, *, root: Path, glob: str, split: str, split_from_folder: bool) -> None:
         self.root = root
         self.name = f"folder:{root}"
         self.notes: list[str] = []
+        self.is_partial = bool(split) or glob != "**"
         self._matches = path_matcher(glob)
         self._split = split
         self._split_from_folder = split_from_folder

@@ -74,7 +74,8 @@ def _is_local(argument: str) -> bool:
 
 def _load(argument: str, config: str) -> dict[str, list[Path]]:
     """Arrow files of each of the data set's splits."""
-    local, online = _is_local(argument), hub_is_reachable()
+    local = _is_local(argument)
+    online = not local and hub_is_reachable()
     if not local and not online and not _cached(argument):
         raise SourceError(
             f"data set {argument} is not on this machine and the hub cannot be reached from here",

@@ -94,11 +94,13 @@ class WebDatasetSource:
 
     Attributes:
         notes: lines for people about what was left out, whole when all items were read.
+        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(self, *, name: str, shards: list[Path], split: str, shard_in_id: bool) -> None:
         self.name = name
         self.notes: list[str] = []
+        self.is_partial = bool(split)
         self._shards = shards
         self._split = split
         self._shard_in_id = shard_in_id
