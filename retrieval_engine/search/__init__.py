@@ -1,1 +1,7 @@
 """Questions answered from an index or straight from a store."""
+
+from retrieval_engine.search.engine import SearchEngine
+from retrieval_engine.search.hits import Hit
+from retrieval_engine.search.opening import open_engine
+
+__all__ = ["Hit", "SearchEngine", "open_engine"]

@@ -1,0 +1,137 @@
+"""`vlre search`: words or a picture in, ranked pictures or captions out."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from retrieval_engine.cli.options import (
+    device_option,
+    example,
+    index_option,
+    json_option,
+    split_option,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from retrieval_engine.search import SearchEngine
+    from retrieval_engine.search.contact_sheet import Section
+
+_HELP = """Find pictures by words or by a picture, and captions by a picture.
+
+QUERY `-` reads queries from stdin, one a line. Without an index every image of the store is
+compared. Piped, the output is one tab-separated line a hit: rank, score, id, caption, uri.
+"""
+
+
+@click.command(help=_HELP, epilog=example('vlre search "a dog on grass" -k 5'))
+@click.argument("query", required=False)
+@click.option("--image", help="Ask with a picture: a file, or the uri of an item.")
+@click.option("--captions", is_flag=True, help="With --image: find captions, not pictures.")
+@click.option("-k", default=10, show_default=True, help="Number of hits.")
+@index_option
+@store_option
+@split_option
+@json_option
+@click.option("--html", type=click.Path(path_type=Path), help="Write a contact sheet to look at.")
+@device_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    query: str | None,
+    image: str | None,
+    captions: bool,
+    k: int,
+    index: Path,
+    store: Path,
+    split: str | None,
+    as_json: bool,
+    html: Path | None,
+    device: str,
+) -> None:
+    """Parse, search, print."""
+    from retrieval_engine.cli.output import note
+    from retrieval_engine.errors import UsageError
+    from retrieval_engine.search import open_engine
+    from retrieval_engine.search.contact_sheet import render
+
+    if (query is None) == (image is None):
+        raise UsageError(
+            "give words or --image, not both" if query else "nothing to search for",
+            hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
+        )
+    if captions and image is None:
+        raise UsageError("--captions answers a picture: it needs --image")
+    asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
+    engine = open_engine(store, asked, default_index=index, split=split, device=device)
+    for line in engine.notes:
+        note(line)
+    if image is not None:
+        sections = [_ask_with_picture(engine, image, k, captions)]
+    else:
+        sections = _ask_with_words(engine, query or "", k)
+    _print(sections, as_json=as_json, with_query=query == "-")
+    if html:
+        html.write_text(render(sections), encoding="utf-8")
+        note(f"contact sheet: {html}")
+
+
+def _ask_with_words(engine: "SearchEngine", query: str, k: int) -> "list[Section]":
+    from retrieval_engine.errors import UsageError
+    from retrieval_engine.search.contact_sheet import Section
+
+    texts = [query]
+    if query == "-":
+        texts = [line.strip() for line in sys.stdin if line.strip()]
+        if not texts:
+            raise UsageError("no query on stdin", hint="one query a line")
+    answers = engine.search_texts(texts, k)
+    return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
+
+
+def _ask_with_picture(engine: "SearchEngine", uri: str, k: int, captions: bool) -> "Section":
+    from retrieval_engine.search.contact_sheet import Section
+    from retrieval_engine.sources import read_bytes
+
+    data = read_bytes(uri)
+    return Section(title=uri, hits=engine.search_image(data, k, captions), image=data)
+
+
+def _print(sections: "list[Section]", *, as_json: bool, with_query: bool) -> None:
+    from retrieval_engine.cli.output import emit
+
+    if as_json:
+        for section in sections:
+            query = {"query": section.title} if with_query else {}
+            for hit in section.hits:
+                emit(query | hit.to_json())
+    elif sys.stdout.isatty():
+        _print_tables(sections)
+    else:
+        for section in sections:
+            asked = [section.title] if with_query else []
+            for hit in section.hits:
+                cells = [str(hit.rank), f"{hit.score:.4f}", hit.name, hit.sentence, hit.uri]
+                click.echo("\t".join(" ".join(cell.split()) for cell in [*asked, *cells]))
+
+
+def _print_tables(sections: "list[Section]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from retrieval_engine.cli.output import table_console
+
+    for section in sections:
+        table = Table(title=Text(section.title), title_justify="left", box=None, pad_edge=False)
+        table.add_column("rank", justify="right")
+        table.add_column("score", justify="right")
+        table.add_column("id", overflow="fold", max_width=32)
+        table.add_column("caption", no_wrap=True, overflow="ellipsis", max_width=60)
+        table.add_column("uri", style="dim", overflow="fold")
+        for hit in section.hits:
+            text = (Text(cell) for cell in (hit.name, hit.sentence, hit.uri))
+            table.add_row(str(hit.rank), f"{hit.score:.4f}", *text)
+        table_console().print(table)

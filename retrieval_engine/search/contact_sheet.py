@@ -1,0 +1,125 @@
+"""Hits as one HTML file to look at: thumbnails inside, no network, no script."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from PIL import Image
+
+from retrieval_engine.errors import SourceError
+from retrieval_engine.search.hits import Hit
+from retrieval_engine.sources import read_bytes
+from retrieval_engine.sources.decode import decode
+
+_THUMBNAIL_PIXELS = 320
+_QUALITY = 85
+# Nothing in the file may load anything from anywhere, whatever a caption or a uri holds.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1d21; --soft: #6a6d76; --paper: #fafaf8;
+  --card: #ffffff; --line: #e3e3df; --tile: #d9d9d5; --accent: #2f5fd0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececea; --soft: #a0a3ab; --paper: #16171a;
+  --card: #1f2024; --line: #33353b; --tile: #3a3c42; --accent: #8fb0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem); background: var(--paper);
+  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
+section { margin: 0 auto 3rem; max-width: 86rem; }
+header { display: flex; align-items: center; gap: 1rem; margin-bottom: 1rem; }
+header img { width: 5rem; height: 5rem; object-fit: cover; border-radius: .5rem; }
+h1 { font-size: 1.35rem; margin: 0; overflow-wrap: anywhere; }
+.soft { color: var(--soft); }
+ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+li { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  overflow: hidden; display: flex; flex-direction: column; }
+li img, .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
+  background: var(--tile); }
+.missing { display: grid; place-items: center; padding: 1rem; text-align: center;
+  font-size: .85rem; overflow-wrap: anywhere; }
+.text { padding: .6rem .75rem .75rem; display: grid; gap: .25rem; }
+.score { font-variant-numeric: tabular-nums; display: flex; justify-content: space-between; }
+.score b { color: var(--accent); }
+p { margin: 0; overflow-wrap: anywhere; }
+small { color: var(--soft); overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One query and its hits.
+
+    Attributes:
+        title: the words asked for, or what else to call the query.
+        hits: best first.
+        image: bytes of the picture asked with, if it was one.
+    """
+
+    title: str
+    hits: Sequence[Hit]
+    image: bytes | None = None
+
+
+def render(sections: Sequence[Section]) -> str:
+    """A self-contained HTML page: each query with the pictures found, best first.
+
+    A picture that cannot be read is a grey tile with the reason. All text is escaped.
+    """
+    title = sections[0].title if len(sections) == 1 else f"{len(sections)} searches"
+    body = "\n".join(_section(section) for section in sections)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    asked = ""
+    if section.image is not None:
+        asked = _picture(section.image, "the picture asked with")
+    count = f"{len(section.hits)} hits" if section.hits else "nothing found"
+    tiles = "\n".join(_tile(hit) for hit in section.hits)
+    return f"""<section>
+<header>{asked}<div><h1>{escape(section.title)}</h1><span class="soft">{count}</span></div></header>
+<ol>
+{tiles}
+</ol>
+</section>"""
+
+
+def _tile(hit: Hit) -> str:
+    try:
+        picture = _picture(read_bytes(hit.uri), hit.sentence or hit.name)
+    except SourceError as error:
+        picture = _missing(error)
+    return f"""<li>{picture}<div class="text">
+<div class="score"><b>{hit.rank}</b><span class="soft">{hit.score:.3f}</span></div>
+<p>{escape(hit.sentence)}</p>
+<small title="{escape(hit.uri)}">{escape(hit.name)}</small></div></li>"""
+
+
+def _picture(data: bytes, alt: str) -> str:
+    try:
+        image = decode(data)
+    except SourceError as error:
+        return _missing(error)
+    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_QUALITY)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(alt)}">'
+
+
+def _missing(error: SourceError) -> str:
+    return f'<div class="missing">{escape(error.message)}</div>'

@@ -1,0 +1,65 @@
+"""Whether an index and a store belong together, and how far apart they have grown."""
+
+from retrieval_engine.errors import FingerprintMismatch, IndexFailure
+from retrieval_engine.index import SavedIndex
+from retrieval_engine.index.catalog import SavedCatalog
+from retrieval_engine.index.manifest import contents_of
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Store
+
+
+def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tuple[str, ...]:
+    """Lines for people about an index that is older than its store.
+
+    Args:
+        index: an index.
+        store: the store that is searched with it, or None.
+        split: the split that is searched, or None for all items.
+
+    Raises:
+        FingerprintMismatch: the index holds vectors of another encoder.
+        IndexFailure: it holds another split, or none of the store's items.
+    """
+    held = index.manifest.split
+    if held != (split or ""):
+        raise IndexFailure(
+            f"{index.path} holds {f'split {held!r}' if held else 'all items'}, "
+            f"not {f'split {split!r}' if split else 'all items'}",
+            hint=f"build one with `vlre index --index OUT{f' --split {split}' if split else ''}`",
+        )
+    if store is None:
+        return ()
+    _check_encoder(index, store)
+    if index.manifest.contents == contents_of(store):
+        return ()
+    return _differences(index, store, split)
+
+
+def _check_encoder(index: SavedIndex, store: Store) -> None:
+    feature = store.features(Modality.IMAGES).get(index.manifest.feature)
+    # Not the encoder's fingerprint: one whose text side alone has changed keeps its images.
+    if feature is None or feature.fingerprint != index.manifest.feature_fingerprint:
+        raise FingerprintMismatch(
+            f"index {index.path}",
+            seen=index.manifest.fingerprint,
+            expected=store.fingerprint,
+            hint=f"build it again with `vlre index --store {store.path} --index {index.path}`",
+        )
+
+
+def _differences(index: SavedIndex, store: Store, split: str | None) -> tuple[str, ...]:
+    now = SavedCatalog.of_store(store, split).names()
+    then = index.catalog.names()
+    if not now & then:
+        raise IndexFailure(
+            f"{index.path} was built from {index.manifest.store} and holds none of the items of "
+            f"{store.path}",
+            hint=f"build one with `vlre index --store {store.path} --index OUT`",
+        )
+    again = f"`vlre index --store {store.path} --index {index.path}` brings it up to date"
+    notes = []
+    if newer := len(now - then):
+        notes.append(f"{newer:,} items are newer than {index.path} and not found by it; {again}")
+    if gone := len(then - now):
+        notes.append(f"{gone:,} items of {index.path} are no longer in {store.path}; {again}")
+    return tuple(notes)
