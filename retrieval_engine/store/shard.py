@@ -1,5 +1,6 @@
 """One HDF5 file of feature rows: written once, checked, then only read."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,8 +118,8 @@ class ShardWriter:
         self.size_bytes = 0
         self._partial = path.with_name(path.name + PARTIAL)
         with _writing(self._partial):
-            # Default libver: a file of the newest one cannot be opened after a crash.
-            self._file = h5py.File(self._partial, "w", locking=False)
+            self._disk = _Disk(self._partial, "w+")
+            self._file = h5py.File(self._disk, "w")
             self._file.attrs["format_version"] = FORMAT_VERSION
             self._file.attrs["modality"] = str(modality)
             self._file.attrs["fingerprint"] = spec.fingerprint
@@ -166,6 +167,7 @@ class ShardWriter:
         with _writing(self._partial):
             for name, column in self._columns.items():
                 column.append(rows[name])
+            self._disk.check()
         self.rows += len(keys)
         self.size_bytes += sum(block.nbytes for block in rows.values())
 
@@ -179,6 +181,8 @@ class ShardWriter:
             for column in self._columns.values():
                 column.flush()
             self._file.close()
+            self._disk.check()
+            self._disk.close()
             self._check()
             size_bytes, sha256 = publish(self._partial, self.path)
         return FileEntry(
@@ -205,7 +209,40 @@ class ShardWriter:
     def discard(self) -> None:
         """Forget everything; safe to call at any time before `publish`."""
         self._file.close()
+        self._disk.close()
         self._partial.unlink(missing_ok=True)
+
+
+class _Disk(io.FileIO):
+    """The file under HDF5. It keeps a write error to itself until `check`.
+
+    HDF5 cannot close a file whose last pages it cannot write: on a full disk it would take the
+    process with it. So it is told that all is well, and the file is thrown away.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while len(view) and self.error is None:
+            try:
+                view = view[super().write(view) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first error there was."""
+        if self.error is not None:
+            raise self.error
 
 
 class _Column:

@@ -1,0 +1,334 @@
+"""Killed writers, second writers and damaged files."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from retrieval_engine.errors import StoreDamaged, StoreError
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
+from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
+from tests.store_data import (
+    FEATURES,
+    IMAGE_FEATURES,
+    SOURCE,
+    SPEC,
+    add,
+    pictures,
+    rows,
+    write,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def _killed(*arguments: object) -> list[dict[str, Any]]:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.store_crash", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def _same(store: Store, other: Store) -> None:
+    """Same items in the same order, same rows, same vectors, same ledger."""
+    assert store.items().equals(other.items())
+    assert store.failures() == other.failures()
+    galleries = store.gallery(), other.gallery()
+    for gallery in galleries:
+        assert gallery.left_out == 0
+        assert (gallery.caption_rows >= 0).all()
+    for modality in Modality:
+        assert store.count(modality) == other.count(modality)
+        assert store.features(modality) == other.features(modality)
+        for name in store.features(modality):
+            ours, theirs = (
+                gallery.images(name) if modality == Modality.IMAGES else gallery.captions(name)
+                for gallery in galleries
+            )
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("store") / "whole"
+    finish(path)
+    return open_store(path)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A store with one part, which writers then go on with."""
+    path = tmp_path / "begun"
+    write(path, pictures(PART_ITEMS).items)
+    return path
+
+
+def _survived(killed: dict[str, Any], uninterrupted: Store) -> int:
+    """Check a killed writer's store and bring it to its end; how many parts it had."""
+    path = Path(killed["path"])
+    store = open_store(path)
+    assert store.verify() == []
+    parts = len(store.manifest.parts)
+    # All it said it had committed is there; it may have died before it could say so.
+    assert parts - max(killed["committed"], 1) in (0, 1)
+    items = pictures(PART_ITEMS * parts)
+    assert store.gallery().ids == [item.id for item in items.items]
+    expected = rows(IMAGE_FEATURES, items.keys)["itc"]
+    np.testing.assert_array_equal(store.gallery().images("itc", np.float16), expected)
+    # Nothing is done twice but what was never committed.
+    assert finish(path) == [f"{i}.jpg" for i in range(PART_ITEMS * parts, ITEMS)]
+    _same(open_store(path), uninterrupted)
+    listed = {entry.name for entry in open_store(path).manifest.files()}
+    assert {file.name for file in (path / "shards").iterdir()} == listed
+    assert not list(path.glob("*.partial"))
+    return parts
+
+
+def test_killed_before_any_change_of_the_directory(
+    tmp_path: Path, begun: Path, uninterrupted: Store
+) -> None:
+    """Every rename of every file of every part, in turn: there is no bad moment."""
+    runs = _killed("moments", begun, tmp_path, 1000)
+    # 2 parts of 3 files and a manifest each, and the ledger at the end.
+    assert [run["ended"] for run in runs] == [-9] * (2 * 4 + 1) + [0]
+    parts = [_survived(run, uninterrupted) for run in runs[:-1]]
+    assert parts == [1] * 4 + [2] * 4 + [3]
+    _same(open_store(runs[-1]["path"]), uninterrupted)
+
+
+def test_killed_at_random_moments(tmp_path: Path, begun: Path, uninterrupted: Store) -> None:
+    runs = _killed("random", begun, tmp_path, 6)
+    _same(open_store(runs[0]["path"]), uninterrupted)
+    assert any(run["ended"] == -9 for run in runs)
+    for run in runs[1:]:
+        _survived(run, uninterrupted)
+
+
+def test_killed_while_the_store_was_made(tmp_path: Path, uninterrupted: Store) -> None:
+    (tmp_path / "empty").mkdir()
+    for run in _killed("moments", tmp_path / "empty", tmp_path, 4):
+        path = Path(run["path"])
+        if not (path / "store.json").exists():  # the manifest is written first
+            assert not (path / "shards").exists() or not list((path / "shards").iterdir())
+        finish(path)
+        _same(open_store(path), uninterrupted)
+
+
+# --- one writer ---
+
+
+def test_a_second_writer_is_told_who_is_writing(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with StoreWriter.open(path, spec=SPEC, features=FEATURES) as writer:
+        with pytest.raises(StoreError, match=f"is being written by process {os.getpid()} on"):
+            StoreWriter.open(path, spec=SPEC, features=FEATURES)
+        with pytest.raises(StoreError, match="is being written"):
+            repair_store(path)
+        add(writer, pictures(3).items)
+        assert len(open_store(path).items()) == 3
+    with StoreWriter.open(path, spec=SPEC, features=FEATURES):
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_no_obstacle(begun: Path) -> None:
+    (begun / "store.lock").write_text("process 1 on elsewhere\n")
+    with StoreWriter.open(begun, spec=SPEC, features=FEATURES):
+        assert f"process {os.getpid()}" in (begun / "store.lock").read_text()
+
+
+def test_a_forked_worker_does_not_keep_the_lock(begun: Path) -> None:
+    release, hold = os.pipe()
+    with StoreWriter.open(begun, spec=SPEC, features=FEATURES):
+        child = os.fork()
+        if not child:
+            os.close(hold)
+            os.read(release, 1)  # until the parent closes its end
+            os._exit(0)
+    try:
+        with (begun / "store.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(hold)
+        os.close(release)
+        os.waitpid(child, 0)
+
+
+def test_leaving_with_an_error_forgets_the_open_part(begun: Path) -> None:
+    keys = pictures(3, start=50).keys
+
+    def work() -> None:
+        images = {Modality.IMAGES: IMAGE_FEATURES}
+        with StoreWriter.open(begun, spec=SPEC, features=images) as writer:
+            writer.part().add_images(keys, rows(IMAGE_FEATURES, keys))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert len(list((begun / "shards").iterdir())) == 3
+    with StoreWriter.open(begun, spec=SPEC, features=FEATURES) as writer:
+        assert len(writer.keys(Modality.IMAGES)) == PART_ITEMS
+
+
+# --- damage ---
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+def _dataset_bytes(path: Path, name: str) -> int:
+    """A position in the file where values of a dataset lie."""
+    with h5py.File(path) as file:
+        return int(file[name].id.get_chunk_info(0).byte_offset) + 20
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    path = tmp_path / "s"
+    write(path, pictures(12).items, part_items=6)
+    return path
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty"])
+def test_a_damaged_shard_is_never_read_as_if_it_were_whole(damaged: Path, harm: str) -> None:
+    shard = damaged / "shards" / "images-00001.h5"
+    _harm(shard, harm)
+    store = open_store(damaged)
+    with pytest.raises(StoreDamaged, match=r"images-00001\.h5 .*(damaged|missing)") as caught:
+        store.gallery().images("itc")
+    assert "vlre store repair" in caught.value.hint
+    problems = store.verify()
+    assert len(problems) == 1
+    assert "images-00001.h5" in problems[0]
+    repaired = repair_store(damaged)
+    assert len(repaired.problems) == 1
+    assert open_store(damaged).verify() == []
+    assert open_store(damaged).gallery().left_out == 6
+    again = pictures(12).items
+    with StoreWriter.open(damaged, spec=SPEC, features=FEATURES) as writer:
+        lost = [item for item in again if not writer.unchanged(item, SOURCE)]
+        assert lost == list(again[6:])
+        assert writer.present(Modality.CAPTIONS, [c.key for i in lost for c in i.captions]).all()
+
+
+def _harm(file: Path, harm: str) -> None:
+    if harm == "flip":
+        _flip(file, _dataset_bytes(file, "itc"))
+    elif harm == "truncate":
+        os.truncate(file, file.stat().st_size // 2)
+    elif harm == "empty":
+        os.truncate(file, 0)
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_items_table_is_found_and_made_again(damaged: Path, harm: str) -> None:
+    table = damaged / "shards" / "items-00000.parquet"
+    if harm == "flip":
+        data = table.read_bytes()
+        _flip(table, data.index(b"PAR1", 0) + 60)
+    else:
+        _harm(table, harm)
+    with pytest.raises(StoreDamaged, match=r"items-00000\.parquet"):
+        open_store(damaged).items()
+    repair_store(damaged)
+    content = pictures(12)
+    with StoreWriter.open(damaged, spec=SPEC, features=FEATURES) as writer:
+        lost = [item for item in content.items if not writer.unchanged(item, SOURCE)]
+        assert lost == list(content.items[:6])
+        assert writer.present(Modality.IMAGES, content.keys).all()  # nothing is encoded again
+    assert open_store(damaged).gallery().ids == [item.id for item in content.items[6:]]
+
+
+def test_key_columns_are_checked_too(damaged: Path) -> None:
+    shard = damaged / "shards" / "captions-00000.h5"
+    _flip(shard, _dataset_bytes(shard, "key"))
+    with pytest.raises(StoreDamaged, match=r"captions-00000\.h5 is damaged"):
+        open_store(damaged).rows(Modality.CAPTIONS, ["0" * 64])
+
+
+@pytest.mark.parametrize("name", ["store.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 1, "parts": 3}']
+)
+def test_json_that_cannot_be_understood(damaged: Path, name: str, text: str) -> None:
+    (damaged / name).write_text(text)
+    with pytest.raises(StoreDamaged, match=f"{name} cannot be understood") as caught:
+        open_store(damaged)
+    assert "--overwrite" in caught.value.hint
+    with pytest.raises(StoreDamaged):
+        StoreWriter.open(damaged, spec=SPEC, features=FEATURES)
+    with StoreWriter.open(damaged, spec=SPEC, features=FEATURES, overwrite=True) as writer:
+        add(writer, pictures(2).items)
+        assert writer.manifest.parts[0].number == 2
+    assert len(open_store(damaged).gallery()) == 2
+
+
+def test_a_missing_manifest_or_header_is_not_an_empty_store(damaged: Path) -> None:
+    shutil.copytree(damaged, damaged.with_name("headless"))
+    (damaged / "manifest.json").unlink()
+    with pytest.raises(StoreDamaged, match=r"manifest\.json is missing"):
+        open_store(damaged)
+    (damaged.with_name("headless") / "store.json").unlink()
+    with pytest.raises(StoreDamaged, match=r"store\.json is missing, .* lists 2 parts"):
+        StoreWriter.open(damaged.with_name("headless"), spec=SPEC, features=FEATURES)
+
+
+def test_a_ledger_that_cannot_be_understood(damaged: Path) -> None:
+    with StoreWriter.open(damaged, spec=SPEC, features=FEATURES) as writer:
+        writer.part().commit([FAILURE])
+    file = damaged / "failures.jsonl"
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(StoreDamaged, match=r"failures\.jsonl cannot be understood"):
+        open_store(damaged).failures()
+
+
+def test_a_manifest_cannot_point_outside_its_store(damaged: Path) -> None:
+    text = (damaged / "manifest.json").read_text()
+    (damaged / "manifest.json").write_text(text.replace("items-00000", "../items-00000"))
+    with pytest.raises(StoreDamaged, match="no plain file name"):
+        open_store(damaged)
+
+
+def test_a_full_disk_loses_nothing(begun: Path) -> None:
+    """A file size limit stands for it: the kernel refuses the bytes alike."""
+    script = f"""
+import resource, signal, sys
+from retrieval_engine.errors import StoreError
+from retrieval_engine.store import StoreWriter
+from tests.store_data import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with StoreWriter.open({str(begun)!r}, spec=SPEC, features=FEATURES) as writer:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        add(writer, pictures({ITEMS}).items[{PART_ITEMS}:])
+    except StoreError as error:
+        print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "cannot write" in run.stdout
+    store = open_store(begun)
+    assert store.verify() == []
+    assert len(store.gallery()) == PART_ITEMS
+    assert len(finish(begun)) == ITEMS - PART_ITEMS
