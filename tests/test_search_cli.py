@@ -130,6 +130,17 @@ def test_queries_from_stdin_one_a_line() -> None:
     assert [line.split("\t")[0] for line in piped] == ["a dog", "a cat"]
 
 
+def test_several_queries_are_answered_in_turn(tmp_path: Path) -> None:
+    hits = lines(run("search", "a dog", "a cat", "-k", 2, "--json"))
+    assert [h["query"] for h in hits] == ["a dog", "a dog", "a cat", "a cat"]
+    sheet = tmp_path / "sheet.html"
+    result = run("search", "a dog", "a cat", "-k", 2, "--html", sheet, "--quiet")
+    assert (result.exit_code, result.stdout) == (0, "")
+    page = _Page(sheet.read_text(encoding="utf-8"))
+    assert page.tags.count("section") == 2
+    assert len(page.loads) == 4
+
+
 def test_a_picture_finds_pictures_and_captions() -> None:
     assert lines(run("search", "--image", "pictures/11.jpg", "-k", 2, "--json"))[0]["item_id"] == (
         "11.jpg"

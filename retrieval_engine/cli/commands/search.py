@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 _HELP = """Find pictures by words or by a picture, and captions by a picture.
 
-QUERY `-` reads queries from stdin, one a line. Without an index every image of the store is
-compared. Piped, the output is one tab-separated line a hit: rank, score, id, caption, uri.
+Several queries are answered one after the other; `-` reads them from stdin, one a line. Without an
+index every image of the store is compared. Piped, the output is one tab-separated line a hit:
+rank, score, id, caption, uri; of several queries, the query before them.
 """
 
 
 @click.command(help=_HELP, epilog=example('vlre search "a dog on grass" -k 5'))
-@click.argument("query", required=False)
+@click.argument("queries", metavar="[QUERY]...", nargs=-1)
 @click.option("--image", help="Ask with a picture: a file, or the uri of an item.")
 @click.option("--captions", is_flag=True, help="With --image: find captions, not pictures.")
 @click.option("-k", default=10, show_default=True, help="Number of hits.")
@@ -37,11 +38,12 @@ compared. Piped, the output is one tab-separated line a hit: rank, score, id, ca
 @split_option
 @json_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write a contact sheet to look at.")
+@click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
 @device_option
 @click.pass_context
 def command(
     ctx: click.Context,
-    query: str | None,
+    queries: tuple[str, ...],
     image: str | None,
     captions: bool,
     k: int,
@@ -50,6 +52,7 @@ def command(
     split: str | None,
     as_json: bool,
     html: Path | None,
+    quiet: bool,
     device: str,
 ) -> None:
     """Parse, search, print."""
@@ -58,9 +61,9 @@ def command(
     from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
 
-    if (query is None) == (image is None):
+    if bool(queries) == (image is not None):
         raise UsageError(
-            "give words or --image, not both" if query else "nothing to search for",
+            "give words or --image, not both" if queries else "nothing to search for",
             hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
         )
     if captions and image is None:
@@ -72,19 +75,20 @@ def command(
     if image is not None:
         sections = [_ask_with_picture(engine, image, k, captions)]
     else:
-        sections = _ask_with_words(engine, query or "", k)
-    _print(sections, as_json=as_json, with_query=query == "-")
+        sections = _ask_with_words(engine, queries, k)
+    if not quiet:
+        _print(sections, as_json=as_json, with_query=len(queries) > 1 or queries == ("-",))
     if html:
         html.write_text(render(sections), encoding="utf-8")
         note(f"contact sheet: {html}")
 
 
-def _ask_with_words(engine: "SearchEngine", query: str, k: int) -> "list[Section]":
+def _ask_with_words(engine: "SearchEngine", queries: tuple[str, ...], k: int) -> "list[Section]":
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search.contact_sheet import Section
 
-    texts = [query]
-    if query == "-":
+    texts = list(queries)
+    if queries == ("-",):
         texts = [line.strip() for line in sys.stdin if line.strip()]
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
