@@ -35,6 +35,7 @@ def write_store(
     splits: Sequence[str] | None = None,
     source: str = "folder:/pictures",
     contents: Mapping[int, bytes] | None = None,
+    spec: EncoderSpec = SPEC,
 ) -> None:
     """Write one store: image i is item `i.jpg`, caption j reads `caption j`.
 
@@ -46,10 +47,11 @@ def write_store(
         splits: of the images; none by default.
         source: name of the source.
         contents: bytes that stand for image i instead of its number, to make two alike.
+        spec: the encoder.
     """
     features = {
-        Modality.IMAGES: [_feature(images, "image")],
-        Modality.CAPTIONS: [_feature(captions, "text")],
+        Modality.IMAGES: [_feature(images, spec.part("image"))],
+        Modality.CAPTIONS: [_feature(captions, spec.part("text"))],
     }
     texts = [
         [Caption(id=f"{i}#{j}", text=f"caption {j}") for j in np.flatnonzero(caption_image == i)]
@@ -72,7 +74,7 @@ def write_store(
         for i in range(len(images))
     ]
     order = [Caption(id="", text=f"caption {j}").key for j in range(len(captions))]
-    with StoreWriter.open(path, spec=SPEC, features=features) as writer:
+    with StoreWriter.open(path, spec=spec, features=features) as writer:
         part = writer.part()
         part.add_images(keys, {"itc": images})
         part.add_captions(order, {"itc": captions})
@@ -80,7 +82,5 @@ def write_store(
         part.commit()
 
 
-def _feature(rows: Vectors, side: str) -> Feature:
-    return Feature(
-        name="itc", shape=rows.shape[1:], dtype=str(rows.dtype), fingerprint=SPEC.part(side)
-    )
+def _feature(rows: Vectors, fingerprint: str) -> Feature:
+    return Feature(name="itc", shape=rows.shape[1:], dtype=str(rows.dtype), fingerprint=fingerprint)

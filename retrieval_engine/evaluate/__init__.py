@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from retrieval_engine.evaluate.bootstrap import Bootstrap
     from retrieval_engine.evaluate.caption_metrics import CaptionReport, evaluate_captions
+    from retrieval_engine.evaluate.evaluation import Evaluation, RecallSettings, evaluate_store
     from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
     from retrieval_engine.evaluate.ranks import Ranks, Ties
     from retrieval_engine.evaluate.recall import (
@@ -23,12 +24,15 @@ _HOMES = {
     "Bootstrap": "bootstrap",
     "CaptionReport": "caption_metrics",
     "DirectionReport": "recall",
+    "Evaluation": "evaluation",
     "Ranks": "ranks",
     "RecallIntervals": "intervals",
     "RecallReport": "recall",
+    "RecallSettings": "evaluation",
     "Ties": "ranks",
     "evaluate_captions": "caption_metrics",
     "evaluate_recall": "recall",
+    "evaluate_store": "evaluation",
     "gallery_recall": "recall",
     "recall_at_k": "recall",
     "recall_intervals": "intervals",
@@ -38,12 +42,15 @@ __all__ = [
     "Bootstrap",
     "CaptionReport",
     "DirectionReport",
+    "Evaluation",
     "Ranks",
     "RecallIntervals",
     "RecallReport",
+    "RecallSettings",
     "Ties",
     "evaluate_captions",
     "evaluate_recall",
+    "evaluate_store",
     "gallery_recall",
     "recall_at_k",
     "recall_intervals",

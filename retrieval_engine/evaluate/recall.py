@@ -246,8 +246,8 @@ def evaluate_recall(
         FeatureMissing: the store has no such feature.
         EvaluationError: the split holds no captions, or a vector holds NaN or infinity.
     """
-    report = gallery_recall(store.gallery(split), feature=feature, ks=ks, ties=ties, device=device)
-    return replace(report, fingerprint=store.fingerprint)
+    gallery = store.gallery(split)
+    return gallery_recall(gallery, feature=feature, ks=ks, ties=ties, device=device)
 
 
 def gallery_recall(
@@ -264,15 +264,16 @@ def gallery_recall(
         for start, block in gallery.image_blocks(feature, _READ_ROWS):
             yield start, _rows_of_vectors(block)
 
-    return recall_of_blocks(
+    report = recall_of_blocks(
         images,
         _rows_of_vectors(gallery.captions(feature)),
         gallery.caption_image,
-        n_images=len(gallery.ids),
+        n_images=len(gallery.image_rows),
         ks=ks,
         ties=ties,
         device=device,
     )
+    return replace(report, fingerprint=gallery.store.fingerprint)
 
 
 def _rows_of_vectors(vectors: Vectors) -> Vectors:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import device_option, json_option, split_option, store_option
+from retrieval_engine.cli.options import (
+    device_option,
+    example,
+    json_option,
+    split_option,
+    store_option,
+)
 
 _HELP = """Measure: Recall@K of a store, or the quality of captions.
 
@@ -14,15 +20,16 @@ _HELP = """Measure: Recall@K of a store, or the quality of captions.
 
 Recall is exact: every image against every caption, both directions, no index. Any of an image's
 captions counts for image to text; each caption asks for its own image. Of equal scores the lower
-index is first; NaN is an error.
+index is first; NaN is an error. A certificate for reviewers is written beside the features.
 
 Captions are scored by BLEU, ROUGE-L and CIDEr-D as the COCO tools compute them. Both files may be
 JSON lines, COCO results or annotations, lists of {"image", "caption"}, or CSV.
 """
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 
 
-@click.command(help=_HELP)
+@click.command(help=_HELP, epilog=example("vlre eval --recall --published flickr8k"))
 @click.option("--recall", is_flag=True, help="Recall@K of the store, both directions.")
 @store_option
 @split_option
@@ -36,13 +43,30 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="Of exactly equal scores: the lower index first, all before the right one, or none.",
 )
+@click.option(
+    "--rerank", type=click.IntRange(1), help="Re-rank so many candidates a query by ITM as well."
+)
 @device_option
+@click.option(
+    "--trained-on",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="What the model saw: a store, a model directory, or JSON of ids. Looks for leaks.",
+)
+@click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
 @click.option("--references", type=_FILE, help="What people wrote, any number an image.")
 @click.option("--allow-missing", is_flag=True, help="Score only what was captioned; say the rest.")
 @click.option("--per-image", type=_FILE, help="Write each image's scores here, a JSON line each.")
 @click.option(
     "--meteor/--no-meteor", default=True, help="METEOR too, where pycocoevalcap and Java are."
+)
+@click.option(
+    "--published",
+    is_flag=False,
+    flag_value="auto",
+    type=click.Choice(_DATASETS),
+    help="Published figures of the data set beside ours.",
 )
 @json_option
 def command(
@@ -51,12 +75,16 @@ def command(
     split: str | None,
     ks: tuple[int, ...],
     ties: str,
+    rerank: int | None,
     device: str,
+    trained_on: tuple[Path, ...],
+    out: Path | None,
     captions: Path | None,
     references: Path | None,
     allow_missing: bool,
     per_image: Path | None,
     meteor: bool,
+    published: str | None,
     as_json: bool,
 ) -> None:
     """Parse, measure, print."""
@@ -64,27 +92,26 @@ def command(
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
     if captions and not references:
         raise click.UsageError("--captions needs --references: what people wrote")
-    if recall:
-        _recall(store, split, ks, ties, device, as_json)
     if captions and references:
-        _captions((captions, references), allow_missing, per_image, meteor, as_json)
-
-
-def _recall(
-    path: Path, split: str | None, ks: tuple[int, ...], ties: str, device: str, as_json: bool
-) -> None:
-    from retrieval_engine.cli.figures import print_recall
-    from retrieval_engine.cli.output import emit
-    from retrieval_engine.evaluate import Ties, evaluate_recall, recall_intervals
+        _captions((captions, references), allow_missing, per_image, meteor, (published, as_json))
+        return
+    from retrieval_engine.cli.figures import certify, show_evaluation
+    from retrieval_engine.cli.output import progress_bar
+    from retrieval_engine.evaluate import RecallSettings, Ties, evaluate_store
     from retrieval_engine.store import open_store
 
-    report = evaluate_recall(
-        open_store(path), split=split, ks=sorted(set(ks)), ties=Ties(ties), device=device
+    settings = RecallSettings(
+        split=split,
+        ks=tuple(sorted(set(ks))),
+        ties=Ties(ties),
+        device=device,
+        rerank=rerank or 0,
+        trained_on=trained_on,
     )
-    if as_json:
-        emit(report.to_json())
-    else:
-        print_recall(report, recall_intervals(report))
+    with progress_bar() as progress:
+        found = evaluate_store(open_store(store), settings, progress=progress)
+    show_evaluation(found, published, as_json=as_json)
+    certify(found, out)
 
 
 def _captions(
@@ -92,23 +119,20 @@ def _captions(
     allow_missing: bool,
     per_image: Path | None,
     meteor: bool,
-    as_json: bool,
+    shown: tuple[str | None, bool],
 ) -> None:
-    import json
-
-    from retrieval_engine.cli.figures import print_captions
-    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.cli.figures import show_captions
+    from retrieval_engine.cli.output import note
     from retrieval_engine.evaluate import evaluate_captions
     from retrieval_engine.evaluate.caption_metrics.meteor import meteor_is_missing
+    from retrieval_engine.evaluate.caption_metrics.report import write_rows
 
-    if meteor and (reason := meteor_is_missing()):
+    reason = meteor_is_missing() if meteor else ""
+    if reason:
         note(f"METEOR is left out: {reason}")
-        meteor = False
-    report = evaluate_captions(*files, allow_missing=allow_missing, with_meteor=meteor)
+    report = evaluate_captions(
+        *files, allow_missing=allow_missing, with_meteor=meteor and not reason
+    )
     if per_image:
-        rows = (json.dumps(row, ensure_ascii=False) for row in report.rows())
-        per_image.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    if as_json:
-        emit(report.to_json())
-    else:
-        print_captions(report)
+        write_rows(per_image, report)
+    show_captions(report, shown[0], as_json=shown[1])

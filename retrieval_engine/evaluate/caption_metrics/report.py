@@ -1,5 +1,6 @@
 """All caption metrics of a file of captions against a file of references."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.bootstrap import Bootstrap, Interval
 from retrieval_engine.evaluate.caption_metrics.bleu import bleu, bleu_statistics
 from retrieval_engine.evaluate.caption_metrics.cider import cider_d
@@ -89,6 +91,19 @@ class CaptionReport:
             }
             for i, image in enumerate(self.pairs.images)
         ]
+
+
+def write_rows(path: Path, report: CaptionReport) -> None:
+    """Write each image's caption, references and scores, a JSON line each.
+
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows())
+    try:
+        path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise EvaluationError(f"cannot write {path}: {error.strerror}") from error
 
 
 def evaluate_captions(

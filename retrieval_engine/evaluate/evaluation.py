@@ -1,0 +1,137 @@
+"""One evaluation of a store from end to end: recall, its intervals, leaks, certificate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retrieval_engine.encoders import open_encoder
+from retrieval_engine.errors import UsageError
+from retrieval_engine.evaluate.bootstrap import Bootstrap
+from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
+from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
+from retrieval_engine.evaluate.leaks import LeakReport, find_leaks, known_training_sets
+from retrieval_engine.evaluate.ranks import Ties
+from retrieval_engine.evaluate.recall import KS, RecallReport, gallery_recall
+from retrieval_engine.evaluate.rerank import rerank_recall
+from retrieval_engine.progress import Progress
+from retrieval_engine.records import Json
+from retrieval_engine.store import Gallery, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallSettings:
+    """What is to be evaluated, and how.
+
+    Attributes:
+        split: only items of this split; None takes all.
+        ks: cutoffs.
+        ties: see `Ties`.
+        device: where products and, for re-ranking, the model run.
+        rerank: candidates per query that the cross-encoder re-ranks as well; 0 for none.
+        trained_on: records of what the model was trained on, beside those that are found.
+        bootstrap: how intervals are drawn.
+    """
+
+    split: str | None = None
+    ks: tuple[int, ...] = KS
+    ties: Ties = Ties.LOWER_INDEX
+    device: str = "auto"
+    rerank: int = 0
+    trained_on: tuple[Path, ...] = ()
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        if self.rerank and self.ties is not Ties.LOWER_INDEX:
+            raise UsageError(f"re-ranked figures know ties by lower index only, not {self.ties}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        gallery: what was evaluated.
+        results: each protocol's figures; ITC alone first, then re-ranked if that was asked for.
+        leaks: what gallery and training share.
+        bootstrap: how intervals are drawn.
+    """
+
+    gallery: Gallery
+    results: Sequence[tuple[Protocol, RecallReport]]
+    leaks: LeakReport
+    bootstrap: Bootstrap
+
+    @property
+    def report(self) -> RecallReport:
+        """The ITC-only figures."""
+        return self.results[0][1]
+
+    def intervals(self, report: RecallReport) -> RecallIntervals | None:
+        """Where a report's figures may lie."""
+        return recall_intervals(report, self.bootstrap)
+
+    def certificate(self) -> dict[str, Json]:
+        """All that a reviewer needs, as JSON values."""
+        return certificate(self.gallery, self.results, self.leaks, bootstrap=self.bootstrap)
+
+    def to_json(self) -> dict[str, Json]:
+        """The figures as JSON values; re-ranked ones in the same form under `reranked`."""
+        value = self._figures(self.report)
+        for protocol, report in self.results[1:]:
+            value["reranked"] = self._figures(report) | {
+                "k": protocol.k,
+                "seconds": round(protocol.seconds, 3),
+            }
+        return value | {"leaks": self.leaks.to_json()}
+
+    def _figures(self, report: RecallReport) -> dict[str, Json]:
+        spread = self.intervals(report)
+        return report.to_json() | ({"interval": spread.to_json()} if spread else {})
+
+
+def evaluate_store(
+    store: Store, settings: RecallSettings | None = None, *, progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate a store.
+
+    Args:
+        store: with `itc` features of images and captions.
+        settings: what and how; everything with ITC alone by default.
+        progress: told about re-ranking.
+
+    Raises:
+        UsageError: no item has the split.
+        EvaluationError: there are no captions, a vector holds NaN, or a record cannot be read.
+    """
+    settings = settings or RecallSettings()
+    gallery = store.gallery(settings.split)
+    report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
+    results = [(ITC, report)]
+    if settings.rerank:
+        results.append(_reranked(gallery, settings, progress))
+    training, unknown = known_training_sets(gallery, settings.trained_on)
+    return Evaluation(
+        gallery=gallery,
+        results=results,
+        leaks=find_leaks(gallery, training, unknown=unknown),
+        bootstrap=settings.bootstrap,
+    )
+
+
+def _reranked(
+    gallery: Gallery, settings: RecallSettings, progress: Progress | None
+) -> tuple[Protocol, RecallReport]:
+    spec = gallery.store.spec
+    pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
+    encoder = open_encoder(
+        spec.checkpoint + pinned, device=settings.device, dtype=spec.dtype, family=spec.family
+    )
+    found = rerank_recall(gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress)
+    protocol = Protocol(
+        name="itm+itc",
+        score="itm_logit[1] + itc for the k nearest of each query by ITC; the others behind them, "
+        "equal among themselves",
+        k=found.k,
+        seconds=found.seconds,
+    )
+    return protocol, found.recall

@@ -1,0 +1,279 @@
+"""Whether the gallery holds what the model was trained on: by id, by content, and nearly.
+
+A training set is known from a record: `training.json` of a model or head directory, a store, or a
+JSON file that names items. What is not known is said to be unknown, never taken for clean.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.encoders.checkpoint import shipped
+from retrieval_engine.errors import EvaluationError, SourceError, UsageError
+from retrieval_engine.records import Json, Modality
+from retrieval_engine.sources import open_source
+from retrieval_engine.store import Gallery, Store, open_store
+
+RECORD = "training.json"
+NEAR = 0.98  # cosine of image features from which two different files count as nearly one picture
+_TRAINED_SPLITS = ("train", "")
+_EXAMPLES = 10
+_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """What something was trained on, as far as it is known.
+
+    Attributes:
+        what: where the knowledge comes from, for people.
+        items: (source, id) of each item; an empty source where only ids are known.
+        keys: sha256 of each image's bytes.
+        store: where features of the images are, to find near-duplicates.
+        split: of that store.
+    """
+
+    what: str
+    items: frozenset[tuple[str, str]] = frozenset()
+    keys: frozenset[str] = frozenset()
+    store: Store | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakReport:
+    """What gallery and training sets share; counts are of images in the gallery.
+
+    Attributes:
+        trained_on: what was compared with; empty when nothing is known.
+        unknown: what could not be compared, and why.
+        shared_ids: images whose id is in a training set.
+        shared_contents: images whose bytes are.
+        near_duplicates: other images whose features nearly equal those of a training image.
+        near: cosine from which that is so.
+        examples: a few of them all, as `reason: id`.
+    """
+
+    trained_on: tuple[str, ...]
+    unknown: tuple[str, ...]
+    shared_ids: int = 0
+    shared_contents: int = 0
+    near_duplicates: int = 0
+    near: float = NEAR
+    examples: tuple[str, ...] = field(default=())
+
+    @property
+    def found(self) -> int:
+        """Images of the gallery that the training saw or nearly saw, each reason counted."""
+        return self.shared_ids + self.shared_contents + self.near_duplicates
+
+    def to_json(self) -> dict[str, Json]:
+        """As JSON values; counts are null where nothing is known."""
+        known = bool(self.trained_on)
+        return {
+            "trained_on": list(self.trained_on),
+            "not_compared": list(self.unknown),
+            "shared_ids": self.shared_ids if known else None,
+            "shared_contents": self.shared_contents if known else None,
+            "near_duplicates": self.near_duplicates if known else None,
+            "near_duplicate_cosine": self.near,
+            "examples": list(self.examples),
+        }
+
+
+def known_training_sets(
+    gallery: Gallery, named: Sequence[Path] = ()
+) -> tuple[list[TrainingSet], list[str]]:
+    """What is known of the training: named records, the checkpoint's own, the store's train split.
+
+    Args:
+        gallery: what will be evaluated.
+        named: records that the user names; see `read_training_set`.
+
+    Returns:
+        The training sets, and for what is not known a line each.
+    """
+    store, unknown, sources = gallery.store, [], set(gallery.sources)
+    found = [read_training_set(path, sources) for path in named]
+    checkpoint = store.spec.checkpoint
+    folder = shipped().get(checkpoint, Path(checkpoint))
+    if (folder / RECORD).is_file():
+        try:
+            found.append(read_training_set(folder, sources))
+        except EvaluationError as error:
+            unknown.append(error.message)
+    elif not named:
+        unknown.append(f"{checkpoint} says nothing of what it was trained on")
+    if gallery.split not in (None, "train") and "train" in _splits(store):
+        found.append(
+            TrainingSet(
+                what="split train of this store",
+                items=frozenset(_items(store, "train")),
+                keys=frozenset(store.items("train")["key"].to_pylist()),
+                store=store,
+                split="train",
+            )
+        )
+    return found, unknown
+
+
+def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
+    """What a record says.
+
+    Args:
+        sources: names of the gallery's sources; another source's items are not listed, for none
+            of them can be in the gallery by id.
+        path: a store; a directory with `training.json`; or a JSON file: a list of item ids, or an
+            object with any of `ids`, `keys` (sha256 of image bytes), `source` and `split`.
+
+    Raises:
+        EvaluationError: it is none of these, or names no item.
+    """
+    if (path / "store.json").is_file():
+        store = open_store(path)
+        split = "train" if "train" in _splits(store) else None
+        return TrainingSet(
+            what=f"store {path}" + (f", split {split}" if split else ""),
+            items=frozenset(_items(store, split)),
+            keys=frozenset(store.items(split)["key"].to_pylist()),
+            store=store,
+            split=split,
+        )
+    file = path / RECORD if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise EvaluationError(f"{file} is no JSON: {error}") from error
+    if isinstance(record, list):
+        record = {"ids": record}
+    return _from_record(file, record, sources)
+
+
+def find_leaks(
+    gallery: Gallery,
+    training: Sequence[TrainingSet],
+    *,
+    unknown: Sequence[str] = (),
+    near: float = NEAR,
+) -> LeakReport:
+    """Compare a gallery with training sets.
+
+    Args:
+        gallery: what is evaluated.
+        training: what is known of the training.
+        unknown: remarks to pass on.
+        near: cosine from which two pictures count as nearly one.
+    """
+    keys = np.array(gallery_keys(gallery))
+    ids = list(zip(gallery.sources, gallery.ids, strict=True))
+    by_id, by_key, nearly = (np.zeros(len(ids), bool) for _ in range(3))
+    remarks = list(unknown)
+    for known in training:
+        by_id |= [pair in known.items or ("", pair[1]) in known.items for pair in ids]
+        by_key |= [key in known.keys for key in keys]
+        if known.store is None:
+            continue
+        if feature := _comparable(gallery.store, known.store):
+            nearly |= _near(gallery, known, feature, near)
+        else:
+            remarks.append(f"no near-duplicates looked for in {known.what}: another encoder's")
+    nearly &= ~(by_id | by_key)
+    examples = [
+        f"{reason}: {ids[i][1]}"
+        for reason, where in (("id", by_id), ("content", by_key), ("near", nearly))
+        for i in np.flatnonzero(where)[:_EXAMPLES]
+    ]
+    return LeakReport(
+        trained_on=tuple(known.what for known in training),
+        unknown=tuple(remarks),
+        shared_ids=int(by_id.sum()),
+        shared_contents=int(by_key.sum()),
+        near_duplicates=int(nearly.sum()),
+        near=near,
+        examples=tuple(examples),
+    )
+
+
+def gallery_keys(gallery: Gallery) -> list[str]:
+    """(n,) sha256 of each gallery image's bytes."""
+    table = gallery.store.items(gallery.split)
+    columns = (table[name].to_pylist() for name in ("source", "id", "key"))
+    keys = {(source, id_): key for source, id_, key in zip(*columns, strict=True)}
+    return [keys[pair] for pair in zip(gallery.sources, gallery.ids, strict=True)]
+
+
+def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingSet:
+    config = record.get("config")
+    settings = record | config if isinstance(config, dict) else record
+    items = {("", str(i)) for i in settings.get("ids", ())}
+    keys = frozenset(map(str, settings.get("keys", ())))
+    what = f"{file.parent.name}/{file.name}"
+    if spec := str(settings.get("source") or ""):
+        items |= _source_items(file, spec, settings.get("split"), sources)
+        what += f": {spec}"
+    elif not items and not keys:
+        raise EvaluationError(
+            f"{file} names no training item", hint="it needs `ids`, `keys` or `source`"
+        )
+    return TrainingSet(what=what, items=frozenset(items), keys=keys)
+
+
+def _source_items(
+    file: Path, spec: str, split: object, sources: Collection[str]
+) -> set[tuple[str, str]]:
+    """(source, id) of what a training on a source saw; no picture is read."""
+    try:
+        source = open_source(spec)
+        if source.name not in sources:
+            return set()
+        splits = (split,) if split else _TRAINED_SPLITS
+        return {(source.name, item.id) for item in source.items() if item.split in splits}
+    except (SourceError, UsageError) as error:
+        raise EvaluationError(
+            f"{file} says the training read {spec}, which cannot be listed: {error.message}"
+        ) from error
+
+
+def _items(store: Store, split: str | None) -> Iterator[tuple[str, str]]:
+    table = store.items(split)
+    return zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
+
+
+def _splits(store: Store) -> set[str]:
+    return set(store.items()["split"].unique().to_pylist())
+
+
+def _comparable(ours: Store, theirs: Store) -> str:
+    """A feature of images that both stores hold under one fingerprint; empty when there is none."""
+    here, there = ours.features(Modality.IMAGES), theirs.features(Modality.IMAGES)
+    for name in ("pooled", "itc"):
+        if name in here and name in there and here[name].fingerprint == there[name].fingerprint:
+            return name
+    return ""
+
+
+def _near(gallery: Gallery, known: TrainingSet, feature: str, near: float) -> NDArray[np.bool_]:
+    """(n,) whether a training image's features nearly equal each gallery image's."""
+    assert known.store is not None
+    trained = known.store.gallery(known.split)
+    found = np.zeros(len(gallery.image_rows), bool)
+    for start, block in gallery.image_blocks(feature, _ROWS):
+        ours = _unit(block)
+        for _, other in trained.image_blocks(feature, _ROWS):
+            close = (ours @ _unit(other).T).max(axis=1, initial=-1.0) >= near
+            found[start : start + len(block)] |= close
+    return found
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """(b, …) -> (b, d) float32 of length one; an image's several vectors end to end."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    unit: NDArray[np.float32] = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
+    return unit
