@@ -76,7 +76,7 @@ def randomised(model: torch.nn.Module) -> Tensors:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(size=sizes())
 def test_blip_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def test_blip_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(size=sizes())
 def test_blip2_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:
