@@ -1,0 +1,73 @@
+"""Where a run stands, on disk: written whole or not at all, and enough to go on exactly."""
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retrieval_engine.errors import TrainingError
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """Where a run stands, besides weights and optimisers.
+
+    The order of the pictures, the augmentation and the negatives of a step follow from the seed
+    and the step's number alone, so no random state needs keeping.
+
+    Attributes:
+        step: steps done.
+        seconds: training time so far, over all sessions, validation and drawing excluded.
+        in_joint_stage: text has come in.
+        best: best mean recall so far in per cent; -1 before the first validation.
+        best_step: the step it was reached at.
+        stale: validations since then.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    in_joint_stage: bool = False
+    best: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """Write with `torch.save`; a crash leaves either the old file or the new one."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    with partial.open("wb") as handle:
+        torch.save(value, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, *, identity: str) -> dict[str, Any]:
+    """What `save_atomically` wrote for this very run.
+
+    Args:
+        path: the file.
+        identity: digest of the config and the data; must be the one it was saved under.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it belongs to another run.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"nothing to resume: {path} is not there", hint="start without --resume"
+        ) from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} is damaged: {str(error).splitlines()[0]}", hint="start again without --resume"
+        ) from error
+    if saved["identity"] != identity:
+        raise TrainingError(
+            f"{path} belongs to a run with other options or other data",
+            hint="give the options of the first run, or start again without --resume",
+        )
+    return saved

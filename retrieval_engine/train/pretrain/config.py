@@ -1,0 +1,199 @@
+"""What decides a pretraining: the size of the model and the recipe."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+from retrieval_engine.errors import UsageError
+from retrieval_engine.fingerprint import digest
+from retrieval_engine.records import Json
+
+PROMPT = "a picture of "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """Shape of a BLIP: one vision tower, a text encoder and a decoder that shares most of it.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels; divides `image_size`.
+        width: hidden size of all three towers.
+        heads: attention heads of all three.
+        vision_layers: blocks of the vision tower.
+        text_layers: blocks of the text encoder and of the decoder.
+        embed_dim: length of the `itc` vectors.
+        vocabulary: upper limit of the tokenizer's pieces when one is trained.
+        text_length: longest caption in tokens, [CLS] and [SEP] included.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    heads: int
+    vision_layers: int
+    text_layers: int
+    embed_dim: int
+    vocabulary: int
+    text_length: int = 35
+
+    @property
+    def patches(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+
+PRESETS: Mapping[str, ModelSize] = MappingProxyType(
+    {
+        "micro": ModelSize(
+            image_size=32,
+            patch_size=8,
+            width=32,
+            heads=2,
+            vision_layers=2,
+            text_layers=1,
+            embed_dim=32,
+            vocabulary=1000,
+        ),
+        "tiny": ModelSize(
+            image_size=64,
+            patch_size=8,
+            width=128,
+            heads=4,
+            vision_layers=6,
+            text_layers=3,
+            embed_dim=128,
+            vocabulary=2000,
+        ),
+        "small": ModelSize(
+            image_size=128,
+            patch_size=16,
+            width=256,
+            heads=4,
+            vision_layers=8,
+            text_layers=4,
+            embed_dim=256,
+            vocabulary=8000,
+        ),
+        "base": ModelSize(
+            image_size=224,
+            patch_size=16,
+            width=768,
+            heads=12,
+            vision_layers=12,
+            text_layers=12,
+            embed_dim=256,
+            vocabulary=30522,
+        ),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """One pretraining. Two equal configs on the same data give the same weights.
+
+    Attributes:
+        source: the training data, `kind:argument[?…]`.
+        val_source: data to select on; empty holds out a twentieth of the training items.
+        preset: name in `PRESETS`.
+        steps: optimiser steps, concept stage included.
+        minutes: stop after this much training time instead; the schedule follows the clock, so
+            such a run is not repeatable bit by bit. 0 is no limit.
+        concept_share: part of the steps spent on the vision tower alone, learning to name what is
+            in the picture, before text comes in.
+        batch_size: pictures in a step.
+        texts_per_image: captions of each picture in the contrastive loss.
+        itm_share: part of the batch that the matching loss is computed on.
+        matrix_lr: peak step of Muon on the encoders' matrices in the joint stage; the vision
+            tower takes half of it there, and `concept_lr` in the concept stage.
+        concept_lr: peak step of Muon in the concept stage.
+        other_lr: peak step of AdamW on everything else.
+        weight_decay: of matrices; vectors and embeddings have none.
+        warmup: part of each stage in which the step sizes rise.
+        clip: largest norm of the gradient.
+        label_smoothing: of the caption loss, as in BLIP.
+        concept_weight: weight of the concept loss beside the others in the joint stage.
+        caption_weight: weight of the caption loss.
+        seed: of the weights, the order, the augmentation and the negatives.
+        eval_every: steps between validations.
+        patience: validations without a better mean recall before stopping; 0 never stops early.
+        tokenizer: directory of a BERT tokenizer; empty trains one on the captions.
+        dtype: arithmetic under autocast: `auto`, `bfloat16` or `float32`.
+        device: `auto`, `cpu`, `cuda`, …
+        save_dtype: dtype of the weights on disk.
+    """
+
+    source: str
+    val_source: str = ""
+    preset: str = "tiny"
+    steps: int = 4000
+    minutes: float = 0.0
+    concept_share: float = 0.25
+    batch_size: int = 128
+    texts_per_image: int = 2
+    itm_share: float = 0.5
+    matrix_lr: float = 4e-3
+    concept_lr: float = 1e-2
+    other_lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float = 2.0
+    label_smoothing: float = 0.1
+    concept_weight: float = 0.5
+    caption_weight: float = 1.0
+    seed: int = 0
+    eval_every: int = 250
+    patience: int = 0
+    tokenizer: str = ""
+    dtype: str = "auto"
+    device: str = "auto"
+    save_dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            UsageError: a value is out of range; the message names it and what is allowed.
+        """
+        if self.preset not in PRESETS:
+            raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        _at_least("steps", self.steps, 1)
+        _at_least("batch-size", self.batch_size, 2)
+        _at_least("eval-every", self.eval_every, 1)
+        _at_least("minutes", self.minutes, 0)
+        _at_least("patience", self.patience, 0)
+        _one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        _one_of("save-dtype", self.save_dtype, ("float16", "float32"))
+        if not 0 <= self.concept_share < 1:
+            raise UsageError(f"concept-share is {self.concept_share}; allowed: 0 up to below 1")
+
+    @property
+    def size(self) -> ModelSize:
+        """Shape of the model."""
+        return PRESETS[self.preset]
+
+    @property
+    def concept_steps(self) -> int:
+        """Steps of the concept stage."""
+        return int(self.steps * self.concept_share)
+
+    @property
+    def identity(self) -> str:
+        """Digest of what must be equal for a run to be resumed: all but where it computes."""
+        apart = ("device", "patience", "save_dtype")
+        return digest({k: v for k, v in asdict(self).items() if k not in apart})
+
+    def to_json(self) -> dict[str, Json]:
+        """The config as JSON values."""
+        return asdict(self)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise UsageError(f"{name} is {value}; allowed: {least} or more")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

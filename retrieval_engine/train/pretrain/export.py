@@ -1,0 +1,129 @@
+"""Writes a trained model as one directory that transformers' BLIP classes load."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from retrieval_engine.encoders.preprocess import CLIP_MEAN, CLIP_STD
+from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.config import PROMPT
+from retrieval_engine.train.pretrain.model import PretrainModel
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+_TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+_NEW_TOKENS = 32
+
+
+def export(
+    model: PretrainModel,
+    tokenizer: "BertTokenizer",
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    facts: Mapping[str, Json],
+) -> None:
+    """Write config, weights, tokenizer, preprocessing, generation settings and a model card.
+
+    `BlipForImageTextRetrieval` and `BlipForConditionalGeneration` both load the directory and
+    share its vision tower. What decoder and encoder share is written twice, because each class
+    looks for its own names.
+
+    Args:
+        model: the trained weights.
+        tokenizer: its tokenizer.
+        out: directory; made where missing.
+        dtype: of the weights on disk.
+        facts: for training.json and the card: config, data, report.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(_weights(model, dtype), out / "model.safetensors", metadata={"format": "pt"})
+    config = model.config
+    config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype
+    config.save_pretrained(out)
+    text = config.text_config
+    generation = GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.sep_token_id,
+        pad_token_id=text.pad_token_id,
+        max_new_tokens=_NEW_TOKENS,
+        prompt=PROMPT,
+    )
+    generation.save_pretrained(out)
+    tokenizer.model_max_length = text.max_position_embeddings
+    tokenizer.save_pretrained(out)
+    _write_json(out / "preprocessor_config.json", _preprocessing(config.vision_config.image_size))
+    _write_json(out / "training.json", facts)
+    (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
+
+
+def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = dict(model.retrieval.state_dict())
+    for name, tensor in model.text_decoder.state_dict().items():
+        if name not in _TIED:
+            tensors[f"text_decoder.{name}"] = tensor
+    return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
+
+
+def _preprocessing(side: int) -> dict[str, Json]:
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+
+
+def _write_json(path: Path, value: Mapping[str, Json]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(name: str, facts: Mapping[str, Json]) -> str:
+    config, report = facts["config"], facts["report"]
+    assert isinstance(config, dict)
+    assert isinstance(report, dict)
+    options = " ".join(
+        f"--{key.replace('_', '-')} {value!r}"
+        for key, value in dict(facts["changed"]).items()  # type: ignore[arg-type]
+    )
+    return f"""---
+library_name: transformers
+tags: [blip, image-text-retrieval, image-captioning]
+---
+# {name}
+
+A BLIP of {report["parameters"]:,} weights, trained from scratch by `vlre pretrain`.
+
+- Data: `{config["source"]}`, {facts["items"]:,} pictures with {facts["captions"]:,} captions.
+- Command: `vlre pretrain '{config["source"]}' {options} --out {name}`
+- {report["steps"]:,} steps in {report["minutes"]} minutes of training; weights of step
+  {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
+- `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
+
+It has seen nothing but this data: do not expect it to know anything else.
+
+```python
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+matcher = BlipForImageTextRetrieval.from_pretrained("{name}")
+captioner = BlipForConditionalGeneration.from_pretrained("{name}")
+```
+For matching, the first token of the text must be [ENC], as in BLIP. Captions follow the prompt
+`{PROMPT}` or come without one.
+"""

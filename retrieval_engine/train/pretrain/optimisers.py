@@ -1,0 +1,113 @@
+"""Muon on the encoders' matrices, AdamW on the rest, and how large a step each takes when."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from retrieval_engine.train.pretrain.config import PretrainConfig
+from retrieval_engine.train.pretrain.model import PretrainModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimisers:
+    """The two optimisers of a stage and the peak step of each of their groups."""
+
+    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    peaks: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def step(self, factor: float) -> None:
+        """Move the weights by their peak step times `factor`, and drop the gradients."""
+        for optimiser, peaks in zip(self.both, self.peaks, strict=True):
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, object]]:
+        """What `load_state_dict` needs to go on exactly."""
+        return [optimiser.state_dict() for optimiser in self.both]
+
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        """Go on from a saved state."""
+        for optimiser, state in zip(self.both, states, strict=True):
+            optimiser.load_state_dict(state)
+
+
+def concept_optimisers(model: PretrainModel, config: PretrainConfig) -> Optimisers:
+    """For the concept stage: the vision tower and the heads on it."""
+    heads = [h for h in (model.concept_head, model.region_head) if h is not None]
+    vision = model.retrieval.vision_model
+    return _optimisers([(vision, config.concept_lr)], heads, [], config)
+
+
+def joint_optimisers(model: PretrainModel, config: PretrainConfig) -> Optimisers:
+    """For the joint stage: everything. The vision tower, already trained, takes half the step."""
+    heads = [h for h in (model.concept_head, model.region_head) if h is not None]
+    retrieval = model.retrieval
+    towers = [
+        (retrieval.vision_model, config.matrix_lr / 2),
+        (retrieval.text_encoder.encoder, config.matrix_lr),
+        (model.text_decoder.bert.encoder, config.matrix_lr),
+    ]
+    rest: list[nn.Module] = [
+        *heads,
+        retrieval.text_encoder.embeddings,
+        model.text_decoder.cls,
+        retrieval.vision_proj,
+        retrieval.text_proj,
+        retrieval.itm_head,
+    ]
+    return _optimisers(towers, rest, [model.temperature], config)
+
+
+def _optimisers(
+    towers: list[tuple[nn.Module, float]],
+    rest: Iterable[nn.Module],
+    scalars: list[nn.Parameter],
+    config: PretrainConfig,
+) -> Optimisers:
+    taken: set[nn.Parameter] = set()  # the decoder shares layers with the encoder
+
+    def fresh(module: nn.Module) -> list[nn.Parameter]:
+        new = [p for p in module.parameters() if p not in taken]
+        taken.update(new)
+        return new
+
+    matrices: list[dict[str, object]] = []
+    others = list(scalars)
+    for tower, peak in towers:
+        weights = fresh(tower)
+        matrices.append({"params": [p for p in weights if p.ndim == 2], "lr": peak})
+        others += [p for p in weights if p.ndim != 2]
+    for module in rest:
+        others += fresh(module)
+    muon = torch.optim.Muon(
+        matrices,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    adamw = torch.optim.AdamW(
+        others,
+        lr=config.other_lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
+    peaks = tuple(peak for _, peak in towers)
+    return Optimisers(both=(muon, adamw), peaks=(peaks, (config.other_lr,)))
+
+
+def step_factor(done: float, warmup: float, floor: float = 0.0) -> float:
+    """Size of a step relative to its peak: a linear rise, then half a cosine down to `floor`.
+
+    Args:
+        done: part of the stage that is over, 0 to 1.
+        warmup: part of the stage in which the steps grow.
+        floor: factor at the end of the stage.
+    """
+    if done < warmup:
+        return max(done, 1e-3) / warmup
+    along = (done - warmup) / (1 - warmup)
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(along, 1.0))) / 2
