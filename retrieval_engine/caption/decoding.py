@@ -1,0 +1,176 @@
+"""How the words of a caption are chosen, with contradictions refused."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from retrieval_engine.errors import UsageError
+from retrieval_engine.records import Json
+
+BEAMS = 3  # BLIP's own default
+
+
+class Method(StrEnum):
+    """The three ways to choose words."""
+
+    GREEDY = "greedy"
+    BEAMS = "beams"
+    SAMPLING = "sampling"
+
+
+class BeamRule(StrEnum):
+    """How finished sentences of a beam search are compared, and when the search ends.
+
+    ORIGINAL is what BLIP and LAVIS were published with (transformers 4.15): the log-probability
+    over the number of tokens with the prompt and without the end token; a picture is done when its
+    worst kept sentence is no worse than the best continuation at the present length.
+    TRANSFORMERS is what transformers 5 does: the number of tokens without the prompt and with the
+    end token.
+    """
+
+    ORIGINAL = "original"
+    TRANSFORMERS = "transformers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingOptions:
+    """How to write captions. None means: not said; what contradicts is refused, never ignored.
+
+    Attributes:
+        beams: width of the beam search; 1 is greedy. Default 3, or 1 under `sample`.
+        sample: draw words at random instead.
+        temperature: of sampling, above 0; default 1.
+        top_k: sample among so many words only.
+        top_p: sample among the likeliest words that make up this probability (nucleus sampling,
+            Holtzman et al., ICLR 2020).
+        seed: of sampling; a picture's captions depend on it and the picture's name alone.
+        num_captions: different sentences for each picture.
+        max_length: tokens of a sentence at most, as the authors count: BLIP's include [DEC] and
+            the prompt ("a picture of" is 4 with it), BLIP-2's are those written after it.
+        min_length: no end before so many tokens, counted alike.
+        length_penalty: exponent of the length in the score of a beam; default 1.
+        beam_rule: default `original`.
+        repetition_penalty: above 1 makes a word that was written already less likely (Keskar et
+            al., CTRL, 2019). Trap: words of the prompt count.
+        no_repeat_ngram: never write the same so many tokens twice; 0 allows it.
+        prompt: beginning of every sentence; None is what the checkpoint was trained with.
+    """
+
+    beams: int | None = None
+    sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    num_captions: int = 1
+    max_length: int = 30
+    min_length: int = 1
+    length_penalty: float | None = None
+    beam_rule: BeamRule | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range or contradicts.
+
+        Raises:
+            UsageError: it names both sides.
+        """
+        self._check_ranges()
+        if self.sample and (self.beams or 1) > 1:
+            raise UsageError(
+                f"--sample and --beams {self.beams} contradict each other",
+                hint="sampling draws words at random, beams keep the likeliest: choose one",
+            )
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            value = getattr(self, name)
+            if value is not None and not self.sample:
+                raise UsageError(
+                    f"{_option(name)} {value} has no effect on {self._called()}",
+                    hint="add --sample to draw words at random",
+                )
+        for name in ("length_penalty", "beam_rule"):
+            value = getattr(self, name)
+            if value is not None and self.method is not Method.BEAMS:
+                raise UsageError(
+                    f"{_option(name)} {value} has no effect on {self._called()}",
+                    hint=f"it is of beam search: add --beams {BEAMS}",
+                )
+        self._check_variations()
+
+    def _check_ranges(self) -> None:
+        least = {
+            "beams": 1,
+            "top_k": 1,
+            "num_captions": 1,
+            "max_length": 1,
+            "min_length": 0,
+            "no_repeat_ngram": 0,
+            "seed": 0,
+        }
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise UsageError(f"{_option(name)} is {value}, must be at least {low}")
+        for name in ("temperature", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{_option(name)} is {value}, must be above 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p is {self.top_p}, must be above 0 and at most 1")
+        if self.min_length > self.max_length:
+            raise UsageError(
+                f"--min-length {self.min_length} is above --max-length {self.max_length}"
+            )
+
+    def _check_variations(self) -> None:
+        if self.method is Method.GREEDY and self.num_captions > 1:
+            raise UsageError(
+                f"--num-captions {self.num_captions}: greedy decoding knows one caption",
+                hint="add --sample, or --beams with at least as many",
+            )
+        if self.method is Method.BEAMS and self.num_captions > self.width:
+            raise UsageError(
+                f"--num-captions {self.num_captions} is more than --beams {self.width}",
+                hint=f"use --beams {self.num_captions} or more, or --sample",
+            )
+
+    def _called(self) -> str:
+        names = {Method.GREEDY: "greedy decoding", Method.BEAMS: "beam search"}
+        return names.get(self.method, "sampling")
+
+    @property
+    def method(self) -> Method:
+        """Which of the three ways this is."""
+        if self.sample:
+            return Method.SAMPLING
+        return Method.GREEDY if self.beams == 1 else Method.BEAMS
+
+    @property
+    def width(self) -> int:
+        """Sentences of a picture under way at once."""
+        if self.method is Method.BEAMS:
+            return BEAMS if self.beams is None else self.beams
+        return self.num_captions
+
+    def to_json(self) -> dict[str, Json]:
+        """What decides the captions: only that which the method looks at, defaults filled in."""
+        found: dict[str, Json] = {"method": self.method.value}
+        every = ("num_captions", "max_length", "min_length", "repetition_penalty")
+        names = [*every, "no_repeat_ngram"]
+        if self.method is Method.SAMPLING:
+            names += ["temperature", "top_k", "top_p", "seed"]
+        values = asdict(self)
+        found |= {name: values[name] for name in names}
+        if self.method is Method.SAMPLING:
+            found["temperature"] = self.temperature or 1.0
+            found["seed"] = self.seed or 0
+        if self.method is Method.BEAMS:
+            found["beams"] = self.width
+            found["length_penalty"] = 1.0 if self.length_penalty is None else self.length_penalty
+            found["beam_rule"] = (self.beam_rule or BeamRule.ORIGINAL).value
+        return found
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,94 @@
+"""What is done to the scores of the next word before one is chosen.
+
+The same arithmetic and order as transformers' logits processors; a test compares.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitRules:
+    """Rules for what may come next.
+
+    Attributes:
+        end_id: token that ends a sentence.
+        min_length: no end before the sentence has so many tokens.
+        repetition_penalty: divides positive and multiplies negative scores of tokens that were
+            written already.
+        no_repeat_ngram: forbids what would repeat so many tokens; 0 forbids nothing.
+    """
+
+    end_id: int
+    min_length: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def __call__(self, sentences: Tensor, scores: Tensor) -> Tensor:
+        """Scores under the rules.
+
+        Args:
+            sentences: (n, b, l) tokens so far, those of the prompt included.
+            scores: (n, b, v) logits or log-probabilities.
+
+        Returns:
+            (n, b, v), changed in place.
+        """
+        if self.repetition_penalty != 1.0 and sentences.shape[-1]:
+            seen = scores.gather(-1, sentences)
+            worse = torch.where(
+                seen < 0, seen * self.repetition_penalty, seen / self.repetition_penalty
+            )
+            scores.scatter_(-1, sentences, worse)
+        if self.no_repeat_ngram and sentences.shape[-1] >= self.no_repeat_ngram:
+            self._forbid_repeats(sentences, scores)
+        if sentences.shape[-1] < self.min_length:
+            scores[..., self.end_id] = _NEVER
+        return scores
+
+    def _forbid_repeats(self, sentences: Tensor, scores: Tensor) -> None:
+        size = self.no_repeat_ngram
+        grams = sentences.unfold(-1, size, 1)  # (n, b, l - size + 1, size)
+        last = sentences[..., sentences.shape[-1] - size + 1 :]
+        again = (grams[..., :-1] == last[..., None, :]).all(-1)
+        banned = torch.zeros_like(scores, dtype=torch.int32)
+        banned.scatter_add_(-1, grams[..., -1], again.int())
+        scores.masked_fill_(banned > 0, _NEVER)
+
+
+def draw(
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """Words drawn at random.
+
+    Args:
+        logits: (n, b, v).
+        uniform: (n, b) numbers in [0, 1) that decide; equal numbers draw equal words.
+        temperature: above 0; below 1 prefers likely words.
+        top_k: among so many of the likeliest only.
+        top_p: among the fewest likeliest that make up this probability; at least one.
+
+    Returns:
+        (n, b) tokens.
+    """
+    count = min(top_k or logits.shape[-1], logits.shape[-1])
+    warm = logits / temperature
+    # the whole vocabulary is sorted faster than picked
+    ordered, ids = warm.topk(count, dim=-1) if top_k else warm.sort(dim=-1, descending=True)
+    probabilities = ordered.double().softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    if top_p is not None:
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    total = probabilities.cumsum(-1)
+    wanted = uniform[..., None].to(total) * total[..., -1:]
+    rank = torch.searchsorted(total, wanted, right=True).clamp(max=count - 1)
+    return ids.gather(-1, rank)[..., 0]

@@ -1,0 +1,147 @@
+"""Captions out: models that write about a picture from its stored `tokens`.
+
+A family is one file here, with the name of its encoder family and
+
+    def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> Captioner
+
+What word comes next is decided elsewhere (`caption/generating.py`): a captioner gives logits.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine import plugins
+from retrieval_engine.encoders import Arrays, family_of
+from retrieval_engine.encoders.checkpoint import resolve
+from retrieval_engine.encoders.preprocess import ImagePreprocessor
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.records import Feature, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+FAMILIES = "retrieval_engine.encoders.captioning"
+
+
+class Writing(Protocol):
+    """A batch of captions under way: b sentences for each of n images, all equally long."""
+
+    def step(self, ids: "torch.Tensor", parents: "torch.Tensor | None") -> "torch.Tensor":
+        """Append one token to each sentence.
+
+        Args:
+            ids: (n, b) the token that was chosen last for each sentence.
+            parents: (n, b) which of its image's sentences of the step before each one goes on
+                with; None for its own. The first step may have any b; all go on with sentence 0.
+
+        Returns:
+            (n, b, v) float32 logits of the next token.
+        """
+
+    def keep(self, images: "torch.Tensor") -> None:
+        """Go on with some of the images only.
+
+        Args:
+            images: (m,) positions among the n images.
+        """
+
+
+class Captioner(Protocol):
+    """A model that writes captions; its vision tower is an encoder of `tokens`.
+
+    Attributes:
+        spec: all that decides its numbers; the part `vision` is that of a retrieval encoder with
+            the same tower, whose stored `tokens` serve both.
+        preprocessor: as of an `Encoder`.
+        default_batch_size: images per call of `encode_images`.
+        captions_at_once: sentences of a batch that suit the device.
+        prompt: what it was trained to go on from.
+        end_id: token that ends a sentence.
+        longest: number of tokens of a sentence at most, `prompt_ids` included.
+        prompt_counts: whether limits of length count `prompt_ids`, as the authors' do or do not.
+        device: where it runs.
+        dtype: arithmetic; float32, or half precision through autocast on a CPU.
+    """
+
+    spec: EncoderSpec
+    preprocessor: ImagePreprocessor
+    default_batch_size: int
+    captions_at_once: int
+    prompt: str
+    end_id: int
+    longest: int
+    prompt_counts: bool
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """The features it can emit; `tokens` of images at least."""
+
+    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+        """Features of images; see `Encoder.encode_images`."""
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens that count as the beginning of every sentence, e.g. [DEC] a picture of."""
+
+    def text(self, ids: Sequence[int], prompt: str) -> str:
+        """The words of a sentence, without the prompt, by the authors' own rule.
+
+        Args:
+            ids: what was written after `prompt_ids(prompt)`, without the end token.
+            prompt: what it went on from.
+        """
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The context that `begin` and all steps run in; one for a whole batch, as it caches."""
+
+    def begin(self, tokens: "torch.Tensor", prompt: str) -> "tuple[torch.Tensor, Writing]":
+        """Read the images and the prompt.
+
+        Args:
+            tokens: (n, t, w) vision states on the device.
+            prompt: the beginning of every sentence.
+
+        Returns:
+            (n, v) float32 logits of the first token, and the state to go on with.
+        """
+
+
+def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto") -> Captioner:
+    """Load a model that writes captions.
+
+    Args:
+        checkpoint: a directory in Hugging Face layout, a hub id, or `vlre-tiny`; see
+            `encoders.open_encoder`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
+        dtype: as of `encoders.open_encoder`.
+
+    Raises:
+        CheckpointNotFound: neither a directory nor a reachable hub id.
+        CheckpointInvalid: the files are no captioning model that some family knows.
+    """
+    found = resolve(checkpoint)
+    module: Any = plugins.load(FAMILIES, family_of(found), noun="captioning family")
+    captioner: Captioner = module.open_captioner(found, device=device, dtype=dtype)
+    return captioner
+
+
+def named_prompt(path: Path, default: str) -> str:
+    """The `prompt` in a checkpoint's generation_config.json, else a default.
+
+    Raises:
+        CheckpointInvalid: the file is no JSON object.
+    """
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return default
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8")).get("prompt", default))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
