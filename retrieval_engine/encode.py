@@ -95,7 +95,7 @@ def encode(
         while run.encode_part(loaded):
             pass
         run.behind.wait()
-        whole = not options.split and not options.limit
+        whole = not (options.split or options.limit or source.is_partial)
         run.report.removed = writer.finish(
             source.name, failures=run.report.failures, seen=run.seen if whole else None
         )

@@ -309,3 +309,29 @@ def test_an_empty_folder_leaves_no_store(tmp_path: Path, checkpoint: Path) -> No
     assert result.exit_code == 1
     assert result.stderr.count("Error:") == 1
     shutil.rmtree(store, ignore_errors=True)
+
+
+def test_a_part_of_a_source_takes_nothing_away(tmp_path: Path, encoder: Encoder) -> None:
+    folder = write_folder(tmp_path / "pictures", 3)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "more.jpg").write_bytes(jpeg(50))
+    encode(f"folder:{folder}", tmp_path / "store", encoder=encoder)
+    report = encode(f"folder:{folder}?glob=sub/*", tmp_path / "store", encoder=encoder)
+    assert (report.images.reused, report.removed) == (1, 0)
+    assert len(open_store(tmp_path / "store").gallery()) == 4
+
+
+def test_listed_pictures_may_be_missing_when_allowed(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "flickr"
+    write_folder(folder / "images", 2)
+    lines = [f"{i:04}.jpg#{k}\ta dog {k}" for i in range(3) for k in range(5)]
+    (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    command = ["encode", f"flickr8k:{folder}", "--model", str(checkpoint)]
+    command += ["--store", str(tmp_path / "store")]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 1
+    assert "--allow-missing" in refused.stderr
+    allowed = CliRunner().invoke(main, [*command, "--allow-missing"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "0002.jpg" in allowed.stderr
+    assert len(open_store(tmp_path / "store").gallery()) == 2

@@ -3,18 +3,15 @@
 import hashlib
 import json
 import mmap
-import os
-import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.records import Json
 
 _SMALL_FILES = ["*.json", "*.txt"]
@@ -95,27 +92,6 @@ def _from_hub(name: str) -> Checkpoint:
             "copy DIR here and use --model DIR; or use the default --model vlre-tiny",
         ) from error
     return Checkpoint(name=name, path=path, revision=path.name)
-
-
-def hub_is_reachable(timeout_s: float = 0.8) -> bool:
-    """Whether the hub answers on its port; no longer than the timeout, DNS included."""
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        return False
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    address = (endpoint.hostname or "", endpoint.port or (80 if endpoint.scheme == "http" else 443))
-    answered = threading.Event()
-
-    def knock() -> None:
-        try:
-            socket.create_connection(address, timeout=timeout_s).close()
-        except OSError:
-            return
-        answered.set()
-
-    thread = threading.Thread(target=knock, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return answered.is_set()
 
 
 def read_config(path: Path) -> dict[str, Json]:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoders import Encoder, open_encoder
-from retrieval_engine.encoders.checkpoint import hub_is_reachable, shipped
+from retrieval_engine.encoders.checkpoint import shipped
+from retrieval_engine.network import hub_is_reachable
 
 GOLDENS = Path(__file__).parent / "goldens"
 DEFAULT_MODEL = "vlre-tiny"

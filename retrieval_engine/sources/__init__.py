@@ -24,7 +24,13 @@ class Source(Protocol):
     Attributes:
         name: what the items' ids are unique within, e.g. `folder:/data/pets`. Two runs over the
             same data give the same name, whatever split or number of items was asked for.
+        notes: lines for people about what was found and left out; whole when all items were read.
+        is_partial: options leave items out that the name covers, so that an item's absence means
+            nothing.
     """
+
+    notes: list[str]
+    is_partial: bool
 
     @property
     def name(self) -> str:

@@ -63,6 +63,7 @@ _SHOWN_FAILURES = 5
     help="Pictures per shard at most; a kill loses less than one shard.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin a new store in place of the one there.")
+@click.option("--allow-missing", is_flag=True, help="Go on without pictures that are listed only.")
 @json_option
 @click.pass_context
 def command(
@@ -81,6 +82,7 @@ def command(
     worker_kind: str,
     shard_rows: int,
     overwrite: bool,
+    allow_missing: bool,
     as_json: bool,
 ) -> None:
     """Encode the pictures and captions of SOURCE into a store.
@@ -105,10 +107,12 @@ def command(
         part_rows=shard_rows,
         overwrite=overwrite,
     )
-    opened = open_source(source)
+    opened = open_source(_allowing_missing(source) if allow_missing else source)
     encoder = open_encoder(model, device=device, dtype=dtype)
     with progress_bar() as progress:
         report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+    for line in opened.notes:
+        note(line)
     for failure in report.failures[:_SHOWN_FAILURES]:
         note(f"failed: {failure.item_id}: {failure.reason}")
     if len(report.failures) > _SHOWN_FAILURES:
@@ -119,6 +123,10 @@ def command(
         click.echo(summary(report.to_json()))
     if report.failures:
         ctx.exit(SOME_FAILED)
+
+
+def _allowing_missing(source: str) -> str:
+    return f"{source}{'&' if '?' in source else '?'}allow_missing=true"
 
 
 def summary(report: "Mapping[str, Json]") -> str:

@@ -158,7 +158,8 @@ class BlipEncoder:
         if "pooled" in features:
             found["pooled"] = states[:, 0].float()
         if "tokens" in features:
-            found["tokens"] = states.float() if self.device.type == "cpu" else states
+            # NumPy has no bfloat16
+            found["tokens"] = states if states.dtype == torch.float16 else states.float()
         return {name: value.cpu().numpy() for name, value in found.items()}
 
     def vision_states(self, pixels: NDArray[np.uint8]) -> Tensor:

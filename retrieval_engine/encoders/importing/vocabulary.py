@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.encoders.checkpoint import hub_is_reachable
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
+from retrieval_engine.network import hub_is_reachable
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer

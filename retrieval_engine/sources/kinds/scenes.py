@@ -82,6 +82,8 @@ class Scenes:
 
     def __init__(self, n: int, *, seed: int, size: int, detailed: bool) -> None:
         self._n, self._seed, self._size, self._detailed = n, seed, size, detailed
+        self.notes: list[str] = []
+        self.is_partial = True  # a seed has no last scene
 
     @property
     def name(self) -> str:

@@ -1,0 +1,24 @@
+"""How the suite runs: one thread a process, quiet libraries, no GPU test that skips in silence."""
+
+import os
+
+# Before torch and numpy are imported. Several test processes with a thread for each core fight
+# over the cores: some tests were 60 times slower so.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+from transformers.utils import logging
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A gpu test skips where there is no GPU, and fails where one was promised."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if os.environ.get("VLRE_REQUIRE_GPU") == "1":
+            pytest.fail("VLRE_REQUIRE_GPU=1, and torch sees no CUDA device")
+        pytest.skip("no CUDA device")
