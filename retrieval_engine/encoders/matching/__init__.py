@@ -92,6 +92,7 @@ class Matcher:
         pairs: NDArray[np.int64],
         *,
         advance: Callable[[int], None] = lambda pairs: None,
+        as_probability: bool = False,
     ) -> NDArray[np.float32]:
         """The match logit of each pair, `itm_logit[1]` of the authors' evaluation code.
 
@@ -100,9 +101,10 @@ class Matcher:
             texts: captions as people wrote them.
             pairs: (p, 2) numbers of image and text.
             advance: told how many pairs were just scored.
+            as_probability: softmax over both logits instead, the probability of a match.
 
         Returns:
-            (p,) float32 logits; larger is a better match.
+            (p,) float32 logits, or probabilities; larger is a better match.
         """
         ids = self._tokenize(texts)
         lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
@@ -114,13 +116,15 @@ class Matcher:
                 seen = self._cross.keys_values(tokens)
                 for block in blocks:
                     wanted = block.pairs >= 0
-                    scores[block.pairs[wanted]] = self._block_scores(seen, ids, block)[wanted]
+                    logits = self._block_logits(seen, ids, block)
+                    found = logits.softmax(-1) if as_probability else logits
+                    scores[block.pairs[wanted]] = found[..., 1].cpu().numpy()[wanted]
                     advance(int(wanted.sum()))
         return scores
 
-    def _block_scores(
+    def _block_logits(
         self, seen: KeysValues, ids: Sequence[Sequence[int]], block: _Block
-    ) -> NDArray[np.float32]:
+    ) -> torch.Tensor:
         rows = [ids[text] for text in block.texts.ravel().tolist()]
         padded, mask = pad_tokens(rows, max(map(len, rows)), pad=self._pad)
         shape = (*block.texts.shape, padded.shape[1])
@@ -129,8 +133,7 @@ class Matcher:
             torch.from_numpy(padded.reshape(shape)).to(self._device),
             torch.from_numpy(mask.reshape(shape)).to(self._device),
         )
-        found: NDArray[np.float32] = logits[..., 1].float().cpu().numpy()
-        return found
+        return logits.float()
 
 
 def _by_images(
