@@ -95,7 +95,7 @@ def test_exact_index_refuses_nan_among_its_vectors() -> None:
 
 def test_keys_order_as_scores_do_and_give_them_back() -> None:
     scores = np.array([[-np.inf, -3.5, -1e-30, -0.0, 0.0, 1e-30, 0.25, 0.25, 7.0]], np.float32)
-    keys = _ordered_keys(scores, 5)
+    keys = _ordered_keys(scores, np.arange(5, 14))
     back, items = _from_keys(keys)
     assert back.tolist() == scores.tolist()
     assert items.tolist() == [list(range(5, 14))]

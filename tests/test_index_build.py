@@ -1,6 +1,9 @@
 """Building, opening, replacing and damaging index folders."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -38,7 +41,7 @@ def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> No
     store = write_store(tmp_path / "store", vectors, captions, dtype="float16")
     report = build_index(store, tmp_path / "index", recipe=recipe)
     assert report.recall_at_10 >= 0.95
-    assert report.queries == 1000
+    assert (report.queries, report.queries_are, report.remarks) == (1000, "captions", ())
     assert next(iter(report.effort)) == ("efSearch" if "hnsw" in recipe else "nprobe")
     index = open_index(tmp_path / "index")
     fresh = unit(clustered(200, 32, seed=0) + 0.1)
@@ -52,7 +55,9 @@ def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> No
 )
 def test_a_wider_search_finds_more_than_the_probed_lists_hold(tmp_path: Path, recipe: str) -> None:
     store = write_store(tmp_path / "store", clustered(2000, 16))
-    build_index(store, tmp_path / "index", recipe=recipe)
+    report = build_index(store, tmp_path / "index", recipe=recipe)
+    assert report.queries_are == "images"
+    assert "words lie further" in report.remarks[-1]
     index = open_index(tmp_path / "index")
     effort = dict(index.manifest.effort)
     assert effort["nprobe"] < 50
@@ -194,6 +199,22 @@ def test_an_index_goes_back_where_it_was_when_the_move_fails(tmp_path: Path) -> 
     with pytest.raises(IndexFailure, match="cannot write"):
         build_and_fail()
     assert open_index(out).items == 50
+
+
+def test_what_killed_builds_left_is_cleared_away(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    out = tmp_path / "index"
+    build_index(store, out)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    (tmp_path / f".index.new-{gone}").mkdir()
+    out.rename(tmp_path / f".index.old-{gone}")
+    running = tmp_path / f".index.new-{os.getppid()}"
+    running.mkdir()
+    with pytest.raises(UsageError, match="faiss cannot make"):
+        build_index(store, out, recipe="factory:Flta")
+    assert open_index(out).items == 50
+    assert sorted(p.name for p in tmp_path.iterdir()) == [running.name, "index", "store"]
 
 
 def test_what_cannot_be_indexed_is_explained(tmp_path: Path) -> None:

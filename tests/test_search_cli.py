@@ -68,7 +68,7 @@ def test_index_reports_what_it_built(tmp_path: Path) -> None:
     assert report["index"] == str(tmp_path / "i")
     result = run("index", "--index", tmp_path / "i")
     assert result.exit_code == 0
-    assert re.search(r"recall@10 +1\.0000 of exact search, 30 queries", result.stdout)
+    assert re.search(r"recall@10 +1\.0000 of exact search, asked with 30 captions", result.stdout)
     assert "recipe flat-fp16: 30 rows" in result.stderr
     assert Manifest.read(tmp_path / "i").recipe == "flat-fp16"
 

@@ -18,7 +18,7 @@ from retrieval_engine.index.manifest import Manifest, contents_of, describe
 from retrieval_engine.index.recipes import Recipe, find_recipe
 from retrieval_engine.index.vectors import StoredVectors, image_vectors
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
 
 
@@ -37,6 +37,7 @@ class IndexReport:
         p50_ms: median milliseconds of a search with one query.
         effort: search setting chosen, e.g. `{"nprobe": 16}`.
         queries: number of queries that recall was measured with.
+        queries_are: `captions` of the store, or `images` where it has none.
         remarks: lines for people about what falls short.
     """
 
@@ -50,6 +51,7 @@ class IndexReport:
     p50_ms: float
     effort: dict[str, int]
     queries: int
+    queries_are: str
     remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
@@ -123,7 +125,7 @@ def build_index(
         rows, factory = backend.build(chosen, vectors, seed)
         built = _Built(chosen, factory, rows, vectors.per_item)
         progress.start("comparing with exact search", None)
-        queries = recall.sample_queries(store, vectors, seed)
+        queries, asked = recall.sample_queries(store, vectors, seed)
         expected = recall.expect(vectors.exact(), queries)
         found = recall.tune(rows, built, expected, chosen.target_recall)
         progress.start("writing", None)
@@ -144,7 +146,8 @@ def build_index(
             seconds=round(time.perf_counter() - begin, 3),
             effort=dict(rows.effort),
             queries=len(queries),
-            remarks=_remarks(chosen, found),
+            queries_are=str(asked),
+            remarks=_remarks(chosen, found, asked, rows),
         )
         replace(manifest, report=report.to_json()).write(folder)
         progress.stop()
@@ -174,11 +177,17 @@ def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path)
     )
 
 
-def _remarks(recipe: Recipe, found: float) -> tuple[str, ...]:
-    if found >= recipe.target_recall:
-        return ()
-    return (
-        f"recall@10 is {found:.3f}, below the {recipe.target_recall} asked for: {recipe.factory} "
-        "keeps too little of a vector; take a recipe with fp16 storage, or add ,Refine(SQfp16) to "
-        "the factory string",
-    )
+def _remarks(recipe: Recipe, found: float, asked: Modality, rows: Rows) -> tuple[str, ...]:
+    remarks = []
+    if found < recipe.target_recall:
+        remarks.append(
+            f"recall@10 is {found:.3f}, below the {recipe.target_recall} asked for: "
+            f"{recipe.factory} keeps too little of a vector; take a recipe with fp16 storage, or "
+            "add ,Refine(SQfp16) to the factory string"
+        )
+    if asked is Modality.IMAGES and rows.effort:
+        remarks.append(
+            "the store has no captions, so recall was measured with images as queries; words lie "
+            "further from images and may find less"
+        )
+    return tuple(remarks)

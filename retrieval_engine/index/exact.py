@@ -10,6 +10,7 @@ from retrieval_engine.index.grouping import Items, Scores, check_queries
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
+Keys = NDArray[np.uint64]
 
 _BLOCK_BYTES = 1 << 26
 
@@ -80,9 +81,7 @@ class ExactIndex:
             block_scores = _best_of_rows(queries, block)
             if np.isnan(block_scores).any():
                 raise ShapeError(f"a vector among items {start} to {start + len(block) - 1} is NaN")
-            best = np.concatenate([best, _largest(_ordered_keys(block_scores, start), k)], axis=1)
-            best = _largest(best, k)
-        best = np.sort(best, axis=1)[:, ::-1]
+            best = _merged(best, block_scores, start, k)
         found = best.shape[1]
         scores[:, :found], items[:, :found] = _from_keys(best)
         return scores, items
@@ -102,31 +101,47 @@ def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> 
     return best
 
 
-def _ordered_keys(scores: Scores, start: int) -> NDArray[np.uint64]:
+def _merged(best: Keys, scores: Scores, start: int, k: int) -> Keys:
+    """The k best so far, in order, after another block.
+
+    Only what reaches the block's own k-th place is looked at closely: sorting or partitioning
+    whole keys would take longer than the inner products.
+
+    Args:
+        best: (q, at most k) keys, descending.
+        scores: (q, b) of the block.
+        start: number of the block's first item.
+        k: how many are wanted.
+    """
+    n, size = scores.shape
+    floor = np.full(n, -np.inf)
+    if size > k:
+        floor = np.partition(scores, size - k, axis=1)[:, size - k]
+    queries, columns = np.nonzero(scores >= floor[:, None])
+    keys = np.concatenate([best.ravel(), _ordered_keys(scores[queries, columns], start + columns)])
+    queries = np.concatenate([np.repeat(np.arange(n), best.shape[1]), queries])
+    order = np.lexsort((~keys, queries))
+    counts = np.bincount(queries, minlength=n)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return keys[order[place < k]].reshape(n, -1)  # as many of each query: min(k, seen so far)
+
+
+def _ordered_keys(scores: Scores, items: Items) -> Keys:
     """One integer per (score, item): larger is better, and an equal score is won by a lower item.
 
     The upper half is the float's bits made monotonic, the lower half counts items downwards. No
-    two keys are equal, so partition and sort need no tie rule of their own.
+    two keys are equal, so sorting them needs no tie rule of its own.
     """
     bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 the same as 0.0
     negative = bits >> 31 != 0
     monotonic = np.where(negative, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
-    items = np.arange(start, start + scores.shape[1], dtype=np.uint64)
-    keys: NDArray[np.uint64] = (monotonic << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - items)
+    keys: Keys = (monotonic << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - items.astype(np.uint64))
     return keys
 
 
-def _from_keys(keys: NDArray[np.uint64]) -> tuple[Scores, Items]:
+def _from_keys(keys: Keys) -> tuple[Scores, Items]:
     monotonic = (keys >> np.uint64(32)).astype(np.uint32)
     positive = monotonic >> 31 != 0
     bits = np.where(positive, monotonic & np.uint32((1 << 31) - 1), ~monotonic).astype(np.uint32)
     items = (np.uint64(0xFFFFFFFF) - (keys & np.uint64(0xFFFFFFFF))).astype(np.int64)
     return bits.view(np.float32), items
-
-
-def _largest(keys: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
-    """The k largest of each row, in no order."""
-    if keys.shape[1] <= k:
-        return keys
-    largest: NDArray[np.uint64] = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
-    return largest

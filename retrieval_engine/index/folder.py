@@ -96,9 +96,10 @@ def replacing(out: Path) -> Iterator[Path]:
         )
     # abspath, not resolve: a link named `out` is replaced, not what it points to.
     out = Path(os.path.abspath(out))
-    made, previous = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("new", "old"))
+    made, previous = (out.with_name(f".{out.name}.{w}-{os.getpid()}") for w in ("new", "old"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
         made.mkdir()
         yield made
         _sync(made)
@@ -112,6 +113,28 @@ def replacing(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(made, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Clear away what builds left beside `out` that were killed."""
+    for left in out.parent.glob(f".{out.name}.*-*"):
+        word, _, process = left.name.removeprefix(f".{out.name}.").partition("-")
+        if word not in ("new", "old") or not process.isdigit() or _is_running(int(process)):
+            continue
+        if word == "old" and not out.exists():
+            left.rename(out)  # killed between the two moves of a swap
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(folder: Path) -> None:

@@ -39,7 +39,9 @@ class Expected(NamedTuple):
     k: int
 
 
-def sample_queries(store: Store, vectors: StoredVectors, seed: int) -> NDArray[np.float32]:
+def sample_queries(
+    store: Store, vectors: StoredVectors, seed: int
+) -> tuple[NDArray[np.float32], Modality]:
     """Queries such as will be asked: captions where the store has them, else images.
 
     Args:
@@ -48,7 +50,7 @@ def sample_queries(store: Store, vectors: StoredVectors, seed: int) -> NDArray[n
         seed: of the sample.
 
     Returns:
-        (q, dim) float32; at most 1,000, fewer for a large gallery.
+        (q, dim) float32, at most 1,000, fewer for a large gallery; and which of the two they are.
     """
     rng = np.random.default_rng(seed)
     feature, side = vectors.feature.name, Modality.CAPTIONS
@@ -61,7 +63,7 @@ def sample_queries(store: Store, vectors: StoredVectors, seed: int) -> NDArray[n
     found = store.read(side, feature, picked).astype(np.float32)  # (q, v, dim)
     one_each = rng.integers(0, found.shape[1], size=len(found))
     queries: NDArray[np.float32] = found[np.arange(len(found)), one_each]
-    return queries
+    return queries, side
 
 
 def expect(exact: Index, queries: NDArray[np.float32]) -> Expected:

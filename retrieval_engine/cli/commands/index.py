@@ -77,6 +77,7 @@ def _print(report: "IndexReport") -> None:
     from retrieval_engine.cli.output import table_console
 
     effort = ", ".join(f"{name} {value}" for name, value in report.effort.items())
+    asked = f"{report.queries:,} {report.queries_are}"
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("index", report.index),
@@ -85,7 +86,7 @@ def _print(report: "IndexReport") -> None:
         ("rows", f"{report.rows:,}"),
         ("size", f"{report.bytes / 1e6:,.1f} MB"),
         ("built in", f"{report.seconds:,.1f} s"),
-        ("recall@10", f"{report.recall_at_10:.4f} of exact search, {report.queries:,} queries"),
+        ("recall@10", f"{report.recall_at_10:.4f} of exact search, asked with {asked}"),
         ("p50", f"{report.p50_ms:.3f} ms a query"),
     ):
         table.add_row(f"[bold]{name}[/]", value)
