@@ -19,12 +19,12 @@ from retrieval_engine.evaluate import (
     recall_at_k,
     recall_intervals,
 )
+from retrieval_engine.evaluate.pair_scores import Vectors
 from retrieval_engine.evaluate.ranks import (
     NO_QUERY,
     Ints,
     Ranks,
     Tiles,
-    Vectors,
     rank,
     ranks_of_scores,
 )
@@ -110,13 +110,13 @@ def test_ranks_equal_the_definition(q: int, dtype: type[np.floating[Any]], ties:
     np.testing.assert_array_equal(found.text_to_image, to_image)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     q=st.integers(1, 3),
     d=st.sampled_from([3, 16, 257]),
-    vectors=st.integers(1, 40),
-    captions=st.integers(1, 110),
+    vectors=st.integers(3, 40),
+    captions=st.integers(7, 110),
     read=st.integers(1, 40),
 )
 def test_block_size_never_changes_a_rank(
@@ -309,3 +309,17 @@ def test_intervals_draw_images_with_all_their_captions() -> None:
     # Half of the draws hold both: three hits of four captions.
     assert middle.text_to_image == {"R@1": (75.0, 75.0)}
     assert recall_intervals(report, Bootstrap(draws=0)) is None
+
+
+@pytest.mark.gpu
+def test_ranks_on_cuda_equal_those_on_the_cpu() -> None:
+    images, captions, caption_image = gallery(0, q=3, d=256)
+    images[20:30], captions[60:90] = images[3], captions[2]
+    for ties in Ties:
+        here, there = (
+            recall(images, captions, caption_image, ties=ties, device=device).ranks
+            for device in ("cpu", "cuda")
+        )
+        np.testing.assert_array_equal(here.image_to_text, there.image_to_text)
+        np.testing.assert_array_equal(here.text_to_image, there.text_to_image)
+        assert here.n_tied == there.n_tied

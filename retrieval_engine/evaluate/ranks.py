@@ -9,10 +9,8 @@ thread count and device, and equal vectors tie exactly.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval_engine.errors import EvaluationError, ShapeError
+from retrieval_engine.evaluate.pair_scores import (
+    Scores,
+    Vectors,
+    block_scores,
+    exact_scores,
+    full_float32,
+    largest_norm,
+)
 
-Vectors = NDArray[np.floating[Any]]
-Scores = NDArray[np.float64]
 Ints = NDArray[np.int64]
 ImageBlocks = Callable[[], Iterable[tuple[int, Vectors]]]
 
 NO_QUERY = -1
 _UNIT_ROUNDOFF = 2.0**-24
-_EXACT_ELEMENTS = 1 << 21  # float64 elements gathered at once when near pairs are scored again
 
 
 class Ties(StrEnum):
@@ -116,13 +119,13 @@ def rank(
     # roundings and 1 % cover the norms and the thresholds themselves.
     margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
     resident = torch.from_numpy(np.require(captions, requirements=["C", "W"])).to(device)
-    with _full_float32(), torch.inference_mode():
+    with full_float32(), torch.inference_mode():
         for start, block in _tiled(images(), tiles.vectors):
             vectors = torch.from_numpy(block).to(device, torch.float32)
             own = _captions_of(start, start + len(block), caption_image, by_image)
             for first in range(0, len(captions), tiles.captions):
                 some = slice(first, first + tiles.captions)
-                scores = _scores(vectors, resident[some].float())
+                scores = block_scores(vectors, resident[some].float())
                 here = own[(own >= first) & (own < first + scores.shape[1])]
                 # A query's own candidates neither beat its best positive nor stand in its way.
                 scores[caption_image[here] - start, here - first] = -torch.inf
@@ -137,33 +140,6 @@ def rank(
         text_to_image=to_image.beaten_by,
         n_tied=int(to_text.tied.sum() + to_image.tied.sum()),
     )
-
-
-def exact_scores(images: Vectors, captions: Vectors, image: Ints, caption: Ints) -> Scores:
-    """The score of each (image, caption) pair, in float64.
-
-    The sum runs over one pair alone, so a pair's score never depends on its neighbours.
-
-    Args:
-        images: (n, q, d).
-        captions: (m, r, d).
-        image: (p,) rows of `images`.
-        caption: (p,) rows of `captions`.
-
-    Returns:
-        (p,) float64: the largest of the q*r inner products of each pair.
-    """
-    q, d = images.shape[1:]
-    best = np.full(len(image), -np.inf)
-    step = max(1, _EXACT_ELEMENTS // (q * d))
-    for start in range(0, len(image), step):
-        part = slice(start, start + step)
-        left = images[image[part]].astype(np.float64).reshape(-1, d)  # (b, q, d) -> (b*q, d)
-        for row in range(captions.shape[1]):
-            right = captions[caption[part], row].astype(np.float64).repeat(q, axis=0)
-            dots = np.einsum("ij,ij->i", left, right).reshape(-1, q)
-            np.maximum(best[part], dots.max(axis=1), out=best[part])
-    return best
 
 
 def ranks_of_scores(
@@ -194,33 +170,6 @@ def ranks_of_scores(
         equal &= np.arange(scores.shape[1]) < best[:, None]
     beaten_by = (((scores > own) | equal) & ~positive).sum(axis=1, dtype=np.int64)
     return np.where(positive.any(axis=1), beaten_by, NO_QUERY)
-
-
-def largest_norm(what: str, vectors: Vectors, *, first: int = 0) -> float:
-    """Largest L2 norm among rows of vectors, after a look that every number is finite.
-
-    Args:
-        what: `image` or `caption`, for the message.
-        vectors: (n, q, d).
-        first: index of row 0, for the message.
-
-    Raises:
-        EvaluationError: NaN or infinity; the message counts the rows and names the first.
-    """
-    largest = 0.0
-    step = max(1, _EXACT_ELEMENTS // int(np.prod(vectors.shape[1:])))
-    for start in range(0, len(vectors), step):
-        part = vectors[start : start + step].astype(np.float32)
-        norms = np.sqrt(np.einsum("nqd,nqd->nq", part, part)).max(axis=1)
-        if not np.isfinite(norms).all():
-            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=(1, 2)))
-            raise EvaluationError(
-                f"{len(bad)} of {len(vectors)} {what} vectors hold NaN or infinity, "
-                f"the first at row {first + int(bad[0])}",
-                hint="encode again with --overwrite, and with --dtype float32 if it persists",
-            )
-        largest = max(largest, float(norms.max()))
-    return largest
 
 
 @dataclass(slots=True)
@@ -313,15 +262,6 @@ def _screen(race: _Race, scores: Tensor, start: int, margin: float) -> tuple[Int
     return hot_here[row.cpu().numpy()], column.cpu().numpy()
 
 
-def _scores(vectors: Tensor, captions: Tensor) -> Tensor:
-    """(b, q, d) and (c, r, d) -> (b, c): largest inner product of each pair, float32."""
-    (b, q, d), (c, r, _) = vectors.shape, captions.shape
-    dots = vectors.reshape(b * q, d) @ captions.reshape(c * r, d).T
-    if q == r == 1:
-        return dots
-    return dots.view(b, q, c, r).amax((1, 3))
-
-
 def _tiled(blocks: Iterable[tuple[int, Vectors]], vectors: int) -> Iterator[tuple[int, Vectors]]:
     """The same rows in blocks of at most so many vectors, one image at least."""
     for start, block in blocks:
@@ -352,14 +292,3 @@ def _check(captions: Vectors, caption_image: Ints, n_images: int) -> None:
         raise ShapeError(
             f"captions name images {caption_image.min()}..{caption_image.max()} of {n_images}"
         )
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 products, whatever the process has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -14,16 +14,16 @@ import numpy as np
 
 from retrieval_engine.encoders.device import pick_device
 from retrieval_engine.errors import ShapeError, UsageError
+from retrieval_engine.evaluate.pair_scores import Vectors
 from retrieval_engine.evaluate.ranks import (
     NO_QUERY,
     ImageBlocks,
     Ints,
     Ranks,
     Ties,
-    Vectors,
     rank,
 )
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, Modality
 
 if TYPE_CHECKING:
     from retrieval_engine.store import Gallery, Store
@@ -264,9 +264,12 @@ def gallery_recall(
         for start, block in gallery.image_blocks(feature, _READ_ROWS):
             yield start, _rows_of_vectors(block)
 
+    # Blocks become float32 one by one: in float16 the whole takes half the memory.
+    stored = gallery.store.features(Modality.CAPTIONS).get(feature)
+    captions = gallery.captions(feature, dtype=stored.dtype if stored else np.float32)
     report = recall_of_blocks(
         images,
-        _rows_of_vectors(gallery.captions(feature)),
+        _rows_of_vectors(captions),
         gallery.caption_image,
         n_images=len(gallery.image_rows),
         ks=ks,

@@ -1,0 +1,95 @@
+"""The score of an image and a caption: fast and nearly right in blocks, exact for single pairs.
+
+It is the largest inner product of their vectors; never a sum, never a mean.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval_engine.errors import EvaluationError
+
+Vectors = NDArray[np.floating[Any]]
+Scores = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_ELEMENTS = 1 << 21  # float64 numbers gathered at once
+
+
+def exact_scores(images: Vectors, captions: Vectors, image: Ints, caption: Ints) -> Scores:
+    """The score of each (image, caption) pair, in float64.
+
+    The sum runs over one pair alone, so a pair's score never depends on its neighbours.
+
+    Args:
+        images: (n, q, d).
+        captions: (m, r, d).
+        image: (p,) rows of `images`.
+        caption: (p,) rows of `captions`.
+
+    Returns:
+        (p,) float64: the largest of the q*r inner products of each pair.
+    """
+    q, d = images.shape[1:]
+    best = np.full(len(image), -np.inf)
+    step = max(1, _ELEMENTS // (q * d))
+    for start in range(0, len(image), step):
+        part = slice(start, start + step)
+        left = images[image[part]].astype(np.float64).reshape(-1, d)  # (b, q, d) -> (b*q, d)
+        for row in range(captions.shape[1]):
+            right = captions[caption[part], row].astype(np.float64).repeat(q, axis=0)
+            dots = np.einsum("ij,ij->i", left, right).reshape(-1, q)
+            np.maximum(best[part], dots.max(axis=1), out=best[part])
+    return best
+
+
+def block_scores(vectors: Tensor, captions: Tensor) -> Tensor:
+    """(b, q, d) and (c, r, d) -> (b, c): largest inner product of each pair, float32."""
+    (b, q, d), (c, r, _) = vectors.shape, captions.shape
+    dots = vectors.reshape(b * q, d) @ captions.reshape(c * r, d).T
+    if q == r == 1:
+        return dots
+    return dots.view(b, q, c, r).amax((1, 3))
+
+
+def largest_norm(what: str, vectors: Vectors, *, first: int = 0) -> float:
+    """Largest L2 norm among rows of vectors, after a look that every number is finite.
+
+    Args:
+        what: `image` or `caption`, for the message.
+        vectors: (n, q, d).
+        first: index of row 0, for the message.
+
+    Raises:
+        EvaluationError: NaN or infinity; the message counts the rows and names the first.
+    """
+    largest = 0.0
+    step = max(1, _ELEMENTS // int(np.prod(vectors.shape[1:])))
+    for start in range(0, len(vectors), step):
+        part = vectors[start : start + step].astype(np.float32)
+        norms = np.sqrt(np.einsum("nqd,nqd->nq", part, part)).max(axis=1)
+        if not np.isfinite(norms).all():
+            bad = np.flatnonzero(~np.isfinite(vectors).all(axis=(1, 2)))
+            raise EvaluationError(
+                f"{len(bad)} of {len(vectors)} {what} vectors hold NaN or infinity, "
+                f"the first at row {first + int(bad[0])}",
+                hint="encode again with --overwrite, and with --dtype float32 if it persists",
+            )
+        largest = max(largest, float(norms.max()))
+    return largest
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 and no bfloat16 inside float32 products, whatever the process has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
