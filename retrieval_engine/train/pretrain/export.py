@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 _NEW_TOKENS = 32
+_OPTION = {"matrix_lr": "lr"}  # settings whose option has another name
 
 
 def export(
@@ -44,7 +45,10 @@ def export(
         facts: for training.json and the card: config, data, report.
     """
     out.mkdir(parents=True, exist_ok=True)
-    save_file(_weights(model, dtype), out / "model.safetensors", metadata={"format": "pt"})
+    (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
+    weights = out / "model.safetensors"
+    save_file(_weights(model, dtype), weights, metadata={"format": "pt"})
+    weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
     config = model.config
     config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
     for part in (config, config.text_config, config.vision_config):
@@ -63,7 +67,6 @@ def export(
     tokenizer.save_pretrained(out)
     _write_json(out / "preprocessor_config.json", _preprocessing(config.vision_config.image_size))
     _write_json(out / "training.json", facts)
-    (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
 
 
 def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -99,7 +102,7 @@ def _card(name: str, facts: Mapping[str, Json]) -> str:
     assert isinstance(config, dict)
     assert isinstance(report, dict)
     options = " ".join(
-        f"--{key.replace('_', '-')} {value!r}"
+        f"--{_OPTION.get(key, key).replace('_', '-')} {value!r}"
         for key, value in dict(facts["changed"]).items()  # type: ignore[arg-type]
     )
     return f"""---

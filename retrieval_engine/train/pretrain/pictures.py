@@ -122,7 +122,11 @@ def _draw(
             range(0, len(items), _CHUNK), pool.imap(task, chunks), strict=True
         ):
             if isinstance(result, Failed):
-                raise TrainingError(f"drawing failed: {result.reason}", hint=result.details)
+                raise TrainingError(
+                    f"drawing failed: {result.reason}",
+                    hint=result.details
+                    or "a script that calls this needs `if __name__ == '__main__':` around it",
+                )
             for offset, drawn in enumerate(result):
                 if drawn.pixels is None:
                     failures.append(f"{chunk[offset].id}: {drawn.reason}")
