@@ -29,6 +29,7 @@ from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
 from retrieval_engine.search.pairing import check_pair
+from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Gallery, Store
@@ -124,20 +125,37 @@ class SearchEngine:
         """The k images that fit the words best; see `search_texts`."""
         return self.search_texts([text], k)[0]
 
-    def search_texts(self, texts: Sequence[str], k: int = 10) -> list[list[Hit]]:
+    def search_texts(
+        self, texts: Sequence[str], k: int = 10, *, rerank: int = 0
+    ) -> list[list[Hit]]:
         """The k images that fit each of several sentences best.
 
         Args:
             texts: as people wrote them; they are encoded and searched in batches.
             k: at least 1; more than there are images gives them all.
+            rerank: how many of the nearest images the cross-encoder puts in a new order, at
+                least k; 0 for none. Scores are then ITM + ITC.
 
         Raises:
-            UsageError: k is below 1, or a text is empty.
+            UsageError: k is below 1, rerank is below k, a text is empty, or the checkpoint has
+                no matching head.
         """
         self._check_k(k)
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
-        scores, items = self.index.search(self.encode_texts(texts), k)
+        if rerank and rerank < k:
+            raise UsageError(f"--rerank is {rerank}; it must be at least -k, which is {k}")
+        scores, items = self.index.search(self.encode_texts(texts), max(k, rerank))
+        if rerank:
+            scores, items = rerank_images(
+                texts,
+                scores,
+                items,
+                store=self.store,
+                catalog=self.catalog,
+                encoder=self.encoder,
+            )
+            scores, items = scores[:, :k], items[:, :k]
         return [self.hits(s, i) for s, i in zip(scores, items, strict=True)]
 
     def search_image(

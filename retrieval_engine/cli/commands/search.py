@@ -33,6 +33,11 @@ rank, score, id, caption, uri; of several queries, the query before them.
 @click.option("--image", help="Ask with a picture: a file, or the uri of an item.")
 @click.option("--captions", is_flag=True, help="With --image: find captions, not pictures.")
 @click.option("-k", default=10, show_default=True, help="Number of hits.")
+@click.option(
+    "--rerank",
+    type=click.IntRange(min=1),
+    help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
+)
 @index_option
 @store_option
 @split_option
@@ -47,6 +52,7 @@ def command(
     image: str | None,
     captions: bool,
     k: int,
+    rerank: int | None,
     index: Path,
     store: Path,
     split: str | None,
@@ -68,6 +74,8 @@ def command(
         )
     if captions and image is None:
         raise UsageError("--captions answers a picture: it needs --image")
+    if rerank and image is not None:
+        raise UsageError("--rerank matches words with pictures: it goes with a query in words")
     asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
     engine = open_engine(store, asked, default_index=index, split=split, device=device)
     for line in engine.notes:
@@ -75,7 +83,7 @@ def command(
     if image is not None:
         sections = [_ask_with_picture(engine, image, k, captions)]
     else:
-        sections = _ask_with_words(engine, queries, k)
+        sections = _ask_with_words(engine, queries, k, rerank or 0)
     if not quiet:
         _print(sections, as_json=as_json, with_query=len(queries) > 1 or queries == ("-",))
     if html:
@@ -83,7 +91,9 @@ def command(
         note(f"contact sheet: {html}")
 
 
-def _ask_with_words(engine: "SearchEngine", queries: tuple[str, ...], k: int) -> "list[Section]":
+def _ask_with_words(
+    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int
+) -> "list[Section]":
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search.contact_sheet import Section
 
@@ -92,7 +102,7 @@ def _ask_with_words(engine: "SearchEngine", queries: tuple[str, ...], k: int) ->
         texts = [line.strip() for line in sys.stdin if line.strip()]
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
-    answers = engine.search_texts(texts, k)
+    answers = engine.search_texts(texts, k, rerank=rerank)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
 
 
