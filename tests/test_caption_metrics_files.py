@@ -129,6 +129,18 @@ def test_what_is_missing_is_never_scored_silently(tmp_path: Path) -> None:
     assert figures["n_without_references"] == 1
 
 
+def test_the_ledger_of_a_caption_run_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "run.jsonl", '{"image": "a.jpg", "caption": "a dog"}')
+    ledger = [{"source": "folder:x", "item_id": name, "reason": "empty"} for name in CAPTIONS]
+    lines = "".join(json.dumps(row) + "\n" for row in ledger)
+    write(tmp_path / "run.jsonl.failures.jsonl", lines)
+    pairs = pair_captions(
+        read_captions(file), read_captions(references(tmp_path)), allow_missing=True
+    )
+    # The first succeeded in a later run.
+    assert (pairs.images, pairs.failed, pairs.missing) == (["a.jpg"], ["b.jpg", "c.jpg"], [])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

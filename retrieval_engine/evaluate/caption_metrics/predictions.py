@@ -15,6 +15,7 @@ from typing import Any
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_metrics.ptb import ptb_tokens
 
+LEDGER = ".failures.jsonl"
 _IMAGE_NAMES = ("image", "image_id", "item_id", "image_name", "file_name", "filename", "id")
 _CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences", "raw")
 _ERROR_NAMES = ("error", "failure", "reason")
@@ -63,19 +64,19 @@ class PairedCaptions:
 def read_captions(path: Path) -> CaptionFile:
     """Read a file of captions or of references.
 
+    The ledger that `vlre caption` keeps beside its output, `NAME.failures.jsonl`, is read too.
+
     Raises:
         EvaluationError: the file is not there, is no such file, or a row lacks its image or
             caption; the message names the row.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not UTF-8 text: {error.reason}") from error
-    found = CaptionFile(path)
+    text, found = _text(path), CaptionFile(path)
     for number, row in enumerate(_rows(path, text, found), 1):
         _add(found, number, row)
+    ledger = path.with_name(path.name + LEDGER)
+    if ledger.exists():
+        found.failed.update(str(row.get("item_id")) for row in _json_lines(ledger, _text(ledger)))
+        found.failed.difference_update(found.captions)
     if not found.captions and not found.failed:
         raise EvaluationError(f"{path} holds no captions")
     return found
@@ -129,6 +130,15 @@ def pair_captions(
         failed=failed,
         unreferenced=sorted(known - wanted.keys()),
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 text: {error.reason}") from error
 
 
 def _rows(path: Path, text: str, found: CaptionFile) -> Iterator[Mapping[str, Any]]:

@@ -66,9 +66,7 @@ class CaptionReport:
         pairs = self.pairs
         return {
             "metrics": dict(self.scores.metrics),
-            "interval_95" if self.bootstrap.level == 0.95 else "interval": {
-                name: list(bounds) for name, bounds in self.scores.intervals.items()
-            },
+            "interval": {name: list(bounds) for name, bounds in self.scores.intervals.items()},
             "n_scored": len(pairs.images),
             "n_references": sum(map(len, pairs.references)),
             "n_missing": len(pairs.missing),
