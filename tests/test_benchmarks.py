@@ -1,0 +1,30 @@
+"""Each benchmark runs at a tiny size, so that it cannot rot, and says what it must."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("encode", {"images_per_s", "plain_images_per_s", "ratio", "smallest_cosine"}),
+        ("rerank", {"pairs_per_s", "ratio_as_shipped", "ratio_half", "largest_difference"}),
+    ],
+)
+def test_it_runs_and_reports(
+    name: str,
+    figures: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--tiny", "--device", "cpu"])
+    importlib.import_module(f"benchmarks.{name}").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines
+    for line in lines:
+        assert figures | {"commit", "cores", "cpu", "versions"} <= set(line)
+    if name == "encode":
+        assert min(line["smallest_cosine"] for line in lines) > 0.99
