@@ -7,7 +7,7 @@ on grass". So short queries are judged by metadata, captions by their nouns, mat
 """
 
 import argparse
-import json
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import BlipForConditionalGeneration
 
+from benchmarks.report import emit
 from retrieval_engine.encoders.checkpoint import resolve
 from retrieval_engine.encoders.families.blip import BlipEncoder
 from retrieval_engine.records import Item
@@ -55,7 +56,7 @@ NONSENSE = (
     "a spaceship made of pizza",
     "grammar dentist volcano",
 )
-K, RERANKED = 5, 32
+K, RERANKED, CAPTIONED = 5, 32, 400
 PROMPT = "a picture of "
 
 
@@ -96,6 +97,7 @@ class Judge:
         order: NDArray[np.int64] = best[np.argsort(-(logits + scores[best]), kind="stable")]
         return order
 
+    @torch.inference_mode()
     def match_probability(self, texts: list[str], images: NDArray[np.int64]) -> float:
         """Mean probability that each text matches its image."""
         model, ids = self.encoder.model, self.encoder.tokenize(texts)
@@ -106,7 +108,7 @@ class Judge:
             fused = model.text_encoder(
                 tokens, attention_mask=torch.ones_like(tokens), encoder_hidden_states=states
             ).last_hidden_state
-            found.append(float(model.itm_head(fused[:, 0]).softmax(-1)[0, 1]))
+            found.append(model.itm_head(fused[:, 0]).softmax(-1)[0, 1].item())
         return float(np.mean(found))
 
 
@@ -168,6 +170,29 @@ def captions(judge: Judge, checkpoint: str, count: int) -> dict[str, object]:
     }
 
 
+def measure(checkpoint: str, *, scenes: int, seed: int) -> dict[str, Any]:
+    """All the figures of a model on scenes that it has not seen."""
+    encoder = BlipEncoder(resolve(checkpoint), dtype="float32")
+    judge = Judge(encoder, Scenes(scenes, seed=seed, size=192, detailed=True))
+    texts = [item.captions[0].text for item in judge.items]
+    scores = judge.scores(texts)
+    own = np.arange(len(texts))
+    first_hits = zip(texts, scores.argmax(1), strict=True)
+    probe = own[:200]
+    nonsense = [NONSENSE[i % len(NONSENSE)] for i in probe]
+    others = [texts[i] for i in np.roll(probe, 1)]
+    return {
+        "text_to_image": recall(scores, own),
+        "image_to_text": recall(scores.T, own),
+        "first_hit_true": round(100 * float(np.mean([judge.true(t)[i] for t, i in first_hits])), 1),
+        **short_queries(judge),
+        **captions(judge, checkpoint, min(CAPTIONED, len(texts))),
+        "itm_true": round(judge.match_probability([texts[i] for i in probe], probe), 4),
+        "itm_other": round(judge.match_probability(others, probe), 4),
+        "itm_nonsense": round(judge.match_probability(nonsense, probe), 4),
+    }
+
+
 def main() -> None:
     """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,32 +200,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=424242)
     options = parser.parse_args()
-    encoder = BlipEncoder(resolve(options.model), dtype="float32")
-    judge = Judge(encoder, Scenes(options.scenes, seed=options.seed, size=192, detailed=True))
-    texts = [item.captions[0].text for item in judge.items]
-    scores = judge.scores(texts)
-    own = np.arange(len(texts))
-    first = scores.argmax(1)
-    probe = own[: min(200, len(own))]
-    other = np.roll(probe, 1)
-    result = {
-        "model": options.model,
-        "scenes": options.scenes,
-        "seed": options.seed,
-        "text_to_image": recall(scores, own),
-        "image_to_text": recall(scores.T, own),
-        "first_hit_true": round(
-            100 * float(np.mean([judge.true(t)[i] for t, i in zip(texts, first, strict=True)])), 1
-        ),
-        **short_queries(judge),
-        **captions(judge, options.model, min(200, len(texts))),
-        "itm_true": round(judge.match_probability([texts[i] for i in probe], probe), 4),
-        "itm_other": round(judge.match_probability([texts[i] for i in other], probe), 4),
-        "itm_nonsense": round(
-            judge.match_probability([NONSENSE[i % len(NONSENSE)] for i in probe], probe), 4
-        ),
-    }
-    print(json.dumps(result))
+    figures = measure(options.model, scenes=options.scenes, seed=options.seed)
+    emit("pretrain", model=options.model, scenes=options.scenes, seed=options.seed, **figures)
 
 
 if __name__ == "__main__":

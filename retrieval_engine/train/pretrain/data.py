@@ -147,22 +147,16 @@ def load_sets(
     """
     source = open_source(config.source)
     val_source = open_source(config.val_source) if config.val_source else source
+    items = _captioned(source, config.source)
+    train = [item for item in items if item.split in _TRAIN_SPLITS]
     if config.val_source:
-        train, held_out = (
-            _captioned(source, config.source),
-            _captioned(val_source, config.val_source),
-        )
-        train = [item for item in train if item.split in _TRAIN_SPLITS]
+        held_out = _captioned(val_source, config.val_source)
     else:
-        train, held_out = _split(_captioned(source, config.source))
-    if len(train) < config.batch_size:
-        raise TrainingError(
-            f"{config.source} has {len(train)} captioned items to train on, fewer than a batch of "
-            f"{config.batch_size}",
-            hint="give more items or a smaller --batch-size",
-        )
+        train, held_out = _split(train, items)
+    _refuse_too_few(len(train), config)
     labels = source if isinstance(source, Labelled) else None
     drawn = draw_all(train, config.size, labels, cache, progress)
+    _refuse_too_few(len(drawn.items), config)
     train_set = _build(drawn, labels)
     labels = val_source if labels and isinstance(val_source, Labelled) else None
     drawn = draw_all(held_out, config.size, None, cache, progress)
@@ -170,11 +164,19 @@ def load_sets(
     return train_set, val_set
 
 
-def _split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+def _refuse_too_few(n: int, config: PretrainConfig) -> None:
+    if n < config.batch_size:
+        raise TrainingError(
+            f"{config.source} has {n} usable captioned items to train on, fewer than a batch of "
+            f"{config.batch_size}",
+            hint="give more items or a smaller --batch-size",
+        )
+
+
+def _split(train: Sequence[Item], items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     """The source's own split where it has one, else a twentieth held out by the items' ids."""
-    train = [item for item in items if item.split in _TRAIN_SPLITS]
-    if any(item.split == "val" for item in items):
-        return train, [item for item in items if item.split == "val"]
+    if val := [item for item in items if item.split == "val"]:
+        return list(train), val
     ranked = sorted(train, key=lambda item: hashlib.sha256(item.id.encode()).digest())
     apart = {item.id for item in ranked[: min(_MOST_HELD_OUT, -(-len(ranked) // _HELD_OUT))]}
     return [i for i in train if i.id not in apart], [i for i in train if i.id in apart]

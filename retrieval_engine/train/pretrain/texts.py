@@ -82,7 +82,7 @@ class Texts:
         """
         table = (self._mirrored if mirrored else self._plain)[captions]
         lead = len(self._prompt)
-        ids = np.zeros((len(table), table.shape[1] + lead), dtype=np.int64)
+        ids = np.zeros((len(table), table.shape[1] + lead), dtype=np.int32)
         ids[:, 0] = self._decode_id
         ids[prompted, 1 : 1 + lead] = self._prompt
         ids[prompted, 1 + lead :] = table[prompted, 1:]
@@ -93,15 +93,15 @@ class Texts:
         labels[torch.from_numpy(prompted), 1 : 1 + lead] = _IGNORED
         return tokens, labels
 
-    def _table(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def _table(self, texts: Sequence[str]) -> NDArray[np.int32]:
         rows = self._tokenizer(list(texts), truncation=True, max_length=self._length)["input_ids"]
-        table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+        table = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
         for row, ids in zip(table, rows, strict=True):
             row[: len(ids)] = ids
         return table
 
 
-def _trimmed(ids: NDArray[np.int64]) -> Tokens:
+def _trimmed(ids: NDArray[np.int32]) -> Tokens:
     longest = int((ids != 0).sum(1).max())
-    trimmed = torch.from_numpy(np.ascontiguousarray(ids[:, :longest]))
+    trimmed = torch.from_numpy(ids[:, :longest].astype(np.int64))
     return Tokens(ids=trimmed, mask=(trimmed != 0).long())

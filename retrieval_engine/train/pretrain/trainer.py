@@ -224,11 +224,10 @@ class Run:
         )
         if not self.state.in_joint_stage:
             return
-        if found.recall.mean > state.best:
-            state.best, state.best_step, state.stale = found.recall.mean, state.step, 0
+        state.stale = 0 if found.recall.mean > state.best else state.stale + 1
+        if found.recall.mean >= state.best:  # of equals the later: its captions are better
+            state.best, state.best_step = found.recall.mean, state.step
             save_atomically(self.model.state_dict(), self._best)
-        else:
-            state.stale += 1
 
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""
