@@ -60,6 +60,7 @@ class Store:
         self.manifest = manifest
         self._reader = ShardReader(path)
         self._maps: dict[Modality, RowMap] = {}
+        self._found: dict[tuple[Modality, str | None], NDArray[np.bool_]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle what was seen at opening, so that rows mean the same in every process."""
@@ -126,24 +127,14 @@ class Store:
             return rows
         return np.where((rows >= 0) & present[rows], rows, -1)
 
-    def _present(self, modality: Modality, feature: str | None = None) -> NDArray[np.bool_]:
-        current = self.features(modality)
-        names = current if feature is None else [feature]
-        table = self._map(modality)
-        present = np.zeros(len(table), bool)
-        for name in names:
-            present |= table.places(self._feature(modality, name)) >= 0
-        return present
-
-    def having(
-        self, modality: Modality, feature: str, rows: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """(n,) whether each row has a feature; false for row -1.
-
-        Raises:
-            FeatureMissing: no row has it.
-        """
-        return (rows >= 0) & self._present(modality, feature)[rows]
+    def _present(self, modality: Modality, feature: str | None) -> NDArray[np.bool_]:
+        if (modality, feature) not in self._found:
+            table = self._map(modality)
+            present = np.zeros(len(table), bool)
+            for name in self.features(modality) if feature is None else [feature]:
+                present |= table.places(self._feature(modality, name)) >= 0
+            self._found[modality, feature] = present
+        return self._found[modality, feature]
 
     def read(
         self, modality: Modality, feature: str, rows: "NDArray[np.int64] | slice"

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.records import Feature
-from retrieval_engine.store.keys import KEY_HEX, KeyTable, find_keys, raw_keys
+from retrieval_engine.store.keys import KEY_RAW, KeyTable, find_keys, raw_keys
 from retrieval_engine.store.manifest import FileEntry
 from retrieval_engine.store.shard_reader import ShardReader
 
@@ -24,8 +24,8 @@ class RowMap:
     def __init__(self, shards: list[FileEntry], reader: ShardReader) -> None:
         self.shards = shards
         self.offsets = np.cumsum([0, *(entry.rows for entry in shards)])
-        keys = [raw_keys(reader.keys(entry)) for entry in shards]
-        table = KeyTable(np.concatenate(keys) if keys else raw_keys(np.empty(0, KEY_HEX)))
+        none = np.empty(0, KEY_RAW)
+        table = KeyTable(np.concatenate([none, *(raw_keys(reader.keys(e)) for e in shards)]))
         self._sorted = table.sorted
         self._rows, given = table.ranks()
         self._row_of_place = given if table.has_repetitions else None
