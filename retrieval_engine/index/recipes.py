@@ -18,7 +18,6 @@ RECIPE_FOLDER = Path("indices/recipes")
 FACTORY = "factory:"
 
 _FLAT_ROWS = 200_000
-_GRAPH_ROWS = 2_000_000
 # faiss wants at least this many training points a centroid, and warns below.
 _POINTS_PER_LIST = 39
 
@@ -79,8 +78,8 @@ def _check_factory(factory: str) -> None:
         )
 
 
-_HNSW = "graph, one search well under a millisecond; slow to build, rows cannot be removed"
-_IVF = "lists of k-means cells; quick to build, for many millions of rows"
+_HNSW = "graph; quickest where queries lie among the rows (images), slow to build"
+_IVF = "lists of k-means cells; quick to build, best with words as queries"
 BUILT_IN = {
     recipe.name: recipe
     for recipe in (
@@ -136,13 +135,15 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
 
 
 def _automatic(rows: int) -> tuple[Recipe, str]:
-    """Few rows are searched whole; more in a graph; very many in lists, which build faster."""
+    """Few rows are compared whole; more lie in lists.
+
+    Not in a graph: for captions, which lie apart from images, a graph must visit so much that it
+    took three times the time of lists at the same recall (benchmarks/LOG.md).
+    """
     if rows < _FLAT_ROWS:
         name, why = "flat-fp16", f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
-    elif rows < _GRAPH_ROWS:
-        name, why = "hnsw-fp16", f"from {_FLAT_ROWS:,} on, a graph is much faster than every row"
     else:
-        name, why = "ivf-fp16", f"from {_GRAPH_ROWS:,} on, a graph takes too long to build"
+        name, why = "ivf-fp16", f"from {_FLAT_ROWS:,} on, lists are much faster than every row"
     return BUILT_IN[name], f"recipe {name}: {rows:,} rows; {why}"
 
 
