@@ -7,15 +7,25 @@ import click
 
 from retrieval_engine.cli.options import device_option, json_option
 
+_HELP = """Train a BLIP from scratch on SOURCE, any source with captions.
+
+The result is a directory for --model that transformers' BLIP classes load too.
+
+\b
+Example:
+  vlre pretrain "scenes:400?seed=1" --preset micro --steps 40 --batch-size 32 --out my-blip
+"""
 _OPTIONS = (
     click.option(
         "--out", type=click.Path(path_type=Path), required=True, help="Directory of the model."
     ),
     click.option("--val-source", default="", help="Data to select on  [default: held-out items]"),
     click.option("--preset", default="tiny", show_default=True, help="micro, tiny, small or base."),
-    click.option("--steps", type=int, default=4000, show_default=True, help="Optimiser steps."),
+    click.option("--steps", type=int, default=2000, show_default=True, help="Optimiser steps."),
     click.option("--minutes", type=float, default=0.0, help="Stop after this much training time."),
-    click.option("--batch-size", type=int, default=128, show_default=True),
+    click.option(
+        "--batch-size", type=int, default=128, show_default=True, help="Pictures in a step."
+    ),
     click.option(
         "--concept-share",
         type=float,
@@ -31,12 +41,21 @@ _OPTIONS = (
         show_default=True,
         help="Muon's peak step in the joint stage.",
     ),
-    click.option("--eval-every", type=int, default=250, show_default=True, metavar="STEPS"),
+    click.option(
+        "--eval-every",
+        type=int,
+        default=100,
+        show_default=True,
+        metavar="STEPS",
+        help="Steps between validations.",
+    ),
     click.option(
         "--patience", type=int, default=0, help="Validations without a gain before stopping."
     ),
     click.option("--tokenizer", default="", help="Directory of a BERT tokenizer  [default: train]"),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of weights, order and negatives."
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "bfloat16", "float32"]),
@@ -60,7 +79,7 @@ def _options(function: Any) -> Any:
     return function
 
 
-@click.command()
+@click.command(help=_HELP)
 @click.argument("source")
 @_options
 @device_option
@@ -75,14 +94,7 @@ def _options(function: Any) -> Any:
 def command(
     source: str, out: Path, resume: bool, cache: Path | None, as_json: bool, **recipe: Any
 ) -> None:
-    r"""Train a BLIP from scratch on SOURCE.
-
-    The result is a directory for --model that transformers' BLIP classes load too.
-
-    \b
-    Example:
-      vlre pretrain "scenes:400?seed=1" --preset micro --steps 40 --batch-size 32 --out my-blip
-    """
+    """See the help text above."""
     from dataclasses import asdict
 
     from retrieval_engine.cli.output import emit, progress_bar

@@ -127,7 +127,7 @@ class PretrainConfig:
     source: str
     val_source: str = ""
     preset: str = "tiny"
-    steps: int = 4000
+    steps: int = 2000
     minutes: float = 0.0
     concept_share: float = 0.25
     batch_size: int = 128
@@ -143,7 +143,7 @@ class PretrainConfig:
     concept_weight: float = 0.5
     caption_weight: float = 1.0
     seed: int = 0
-    eval_every: int = 250
+    eval_every: int = 100
     patience: int = 0
     tokenizer: str = ""
     dtype: str = "auto"
