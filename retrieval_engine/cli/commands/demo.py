@@ -31,20 +31,26 @@ def command(ctx: click.Context, pictures: int, out: Path) -> None:
     which ships with the package and knows nothing but drawn scenes.
     """
     store, index, sheet = out / "embeddings", out / "index", out / "search.html"
+    places = ["--store", str(store), "--index", str(index)]
     group = ctx.find_root().command
     out.mkdir(parents=True, exist_ok=True)
     for line in (
-        ["encode", f"scenes:{pictures}?seed={UNSEEN_SEED}", "--store", str(store)],
-        ["index", "--store", str(store), "--index", str(index)],
-        *(["search", query, "-k", "5", "--index", str(index)] for query in QUERIES),
+        [
+            "encode",
+            f"scenes:{pictures}?seed={UNSEEN_SEED}&captions=detailed",
+            "--store",
+            str(store),
+        ],
+        ["index", *places],
+        *(["search", query, "-k", "5", *places] for query in QUERIES),
         ["eval", "--recall", "--store", str(store)],
-        ["search", *QUERIES, "-k", "8", "--index", str(index), "--html", str(sheet), "--quiet"],
+        ["search", *QUERIES, "-k", "8", *places, "--html", str(sheet), "--quiet"],
     ):
         click.secho(f"\n$ vlre {shlex.join(line)}", bold=True)
         with group.make_context("vlre", list(line), parent=None) as context:
             group.invoke(context)
     click.echo(
         f"\nLook at the contact sheet: {sheet}\n"
-        f'Ask something yourself:    vlre search "a girl with an umbrella" --index {index}\n'
+        f'Ask something yourself:    vlre search "a girl with an umbrella" --store {store} --index {index}\n'
         "Your own pictures:         vlre encode folder:PHOTOS --model Salesforce/blip-itm-base-coco"
     )
