@@ -7,12 +7,14 @@ A family is one file in `families/` with
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine import plugins
+from retrieval_engine.encoders.adapters import adapted, with_adapter
 from retrieval_engine.encoders.checkpoint import Checkpoint, read_config, resolve
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import CheckpointInvalid
@@ -75,26 +77,38 @@ class Encoder(Protocol):
 
 
 def open_encoder(
-    checkpoint: str, *, device: str = "auto", dtype: str = "auto", family: str = "auto"
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    family: str = "auto",
+    adapter: str | Path = "",
 ) -> Encoder:
     """Load an encoder.
 
     Args:
         checkpoint: a model that ships with the package (`vlre-tiny`), a directory in Hugging Face
-            layout, or a hub id, optionally with `@revision`.
+            layout, or a hub id, optionally with `@revision`; or the directory of an adapter that
+            names its base.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: arithmetic of the towers: `float32`, `bfloat16`, `float16`, or `auto` for half
             precision where the device is fast at it.
         family: file name in `families/`, or `auto` to tell from the checkpoint's config.
+        adapter: directory of an adapter for the checkpoint; it changes the fingerprint.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
         CheckpointInvalid: the files are not a model that some family knows.
+        FingerprintMismatch: the adapter was trained on another base.
     """
     found = resolve(checkpoint)
+    if adapter:
+        found = with_adapter(found, Path(adapter).resolve())
     name = family if family != "auto" else family_of(found)
     module = plugins.load(FAMILIES, name, noun="encoder family")
     encoder: Encoder = module.open_encoder(found, device=device, dtype=dtype)
+    if found.adapter is not None:
+        encoder.spec = adapted(encoder.spec, found.adapter, module.part_of)
     return encoder
 
 

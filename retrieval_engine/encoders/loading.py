@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from retrieval_engine.encoders.adapters import apply_adapter
 from retrieval_engine.encoders.checkpoint import Checkpoint
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import digest
@@ -34,6 +35,8 @@ def load_model(
         dtype: torch dtype of the parameters.
         strict: refuse missing parameters.
 
+    The checkpoint's adapter, where it has one, is merged into the weights.
+
     Raises:
         CheckpointInvalid: files are damaged, or parameters are missing or of another shape.
     """
@@ -57,6 +60,8 @@ def load_model(
             f"{_listed(missing)}",
             hint="this checkpoint was made for another task; use a retrieval (ITM) checkpoint",
         )
+    if checkpoint.adapter is not None:
+        model = apply_adapter(model, checkpoint.adapter)
     ready: Model = model.eval()
     return ready
 

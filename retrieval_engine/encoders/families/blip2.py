@@ -41,6 +41,7 @@ _PARTS = {
     r"qformer\.": "shared",  # self-attention serves both sides
     r"(embeddings|text_projection)\.": "text",
     r"itm_head\.": "itm",
+    r"language_": "text",  # of a checkpoint with a language model, that an adapter may touch
 }
 
 
