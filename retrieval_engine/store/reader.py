@@ -136,6 +136,16 @@ class Store:
             self._found[modality, feature] = present
         return self._found[modality, feature]
 
+    def having(
+        self, modality: Modality, feature: str, rows: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """(n,) whether each row has a feature; false for row -1.
+
+        Raises:
+            FeatureMissing: no row has it.
+        """
+        return (rows >= 0) & self._present(modality, feature)[rows]
+
     def read(
         self, modality: Modality, feature: str, rows: "NDArray[np.int64] | slice"
     ) -> NDArray[Any]:
