@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.records import Caption, Feature, Item, Modality
+from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
 from retrieval_engine.store import StoreWriter
 
 SOURCE = "folder:/pictures"
@@ -33,6 +33,10 @@ RETRAINED_CAPTION_FEATURES = tuple(
     replace(feature, fingerprint=f"{feature.fingerprint}-retrained") for feature in CAPTION_FEATURES
 )
 FEATURES = {Modality.IMAGES: IMAGE_FEATURES, Modality.CAPTIONS: CAPTION_FEATURES}
+
+ITC = Feature(name="itc", shape=(1, 4), dtype="float16", fingerprint="f")
+ONLY_ITC = {Modality.IMAGES: [ITC]}
+KEYS = [f"{i:064x}" for i in range(16)]
 
 
 def values(feature: Feature, key: str, version: int = 0) -> NDArray[Any]:
@@ -131,3 +135,8 @@ def write(path: Path, items: Sequence[Item], *, part_items: int = 10**6) -> None
     with StoreWriter.open(path, spec=SPEC, features=FEATURES) as writer:
         for start in range(0, len(items), part_items):
             add(writer, items[start : start + part_items])
+
+
+def failure(item_id: str, reason: str = "truncated") -> Failure:
+    """An entry of the ledger."""
+    return Failure(source=SOURCE, item_id=item_id, uri=f"/pictures/{item_id}", reason=reason)
