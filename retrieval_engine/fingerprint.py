@@ -7,7 +7,7 @@ fingerprints mean equal numbers; a difference is refused, never a warning.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from retrieval_engine.records import Json
 
@@ -57,8 +57,14 @@ class EncoderSpec:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over everything above but `checkpoint` and `revision`, 64 hex digits."""
-        return digest({k: v for k, v in asdict(self).items() if k not in _NOT_HASHED})
+        """sha256 over everything above but `checkpoint` and `revision`, 64 hex digits.
+
+        A field at its default is left out, so that a field added later keeps old fingerprints.
+        """
+        values = asdict(self)
+        decisive = {f.name: values[f.name] for f in fields(self) if f.name not in _NOT_HASHED}
+        plain = EncoderSpec(family="", checkpoint="", weights={})
+        return digest({k: v for k, v in decisive.items() if v != getattr(plain, k)})
 
     def part(self, *parts: str) -> str:
         """Fingerprint of one feature: of the named parts' weights and of their side's settings.
