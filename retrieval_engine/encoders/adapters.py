@@ -9,7 +9,9 @@ refused. An adapter changes the fingerprints of the parts it touches, and of no 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +146,8 @@ def apply_adapter(model: "nn.Module", path: Path) -> "nn.Module":
     if not adapter.modules() & here:
         return model
     try:
-        wrapped: Any = PeftModel.from_pretrained(model, str(path))
+        with peft_quiet():
+            wrapped: Any = PeftModel.from_pretrained(model, str(path))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointInvalid(
             f"adapter {path} does not fit the model: {str(error).splitlines()[0]}",
@@ -152,6 +155,14 @@ def apply_adapter(model: "nn.Module", path: Path) -> "nn.Module":
         ) from error
     merged: nn.Module = wrapped.merge_and_unload()
     return merged
+
+
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Keep back peft's use of a name that transformers will drop; both are pinned together."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def adapted(spec: EncoderSpec, path: Path, part_of: Callable[[str], str | None]) -> EncoderSpec:

@@ -1,0 +1,143 @@
+"""`vlre finetune`: retrieval or captioning on what a store holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval_engine.cli.options import device_option, example, json_option, store_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from retrieval_engine.train.finetune import Task
+
+_SHARED = (
+    store_option,
+    click.option(
+        "--out", type=click.Path(path_type=Path), required=True, help="Directory of the result."
+    ),
+    click.option("--model", default="", help="Checkpoint to start from  [default: the store's]"),
+    click.option(
+        "--from-cache/--from-pixels",
+        default=True,
+        show_default=True,
+        help="Read stored `tokens`, or the pictures, and train the vision tower too.",
+    ),
+    click.option("--freeze-vision", is_flag=True, help="Do not train it; needs --from-pixels."),
+    click.option("--no-augment", is_flag=True, help="Pictures as they are; needs --from-pixels."),
+    click.option("--checkpointing", is_flag=True, help="Less memory in the tower, more time."),
+    click.option(
+        "--lora",
+        default="",
+        metavar="SPEC",
+        help="Train an adapter: r=8,alpha=16,dropout=0.05,targets=PRESET,dora,rslora. Presets: "
+        "text, text-self, text-cross, vision, qformer, opt, t5; names of layers too; joined by +.",
+    ),
+    click.option("--adapter-name", default="default", show_default=True),
+    click.option(
+        "--quantize",
+        type=click.Choice(["8bit", "4bit"]),
+        default=None,
+        help="Base under an adapter, through bitsandbytes; needs CUDA.",
+    ),
+    click.option("--preset", default="", help="A published recipe; other options override it."),
+    click.option("--epochs", type=int, default=None, help="Passes over the captions."),
+    click.option("--max-steps", type=int, default=None, help="End after this many steps."),
+    click.option("--batch-size", type=int, default=None, help="Captions in a step."),
+    click.option(
+        "--micro-batch",
+        type=int,
+        default=None,
+        help="Captions that go through the model at once; less memory, the same gradients.",
+    ),
+    click.option("--lr", type=float, default=None, help="Peak step  [default: by the width]"),
+    click.option("--warmup", type=float, default=None, help="Part of the steps."),
+    click.option("--eval-every", type=int, default=None, metavar="STEPS", help="[default: a pass]"),
+    click.option("--patience", type=int, default=None, help="Validations without gain; 0 is off."),
+    click.option("--keep-every", type=int, default=None, metavar="PASSES", help="Kept models."),
+    click.option("--seed", type=int, default=None),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic under autocast.",
+    ),
+    device_option,
+    json_option,
+)
+
+
+def _shared(function: Any) -> Any:
+    for option in reversed(_SHARED):
+        function = option(function)
+    return function
+
+
+@click.group()
+def command() -> None:
+    """Train a model on a store's captions, from its cached states or from the pictures.
+
+    A killed run goes on when the same command is given again.
+    """
+
+
+@command.command(epilog=example("vlre finetune retrieval --out my-retrieval --max-steps 20"))
+@_shared
+@click.option("--no-itm", is_flag=True, help="Train the contrastive loss alone.")
+def retrieval(no_itm: bool, **options: Any) -> None:
+    """Contrastive and matching loss, for search and recall."""
+    from retrieval_engine.train.finetune import Task
+
+    _run(Task.RETRIEVAL, options | {"itm": not no_itm}, None)
+
+
+@command.command(
+    epilog=example("vlre finetune caption --out my-captions --lora r=8 --max-steps 20")
+)
+@_shared
+@click.option(
+    "--captions-per-image",
+    type=int,
+    default=None,
+    help="Captions of an image that share a batch, and its keys and values.",
+)
+@click.option("--select", type=click.Choice(["loss", "cider"]), default=None)
+def caption(**options: Any) -> None:
+    """Language-model loss on the tokens after the prompt."""
+    from retrieval_engine.train.finetune import Task
+
+    _run(Task.CAPTION, options, _cider)
+
+
+def _run(
+    task: "Task",
+    options: dict[str, Any],
+    judge: "Callable[[Sequence[str], Sequence[Sequence[str]]], float] | None",
+) -> None:
+    from retrieval_engine.cli.output import emit, progress_bar
+    from retrieval_engine.train.finetune import configure, finetune
+
+    out, as_json = options.pop("out"), options.pop("as_json")
+    options["from_pixels"] = not options.pop("from_cache")
+    options["augment"] = not options.pop("no_augment")
+    options["store"] = str(options["store"])
+    config = configure(task, **options)
+    with progress_bar() as progress:
+        report = finetune(config, out, judge=judge, progress=progress)
+    if as_json:
+        emit(report.to_json())
+        return
+    click.echo(f"{report.out}: step {report.best_step:,} of {report.steps:,}, {report.trainable}")
+    for name, before in report.start.items():
+        click.echo(f"  {name:17} {before:9.4f} -> {report.final[name]:.4f}")
+
+
+def _cider(captions: "Sequence[str]", references: "Sequence[Sequence[str]]") -> float:
+    from retrieval_engine.evaluate.caption_metrics.cider import cider_d
+    from retrieval_engine.evaluate.caption_metrics.ptb import ptb_tokens
+
+    truths = [[ptb_tokens(text) for text in texts] for texts in references]
+    return float(cider_d([ptb_tokens(text) for text in captions], truths).mean())

@@ -1,0 +1,31 @@
+"""`vlre merge-adapter`: a base and its adapters as one checkpoint."""
+
+from pathlib import Path
+
+import click
+
+from retrieval_engine.cli.options import json_option
+
+
+@click.command()
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
+@click.option("--model", default="", help="Base  [default: the one the adapter names]")
+@json_option
+def command(adapters: tuple[Path, ...], out: Path, model: str, as_json: bool) -> None:
+    r"""Merge ADAPTERS into their base and write it as a checkpoint of its own.
+
+    Several adapters of one base are added up. What they do not touch keeps its bytes.
+
+    \b
+    Example:
+      vlre merge-adapter my-captions --out my-captioner
+    """
+    from retrieval_engine.cli.output import emit
+    from retrieval_engine.train.merging import merge_adapters
+
+    merge_adapters(adapters, out, base=model)
+    if as_json:
+        emit({"out": str(out), "adapters": [str(path) for path in adapters]})
+        return
+    click.echo(f"{out}: {len(adapters)} adapter{'s' if len(adapters) > 1 else ''} merged")

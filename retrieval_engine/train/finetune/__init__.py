@@ -1,0 +1,40 @@
+"""Fine-tuning on what a store holds: `finetune(configure(Task.CAPTION, store=…), out)`.
+
+The recipe is in `trainer.py`; what a family gives to it in `learning.py`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval_engine.train.finetune.config import (
+        PRESETS,
+        FinetuneConfig,
+        Select,
+        Task,
+        configure,
+    )
+    from retrieval_engine.train.finetune.output import FinetuneReport
+    from retrieval_engine.train.finetune.trainer import finetune
+
+__all__ = [
+    "PRESETS",
+    "FinetuneConfig",
+    "FinetuneReport",
+    "Select",
+    "Task",
+    "configure",
+    "finetune",
+]
+_HOMES = {
+    **dict.fromkeys(("PRESETS", "FinetuneConfig", "Select", "Task", "configure"), "config"),
+    "FinetuneReport": "output",
+    "finetune": "trainer",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load on first use: options are checked before torch is."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

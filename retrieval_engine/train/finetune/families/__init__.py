@@ -1,0 +1,1 @@
+"""What is trained, one file per encoder family; see `learning.py`."""

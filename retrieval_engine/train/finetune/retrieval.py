@@ -1,0 +1,319 @@
+"""Contrastive and matching loss, as BLIP's and BLIP-2's authors train retrieval.
+
+BLIP: momentum copies, a queue of their features, soft targets (ALBEF, Li et al. 2021). BLIP-2: the
+other pairs of the batch, smoothed targets, the maximum over the queries. Both: all captions of an
+image are its positives, ITM with negatives drawn by similarity, never of the same image.
+
+A batch may be larger than what fits at once: vectors are made first, the contrastive loss gives the
+gradient of each, and then one piece after the other goes through the model again with its share of
+that gradient (gradient caching, Gao et al. 2021). The keys and values of an image are computed once
+for all pairs it is in, and an image's states never leave the process that has them: a text goes to
+the image that it is a negative of.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+
+from retrieval_engine.train.finetune.arithmetic import Arithmetic
+from retrieval_engine.train.finetune.config import FinetuneConfig
+from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
+from retrieval_engine.train.finetune.data import Captioned, Group
+from retrieval_engine.train.finetune.learning import RetrievalLearner
+from retrieval_engine.train.finetune.momentum import MomentumCopy
+from retrieval_engine.train.finetune.processes import Processes
+from retrieval_engine.train.finetune.recall import recall
+from retrieval_engine.train.finetune.states import Loader, padded
+from retrieval_engine.train.pretrain.losses import draw_negatives
+
+_TEMPERATURE, _COLDEST, _WARMEST = 0.07, 0.001, 0.5
+_VAL_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pairs:
+    """One process's part of a batch: b images with a caption each.
+
+    Attributes:
+        loaded: what the loader gave.
+        same: (b,) number that equal pictures share.
+        ids: (b, l) token ids.
+        mask: (b, l).
+    """
+
+    loaded: NDArray[Any]
+    same: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Seen:
+    """Some rows as the model sees them: states (c, t, w), images (c, q, d), texts (c, d)."""
+
+    states: Tensor
+    images: Tensor
+    texts: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _World:
+    """All processes' rows: token ids, masks, equal pictures, and the negatives that were drawn."""
+
+    ids: Tensor
+    mask: Tensor
+    text_of: Tensor  # (B,) false text for each image
+    has_text: Tensor
+    image_of: Tensor  # (B,) false image for each text
+    has_image: Tensor
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs, true ones included."""
+        return len(self.ids) + int(self.has_text.sum()) + int(self.has_image.sum())
+
+
+class Retrieval:
+    """The objective of a retrieval run; see `trainer.Objective`.
+
+    Args:
+        learner: what is trained, adapters included.
+        loader: gives states.
+        config: the recipe.
+        processes: who shares a batch.
+        arithmetic: context of every forward pass.
+    """
+
+    higher_is_better = True
+    metric = "mean_recall"
+
+    def __init__(
+        self,
+        learner: RetrievalLearner,
+        loader: Loader,
+        config: FinetuneConfig,
+        processes: Processes,
+        arithmetic: Arithmetic,
+    ) -> None:
+        self._learner, self._loader, self._config = learner, loader, config
+        self._processes, self._arithmetic = processes, arithmetic
+        self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE, device=processes.device))
+        self._slow = MomentumCopy(learner, config) if learner.momentum else None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained beside the model."""
+        return [self.temperature]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside parameters."""
+        return {} if self._slow is None else self._slow.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        if self._slow is not None:
+            self._slow.load_state_dict(state)
+
+    def prepare(self, data: Captioned, group: Group, loaded: NDArray[Any]) -> Pairs:
+        """A batch of this process, tokens included."""
+        texts = [data.texts[j] for j in group.captions[:, 0].tolist()]
+        ids, mask = padded(self._learner.tokenize(texts), self._learner.pad_id)
+        same = torch.from_numpy(data.same[group.images])
+        return Pairs(loaded=loaded, same=same, ids=ids, mask=mask)
+
+    def step(self, batch: Pairs, step: int, *, along: float, scale: float) -> dict[str, float]:
+        """Add the gradients of a batch; see `trainer.Objective`.
+
+        Args:
+            batch: of this process.
+            step: decides the negatives, with the seed.
+            along: passes done, as a fraction.
+            scale: of the gradients.
+
+        Returns:
+            The losses by name.
+        """
+        device, size = self._processes.device, len(batch.same)
+        same = self._processes.gather(batch.same.to(device))
+        ids, mask = self._gather_texts(batch.ids.to(device), batch.mask.to(device))
+        mine = self._processes.share(len(same))
+        if self._slow is not None:
+            self._slow.follow(self._learner)
+        pieces = list(_pieces(size, self._config.micro_batch))
+        live = len(pieces) == 1
+        seen = [self._see(batch, piece, step, grad=live) for piece in pieces]
+        images, texts = (
+            self._processes.gather(torch.cat(part)).requires_grad_()
+            for part in ([s.images for s in seen], [s.texts for s in seen])
+        )
+        slow = self._slow_features(batch, seen, pieces) if self._slow is not None else None
+        loss, scores = self._contrast(images, texts, same, slow, along)
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        assert images.grad is not None
+        assert texts.grad is not None
+        losses = {"itc": float(loss.detach())}
+        world = self._draw(scores, same, ids, mask, step) if self._config.itm else None
+        matched = 0.0
+        for number, piece in enumerate(pieces):
+            now = seen[number] if live else self._see(batch, piece, step, grad=True)
+            own = slice(mine.start + piece.start, mine.start + piece.stop)
+            total = (now.images * images.grad[own]).sum() + (now.texts * texts.grad[own]).sum()
+            if world is not None:
+                itm = self._match(now.states, own, world)
+                matched += float(itm.detach())
+                total = total + itm * scale
+            total.backward()  # type: ignore[no-untyped-call]
+        if world is not None:
+            losses["itm"] = self._processes.total(matched)
+        losses["temperature"] = float(self.temperature.detach())
+        return losses
+
+    # The vectors
+
+    def _see(self, batch: Pairs, piece: slice, step: int, *, grad: bool) -> _Seen:
+        device = self._processes.device
+        number = self._processes.rank * 1_000_003 + piece.start
+        with torch.set_grad_enabled(grad), self._arithmetic(step, number):
+            states = self._loader.states(self._learner, batch.loaded[piece])
+            images = self._learner.embed_images(states)
+            texts = self._learner.embed_texts(
+                batch.ids[piece].to(device), batch.mask[piece].to(device)
+            )
+        return _Seen(states=states, images=images, texts=texts)
+
+    def _gather_texts(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self._processes.size > 1:
+            longest = self._processes.gather(torch.tensor([ids.shape[1]], device=ids.device))
+            more = int(longest.max()) - ids.shape[1]
+            ids = pad(ids, (0, more), value=self._learner.pad_id)
+            mask = pad(mask, (0, more))
+        return self._processes.gather(ids), self._processes.gather(mask)
+
+    def _slow_features(
+        self, batch: Pairs, seen: Sequence[_Seen], pieces: Sequence[slice]
+    ) -> tuple[Tensor, Tensor]:
+        assert self._slow is not None
+        device = self._processes.device
+        images, texts = [], []
+        for piece, now in zip(pieces, seen, strict=True):
+            with torch.no_grad(), self._arithmetic.plain():
+                states = now.states.detach()
+                if self._slow.sees:
+                    states = self._loader.states(self._slow.learner, batch.loaded[piece])
+                images.append(self._slow.learner.embed_images(states)[:, 0])
+                texts.append(
+                    self._slow.learner.embed_texts(
+                        batch.ids[piece].to(device), batch.mask[piece].to(device)
+                    )
+                )
+        return (
+            self._processes.gather(torch.cat(images)),
+            self._processes.gather(torch.cat(texts)),
+        )
+
+    def _contrast(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        same: Tensor,
+        slow: tuple[Tensor, Tensor] | None,
+        along: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The contrastive loss of the whole batch, and (B, B) scores of images and texts."""
+        # Each process computes all of it; the temperature's gradient must count once.
+        held = self.temperature if self._processes.is_first else self.temperature.detach()
+        temperature = held.clamp(_COLDEST, _WARMEST)
+        if slow is None:
+            scores = torch.einsum("iqd,td->itq", images, texts).amax(-1) / temperature
+            return itc_in_batch(scores, same, self._config.label_smoothing), scores.detach()
+        assert self._slow is not None
+        alpha = self._config.alpha * min(1.0, along)
+        known_images, known_texts, known = self._slow.with_queue(*slow, same)
+        loss = itc_momentum(
+            (images[:, 0], texts),
+            (known_images, known_texts),
+            same[:, None] == known[None],
+            temperature=temperature,
+            alpha=alpha,
+        )
+        self._slow.enqueue(*slow, same)
+        scores = images[:, 0].detach() @ texts.detach().T / temperature.detach()
+        return loss, scores
+
+    # The pairs
+
+    def _draw(self, scores: Tensor, same: Tensor, ids: Tensor, mask: Tensor, step: int) -> _World:
+        """Negatives of all rows, the same in every process."""
+        generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
+        false = same[:, None] != same[None]
+        text_of, has_text = draw_negatives(scores, false, 1.0, generator)
+        image_of, has_image = draw_negatives(scores.T, false.T, 1.0, generator)
+        return _World(
+            ids=self._learner.match_ids(ids),
+            mask=mask,
+            text_of=text_of,
+            has_text=has_text,
+            image_of=image_of,
+            has_image=has_image,
+        )
+
+    def _match(self, states: Tensor, own: slice, world: _World) -> Tensor:
+        """Matching loss of the pairs whose images are these, as a share of the whole batch's."""
+        cross = self._learner.cross
+        rows = torch.arange(own.start, own.stop, device=states.device)
+        texts = torch.stack((rows, world.text_of[own]), dim=1)  # (i, 2): true, false
+        with self._arithmetic.plain():
+            seen = cross.keys_values(states)
+            first = cross.logits(seen, *_cut(world.ids[texts], world.mask[texts]))
+            inside = (world.image_of >= own.start) & (world.image_of < own.stop)
+            strays = torch.nonzero(inside & world.has_image)[:, 0]
+            loss = cross_entropy(first[:, 0], torch.ones_like(rows), reduction="sum")
+            false = first[:, 1][world.has_text[own]]
+            loss = loss + _false_loss(false)
+            if len(strays):
+                at = world.image_of[strays] - own.start
+                theirs = [(keys[at], values[at]) for keys, values in seen]
+                ids, mask = _cut(world.ids[strays, None], world.mask[strays, None])
+                loss = loss + _false_loss(cross.logits(theirs, ids, mask)[:, 0])
+        return loss / world.pairs
+
+    # What it is worth
+
+    @torch.no_grad()
+    def validate(self, data: Captioned) -> dict[str, float]:
+        """Exact recall on held-out images by ITC, in per cent."""
+        images, texts = [], []
+        for start in range(0, len(data), _VAL_ROWS):
+            numbers = np.arange(start, min(start + _VAL_ROWS, len(data)))
+            with self._arithmetic.plain():
+                states = self._loader.states(self._learner, self._loader.load(data, numbers, None))
+                images.append(self._learner.embed_images(states).cpu())
+        for start in range(0, len(data.texts), 4 * _VAL_ROWS):
+            rows = self._learner.tokenize(data.texts[start : start + 4 * _VAL_ROWS])
+            ids, mask = padded(rows, self._learner.pad_id)
+            device = self._processes.device
+            with self._arithmetic.plain():
+                texts.append(self._learner.embed_texts(ids.to(device), mask.to(device)).cpu())
+        return recall(torch.cat(images), torch.cat(texts), torch.from_numpy(data.owner))
+
+
+def _false_loss(logits: Tensor) -> Tensor:
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return cross_entropy(logits, labels, reduction="sum")
+
+
+def _cut(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the padding that all rows share."""
+    longest = int(mask.sum(-1).max())
+    return ids[..., :longest], mask[..., :longest]
+
+
+def _pieces(size: int, most: int) -> Iterator[slice]:
+    step = most or size
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
