@@ -1,0 +1,72 @@
+"""An encoder that also emits what a head makes of its features, for queries."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.encoders import Arrays, Encoder
+from retrieval_engine.errors import FeatureMissing
+from retrieval_engine.heads.saved import SavedHead
+from retrieval_engine.records import Feature, Modality
+
+if TYPE_CHECKING:
+    from retrieval_engine.encoders.matching import Matcher
+
+
+class HeadedEncoder:
+    """Wraps an encoder; it has one more feature, named `SavedHead.feature`.
+
+    Args:
+        encoder: what the head was trained on.
+        saved: the head.
+
+    Raises:
+        FingerprintMismatch: the head belongs to another encoder.
+        FeatureMissing: the encoder does not emit what the head reads.
+    """
+
+    def __init__(self, encoder: Encoder, saved: SavedHead) -> None:
+        features = {m: encoder.features(m) for m in Modality}
+        saved.check(features, encoder.spec.fingerprint)
+        name = saved.config.feature
+        if any(name not in features[m] for m in Modality):
+            raise FeatureMissing(f"{encoder.spec.checkpoint} emits no {name}, which the head reads")
+        self.saved = saved
+        self.spec = encoder.spec
+        self.preprocessor = encoder.preprocessor
+        self.default_batch_size = encoder.default_batch_size
+        self._encoder = encoder
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """Those of the encoder, and the head's."""
+        known = self._encoder.features(modality)
+        form = known[self.saved.config.feature]
+        vectors = form.shape[0] if len(form.shape) == 2 else 1
+        added = self.saved.emits(modality, vectors, "float32")
+        return {**known, added.name: added}
+
+    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+        """See `Encoder`."""
+        arrays = self._encoder.encode_images(pixels, self._needed(features))
+        return self._projected(Modality.IMAGES, arrays, features)
+
+    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+        """See `Encoder`."""
+        arrays = self._encoder.encode_texts(texts, self._needed(features))
+        return self._projected(Modality.CAPTIONS, arrays, features)
+
+    def matcher(self) -> "Matcher":
+        """The encoder's own: pair scores do not pass through a head."""
+        return self._encoder.matcher()
+
+    def _needed(self, features: Sequence[str]) -> list[str]:
+        swapped = (self.saved.config.feature if n == self.saved.feature else n for n in features)
+        return list(dict.fromkeys(swapped))
+
+    def _projected(self, modality: Modality, arrays: Arrays, features: Sequence[str]) -> Arrays:
+        if self.saved.feature in features:
+            states = arrays[self.saved.config.feature]
+            arrays[self.saved.feature] = self.saved.head.project(modality, states)
+        return {name: arrays[name] for name in features}

@@ -1,0 +1,15 @@
+"""Heads on stored features: `train_head(store, out, recipe)`; the recipe is in `trainer.py`."""
+
+from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start, seed_recipe
+from retrieval_engine.train.heads.trainer import HeadReport, train_head, untrained_head
+
+__all__ = [
+    "Captions",
+    "HeadRecipe",
+    "HeadReport",
+    "Loss",
+    "Start",
+    "seed_recipe",
+    "train_head",
+    "untrained_head",
+]

@@ -1,0 +1,222 @@
+"""The epochs of a training: start, contrast, validate, keep the best."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retrieval_engine.errors import TrainingError
+from retrieval_engine.heads import Head
+from retrieval_engine.progress import Progress
+from retrieval_engine.records import Json
+from retrieval_engine.train.heads import batches, closed_form, losses
+from retrieval_engine.train.heads.data import Pairs, TrainingData
+from retrieval_engine.train.heads.ranks import ValRecall, scores, val_recall
+from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start
+
+_WARM_UP = 0.1
+_SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
+
+
+class Run:
+    """The state of one training.
+
+    Args:
+        recipe: every choice.
+        data: what is read.
+        head: with random weights, on the device; `head` is the trained one in the end.
+        log: file that gets a line an epoch.
+        progress: told about every epoch.
+        began: `time.perf_counter()` from which the log counts seconds.
+
+    Attributes:
+        first: validation recall before the first step.
+        best: that of the weights that are kept.
+        best_epoch: where they are from; 0 is the start.
+        epochs: epochs run.
+    """
+
+    def __init__(
+        self,
+        recipe: HeadRecipe,
+        data: TrainingData,
+        head: Head,
+        log: Path,
+        progress: Progress,
+        began: float,
+    ) -> None:
+        self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
+        self.log, self.progress, self.began = log, progress, began
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.epochs = 0
+        self.best_epoch = 0
+        log.unlink(missing_ok=True)
+        self._start()
+        self.first = self.best = self._validate(None)
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Give the head its first weights and temperature."""
+        if self.recipe.start is Start.CLOSED_FORM:
+            ridge = start_closed_form(self.head, self.train, self.recipe.seed)
+            self.progress.say(f"closed form, ridge {ridge:g}" if ridge else "starting as it is")
+        if self.recipe.loss is Loss.SIGMOID:
+            self.head.log_scale.fill_(math.log(10))
+            self.head.offset.fill_(-10)
+        elif self.recipe.start is Start.CLOSED_FORM:
+            self._fit_scale()
+
+    def fit(self) -> None:
+        """Run the epochs; the head ends with the weights that are kept."""
+        recipe = self.recipe
+        optimiser, pace = self._optimiser()
+        kept = deepcopy(self.head.state_dict())
+        self.progress.start("epochs", recipe.epochs)
+        for number in range(1, recipe.epochs + 1):
+            loss = self._epoch(optimiser, pace)
+            self.epochs = number
+            now = self._validate(loss)
+            if not recipe.select_best or _rank(now) > _rank(self.best):
+                self.best, self.best_epoch = now, number
+                kept = deepcopy(self.head.state_dict())
+            self.progress.advance()
+            if recipe.patience and number - self.best_epoch >= recipe.patience:
+                break
+        self.progress.stop()
+        self.head.load_state_dict(kept)
+
+    def refit(self, head: Head) -> None:
+        """Train a new head on both sets for as many epochs as were best."""
+        first_only = self.recipe.captions is Captions.FIRST
+        self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
+        self._start()
+        optimiser, pace = self._optimiser()
+        for _ in range(self.best_epoch):
+            self._epoch(optimiser, pace)
+
+    def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        recipe = self.recipe
+        optimiser = torch.optim.AdamW(
+            self.head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        steps = -(-len(self.train) // batches.batch_size(recipe, len(self.train)))
+        pace = self._pace(steps * recipe.epochs)
+        return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, pace)
+
+    def _epoch(
+        self, optimiser: torch.optim.Optimizer, pace: torch.optim.lr_scheduler.LRScheduler
+    ) -> float:
+        recipe, train = self.recipe, self.train
+        mined = None
+        if recipe.hard_negatives:
+            self.head.eval()
+            mined = batches.mine(self.head, train, recipe.hard_negatives)
+        self.head.train()
+        total, steps = 0.0, 0
+        for batch in batches.epoch(train, recipe, self.generator, mined):
+            loss = self._loss(batch)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            pace.step()
+            total, steps = total + float(loss.detach()), steps + 1
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss became {total} in epoch {self.epochs + 1}",
+                hint=f"use a smaller --lr than {recipe.lr:g}",
+            )
+        return total / steps
+
+    def _loss(self, batch: batches.Batch) -> Tensor:
+        head, train = self.head, self.train
+        with _half_precision(train.images):
+            images = head.images(train.images[batch.images])
+            texts = head.texts(train.texts[batch.texts])
+        logits = scores(images, texts) * head.scale
+        if self.recipe.loss is Loss.SIGMOID:
+            return losses.sigmoid(logits + head.offset, batch.positive)
+        if self.recipe.loss is Loss.DIAGONAL:
+            return losses.diagonal(logits)
+        return losses.info_nce(logits, batch.positive)
+
+    @torch.no_grad()
+    def _fit_scale(self) -> None:
+        """Begin with the temperature that suits the start; learning it would take many steps."""
+        self.head.eval()
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        batch = next(batches.epoch(self.train, self.recipe, generator, None))
+        tried = {}
+        for scale in _SCALES:
+            self.head.log_scale.fill_(math.log(scale))
+            tried[scale] = float(self._loss(batch))
+        self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
+
+    @torch.no_grad()
+    def _validate(self, loss: float | None) -> ValRecall:
+        head, val = self.head, self.val
+        head.eval()
+        image, row = val.owners
+        found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
+        line: dict[str, Json] = {"epoch": self.epochs}
+        if loss is not None:
+            line["loss"] = round(loss, 5)
+        line |= {
+            "scale": round(float(head.scale), 3),
+            **found.to_json(),
+            "seconds": round(time.perf_counter() - self.began, 3),
+        }
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return found
+
+    def _pace(self, steps: int) -> Callable[[int], float]:
+        """Factor of the learning rate at each step: warm-up, then a cosine down to nothing."""
+        warm_up = max(1, round(_WARM_UP * steps))
+
+        def factor(step: int) -> float:
+            if self.recipe.constant_lr:
+                return 1.0
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
+
+        return factor
+
+
+def start_closed_form(head: Head, pairs: Pairs, seed: int) -> float:
+    """Make a head compute the closed-form maps of some pairs.
+
+    Returns:
+        The ridge that was chosen; 0 where features as they are do better.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, y, image = closed_form.one_to_one(pairs, generator)
+    x_form, y_form = closed_form.standardisation(x), closed_form.standardisation(y)
+    x, y = ((rows - mean) * factor for rows, (mean, factor) in ((x, x_form), (y, y_form)))
+    dim = head.config.dim
+    aligned = x.shape[1] == y.shape[1] == dim
+    as_is = closed_form.identity(x_form, y_form) if aligned else None
+    maps = closed_form.choose_maps(x, y, image, dim, as_is)
+    for side, form, (weight, bias) in (
+        (head.image, x_form, maps.image),
+        (head.text, y_form, maps.text),
+    ):
+        side.standardise(*form)
+        side.start_from(weight, bias)
+    return maps.ridge
+
+
+def _rank(recall: ValRecall) -> tuple[float, float]:
+    return round(recall.mean, 6), recall.reciprocal
+
+
+def _half_precision(x: Tensor) -> AbstractContextManager[object]:
+    """bfloat16 products where the device is fast at them and there are enough of them to matter."""
+    fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=fast and len(x) > 1000)
