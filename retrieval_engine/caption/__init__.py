@@ -1,1 +1,20 @@
-"""Captions written from stored image states."""
+"""Captions written from stored image states.
+
+from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
+job = CaptionJob(CaptionRequest(targets=("photos",), options=DecodingOptions(beams=1)))
+for row in job.run(): print(row["image"], row["caption"])
+"""
+
+from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
+from retrieval_engine.caption.job import CaptionJob, CaptionRequest
+from retrieval_engine.caption.run import Captioned, CaptionRun
+
+__all__ = [
+    "BeamRule",
+    "CaptionJob",
+    "CaptionRequest",
+    "CaptionRun",
+    "Captioned",
+    "DecodingOptions",
+    "Method",
+]

@@ -6,7 +6,7 @@ from enum import StrEnum
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Json
 
-BEAMS = 3  # BLIP's own default
+BEAMS, NUCLEUS = 3, 0.9  # BLIP's own defaults
 
 
 class Method(StrEnum):
@@ -41,11 +41,12 @@ class DecodingOptions:
         temperature: of sampling, above 0; default 1.
         top_k: sample among so many words only.
         top_p: sample among the likeliest words that make up this probability (nucleus sampling,
-            Holtzman et al., ICLR 2020).
+            Holtzman et al., ICLR 2020); default 0.9, as BLIP's authors have it, or 1 with `top_k`.
         seed: of sampling; a picture's captions depend on it and the picture's name alone.
         num_captions: different sentences for each picture.
         max_length: tokens of a sentence at most, as the authors count: BLIP's include [DEC] and
-            the prompt ("a picture of" is 4 with it), BLIP-2's are those written after it.
+            the prompt ("a picture of" is 4 with it), BLIP-2's are those written after it. None is
+            what the checkpoint's generation_config.json says, else 30.
         min_length: no end before so many tokens, counted alike.
         length_penalty: exponent of the length in the score of a beam; default 1.
         beam_rule: default `original`.
@@ -62,7 +63,7 @@ class DecodingOptions:
     top_p: float | None = None
     seed: int | None = None
     num_captions: int = 1
-    max_length: int = 30
+    max_length: int | None = None
     min_length: int = 1
     length_penalty: float | None = None
     beam_rule: BeamRule | None = None
@@ -118,7 +119,7 @@ class DecodingOptions:
                 raise UsageError(f"{_option(name)} is {value}, must be above 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p is {self.top_p}, must be above 0 and at most 1")
-        if self.min_length > self.max_length:
+        if self.max_length is not None and self.min_length > self.max_length:
             raise UsageError(
                 f"--min-length {self.min_length} is above --max-length {self.max_length}"
             )
@@ -153,17 +154,25 @@ class DecodingOptions:
             return BEAMS if self.beams is None else self.beams
         return self.num_captions
 
+    @property
+    def nucleus(self) -> float:
+        """The probability that sampling draws from."""
+        if self.top_p is not None:
+            return self.top_p
+        return NUCLEUS if self.top_k is None else 1.0
+
     def to_json(self) -> dict[str, Json]:
         """What decides the captions: only that which the method looks at, defaults filled in."""
         found: dict[str, Json] = {"method": self.method.value}
         every = ("num_captions", "max_length", "min_length", "repetition_penalty")
-        names = [*every, "no_repeat_ngram"]
+        names = [*every, "no_repeat_ngram", "prompt"]
         if self.method is Method.SAMPLING:
             names += ["temperature", "top_k", "top_p", "seed"]
         values = asdict(self)
         found |= {name: values[name] for name in names}
         if self.method is Method.SAMPLING:
             found["temperature"] = self.temperature or 1.0
+            found["top_p"] = self.nucleus
             found["seed"] = self.seed or 0
         if self.method is Method.BEAMS:
             found["beams"] = self.width

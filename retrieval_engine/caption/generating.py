@@ -6,6 +6,7 @@ the others' keys and values alive; a caption does not depend on what else is in 
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,18 +36,18 @@ def write_captions(
     Raises:
         UsageError: the prompt leaves no room, or the model cannot write so long a sentence.
     """
-    prompt = captioner.prompt if options.prompt is None else options.prompt
-    _check_length(captioner, prompt, options)
+    options = complete(options, captioner)
+    prompt, _ = _checked(captioner, options)
     try:
         with torch.inference_mode(), captioner.arithmetic():
             states = tokens.to(captioner.device, captioner.dtype)
             logits, writing = captioner.begin(states, prompt)
-            batch = _Batch(captioner, prompt, options, logits, writing)
+            batch = _Batch(captioner, options, logits, writing)
             if options.method is Method.BEAMS:
                 return batch.search()
             uniform = None
             if options.method is Method.SAMPLING:
-                uniform = _uniform(names, options).to(captioner.device)
+                uniform = _uniform(names, options, batch.max_length).to(captioner.device)
             return batch.choose(uniform)
     except torch.OutOfMemoryError:
         if len(tokens) == 1:
@@ -59,12 +60,24 @@ def write_captions(
     ]
 
 
-def _check_length(captioner: Captioner, prompt: str, options: DecodingOptions) -> None:
-    begun = len(captioner.prompt_ids(prompt))
+def complete(options: DecodingOptions, captioner: Captioner) -> DecodingOptions:
+    """The options with the model's own prompt and length where none were given."""
+    prompt = captioner.prompt if options.prompt is None else options.prompt
+    length = options.max_length
+    if length is None:
+        length = max(captioner.default_length, options.min_length)
+    return replace(options, prompt=prompt, max_length=length)
+
+
+def _checked(captioner: Captioner, options: DecodingOptions) -> tuple[str, int]:
+    """Prompt and greatest length, the prompt included, of complete options."""
+    assert options.prompt is not None
+    assert options.max_length is not None
+    begun = len(captioner.prompt_ids(options.prompt))
     if captioner.prompt_counts and begun >= options.max_length:
         raise UsageError(
             f"--max-length {options.max_length} leaves no room after the {begun} tokens of "
-            f"{prompt!r}"
+            f"{options.prompt!r}"
         )
     whole = options.max_length + (0 if captioner.prompt_counts else begun)
     if whole > captioner.longest:
@@ -72,15 +85,16 @@ def _check_length(captioner: Captioner, prompt: str, options: DecodingOptions) -
             f"--max-length {options.max_length} is more than {captioner.spec.checkpoint} can write "
             f"({captioner.longest} tokens, the prompt among them)"
         )
+    return options.prompt, whole
 
 
-def _uniform(names: Sequence[str], options: DecodingOptions) -> Tensor:
-    """(n, b, max_length) float64 in [0, 1), a stream of its own for each picture."""
+def _uniform(names: Sequence[str], options: DecodingOptions, length: int) -> Tensor:
+    """(n, b, length) float64 in [0, 1), a stream of its own for each picture."""
     drawn = []
     for name in names:
         seed = hashlib.sha256(f"{options.seed or 0}:{name}".encode()).digest()
         random = np.random.Generator(np.random.Philox(key=int.from_bytes(seed[:16])))
-        drawn.append(random.random((options.num_captions, options.max_length)))
+        drawn.append(random.random((options.num_captions, length)))
     return torch.from_numpy(np.stack(drawn))
 
 
@@ -93,15 +107,14 @@ class _Batch:
     def __init__(
         self,
         captioner: Captioner,
-        prompt: str,
         options: DecodingOptions,
         logits: Tensor,
         writing: Writing,
     ) -> None:
         self.options = options
+        prompt, self.max_length = _checked(captioner, options)
         self.prompt = captioner.prompt_ids(prompt)
         not_counted = 0 if captioner.prompt_counts else len(self.prompt)
-        self.max_length = options.max_length + not_counted
         self.end_id = captioner.end_id
         self.logits = logits[:, None]  # (n, b, v), b = 1 at first
         self.writing = writing
@@ -174,7 +187,7 @@ class _Batch:
                 uniform[self.active, :, place - len(self.prompt)],
                 temperature=self.options.temperature or 1.0,
                 top_k=self.options.top_k,
-                top_p=self.options.top_p,
+                top_p=self.options.nucleus,
             )
         gained = logits.gather(-1, chosen[..., None])[..., 0] - normaliser
         return chosen, gained

@@ -3,6 +3,7 @@
 A family is one file here, with the name of its encoder family and
 
     def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> Captioner
+    def part_of(name: str) -> str | None         # part that a tensor decides; None for no part
 
 What word comes next is decided elsewhere (`caption/generating.py`): a captioner gives logits.
 """
@@ -10,14 +11,16 @@ What word comes next is decided elsewhere (`caption/generating.py`): a captioner
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine import plugins
 from retrieval_engine.encoders import Arrays, family_of
+from retrieval_engine.encoders.adapters import adapted
 from retrieval_engine.encoders.checkpoint import resolve
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import CheckpointInvalid
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 FAMILIES = "retrieval_engine.encoders.captioning"
+DEFAULT_LENGTH = 30  # of BLIP's and LAVIS's `generate`
 
 
 class Writing(Protocol):
@@ -64,6 +68,7 @@ class Captioner(Protocol):
         captions_at_once: sentences of a batch that suit the device.
         prompt: what it was trained to go on from.
         end_id: token that ends a sentence.
+        default_length: tokens of a sentence where nobody says, counted as `prompt_counts` says.
         longest: number of tokens of a sentence at most, `prompt_ids` included.
         prompt_counts: whether limits of length count `prompt_ids`, as the authors' do or do not.
         device: where it runs.
@@ -76,6 +81,7 @@ class Captioner(Protocol):
     captions_at_once: int
     prompt: str
     end_id: int
+    default_length: int
     longest: int
     prompt_counts: bool
     device: "torch.device"
@@ -113,12 +119,31 @@ class Captioner(Protocol):
         """
 
 
+@runtime_checkable
+class ExplainingCaptioner(Protocol):
+    """A captioner that can tell where it looked."""
+
+    def relevance(
+        self, tokens: "torch.Tensor", prompt: str, ids: Sequence[int]
+    ) -> list[tuple[str, NDArray[np.float32]]]:
+        """Where the picture mattered to each word.
+
+        Args:
+            tokens: (1, t, w) vision states of the picture.
+            prompt: what the sentence went on from.
+            ids: its tokens after the prompt, without the end token.
+
+        Returns:
+            Each word and its (g, g) map over the picture, at least 0; larger mattered more.
+        """
+
+
 def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto") -> Captioner:
     """Load a model that writes captions.
 
     Args:
-        checkpoint: a directory in Hugging Face layout, a hub id, or `vlre-tiny`; see
-            `encoders.open_encoder`.
+        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-tiny`;
+            see `encoders.open_encoder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: as of `encoders.open_encoder`.
 
@@ -129,19 +154,43 @@ def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto"
     found = resolve(checkpoint)
     module: Any = plugins.load(FAMILIES, family_of(found), noun="captioning family")
     captioner: Captioner = module.open_captioner(found, device=device, dtype=dtype)
+    if found.adapter is not None:
+        captioner.spec = adapted(captioner.spec, found.adapter, module.part_of)
     return captioner
 
 
-def named_prompt(path: Path, default: str) -> str:
-    """The `prompt` in a checkpoint's generation_config.json, else a default.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What a checkpoint's generation_config.json says of writing.
+
+    Attributes:
+        prompt: what sentences go on from.
+        new_tokens: how long they are after it, or None.
+    """
+
+    prompt: str
+    new_tokens: int | None
+
+
+def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
+    """Read `prompt` and `max_new_tokens` of a checkpoint.
+
+    Args:
+        path: its directory.
+        prompt: where the file names none.
 
     Raises:
         CheckpointInvalid: the file is no JSON object.
     """
     file = path / "generation_config.json"
     if not file.is_file():
-        return default
+        return GenerationDefaults(prompt=prompt, new_tokens=None)
     try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("prompt", default))
-    except (OSError, ValueError, AttributeError) as error:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        length = said.get("max_new_tokens")
+        return GenerationDefaults(
+            prompt=str(said.get("prompt", prompt)),
+            new_tokens=None if length is None else int(length),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointInvalid(f"{file} cannot be read: {error}") from error

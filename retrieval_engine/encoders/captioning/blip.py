@@ -23,7 +23,8 @@ from transformers import BertTokenizer, BlipForConditionalGeneration
 
 from retrieval_engine.encoders.attention import use_fused_attention
 from retrieval_engine.encoders.batching import default_batch_size, halve_on_oom
-from retrieval_engine.encoders.captioning import named_prompt
+from retrieval_engine.encoders.captioning import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.encoders.captioning._relevance import token_relevance
 from retrieval_engine.encoders.captioning._rows import rows_of, rows_of_images
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
@@ -73,7 +74,11 @@ class BlipCaptioner:
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)
-        self.prompt = named_prompt(checkpoint.path, PROMPT)
+        said = generation_defaults(checkpoint.path, PROMPT)
+        self.prompt, self.default_length = said.prompt, DEFAULT_LENGTH
+        if said.new_tokens is not None:
+            whole = said.new_tokens + len(self.prompt_ids(self.prompt))
+            self.default_length = min(whole, self.longest)
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
         self.tokens_per_image = int(vision.image_size // vision.patch_size) ** 2 + 1
         self.default_batch_size = default_batch_size(self.tokens_per_image, self.device.type)
@@ -128,6 +133,25 @@ class BlipCaptioner:
             clean_up_tokenization_spaces=True,
         )
         return whole[len(prompt) :]
+
+    def relevance(
+        self, tokens: Tensor, prompt: str, ids: Sequence[int]
+    ) -> list[tuple[str, NDArray[np.float32]]]:
+        """See `ExplainingCaptioner.relevance`."""
+        begun = self.prompt_ids(prompt)
+        whole = torch.tensor([*begun, *ids, self.end_id], device=self.device)
+        decoder = self.model.text_decoder.float()
+        found = token_relevance(decoder, tokens.to(self.device).float(), whole, len(begun))
+        decoder.to(self.model.dtype)
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        maps = found[:-1, 1:].view(-1, side, side).cpu().numpy()  # without [SEP], without CLS
+        words: list[tuple[str, list[NDArray[np.float32]]]] = []
+        for token, seen in zip(self.tokenizer.convert_ids_to_tokens(list(ids)), maps, strict=True):
+            if token.startswith("##") and words:
+                words[-1] = (words[-1][0] + token.removeprefix("##"), [*words[-1][1], seen])
+            else:
+                words.append((token, [seen]))
+        return [(word, np.mean(parts, axis=0)) for word, parts in words]
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """See `Captioner.arithmetic`."""

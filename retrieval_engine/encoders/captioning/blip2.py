@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 
 from retrieval_engine.encoders.blip2_images import Blip2Images
-from retrieval_engine.encoders.captioning import Writing, named_prompt
+from retrieval_engine.encoders.captioning import DEFAULT_LENGTH, Writing, generation_defaults
 from retrieval_engine.encoders.captioning._rows import rows_of, rows_of_images
 from retrieval_engine.encoders.checkpoint import Checkpoint, read_config, weight_digests
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
@@ -103,7 +103,8 @@ class Blip2Captioner(Blip2Images):
         self.longest = _LONGEST_T5
         if self.writes_on:
             self.longest = int(words.max_position_embeddings) - config.num_query_tokens
-        self.prompt = named_prompt(checkpoint.path, PROMPT)
+        said = generation_defaults(checkpoint.path, PROMPT)
+        self.prompt, self.default_length = said.prompt, said.new_tokens or DEFAULT_LENGTH
         on_cuda = self.device.type == "cuda"
         self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
         settings: dict[str, object] = {

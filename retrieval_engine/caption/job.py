@@ -1,0 +1,214 @@
+"""A whole captioning job: from what was asked for to files, counts and failures."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from retrieval_engine.caption.decoding import DecodingOptions
+from retrieval_engine.caption.explain import draw_explanation
+from retrieval_engine.caption.opening import find_store, open_judge, open_writer
+from retrieval_engine.caption.output import CaptionFile, TextFiles, row_of
+from retrieval_engine.caption.pictures import Picture, Targets, of_store
+from retrieval_engine.caption.run import CaptionRun, Done
+from retrieval_engine.errors import UsageError
+from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Failure, Modality
+from retrieval_engine.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionRequest:
+    """What is to be captioned, by whom and where to.
+
+    Attributes:
+        targets: picture files, folders and sources; none means the whole store.
+        store: directory of the store whose `tokens` are used, and which is captioned where there
+            are no targets; it need not exist where there are.
+        model: checkpoint of the captioner.
+        options: how to choose words.
+        split: only the items of this split.
+        limit: only the first pictures.
+        out: file of captions, `.jsonl`, `.csv` or `.json`.
+        overwrite: begin `out` anew.
+        txt_beside: write a `.txt` beside each picture that has none.
+        rank: order variations by the judge.
+        ranker: checkpoint of the judge; default the model's own head, or the store's encoder.
+        explain: picture to draw of where the model looked.
+        device: `auto`, `cpu`, `cuda`, …
+        dtype: arithmetic; `auto` follows the store.
+        batch_size: pictures at once; None lets the device decide.
+        workers: decode workers; None means one for each core.
+    """
+
+    targets: tuple[str, ...] = ()
+    store: Path = Path("embeddings")
+    model: str = "vlre-tiny"
+    options: DecodingOptions = field(default_factory=DecodingOptions)
+    split: str | None = None
+    limit: int | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    txt_beside: bool = False
+    rank: bool = False
+    ranker: str | None = None
+    explain: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts.
+
+        Raises:
+            UsageError: an option that would have no effect.
+        """
+        if self.overwrite and not self.out:
+            raise UsageError("--overwrite needs --out")
+        if self.ranker and not self.rank:
+            raise UsageError(f"--ranker {self.ranker} has no effect without --rank")
+        if self.explain and not self.is_single:
+            raise UsageError("--explain draws one picture: name one picture file")
+        if self.explain and (self.out or self.txt_beside or self.options.num_captions > 1):
+            raise UsageError("--explain draws one caption and writes no other file")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one picture file is all there is."""
+        return len(self.targets) == 1 and Path(self.targets[0]).is_file()
+
+
+class CaptionJob:
+    """Runs a request.
+
+    Attributes:
+        captioned: pictures that got captions in this run.
+        skipped: pictures that had theirs already.
+        encoded: pictures whose vision states were not stored.
+        failures: one for each picture that could not be read.
+        notes: lines for people.
+        seconds: wall time.
+    """
+
+    def __init__(self, request: CaptionRequest) -> None:
+        self.request = request
+        self.captioned = self.skipped = self.encoded = 0
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+        self.seconds = 0.0
+
+    def run(self, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+        """Caption everything; a row for each picture, as in a `.jsonl` file.
+
+        Raises:
+            UsageError: options contradict each other or what is in `out`.
+            CheckpointInvalid: the model writes no captions.
+            StoreNotFound: there is neither a target nor a store.
+        """
+        request, progress = self.request, progress or Silent()
+        store = find_store(request.store, needed=not request.targets)
+        pictures, total = self._pictures(store)
+        run = self._open(store)
+        start = time.perf_counter()
+        with ExitStack() as stack:
+            file = stack.enter_context(self._file(run)) if request.out else None
+            texts = TextFiles() if request.txt_beside else None
+            progress.start("captioning", total)
+            for done in run(self._left(pictures, file, texts, progress), progress):
+                if file:
+                    file.add(done)
+                if texts:
+                    texts.add(done)
+                self._count(done)
+                yield from (row_of(captioned, run.name) for captioned in done.captioned)
+            if file:
+                file.finish()
+        progress.stop()
+        self.seconds = time.perf_counter() - start
+        self.encoded = run.encoded
+        if texts and texts.kept:
+            self.notes.append(f"{texts.kept:,} pictures had a .txt, which was left as it was")
+
+    def _pictures(self, store: Store | None) -> tuple[Iterator[Picture], int | None]:
+        """What to caption, and how many where that is known."""
+        request = self.request
+        total: int | None
+        if request.targets:
+            targets = Targets(request.targets, request.split)
+            found, total = iter(targets), targets.count()
+        else:
+            assert store is not None
+            gallery = store.gallery(request.split)
+            if gallery.left_out:
+                self.notes.append(f"{gallery.left_out:,} items have no features and are left out")
+            found, total = of_store(gallery), len(gallery)
+        if request.limit:
+            found = islice(found, request.limit)
+            total = request.limit if total is None else min(total, request.limit)
+        return found, total
+
+    def _open(self, store: Store | None) -> CaptionRun:
+        request = self.request
+        where = {"device": request.device, "dtype": request.dtype}
+        captioner = open_writer(request.model, store, **where)
+        judge = open_judge(request.ranker, request.model, store, **where) if request.rank else None
+        run = CaptionRun(
+            captioner,
+            request.options,
+            store=store,
+            judge=judge,
+            batch_size=request.batch_size or 0,
+            workers=request.workers or 0,
+        )
+        if store and not run.states.store and not request.is_single:
+            has = "tokens" in store.features(Modality.IMAGES)
+            why = "are of another vision tower" if has else "are not there"
+            self.notes.append(
+                f"tokens in {store.path} {why}: pictures are encoded for {request.model}"
+            )
+        return run
+
+    def _file(self, run: CaptionRun) -> CaptionFile:
+        assert self.request.out is not None
+        return CaptionFile(
+            self.request.out, run.settings, run.name, overwrite=self.request.overwrite
+        )
+
+    def _left(
+        self,
+        pictures: Iterator[Picture],
+        file: CaptionFile | None,
+        texts: TextFiles | None,
+        progress: Progress,
+    ) -> Iterator[Picture]:
+        """The pictures that still lack what is to be written."""
+        for picture in pictures:
+            had = file is not None and picture.name in file.done
+            if file is None and texts is not None:
+                had = texts.has(picture)
+            if had:
+                self.skipped += 1
+                progress.advance()
+            else:
+                yield picture
+
+    def _count(self, done: Done) -> None:
+        self.captioned += len(done.captioned)
+        self.failures.extend(done.failures)
+
+    def explain(self) -> str:
+        """Caption the one picture and draw where the model looked; the caption.
+
+        Raises:
+            UsageError: this kind of model cannot be looked into.
+            DecodeError: the picture cannot be read.
+        """
+        request = self.request
+        assert request.explain is not None
+        (picture,) = Targets(request.targets)
+        captioner = open_writer(request.model, None, device=request.device, dtype=request.dtype)
+        return draw_explanation(captioner, picture, request.options, request.explain)

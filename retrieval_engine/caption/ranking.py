@@ -1,0 +1,57 @@
+"""Orders captions of a picture by what the cross-encoder says of the pair.
+
+The judge is a retrieval checkpoint with an ITM head (the captioner's own directory, where it has
+one); it sees the picture and the caption, never the reference captions.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.encoders import Encoder
+
+
+class Judge:
+    """Match probabilities of captions with their pictures.
+
+    Args:
+        encoder: a retrieval encoder.
+
+    Raises:
+        UsageError: it has no matching head.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._matcher = encoder.matcher()
+
+    def probabilities(
+        self, states: NDArray[np.floating], captions: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """How likely each caption matches its picture: softmax of the ITM head's two logits.
+
+        Args:
+            states: (n, t, w) vision states of the judge's own tower.
+            captions: of each of the n pictures, any number.
+
+        Returns:
+            For each picture one number in [0, 1] per caption.
+        """
+        pairs: list[tuple[int, int]] = []
+        texts: list[str] = []
+        for number, sentences in enumerate(captions):
+            for sentence in sentences:
+                pairs.append((number, len(texts)))
+                texts.append(sentence)
+        if not pairs:
+            return [[] for _ in captions]
+        found = self._matcher.score_pairs(
+            lambda numbers: states[numbers],
+            texts,
+            np.array(pairs, dtype=np.int64),
+            as_probability=True,
+        ).tolist()
+        counts = np.cumsum([0, *(len(sentences) for sentences in captions)])
+        return [found[a:b] for a, b in pairwise(counts)]

@@ -1,0 +1,101 @@
+"""`vlre caption`: sentences about pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
+from retrieval_engine.cli.options import (
+    device_option,
+    dtype_option,
+    example,
+    json_option,
+    model_option,
+    split_option,
+    store_option,
+)
+
+if TYPE_CHECKING:
+    from retrieval_engine.caption import CaptionJob
+
+SOME_FAILED = 3
+_SHOWN_FAILURES = 5
+
+
+@click.command(epilog=example('vlre caption "scenes:3?seed=7" --beams 1'))
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@store_option
+@model_option
+@split_option
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File that ends in .jsonl, .csv or .json (COCO results); goes on where it stopped.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin --out anew.")
+@click.option("--txt-beside", is_flag=True, help="A .txt beside each picture that has none.")
+@click.option("--rank", is_flag=True, help="Order variations by how well they match (ITM).")
+@click.option("--ranker", help="Retrieval checkpoint that judges; default: the model's own head.")
+@click.option(
+    "--explain",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw where the model looked at each word; one picture.",
+)
+@decoding_options
+@device_option
+@dtype_option
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once.")
+@click.option("--workers", type=click.IntRange(min=1), help="Decode workers.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Write captions for pictures, folders, sources, or (without TARGET) the whole store.
+
+    Stored `tokens` of the same vision tower are used, other pictures are encoded once. A run into
+    --out goes on where an earlier one stopped. Exit code 3 means: done, but some pictures failed.
+    """
+    from retrieval_engine.caption import CaptionJob, CaptionRequest
+    from retrieval_engine.cli.output import emit, progress_bar
+
+    request = CaptionRequest(targets=targets, options=read_decoding(given), **given)
+    job = CaptionJob(request)
+    if request.explain:
+        click.echo(job.explain())
+        return
+    with progress_bar() as progress:
+        for row in job.run(progress):
+            if as_json:
+                emit(row)
+            elif not (request.out or request.txt_beside):
+                before = "" if request.is_single else f"{row['image']}\t"
+                for sentence in row.get("captions", [row["caption"]]):
+                    click.echo(f"{before}{sentence}")
+    report(job)
+    if job.failures:
+        ctx.exit(SOME_FAILED)
+
+
+def report(job: "CaptionJob") -> None:
+    """Say on stderr what was done, what failed and what should be known."""
+    from retrieval_engine.cli.output import note
+
+    for line in job.notes:
+        note(line)
+    for failure in job.failures[:_SHOWN_FAILURES]:
+        note(f"failed: {failure.item_id}: {failure.reason}")
+    if len(job.failures) > _SHOWN_FAILURES:
+        where = f"; see {job.request.out}.failures.jsonl" if job.request.out else ""
+        note(f"failed: {len(job.failures) - _SHOWN_FAILURES} more{where}")
+    if not job.request.is_single:
+        note(summary(job))
+
+
+def summary(job: "CaptionJob") -> str:
+    """What a run did, one line."""
+    counts = [f"{job.captioned:,} captioned", f"{job.encoded:,} encoded"]
+    if job.skipped:
+        counts.append(f"{job.skipped:,} had captions")
+    rate = job.captioned / max(job.seconds, 1e-9)
+    return f"{', '.join(counts)} in {job.seconds:.1f} s, {rate:.1f} images/s"

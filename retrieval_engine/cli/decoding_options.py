@@ -1,0 +1,71 @@
+"""The options of how words are chosen, shared by the commands that write captions."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from retrieval_engine.caption import DecodingOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_NAMES = (
+    *("beams", "sample", "temperature", "top_k", "top_p", "seed", "num_captions"),
+    *("max_length", "min_length", "length_penalty", "beam_rule", "repetition_penalty"),
+    *("no_repeat_ngram", "prompt"),
+)
+_OPTIONS = (
+    click.option("--beams", type=int, help="Width of the beam search; 1 is greedy.  [default: 3]"),
+    click.option("--sample", is_flag=True, help="Draw words at random instead of beams."),
+    click.option("--temperature", type=float, help="Of --sample; below 1 prefers likely words."),
+    click.option("--top-k", type=int, help="Of --sample: among so many words only."),
+    click.option(
+        "--top-p",
+        type=float,
+        help="Of --sample: among the likeliest that make up this.  [default: 0.9]",
+    ),
+    click.option("--seed", type=int, help="Of --sample; equal seeds draw equal captions."),
+    click.option("--num-captions", type=int, default=1, help="Variations for each picture."),
+    click.option(
+        "--max-length",
+        type=int,
+        help="Tokens at most; BLIP counts the prompt, BLIP-2 does not.  [default: the model's, "
+        "else 30]",
+    ),
+    click.option("--min-length", type=int, default=1, help="No end before so many tokens."),
+    click.option("--length-penalty", type=float, help="Of beams: exponent of the length."),
+    click.option(
+        "--beam-rule",
+        type=click.Choice(["original", "transformers"]),
+        help="Of beams: how sentences are compared and the search ends; as BLIP was published "
+        "(its published figures need it), or as transformers 5 does.  [default: original]",
+    ),
+    click.option(
+        "--repetition-penalty", type=float, default=1.0, help="Above 1: repeat words less."
+    ),
+    click.option(
+        "--no-repeat-ngram", type=int, default=0, help="Never write the same N tokens twice."
+    ),
+    click.option("--prompt", help="What every sentence goes on from; default: the model's own."),
+)
+
+
+def decoding_options(command: Command) -> Command:
+    """Add all of them to a command; `read_decoding` takes them out again."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_decoding(given: dict[str, Any]) -> "DecodingOptions":
+    """Take the options of decoding out of what a command was given.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+    from retrieval_engine.caption import BeamRule, DecodingOptions
+
+    values = {name: given.pop(name) for name in _NAMES}
+    rule = values.pop("beam_rule")
+    return DecodingOptions(**values, beam_rule=BeamRule(rule) if rule else None)
