@@ -82,6 +82,8 @@ def certificate(
         "rules": {
             "image_to_text": "an image counts at k when any of its captions is among its k nearest",
             "text_to_image": "each caption asks for its own image",
+            "identical": "a candidate of the same bytes or the same words as the right one is "
+            "no wrong answer (but under pessimistic ties)",
             "ties": report.ties.value,
             "tied_queries": report.ranks.n_tied,
             "nan": "an error; these figures exist because there was none",

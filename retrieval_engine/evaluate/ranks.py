@@ -49,6 +49,23 @@ class Ties(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Which candidates are one and the same: equal numbers stand for equal bytes or equal text.
+
+    A sentence that is, word for word, a caption of the image is no wrong answer because it was
+    written for another image as well; nor is a second copy of the picture. Such candidates do not
+    beat the positive they equal. (With `Ties.PESSIMISTIC` they do: it is the lower bound.)
+
+    Attributes:
+        images: (n,) of the images.
+        captions: (m,) of the captions.
+    """
+
+    images: Ints
+    captions: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
     """0-based rank of each query's best-ranked positive.
 
@@ -83,12 +100,13 @@ class Tiles:
         return cls() if device == "cpu" else cls(vectors=8192, captions=16384)
 
 
-def rank(
+def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
     images: ImageBlocks,
     captions: Vectors,
     caption_image: Ints,
     *,
     n_images: int,
+    contents: Contents | None = None,
     ties: Ties = Ties.LOWER_INDEX,
     device: str = "cpu",
     tiles: Tiles | None = None,
@@ -101,6 +119,7 @@ def rank(
         captions: (m, r, d), r = 1 for BLIP and BLIP-2. float16 or float32.
         caption_image: (m,) row of each caption's image.
         n_images: number of images.
+        contents: which images and captions are one and the same; None when all differ.
         ties: see `Ties`.
         device: where blocks are multiplied, as torch names it.
         tiles: block sizes; by default what suits the device.
@@ -112,7 +131,9 @@ def rank(
     _check(captions, caption_image, n_images)
     tiles = tiles or Tiles.for_device(device)
     by_image = np.argsort(caption_image, kind="stable")
-    to_text, to_image = _Race.of(n_images), _Race.of(len(captions))
+    same = contents if ties is not Ties.PESSIMISTIC else None
+    to_text = _Race.of(n_images, same.captions if same else None)
+    to_image = _Race.of(len(captions), same.images if same else None)
     norms = largest_norm("caption", captions)
     norms *= _score_positives(images(), captions, caption_image, by_image, (to_text, to_image))
     # |fl(x.y) - x.y| <= g |x||y| with g = d u / (1 - d u) in any order of summation; 4 more
@@ -181,21 +202,26 @@ class _Race:
         index: (queries,) the best positive's index among the candidates.
         beaten_by: (queries,) candidates found in front of it.
         tied: (queries,) True where a wrong candidate has exactly its score.
+        content: of each candidate, see `Contents`; None when all differ.
     """
 
     score: Scores
     index: Ints
     beaten_by: Ints
     tied: NDArray[np.bool_]
+    content: Ints | None
 
     @classmethod
-    def of(cls, queries: int) -> "_Race":
+    def of(cls, queries: int, content: Ints | None) -> "_Race":
         unknown = np.full(queries, np.inf)
         zeros = np.zeros((2, queries), np.int64)
-        return cls(unknown, zeros[0], zeros[1], np.zeros(queries, np.bool_))
+        return cls(unknown, zeros[0], zeros[1], np.zeros(queries, np.bool_), content)
 
     def settle(self, query: Ints, candidate: Ints, score: Scores, ties: Ties) -> None:
         """Count those of the (query, candidate) pairs whose exact score wins."""
+        if self.content is not None:
+            other = self.content[candidate] != self.content[self.index[query]]
+            query, candidate, score = query[other], candidate[other], score[other]
         wins = score > self.score[query]
         equal = score == self.score[query]
         self.tied[query[equal]] = True

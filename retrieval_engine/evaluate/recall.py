@@ -17,6 +17,7 @@ from retrieval_engine.errors import ShapeError, UsageError
 from retrieval_engine.evaluate.pair_scores import Vectors
 from retrieval_engine.evaluate.ranks import (
     NO_QUERY,
+    Contents,
     ImageBlocks,
     Ints,
     Ranks,
@@ -205,12 +206,13 @@ def recall(
     )
 
 
-def recall_of_blocks(
+def recall_of_blocks(  # noqa: PLR0913  as `rank`
     images: ImageBlocks,
     captions: Vectors,
     caption_image: Ints,
     *,
     n_images: int,
+    contents: Contents | None = None,
     ks: Sequence[int] = KS,
     ties: Ties = Ties.LOWER_INDEX,
     device: str = "auto",
@@ -218,7 +220,15 @@ def recall_of_blocks(
     """The same as `recall` for images that come in blocks; arguments as in `ranks.rank`."""
     started = time.perf_counter()
     where = str(pick_device(device))
-    ranks = rank(images, captions, caption_image, n_images=n_images, ties=ties, device=where)
+    ranks = rank(
+        images,
+        captions,
+        caption_image,
+        n_images=n_images,
+        contents=contents,
+        ties=ties,
+        device=where,
+    )
     seconds = time.perf_counter() - started
     return RecallReport.of(ranks, caption_image, ks=ks, ties=ties, seconds=seconds)
 
@@ -272,6 +282,8 @@ def gallery_recall(
         _rows_of_vectors(captions),
         gallery.caption_image,
         n_images=len(gallery.image_rows),
+        # Rows are found by the sha256 of bytes or text: one row, one content.
+        contents=Contents(images=gallery.image_rows, captions=gallery.caption_rows),
         ks=ks,
         ties=ties,
         device=device,
