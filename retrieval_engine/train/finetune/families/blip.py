@@ -171,10 +171,11 @@ class BlipCaption(_Blip):
 
     def words(self, ids: Sequence[int]) -> str:
         """See `CaptionLearner.words`."""
-        found: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True
+        prompt = self.tokenizer(self.prompt)["input_ids"][:-1]
+        whole: str = self.tokenizer.decode(
+            [*prompt, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=True
         )
-        return found
+        return whole[len(self.prompt) :]
 
     def read(self, states: Tensor) -> Seen:
         """See `CaptionLearner.read`: (i, h, t, d) keys and values of each layer."""
