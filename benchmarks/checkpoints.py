@@ -3,7 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers import (
+    BertTokenizer,
+    Blip2Config,
+    Blip2ForImageTextRetrieval,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+)
 
 WORDS = [
     "a",
@@ -87,12 +93,32 @@ def blip(
     return directory
 
 
-def tokenizer() -> BertTokenizer:
+def blip2(directory: Path, *, tiny: bool = False) -> Path:
+    """Write BLIP-2's ViT-g/14 at 224 pixels with its Q-Former (1.2 billion parameters), or tiny."""
+    vision: dict[str, object] = {"initializer_range": 0.02}
+    qformer: dict[str, object] = {"vocab_size": 30523, "use_qformer_text_input": True}
+    if tiny:
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision |= {**small, "intermediate_size": 64, "image_size": 28}
+        qformer |= {**small, "intermediate_size": 64, "encoder_hidden_size": 32}
+    config = Blip2Config(vision_config=vision, qformer_config=qformer, image_text_hidden_size=256)
+    torch.manual_seed(0)
+    model = Blip2ForImageTextRetrieval(config)
+    torch.nn.init.normal_(model.query_tokens, std=0.02)
+    model.vision_model.half()  # as the published checkpoints keep it
+    model.save_pretrained(directory)
+    tokenizer(enc=False).save_pretrained(directory)
+    return directory
+
+
+def tokenizer(*, enc: bool = True) -> BertTokenizer:
     """A WordPiece tokenizer of BERT's size and ids whose known words are few."""
     special = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
     words = {999 + i: word for i, word in enumerate(WORDS)}
     names = {**special, **words}
     vocabulary = {names.get(i, f"[unused{i}]"): i for i in range(30522)}
     made = BertTokenizer(vocab=vocabulary)
-    made.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    made.add_special_tokens({"bos_token": "[DEC]"})
+    if enc:
+        made.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
     return made

@@ -11,6 +11,7 @@ import pytest
     ("name", "figures"),
     [
         ("encode", {"images_per_s", "plain_images_per_s", "ratio", "smallest_cosine"}),
+        ("full_size", {"open_s", "images_per_s", "pairs_per_s", "peak_bytes"}),
         ("rerank", {"pairs_per_s", "ratio_as_shipped", "ratio_half", "largest_difference"}),
     ],
 )

@@ -123,4 +123,12 @@ def test_the_rank_is_that_of_the_written_out_matrix(data: st.DataObject) -> None
     row[candidates] = scores
     order = np.lexsort((np.arange(n), -row))
     expected = min(int(np.flatnonzero(order == i)[0]) for i in own)
-    assert _rank(candidates, scores, np.isin(candidates, own), start) == expected
+    found = _rank(candidates, scores, np.isin(candidates, own), start, np.arange(n))
+    assert found == expected
+
+
+def test_a_copy_of_the_right_answer_is_no_wrong_answer() -> None:
+    candidates, scores = np.array([0, 1, 2]), np.array([3.0, 3.0, 2.0], dtype=np.float32)
+    positive = candidates == 1
+    assert _rank(candidates, scores, positive, 1, np.array([0, 1, 2])) == 1
+    assert _rank(candidates, scores, positive, 1, np.array([7, 7, 2])) == 0

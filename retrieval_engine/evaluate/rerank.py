@@ -86,8 +86,10 @@ def rerank_recall(
     of_text, of_image = np.split(scores[where.ravel()], [len(to_text)])
     own = gallery.caption_image
     ranks = Ranks(
-        image_to_text=_ranks_of_images(to_text, of_text, own, len(images)),
-        text_to_image=_ranks_of_captions(to_image[:, ::-1], of_image, own),
+        image_to_text=_ranks_of_images(
+            to_text, of_text, own, gallery.caption_rows, n_images=len(images)
+        ),
+        text_to_image=_ranks_of_captions(to_image[:, ::-1], of_image, own, gallery.image_rows),
     )
     return RerankReport(
         recall=RecallReport.of(ranks, own, ks=ks, fingerprint=encoder.spec.fingerprint),
@@ -140,26 +142,35 @@ def _itc(
 
 
 def _ranks_of_images(
-    pairs: NDArray[np.int64], scores: NDArray[np.float32], own: Ints, n: int
+    pairs: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    own: Ints,
+    content: Ints,
+    *,
+    n_images: int,
 ) -> Ints:
     """(n,) rank of each image's best caption; pairs are (image, caption), sorted by image."""
-    ranks = np.full(n, NO_QUERY, dtype=np.int64)
-    starts = np.searchsorted(pairs[:, 0], np.arange(n + 1))
-    first, last = np.searchsorted(own, np.arange(n)), np.searchsorted(own, np.arange(n), "right")
+    numbers = np.arange(n_images)
+    ranks = np.full(n_images, NO_QUERY, dtype=np.int64)
+    starts = np.searchsorted(pairs[:, 0], np.arange(n_images + 1))
+    first, last = np.searchsorted(own, numbers), np.searchsorted(own, numbers, "right")
     for image in np.flatnonzero(last > first):
         span = slice(starts[image], starts[image + 1])
         mine = own[pairs[span, 1]] == image
-        ranks[image] = _rank(pairs[span, 1], scores[span], mine, first[image])
+        ranks[image] = _rank(pairs[span, 1], scores[span], mine, first[image], content)
     return ranks
 
 
-def _ranks_of_captions(pairs: NDArray[np.int64], scores: NDArray[np.float32], own: Ints) -> Ints:
+def _ranks_of_captions(
+    pairs: NDArray[np.int64], scores: NDArray[np.float32], own: Ints, content: Ints
+) -> Ints:
     """(m,) rank of each caption's image; pairs are (caption, image), sorted by caption."""
     ranks = np.empty(len(own), dtype=np.int64)
     starts = np.searchsorted(pairs[:, 0], np.arange(len(own) + 1))
     for caption, image in enumerate(own):
         span = slice(starts[caption], starts[caption + 1])
-        ranks[caption] = _rank(pairs[span, 1], scores[span], pairs[span, 1] == image, image)
+        mine = pairs[span, 1] == image
+        ranks[caption] = _rank(pairs[span, 1], scores[span], mine, image, content)
     return ranks
 
 
@@ -168,13 +179,17 @@ def _rank(
     scores: NDArray[np.float32],
     positive: NDArray[np.bool_],
     first_positive: int,
+    content: Ints,
 ) -> int:
-    """0-based rank of the best positive among re-ranked candidates, then all others by index."""
+    """0-based rank of the best positive among re-ranked candidates, then all others by index.
+
+    Candidates of the positive's own content (see `ranks.Contents`) do not stand in its way.
+    """
     if not positive.any():
         # All that was not re-ranked has one score: lower index first.
         return int(len(candidates) + first_positive - (candidates < first_positive).sum())
     best = scores[positive].max()
     winner = candidates[positive][scores[positive] == best].min()
-    others = ~positive
+    others = ~positive & (content[candidates] != content[winner])
     ahead = (scores > best) | ((scores == best) & (candidates < winner))
     return int((ahead & others).sum())
