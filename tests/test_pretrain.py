@@ -138,6 +138,21 @@ def test_the_seed_decides(trained: Path, cache: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "again") == losses(trained)
 
 
+def test_a_run_too_short_for_text_still_ends(cache: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(source=CONFIG.source, preset="micro", steps=1, batch_size=24)
+    assert pretrain(config, tmp_path / "m", cache=cache).best_step == 1
+
+
+def test_a_run_ends_by_the_clock(cache: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(
+        source=CONFIG.source, preset="micro", steps=10**6, minutes=0.01, batch_size=24
+    )
+    report = pretrain(config, tmp_path / "m", cache=cache)
+    assert 1 <= report.steps < 1000
+    lines = losses(tmp_path / "m")
+    assert "itc" in lines[-2]  # the joint stage had its part of the time
+
+
 def test_patience_stops_early(cache: Path, tmp_path: Path) -> None:
     config = PretrainConfig(
         source=CONFIG.source,

@@ -23,16 +23,18 @@ class RunState:
         seconds: training time so far, over all sessions, validation and drawing excluded.
         in_joint_stage: text has come in.
         best: best mean recall so far in per cent; -1 before the first validation.
-        best_step: the step it was reached at.
-        stale: validations since then.
+        stale: validations since it rose.
+        kept: mean recall of the weights that would be written.
+        kept_step: the step they are of.
     """
 
     step: int = 0
     seconds: float = 0.0
     in_joint_stage: bool = False
     best: float = -1.0
-    best_step: int = 0
     stale: int = 0
+    kept: float = 0.0
+    kept_step: int = 0
 
 
 def save_atomically(value: Any, path: Path) -> None:

@@ -174,11 +174,6 @@ class PretrainConfig:
         return PRESETS[self.preset]
 
     @property
-    def concept_steps(self) -> int:
-        """Steps of the concept stage."""
-        return int(self.steps * self.concept_share)
-
-    @property
     def identity(self) -> str:
         """Digest of what must be equal for a run to be resumed: all but where it computes."""
         apart = ("device", "patience", "save_dtype")

@@ -63,6 +63,7 @@ def export(
         prompt=PROMPT,
     )
     generation.save_pretrained(out)
+    tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
     tokenizer.model_max_length = text.max_position_embeddings
     tokenizer.save_pretrained(out)
     _write_json(out / "preprocessor_config.json", _preprocessing(config.vision_config.image_size))

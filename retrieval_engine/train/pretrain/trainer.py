@@ -43,6 +43,7 @@ from retrieval_engine.train.pretrain.validation import validate
 _CONCEPT_FLOOR = 0.2  # the concept stage ends at a fifth of its step: the joint stage goes on
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY = 10
+_NOISE = 0.25  # per cent of mean recall that two validations may differ by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +144,18 @@ class Run:
         saved_at = time.monotonic()
         while not self._is_over():
             started = time.monotonic()
-            if not self.state.in_joint_stage and self._done() >= config.concept_share:
+            if not state.in_joint_stage and self._done() >= config.concept_share:
                 self.optimisers = joint_optimisers(self.model, config)
-                self.state.in_joint_stage = True
+                state.in_joint_stage = True
             losses = self._step()
             state.step += 1
             state.seconds += time.monotonic() - started
             self._log_step(losses)
             self.progress.advance()
-            if state.step % config.eval_every == 0 or self._is_over():
+            is_due = state.step % config.eval_every == 0 or self._is_over()
+            if is_due:
                 self._validate()
-                self.save()
-                saved_at = time.monotonic()
-            elif time.monotonic() - saved_at > _SAVE_EVERY_S:
+            if is_due or time.monotonic() - saved_at > _SAVE_EVERY_S:
                 self.save()
                 saved_at = time.monotonic()
         self.progress.stop()
@@ -186,8 +186,8 @@ class Run:
         if self.state.step % _LOG_EVERY and not self._is_over():
             return
         line = {name: round(float(value.detach()), 5) for name, value in losses.items()}
-        seconds = round(self.state.seconds, 2)
-        self.log.write({"step": self.state.step, "seconds": seconds, **line})
+        line["seconds"] = round(self.state.seconds, 2)
+        self.log.write({"step": self.state.step, **line})
 
     # Where the run stands
 
@@ -222,11 +222,12 @@ class Run:
         self.progress.say(
             f"step {state.step:,} of {config.steps:,}: {found}; about {left:.0f} minutes left"
         )
-        if not self.state.in_joint_stage:
+        if not (state.in_joint_stage or self._is_over()):
             return
-        state.stale = 0 if found.recall.mean > state.best else state.stale + 1
-        if found.recall.mean >= state.best:  # of equals the later: its captions are better
-            state.best, state.best_step = found.recall.mean, state.step
+        mean = found.recall.mean
+        state.stale, state.best = (0, mean) if mean > state.best else (state.stale + 1, state.best)
+        if mean > state.best - _NOISE:  # of equals the later: its captions are better
+            state.kept, state.kept_step = mean, state.step
             save_atomically(self.model.state_dict(), self._best)
 
     def save(self) -> None:
@@ -258,8 +259,8 @@ class Run:
             out=self.out,
             steps=self.state.step,
             minutes=round(self.state.seconds / 60, 2),
-            best_step=self.state.best_step,
-            mean_recall=round(self.state.best, 2),
+            best_step=self.state.kept_step,
+            mean_recall=round(self.state.kept, 2),
             parameters=sum(p.numel() for p in self.model.shipped_parameters()),
         )
         export(
