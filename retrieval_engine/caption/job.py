@@ -4,19 +4,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.opening import find_store, open_judge, open_writer
+from retrieval_engine.caption.opening import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.output import CaptionFile, TextFiles, row_of
-from retrieval_engine.caption.pictures import Picture, Targets, of_store
+from retrieval_engine.caption.pictures import Asked, Picture, Targets
 from retrieval_engine.caption.run import CaptionRun, Done
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Failure, Modality
+from retrieval_engine.records import Failure
 from retrieval_engine.store import Store
 
 
@@ -111,14 +110,15 @@ class CaptionJob:
         """
         request, progress = self.request, progress or Silent()
         store = find_store(request.store, needed=not request.targets)
-        pictures, total = self._pictures(store)
+        asked = Asked.of(request.targets, store, split=request.split, limit=request.limit)
+        self.notes.extend(asked.notes)
         run = self._open(store)
         start = time.perf_counter()
         with ExitStack() as stack:
             file = stack.enter_context(self._file(run)) if request.out else None
             texts = TextFiles() if request.txt_beside else None
-            progress.start("captioning", total)
-            for done in run(self._left(pictures, file, texts, progress), progress):
+            progress.start("captioning", asked.count)
+            for done in run(self._left(iter(asked.pictures), file, texts, progress), progress):
                 if file:
                     file.add(done)
                 if texts:
@@ -133,24 +133,6 @@ class CaptionJob:
         if texts and texts.kept:
             self.notes.append(f"{texts.kept:,} pictures had a .txt, which was left as it was")
 
-    def _pictures(self, store: Store | None) -> tuple[Iterator[Picture], int | None]:
-        """What to caption, and how many where that is known."""
-        request = self.request
-        total: int | None
-        if request.targets:
-            targets = Targets(request.targets, request.split)
-            found, total = iter(targets), targets.count()
-        else:
-            assert store is not None
-            gallery = store.gallery(request.split)
-            if gallery.left_out:
-                self.notes.append(f"{gallery.left_out:,} items have no features and are left out")
-            found, total = of_store(gallery), len(gallery)
-        if request.limit:
-            found = islice(found, request.limit)
-            total = request.limit if total is None else min(total, request.limit)
-        return found, total
-
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request
         where = {"device": request.device, "dtype": request.dtype}
@@ -164,12 +146,8 @@ class CaptionJob:
             batch_size=request.batch_size or 0,
             workers=request.workers or 0,
         )
-        if store and not run.states.store and not request.is_single:
-            has = "tokens" in store.features(Modality.IMAGES)
-            why = "are of another vision tower" if has else "are not there"
-            self.notes.append(
-                f"tokens in {store.path} {why}: pictures are encoded for {request.model}"
-            )
+        if not request.is_single:
+            self.notes.extend(states_notes(run, store, request.model))
         return run
 
     def _file(self, run: CaptionRun) -> CaptionFile:

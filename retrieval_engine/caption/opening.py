@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from retrieval_engine.caption.ranking import Judge
+from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.encoders import open_encoder
 from retrieval_engine.encoders.captioning import Captioner, open_captioner
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError
@@ -76,3 +77,12 @@ def open_judge(
         f"nothing can judge captions: {' and '.join(tried)} have no matching head",
         hint="name a retrieval checkpoint with --ranker, e.g. Salesforce/blip-itm-base-coco",
     )
+
+
+def states_notes(run: CaptionRun, store: Store | None, model: str) -> list[str]:
+    """A line for people where a store's vision states cannot be used."""
+    if store is None or run.states.store is not None:
+        return []
+    has = "tokens" in store.features(Modality.IMAGES)
+    why = "are of another vision tower" if has else "are not there"
+    return [f"tokens in {store.path} {why}: pictures are encoded for {model}"]

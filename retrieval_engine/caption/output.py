@@ -15,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from retrieval_engine.errors import UsageError, VlreError
 from retrieval_engine.records import Failure, Json
 from retrieval_engine.store.durable import replace_file
 
+ToRow = Callable[[Captioned, str], dict[str, Any]]
 SUFFIXES = (".jsonl", ".csv", ".json")
 _COCO = re.compile(r"(?:COCO_\w+_)?(\d{12})")
 
@@ -39,6 +40,7 @@ class CaptionFile:
         settings: of the run; written beside the file as `NAME.run.json`.
         run: name of the settings.
         overwrite: begin anew.
+        to_row: what to write of a picture; `image`, `source` and `run` must be in it.
 
     Attributes:
         done: names of the pictures that have their captions.
@@ -49,7 +51,13 @@ class CaptionFile:
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, Json], run: str, *, overwrite: bool = False
+        self,
+        path: Path,
+        settings: Mapping[str, Json],
+        run: str,
+        *,
+        overwrite: bool = False,
+        to_row: ToRow | None = None,
     ) -> None:
         if path.suffix not in SUFFIXES:
             raise UsageError(
@@ -60,6 +68,7 @@ class CaptionFile:
         self.journal = path if path.suffix == ".jsonl" else path.with_name(path.name + ".jsonl")
         self.ledger = path.with_name(path.name + ".failures.jsonl")
         self._run = run
+        self._to_row = to_row or row_of
         self._failures = {} if overwrite else _read_failures(self.ledger)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +147,7 @@ class CaptionFile:
         Raises:
             VlreError: the disk refuses.
         """
-        rows = [row_of(captioned, self._run) for captioned in done.captioned]
+        rows = [self._to_row(captioned, self._run) for captioned in done.captioned]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             self._file.write(lines.encode())

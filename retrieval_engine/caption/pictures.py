@@ -5,8 +5,9 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -228,3 +229,55 @@ def of_source(source: Source, split: str | None = None) -> Iterator[Picture]:
     for item in source.items():
         if not split or item.split == split:
             yield Picture(source=source.name, item=item)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The pictures that a job is asked to work on.
+
+    Attributes:
+        pictures: in their order; can be walked once.
+        count: how many, where that is known before.
+        notes: lines for people.
+    """
+
+    pictures: Iterable[Picture]
+    count: int | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        targets: Sequence[str],
+        store: Store | None,
+        *,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> "Asked":
+        """The pictures of some targets, or without them of a store.
+
+        Args:
+            targets: files, folders and sources.
+            store: what is asked for when there is no target; not None then.
+            split: only the items of one split.
+            limit: only the first pictures.
+
+        Raises:
+            UsageError: a target is none of these, or no item has the split.
+        """
+        notes: list[str] = []
+        pictures: Iterable[Picture]
+        count: int | None
+        if targets:
+            found = Targets(targets, split)
+            pictures, count = found, found.count()
+        else:
+            assert store is not None
+            gallery = store.gallery(split)
+            if gallery.left_out:
+                notes.append(f"{gallery.left_out:,} items have no features and are left out")
+            pictures, count = of_store(gallery), len(gallery)
+        if limit:
+            pictures = islice(pictures, limit)
+            count = limit if count is None else min(count, limit)
+        return cls(pictures=pictures, count=count, notes=tuple(notes))

@@ -6,7 +6,7 @@ pictures ──► load (look up, or read and decode: a pool of workers, ahead o
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,12 +31,14 @@ class Captioned:
         captions: different sentences, best first.
         scores: log-probability of each over its length, as the decoding counts it.
         matches: probability that each matches the picture, by the judge; none without one.
+        own_matches: the same of the captions that the picture came with, where asked for.
     """
 
     picture: Picture
     captions: tuple[str, ...]
     scores: tuple[float, ...]
     matches: tuple[float, ...] = ()
+    own_matches: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class CaptionRun:
         options: how to choose words.
         store: its `tokens` are used when the captioner's tower made them.
         judge: orders the sentences of a picture.
+        judge_own: have the judge look at the captions the picture came with as well.
         batch_size: pictures at once; 0 lets the device decide.
         workers: decode workers; 0 means one for each core.
 
@@ -74,12 +77,14 @@ class CaptionRun:
         *,
         store: Store | None = None,
         judge: Judge | None = None,
+        judge_own: bool = False,
         batch_size: int = 0,
         workers: int = 0,
     ) -> None:
         self._captioner = captioner
         self._options = complete(options, captioner)
         self._judge = judge
+        self._judge_own = judge_own
         self._workers = workers
         self._batch_size = batch_size or max(1, captioner.captions_at_once // options.width)
         self.states = VisionStates(captioner, store)
@@ -164,18 +169,25 @@ class CaptionRun:
         ]
         if self._judge is None:
             return captioned
-        matches = self._judge.probabilities(states[-1], texts)
-        return [_ranked(c, own) for c, own in zip(captioned, matches, strict=True)]
+        own = [
+            tuple(caption.text for caption in picture.item.captions) if self._judge_own else ()
+            for picture, _ in batch
+        ]
+        both = [(*written, *given) for written, given in zip(texts, own, strict=True)]
+        found_matches = self._judge.probabilities(states[-1], both)
+        return [_ranked(c, found) for c, found in zip(captioned, found_matches, strict=True)]
 
 
 def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
     """The same with its sentences ordered by the judge; of equals the likelier comes first."""
-    order = sorted(range(len(matches)), key=lambda i: -matches[i])
-    return Captioned(
-        picture=captioned.picture,
+    n = len(captioned.captions)
+    order = sorted(range(n), key=lambda i: -matches[i])
+    return replace(
+        captioned,
         captions=tuple(captioned.captions[i] for i in order),
         scores=tuple(captioned.scores[i] for i in order),
         matches=tuple(matches[i] for i in order),
+        own_matches=tuple(matches[n:]),
     )
 
 

@@ -1,0 +1,216 @@
+"""CapFilt: a captioner adds sentences to a noisy corpus, a filter takes wrong ones out.
+
+BLIP's own bootstrapping (Li et al., ICML 2022, section 3.3): every picture gets a synthetic
+caption, and of the original and the synthetic ones those stay that the ITM head calls a match. Both
+models start from stored vision states. What the models said is kept in `decisions.jsonl`, so that
+a killed run goes on, and another threshold costs nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrieval_engine.caption.cleaned import Tally, write_cleaned
+from retrieval_engine.caption.decoding import DecodingOptions
+from retrieval_engine.caption.opening import find_store, open_judge, open_writer, states_notes
+from retrieval_engine.caption.output import CaptionFile
+from retrieval_engine.caption.pictures import Asked, Picture
+from retrieval_engine.caption.run import Captioned, CaptionRun
+from retrieval_engine.errors import UsageError
+from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Failure, Json
+from retrieval_engine.store import Store
+
+DECISIONS = "decisions.jsonl"
+THRESHOLD = 0.5  # the head's own decision: the larger of its two logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapFiltRequest:
+    """What is to be cleaned, by whom and where to.
+
+    Attributes:
+        out: directory of the cleaned data set.
+        targets: picture files, folders and sources; none means the whole store.
+        store: as of `CaptionRequest`.
+        model: checkpoint of the captioner.
+        ranker: checkpoint of the filter; default the model's own head, or the store's encoder.
+        options: how to write; by default sampled from the nucleus, as BLIP did: beams give safer
+            and duller captions.
+        threshold: least probability of a match that a caption is kept with.
+        with_images: put the pictures' bytes into the Parquet file, so that it is a source alone.
+        split: only the items of this split.
+        limit: only the first pictures.
+        overwrite: begin anew.
+        device: `auto`, `cpu`, `cuda`, …
+        dtype: arithmetic; `auto` follows the store.
+        batch_size: pictures at once; None lets the device decide.
+        workers: decode workers; None means one for each core.
+    """
+
+    out: Path
+    targets: tuple[str, ...] = ()
+    store: Path = Path("embeddings")
+    model: str = "vlre-tiny"
+    ranker: str | None = None
+    options: DecodingOptions = field(default_factory=lambda: DecodingOptions(sample=True))
+    threshold: float = THRESHOLD
+    with_images: bool = False
+    split: str | None = None
+    limit: int | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: a threshold that is no probability.
+        """
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold is {self.threshold}, must be between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapFiltReport:
+    """What a CapFilt run did.
+
+    Attributes:
+        out: directory of the cleaned data set.
+        pictures: that were looked at, in this run and earlier ones.
+        encoded: of this run, those whose vision states were not stored.
+        original: captions the pictures came with.
+        synthetic: captions that were written.
+        empty: pictures that kept no caption and are left out.
+        failures: one for each picture that could not be read.
+    """
+
+    out: str
+    pictures: int
+    encoded: int
+    original: Tally
+    synthetic: Tally
+    empty: int
+    failures: list[Failure]
+
+    def to_json(self) -> dict[str, Json]:
+        """The report in the form of `vlre capfilt --json`."""
+        return {
+            "out": self.out,
+            "pictures": self.pictures,
+            "encoded": self.encoded,
+            "original": {"kept": self.original.kept, "dropped": self.original.dropped},
+            "synthetic": {"kept": self.synthetic.kept, "dropped": self.synthetic.dropped},
+            "pictures_without_captions": self.empty,
+            "failed": len(self.failures),
+        }
+
+
+class CapFiltJob:
+    """Runs a request.
+
+    Attributes:
+        notes: lines for people.
+    """
+
+    def __init__(self, request: CapFiltRequest) -> None:
+        self.request = request
+        self.notes: list[str] = []
+
+    def run(self, progress: Progress | None = None) -> CapFiltReport:
+        """Caption, filter and write the cleaned data set.
+
+        Raises:
+            UsageError: nothing can judge captions, or `out` holds another run.
+            CheckpointInvalid: the model writes no captions.
+        """
+        request, progress = self.request, progress or Silent()
+        store = find_store(request.store, needed=not request.targets)
+        asked = Asked.of(request.targets, store, split=request.split, limit=request.limit)
+        run = self._open(store)
+        self.notes += [*asked.notes, *states_notes(run, store, request.model)]
+        failures: list[Failure] = []
+        with ExitStack() as stack:
+            file = stack.enter_context(
+                CaptionFile(
+                    request.out / DECISIONS,
+                    run.settings,
+                    run.name,
+                    overwrite=request.overwrite,
+                    to_row=_row_of,
+                )
+            )
+            progress.start("captioning and filtering", asked.count)
+            for done in run(_left(asked, file, progress), progress):
+                file.add(done)
+                failures.extend(done.failures)
+            file.finish()
+            written = write_cleaned(
+                file.rows,
+                request.out,
+                threshold=request.threshold,
+                with_images=request.with_images,
+            )
+        progress.stop()
+        if written.unreachable and not request.with_images:
+            self.notes.append(
+                f"{written.unreachable:,} pictures are no files of their own: read the cleaned "
+                "set as a source with --with-images"
+            )
+        return CapFiltReport(
+            out=str(request.out),
+            pictures=written.pictures,
+            encoded=run.encoded,
+            original=written.original,
+            synthetic=written.synthetic,
+            empty=written.empty,
+            failures=failures,
+        )
+
+    def _open(self, store: Store | None) -> CaptionRun:
+        request = self.request
+        where = {"device": request.device, "dtype": request.dtype}
+        return CaptionRun(
+            open_writer(request.model, store, **where),
+            request.options,
+            store=store,
+            judge=open_judge(request.ranker, request.model, store, **where),
+            judge_own=True,
+            batch_size=request.batch_size or 0,
+            workers=request.workers or 0,
+        )
+
+
+def _left(asked: Asked, file: CaptionFile, progress: Progress) -> Iterator[Picture]:
+    for picture in asked.pictures:
+        if picture.name in file.done:
+            progress.advance()
+        else:
+            yield picture
+
+
+def _row_of(captioned: Captioned, run: str) -> dict[str, Any]:
+    """What was said of a picture: original and synthetic captions with their matches."""
+    item = captioned.picture.item
+    return {
+        "image": item.id,
+        "source": captioned.picture.source,
+        "uri": item.uri,
+        "split": item.split,
+        "original": [
+            {"id": caption.id, "text": caption.text, "match": round(match, 5)}
+            for caption, match in zip(item.captions, captioned.own_matches, strict=True)
+        ],
+        "synthetic": [
+            {"id": f"{item.id}#synthetic{number}", "text": text, "match": round(match, 5)}
+            for number, (text, match) in enumerate(
+                zip(captioned.captions, captioned.matches, strict=True)
+            )
+        ],
+        "run": run,
+    }
