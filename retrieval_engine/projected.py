@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import FeatureMissing
-from retrieval_engine.heads import SavedHead
+from retrieval_engine.heads import SavedHead, load_head
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store import Gallery, Store, StoreWriter, open_store
@@ -58,10 +58,8 @@ class ProjectedStore(Store):
         form = features[self.saved.config.feature]
         vectors = form.shape[0] if len(form.shape) == 2 else 1
         # In the dtype it would be stored in, so that stored and fresh projections are equal.
-        return {**features, ITC: self._emitted(modality, vectors, form.dtype)}
-
-    def _emitted(self, modality: Modality, vectors: int, dtype: str) -> Feature:
-        return replace(self.saved.emits(modality, vectors, dtype), name=ITC)
+        emitted = self.saved.emits(modality, vectors, form.dtype)
+        return {**features, ITC: replace(emitted, name=ITC)}
 
     def rows(self, modality: Modality, keys: Keys, feature: str | None = None) -> NDArray[np.int64]:
         """See `Store`; rows have `itc` where they have what the head reads."""
@@ -83,6 +81,18 @@ class ProjectedStore(Store):
         states = super().read(modality, self.saved.config.feature, rows)
         projected = self.saved.head.project(modality, states)
         return projected.astype(self.features(modality)[ITC].dtype)
+
+
+def open_through(path: str | Path, head: str | Path | None) -> Store:
+    """The store at a path, seen through the head in a directory if there is one.
+
+    Raises:
+        StoreNotFound: there is no store.
+        CheckpointNotFound: there is no head.
+        FingerprintMismatch: the head belongs to another encoder.
+    """
+    store = open_store(path)
+    return store if head is None else ProjectedStore(store, load_head(head))
 
 
 def leak_free(gallery: Gallery, saved: SavedHead) -> tuple[Gallery, int]:

@@ -48,6 +48,11 @@ dtype_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object per line on stdout."
 )
+head_option = click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    help="Score by what this head makes of the features (`vlre train-head`).",
+)
 split_option = click.option("--split", default=None, help="Only the items of this split.")
 
 

@@ -1,6 +1,6 @@
 """One evaluation of a store from end to end: recall, its intervals, leaks, certificate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,12 +8,14 @@ from retrieval_engine.encoders import open_encoder
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.bootstrap import Bootstrap
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
+from retrieval_engine.evaluate.headed import head_protocol, head_training_set, without_trained
 from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.evaluate.leaks import LeakReport, find_leaks, known_training_sets
 from retrieval_engine.evaluate.ranks import Ties
 from retrieval_engine.evaluate.recall import KS, RecallReport, gallery_recall
 from retrieval_engine.evaluate.rerank import rerank_recall
 from retrieval_engine.progress import Progress
+from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Json
 from retrieval_engine.store import Gallery, Store
 
@@ -29,6 +31,7 @@ class RecallSettings:
         device: where products and, for re-ranking, the model run.
         rerank: candidates per query that the cross-encoder re-ranks as well; 0 for none.
         trained_on: records of what the model was trained on, beside those that are found.
+        keep_trained: with a head, leave in the gallery what it was trained on.
         bootstrap: how intervals are drawn.
     """
 
@@ -38,6 +41,7 @@ class RecallSettings:
     device: str = "auto"
     rerank: int = 0
     trained_on: tuple[Path, ...] = ()
+    keep_trained: bool = False
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -54,12 +58,14 @@ class Evaluation:
         results: each protocol's figures; ITC alone first, then re-ranked if that was asked for.
         leaks: what gallery and training share.
         bootstrap: how intervals are drawn.
+        head: the head the vectors passed through, and what was left out for it; None for none.
     """
 
     gallery: Gallery
     results: Sequence[tuple[Protocol, RecallReport]]
     leaks: LeakReport
     bootstrap: Bootstrap
+    head: Mapping[str, Json] | None = None
 
     @property
     def report(self) -> RecallReport:
@@ -72,7 +78,11 @@ class Evaluation:
 
     def certificate(self) -> dict[str, Json]:
         """All that a reviewer needs, as JSON values."""
-        return certificate(self.gallery, self.results, self.leaks, bootstrap=self.bootstrap)
+        made = certificate(self.gallery, self.results, self.leaks, bootstrap=self.bootstrap)
+        return made | self._head()
+
+    def _head(self) -> dict[str, Json]:
+        return {"head": dict(self.head)} if self.head else {}
 
     def to_json(self) -> dict[str, Json]:
         """The figures as JSON values; re-ranked ones in the same form under `reranked`."""
@@ -82,7 +92,7 @@ class Evaluation:
                 "k": protocol.k,
                 "seconds": round(protocol.seconds, 3),
             }
-        return value | {"leaks": self.leaks.to_json()}
+        return value | {"leaks": self.leaks.to_json()} | self._head()
 
     def _figures(self, report: RecallReport) -> dict[str, Json]:
         spread = self.intervals(report)
@@ -95,7 +105,7 @@ def evaluate_store(
     """Evaluate a store.
 
     Args:
-        store: with `itc` features of images and captions.
+        store: with `itc` features of images and captions, or seen through a head.
         settings: what and how; everything with ITC alone by default.
         progress: told about re-ranking.
 
@@ -104,17 +114,23 @@ def evaluate_store(
         EvaluationError: there are no captions, a vector holds NaN, or a record cannot be read.
     """
     settings = settings or RecallSettings()
-    gallery = store.gallery(settings.split)
+    gallery, protocol, head = store.gallery(settings.split), ITC, None
+    if isinstance(store, ProjectedStore):
+        protocol = head_protocol(store.saved)
+        gallery, head = without_trained(gallery, store.saved, keep=settings.keep_trained)
     report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
-    results = [(ITC, report)]
+    results = [(protocol, report)]
     if settings.rerank:
         results.append(_reranked(gallery, settings, progress))
     training, unknown = known_training_sets(gallery, settings.trained_on)
+    if isinstance(store, ProjectedStore):
+        training.append(head_training_set(store.saved))
     return Evaluation(
         gallery=gallery,
         results=results,
         leaks=find_leaks(gallery, training, unknown=unknown),
         bootstrap=settings.bootstrap,
+        head=head,
     )
 
 

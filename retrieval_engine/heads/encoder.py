@@ -1,6 +1,7 @@
-"""An encoder that also emits what a head makes of its features, for queries."""
+"""An encoder seen through a head: its `itc` is what the head makes of its features."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from retrieval_engine.encoders.matching import Matcher
 
 
+ITC = "itc"
+
+
 class HeadedEncoder:
-    """Wraps an encoder; it has one more feature, named `SavedHead.feature`.
+    """Wraps an encoder; all but its `itc` is as it was.
 
     Args:
         encoder: what the head was trained on.
@@ -40,12 +44,11 @@ class HeadedEncoder:
         self._encoder = encoder
 
     def features(self, modality: Modality) -> dict[str, Feature]:
-        """Those of the encoder, and the head's."""
+        """Those of the encoder, with the head's in place of `itc`."""
         known = self._encoder.features(modality)
         form = known[self.saved.config.feature]
         vectors = form.shape[0] if len(form.shape) == 2 else 1
-        added = self.saved.emits(modality, vectors, "float32")
-        return {**known, added.name: added}
+        return {**known, ITC: replace(self.saved.emits(modality, vectors, "float32"), name=ITC)}
 
     def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
         """See `Encoder`."""
@@ -62,11 +65,11 @@ class HeadedEncoder:
         return self._encoder.matcher()
 
     def _needed(self, features: Sequence[str]) -> list[str]:
-        swapped = (self.saved.config.feature if n == self.saved.feature else n for n in features)
-        return list(dict.fromkeys(swapped))
+        return list(dict.fromkeys(self.saved.config.feature if n == ITC else n for n in features))
 
     def _projected(self, modality: Modality, arrays: Arrays, features: Sequence[str]) -> Arrays:
-        if self.saved.feature in features:
+        found = {name: arrays[name] for name in features if name != ITC}
+        if ITC in features:
             states = arrays[self.saved.config.feature]
-            arrays[self.saved.feature] = self.saved.head.project(modality, states)
-        return {name: arrays[name] for name in features}
+            found[ITC] = self.saved.head.project(modality, states)
+        return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Encoder, open_encoder
+from retrieval_engine.encoders import Encoder
 from retrieval_engine.errors import (
     DecodeError,
     FeatureMissing,
@@ -29,6 +29,7 @@ from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
 from retrieval_engine.search.pairing import check_pair
+from retrieval_engine.search.query_encoder import check_head, open_query_encoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
@@ -103,13 +104,11 @@ class SearchEngine:
 
         Raises:
             FingerprintMismatch: the checkpoint is another one than the store was made with.
+            UsageError: the store's vectors were imported.
             EncoderError: it cannot be loaded.
         """
         if self._encoder is None:
-            spec = self.spec
-            pinned = spec.revision and "@" not in spec.checkpoint
-            name = f"{spec.checkpoint}@{spec.revision}" if pinned else spec.checkpoint
-            opened = open_encoder(name, device=self._device, dtype=spec.dtype, family=spec.family)
+            opened = open_query_encoder(self.spec, self.store, self._device)
             self._encoder = self._accept(opened)
         return self._encoder
 
@@ -119,6 +118,7 @@ class SearchEngine:
             raise FingerprintMismatch(
                 f"a query vector of {encoder.spec.checkpoint}", seen=seen, expected=expected
             )
+        check_head(encoder, self.store, self.index, self.feature)
         return encoder
 
     def search_text(self, text: str, k: int = 10) -> list[Hit]:

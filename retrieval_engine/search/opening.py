@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure, StoreNotFound
+from retrieval_engine.projected import open_through
 from retrieval_engine.search.engine import SearchEngine
-from retrieval_engine.store import Store, open_store
+from retrieval_engine.store import Store
 
 
 def open_engine(
@@ -12,6 +13,7 @@ def open_engine(
     index: Path | None = None,
     *,
     default_index: Path | None = None,
+    head: Path | None = None,
     split: str | None = None,
     device: str = "auto",
 ) -> SearchEngine:
@@ -22,6 +24,7 @@ def open_engine(
         index: an index that must be used, or fail.
         default_index: an index that is used when `index` is None, when it is there, and when it
             goes with the store and the split; else every image of the store is compared.
+        head: directory of a head through which the store is seen; needs the store.
         split: see `SearchEngine`.
         device: for the encoder.
 
@@ -32,9 +35,9 @@ def open_engine(
     opened: Store | None = None
     notes: list[str] = []
     try:
-        opened = open_store(store)
+        opened = open_through(store, head)
     except StoreNotFound:
-        if index is None:
+        if index is None or head is not None:
             raise
         notes.append(f"no store at {store}: searching {index} alone")
     if index is None and default_index is not None and default_index.exists():

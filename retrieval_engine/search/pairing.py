@@ -38,13 +38,21 @@ def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tup
 def _check_encoder(index: SavedIndex, store: Store) -> None:
     feature = store.features(Modality.IMAGES).get(index.manifest.feature)
     # Not the encoder's fingerprint: one whose text side alone has changed keeps its images.
-    if feature is None or feature.fingerprint != index.manifest.feature_fingerprint:
-        raise FingerprintMismatch(
-            f"index {index.path}",
-            seen=index.manifest.fingerprint,
-            expected=store.fingerprint,
-            hint=f"build it again with `vlre index --store {store.path} --index {index.path}`",
+    if feature is not None and feature.fingerprint == index.manifest.feature_fingerprint:
+        return
+    again = f"build it again with `vlre index --store {store.path} --index {index.path}`"
+    if index.manifest.fingerprint == store.fingerprint:
+        raise IndexFailure(
+            f"{index.path} holds other {index.manifest.feature} vectors than {store.path} does: "
+            "one of the two is seen through a head, or through another one",
+            hint=f"search with the --head that it was built with, or {again}",
         )
+    raise FingerprintMismatch(
+        f"index {index.path}",
+        seen=index.manifest.fingerprint,
+        expected=store.fingerprint,
+        hint=again,
+    )
 
 
 def _differences(index: SavedIndex, store: Store, split: str | None) -> tuple[str, ...]:

@@ -246,7 +246,10 @@ class Store:
         if name not in current:
             raise FeatureMissing(
                 f"{self.path} has no {name} of {modality}; it has: {', '.join(current) or 'none'}",
-                hint=f"encode again with {name} among --features",
+                hint=f"encode again with {name} among --features"
+                if self.spec.family != "external"
+                else "the imported image and text vectors have different widths: a head brings "
+                "them together; `vlre train-head`, then --head DIR",
             )
         return current[name]
 

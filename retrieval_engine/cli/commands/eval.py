@@ -7,6 +7,7 @@ import click
 from retrieval_engine.cli.options import (
     device_option,
     example,
+    head_option,
     json_option,
     split_option,
     store_option,
@@ -53,6 +54,8 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
     multiple=True,
     help="What the model saw: a store, a model directory, or JSON of ids. Looks for leaks.",
 )
+@head_option
+@click.option("--keep-trained", is_flag=True, help="With --head: leave in what it was trained on.")
 @click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
 @click.option("--references", type=_FILE, help="What people wrote, any number an image.")
@@ -78,6 +81,8 @@ def command(
     rerank: int | None,
     device: str,
     trained_on: tuple[Path, ...],
+    head: Path | None,
+    keep_trained: bool,
     out: Path | None,
     captions: Path | None,
     references: Path | None,
@@ -98,7 +103,7 @@ def command(
     from retrieval_engine.cli.figures import certify, show_evaluation
     from retrieval_engine.cli.output import progress_bar
     from retrieval_engine.evaluate import RecallSettings, Ties, evaluate_store
-    from retrieval_engine.store import open_store
+    from retrieval_engine.projected import open_through
 
     settings = RecallSettings(
         split=split,
@@ -107,9 +112,10 @@ def command(
         device=device,
         rerank=rerank or 0,
         trained_on=trained_on,
+        keep_trained=keep_trained,
     )
     with progress_bar() as progress:
-        found = evaluate_store(open_store(store), settings, progress=progress)
+        found = evaluate_store(open_through(store, head), settings, progress=progress)
     show_evaluation(found, published, as_json=as_json)
     certify(found, out)
 

@@ -7,6 +7,7 @@ import click
 
 from retrieval_engine.cli.options import (
     example,
+    head_option,
     index_option,
     json_option,
     split_option,
@@ -33,6 +34,7 @@ median time of one search. An index already there stays in use until the new one
     help="flat, hnsw, ivf, each also as -fp16, ivf-sq8; a name in ./indices/recipes; a .toml "
     "file; factory:STRING with a faiss factory string; auto chooses by the number of vectors.",
 )
+@head_option
 @split_option
 @click.option("--feature", default="itc", show_default=True, help="Image feature to index.")
 @click.option("--verify", is_flag=True, help="Build nothing: check the index against its sums.")
@@ -41,6 +43,7 @@ def command(
     store: Path,
     index: Path,
     recipe: str,
+    head: Path | None,
     split: str | None,
     feature: str,
     verify: bool,
@@ -49,7 +52,7 @@ def command(
     """Parse, build, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
     from retrieval_engine.index import build_index, open_index
-    from retrieval_engine.store import open_store
+    from retrieval_engine.projected import open_through
 
     if verify:
         manifest = open_index(index, verify=True).manifest
@@ -58,7 +61,7 @@ def command(
         else:
             click.echo(f"{index}: {manifest.items:,} items, every checksum agrees")
         return
-    opened = open_store(store)
+    opened = open_through(store, head)
     with progress_bar() as progress:
         report = build_index(
             opened, index, recipe=recipe, split=split, feature=feature, progress=progress

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from retrieval_engine.cli.options import (
     device_option,
     example,
+    head_option,
     index_option,
     json_option,
     split_option,
@@ -38,8 +39,10 @@ rank, score, id, caption, uri; of several queries, the query before them.
     type=click.IntRange(min=1),
     help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
 )
+@click.option("--vectors", type=click.Path(path_type=Path), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
+@head_option
 @split_option
 @json_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write a contact sheet to look at.")
@@ -53,8 +56,10 @@ def command(
     captions: bool,
     k: int,
     rerank: int | None,
+    vectors: Path | None,
     index: Path,
     store: Path,
+    head: Path | None,
     split: str | None,
     as_json: bool,
     html: Path | None,
@@ -62,30 +67,34 @@ def command(
     device: str,
 ) -> None:
     """Parse, search, print."""
+    from retrieval_engine.cli.hits import print_hits
     from retrieval_engine.cli.output import note
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
 
-    if bool(queries) == (image is not None):
+    asked_with = sum((bool(queries), image is not None, vectors is not None))
+    if asked_with != 1:
         raise UsageError(
-            "give words or --image, not both" if queries else "nothing to search for",
+            "give words, --image or --vectors: one" if asked_with else "nothing to search for",
             hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
         )
     if captions and image is None:
         raise UsageError("--captions answers a picture: it needs --image")
-    if rerank and image is not None:
+    if rerank and not queries:
         raise UsageError("--rerank matches words with pictures: it goes with a query in words")
     asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
-    engine = open_engine(store, asked, default_index=index, split=split, device=device)
+    engine = open_engine(store, asked, default_index=index, head=head, split=split, device=device)
     for line in engine.notes:
         note(line)
     if image is not None:
         sections = [_ask_with_picture(engine, image, k, captions)]
+    elif vectors is not None:
+        sections = _ask_with_vectors(engine, vectors, k)
     else:
         sections = _ask_with_words(engine, queries, k, rerank or 0)
     if not quiet:
-        _print(sections, as_json=as_json, with_query=len(queries) > 1 or queries == ("-",))
+        print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
         html.write_text(render(sections), encoding="utf-8")
         note(f"contact sheet: {html}")
@@ -106,46 +115,17 @@ def _ask_with_words(
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
 
 
+def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Section]":
+    from retrieval_engine.search import read_vectors, search_vectors
+    from retrieval_engine.search.contact_sheet import Section
+
+    answers = search_vectors(engine, read_vectors(path), k)
+    return [Section(title=f"{path.name} {row}", hits=hits) for row, hits in enumerate(answers)]
+
+
 def _ask_with_picture(engine: "SearchEngine", uri: str, k: int, captions: bool) -> "Section":
     from retrieval_engine.search.contact_sheet import Section
     from retrieval_engine.sources import read_bytes
 
     data = read_bytes(uri)
     return Section(title=uri, hits=engine.search_image(data, k, captions), image=data)
-
-
-def _print(sections: "list[Section]", *, as_json: bool, with_query: bool) -> None:
-    from retrieval_engine.cli.output import emit
-
-    if as_json:
-        for section in sections:
-            query = {"query": section.title} if with_query else {}
-            for hit in section.hits:
-                emit(query | hit.to_json())
-    elif sys.stdout.isatty():
-        _print_tables(sections)
-    else:
-        for section in sections:
-            asked = [section.title] if with_query else []
-            for hit in section.hits:
-                cells = [str(hit.rank), f"{hit.score:.4f}", hit.name, hit.sentence, hit.uri]
-                click.echo("\t".join(" ".join(cell.split()) for cell in [*asked, *cells]))
-
-
-def _print_tables(sections: "list[Section]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from retrieval_engine.cli.output import table_console
-
-    for section in sections:
-        table = Table(title=Text(section.title), title_justify="left", box=None, pad_edge=False)
-        table.add_column("rank", justify="right")
-        table.add_column("score", justify="right")
-        table.add_column("id", overflow="fold", max_width=32)
-        table.add_column("caption", no_wrap=True, overflow="ellipsis", max_width=60)
-        table.add_column("uri", style="dim", overflow="fold")
-        for hit in section.hits:
-            text = (Text(cell) for cell in (hit.name, hit.sentence, hit.uri))
-            table.add_row(str(hit.rank), f"{hit.score:.4f}", *text)
-        table_console().print(table)

@@ -1,6 +1,13 @@
 """Heads on stored features: `train_head(store, out, recipe)`; the recipe is in `trainer.py`."""
 
-from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start, seed_recipe
+from retrieval_engine.train.heads.recipe import (
+    Captions,
+    HeadRecipe,
+    Loss,
+    Start,
+    recipe_of,
+    seed_recipe,
+)
 from retrieval_engine.train.heads.trainer import HeadReport, train_head, untrained_head
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "HeadReport",
     "Loss",
     "Start",
+    "recipe_of",
     "seed_recipe",
     "train_head",
     "untrained_head",

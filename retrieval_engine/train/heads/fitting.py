@@ -65,7 +65,8 @@ class Run:
         """Give the head its first weights and temperature."""
         if self.recipe.start is Start.CLOSED_FORM:
             ridge = start_closed_form(self.head, self.train, self.recipe.seed)
-            self.progress.say(f"closed form, ridge {ridge:g}" if ridge else "starting as it is")
+            form = f"closed form, ridge {ridge:g}" if ridge else "the features as they are"
+            self.progress.say(f"start: {form}")
         if self.recipe.loss is Loss.SIGMOID:
             self.head.log_scale.fill_(math.log(10))
             self.head.offset.fill_(-10)

@@ -1,7 +1,9 @@
 """How a head is trained: every choice, checked, and written beside what it produced."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.heads import HeadKind
@@ -114,6 +116,25 @@ class HeadRecipe:
     def to_json(self) -> dict[str, Json]:
         """The choices as JSON values."""
         return asdict(self)
+
+
+def recipe_of(choices: Mapping[str, Any]) -> HeadRecipe:
+    """A recipe from plain values, e.g. of the command line; what is not named is the default.
+
+    Raises:
+        UsageError: a choice is unknown or out of range.
+    """
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "kind": HeadKind,
+        "captions": Captions,
+        "loss": Loss,
+        "start": Start,
+    }
+    try:
+        typed = {name: kinds.get(name, lambda v: v)(value) for name, value in choices.items()}
+        return HeadRecipe(**typed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 def seed_recipe(recipe: HeadRecipe) -> HeadRecipe:

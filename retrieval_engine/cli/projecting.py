@@ -1,0 +1,23 @@
+"""`vlre encode --head`: the way of `vlre encode` that runs no model."""
+
+from pathlib import Path
+
+import click
+
+from retrieval_engine.cli.output import emit, progress_bar
+
+
+def project(store: Path, head: Path, *, as_json: bool) -> None:
+    """Write what a head makes of a store's features beside them, and say how much that was."""
+    from retrieval_engine.heads import load_head
+    from retrieval_engine.projected import project_store
+
+    with progress_bar() as progress:
+        report = project_store(store, load_head(head), progress=progress)
+    if as_json:
+        emit(report.to_json())
+    else:
+        click.echo(
+            f"{report.feature}: {report.images:,} images and {report.captions:,} captions of "
+            f"{report.store} in {report.seconds:.1f} s"
+        )
