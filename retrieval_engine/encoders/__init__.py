@@ -8,7 +8,7 @@ A family is one file in `families/` with
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,19 @@ class Encoder(Protocol):
 
         Raises:
             UsageError: the checkpoint has no matching head.
+        """
+
+
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """An encoder that can make its other image features from stored `tokens`."""
+
+    def encode_tokens(self, tokens: NDArray[Any], features: Sequence[str]) -> Arrays:
+        """Features of images whose vision states are known; no picture and no tower is needed.
+
+        Args:
+            tokens: (n, t, w) floats.
+            features: names out of `features(Modality.IMAGES)`.
         """
 
 

@@ -159,9 +159,9 @@ def apply_adapter(model: "nn.Module", path: Path) -> "nn.Module":
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Keep back peft's use of a name that transformers will drop; both are pinned together."""
+    """Keep back the warning that peft and we use names which transformers 6 will drop."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         yield
 
 

@@ -99,7 +99,17 @@ class Blip2Images:
     ) -> dict[str, NDArray[Any]]:
         """Features of a batch of images; see `Encoder.encode_images`."""
         self.require(features, Modality.IMAGES)
-        states = self.vision_states(pixels)
+        return self._of_states(self.vision_states(pixels), features)
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, tokens: NDArray[Any], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of images whose states are known; see `ReadsTokens.encode_tokens`."""
+        self.require(features, Modality.IMAGES)
+        return self._of_states(torch.from_numpy(tokens).to(self.device), features)
+
+    def _of_states(self, states: Tensor, features: Sequence[str]) -> dict[str, NDArray[Any]]:
         found: dict[str, Tensor] = {}
         if set(features) - {"tokens"}:
             found |= self.of_queries(self.queries.query_states(states))

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 
-from retrieval_engine.encoders.adapters import Adapter, apply_adapter, read_adapter, with_adapter
+from retrieval_engine.encoders.adapters import (
+    Adapter,
+    apply_adapter,
+    module_of,
+    read_adapter,
+    with_adapter,
+)
 from retrieval_engine.encoders.checkpoint import resolve
 from retrieval_engine.errors import CheckpointInvalid, TrainingError
 from retrieval_engine.records import Json
@@ -53,17 +59,20 @@ def merge_adapters(adapters: Sequence[Path], out: Path, *, base: str = "") -> Pa
     for adapter in read:
         _check_fits(adapter, {name for name, _ in model.named_modules()})
         model = apply_adapter(model, adapter.path)
-    touched = {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    touched = {f"{module}.weight" for module in modules}
+    for adapter in read:  # what is trained whole beside the low ranks has a bias too
+        touched |= {f"{module_of(name)}.bias" for name in adapter.tensors() if _is_bias(name)}
     changed = {
         name: value.detach().float().clone()
         for name, value in model.state_dict().items()
         if name in touched
     }
     write_model(checkpoint.path, changed, out)
+    tensors: list[Json] = [*sorted(changed)]
     record: dict[str, Json] = {
         "base": base_name(checkpoint),
         "adapters": [str(path) for path in adapters],
-        "tensors": sorted(changed),
+        "tensors": tensors,
     }
     write_json(out / "merged.json", record)
     return out
@@ -72,6 +81,10 @@ def merge_adapters(adapters: Sequence[Path], out: Path, *, base: str = "") -> Pa
 def _task(modules: set[str]) -> Task:
     writes = any(name.startswith(("text_decoder.", "language_")) for name in modules)
     return Task.CAPTION if writes else Task.RETRIEVAL
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith(".bias") and ".lora_" not in name
 
 
 def _check_fits(adapter: Adapter, known: set[str]) -> None:

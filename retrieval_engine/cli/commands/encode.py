@@ -1,8 +1,6 @@
 """`vlre encode`: pictures and captions into features."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -10,22 +8,21 @@ from retrieval_engine.cli.options import (
     device_option,
     dtype_option,
     example,
+    head_option,
     json_option,
     model_option,
     split_option,
     store_option,
 )
 
-if TYPE_CHECKING:
-    from retrieval_engine.records import Json
-
 SOME_FAILED = 3
 _SHOWN_FAILURES = 5
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
-@click.argument("source")
+@click.argument("source", required=False)
 @store_option
+@head_option
 @model_option
 @click.option(
     "--features",
@@ -63,13 +60,20 @@ _SHOWN_FAILURES = 5
     help="Pictures per shard at most; a kill loses less than one shard.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin a new store in place of the one there.")
+@click.option(
+    "--only-stale",
+    is_flag=True,
+    help="Take no SOURCE: encode again what --model makes stale in the store, and make it its own.",
+)
+@click.option("--adapter", default="", help="Directory of an adapter for --model.")
 @click.option("--allow-missing", is_flag=True, help="Go on without pictures that are listed only.")
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context,
-    source: str,
+    source: str | None,
     store: Path,
+    head: Path | None,
     model: str,
     features: str,
     split: str | None,
@@ -82,6 +86,8 @@ def command(
     worker_kind: str,
     shard_rows: int,
     overwrite: bool,
+    only_stale: bool,
+    adapter: str,
     allow_missing: bool,
     as_json: bool,
 ) -> None:
@@ -89,13 +95,22 @@ def command(
 
     SOURCE is a folder or kind:argument, e.g. folder:photos, scenes:1000?seed=7,
     flickr8k:/data/flickr8k. A second run encodes only what is new or changed; an interrupted one
-    goes on where it stopped. Exit code 3 means: done, but some items failed.
+    goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
+    SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
+    from retrieval_engine.cli.encode_summary import encode_summary
     from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.cli.projecting import project
     from retrieval_engine.encode import EncodeOptions, encode
+    from retrieval_engine.encode_stale import encode_stale
     from retrieval_engine.encoders import open_encoder
     from retrieval_engine.sources import open_source
 
+    if head is not None:
+        if source is not None or only_stale:
+            raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
+        project(store, head, as_json=as_json)
+        return
     options = EncodeOptions(
         features=tuple(name.strip() for name in features.split(",") if name.strip()),
         store_dtype=store_dtype,
@@ -107,11 +122,16 @@ def command(
         part_rows=shard_rows,
         overwrite=overwrite,
     )
-    opened = open_source(_allowing_missing(source) if allow_missing else source)
-    encoder = open_encoder(model, device=device, dtype=dtype)
+    if (source is None) != only_stale:
+        raise click.UsageError("Give either a SOURCE or --only-stale.")
+    opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
+    encoder = open_encoder(model, device=device, dtype=dtype, adapter=adapter)
     with progress_bar() as progress:
-        report = encode(opened, store, encoder=encoder, options=options, progress=progress)
-    for line in opened.notes:
+        if opened is None:
+            report = encode_stale(store, encoder, batch_size=batch_size or 0, progress=progress)
+        else:
+            report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+    for line in opened.notes if opened else ():
         note(line)
     for failure in report.failures[:_SHOWN_FAILURES]:
         note(f"failed: {failure.item_id}: {failure.reason}")
@@ -120,26 +140,10 @@ def command(
     if as_json:
         emit(report.to_json())
     else:
-        click.echo(summary(report.to_json()))
+        click.echo(encode_summary(report.to_json()))
     if report.failures:
         ctx.exit(SOME_FAILED)
 
 
 def _allowing_missing(source: str) -> str:
     return f"{source}{'&' if '?' in source else '?'}allow_missing=true"
-
-
-def summary(report: "Mapping[str, Json]") -> str:
-    """The report of an encode run for people, three lines."""
-    lines = []
-    for modality in ("images", "captions"):
-        tally = report[modality]
-        if isinstance(tally, dict):
-            counts = ", ".join(
-                f"{n:,} {what}" for what, n in tally.items() if n or what == "encoded"
-            )
-            lines.append(f"{modality:9} {counts}")
-    lines.append(
-        f"store     {report['store']} in {report['seconds']} s, {report['images_per_s']} images/s"
-    )
-    return "\n".join(lines)

@@ -150,7 +150,16 @@ class BlipEncoder:
         self, pixels: NDArray[np.uint8], features: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         """Features of a batch of images; see `Encoder.encode_images`."""
-        states = self.vision_states(pixels)
+        return self._of_states(self.vision_states(pixels), features)
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, tokens: NDArray[Any], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of images whose states are known; see `ReadsTokens.encode_tokens`."""
+        return self._of_states(torch.from_numpy(tokens).to(self.device), features)
+
+    def _of_states(self, states: Tensor, features: Sequence[str]) -> dict[str, NDArray[Any]]:
         found: dict[str, Tensor] = {}
         if "itc" in features:
             projected = self.model.vision_proj(states[:, 0].float())
