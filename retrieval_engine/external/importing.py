@@ -35,6 +35,7 @@ class ImportReport:
         text_width: dimensions of a text vector, 0 without texts.
         features: what can be asked for now.
         seconds: wall time.
+        remarks: lines for people about what looks wrong.
     """
 
     store: str
@@ -46,6 +47,7 @@ class ImportReport:
     text_width: int
     features: tuple[str, ...]
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The report in the form of `vlre import-embeddings --json`."""
@@ -121,6 +123,10 @@ def import_embeddings(
         text_width=texts.width if texts else 0,
         features=tuple(form.name for form in features[Modality.IMAGES]),
         seconds=time.perf_counter() - began,
+        remarks=tuple(
+            f"at least half of {side.name} is one and the same vector: has its encoder collapsed?"
+            for side in writing.collapsed
+        ),
     )
 
 
@@ -152,6 +158,8 @@ class _Import:
         self.sorted_image = embeddings.caption_image[self.by_image]
         self.given: dict[str, int] = {}
         self.texts: dict[str, int] = {}
+        sides = [side for side in (embeddings.images, embeddings.texts) if side is not None]
+        self.collapsed = [side for side in sides if _is_collapsed(side)]
 
     def write_part(self, writer: StoreWriter, start: int, stop: int) -> None:
         """Write images [start, stop) with their captions, as one part."""
@@ -192,7 +200,7 @@ class _Import:
         given = self.embeddings
         edges = np.searchsorted(self.sorted_image, np.arange(start, stop + 1))
         for row in range(start, stop):
-            key = _key(given.images, row)
+            key = self._key(given.images, row)
             item_id = given.ids[row] if given.ids else self._fresh(key[:16])
             first, last = edges[row - start], edges[row - start + 1]
             uri = given.uris[row] if given.uris else f"{self.source}/{item_id}"
@@ -202,6 +210,16 @@ class _Import:
             )
             meta = {"row": row, **(given.meta[row] if given.meta else {})}
             yield Item(id=item_id, uri=uri, captions=captions, split=self.split, meta=meta), key
+
+    def _key(self, side: Vectors, row: int) -> str:
+        """sha256 of a vector's values, the same for float16 and float32 of equal values.
+
+        Equal vectors stand for equal contents, except where the encoder gives one vector to
+        nearly everything: there the row counts too.
+        """
+        values = np.ascontiguousarray(side.rows[row], dtype="<f4").tobytes()
+        salt = str(row).encode() if side in self.collapsed else b""
+        return hashlib.sha256(values + salt).hexdigest()
 
     def _fresh(self, name: str) -> str:
         """The name, with a number behind it when an equal vector has it already."""
@@ -214,7 +232,7 @@ class _Import:
         if texts is None:
             raise SourceError("a caption has no vector")
         given = self.embeddings.captions
-        text = given[row] if given else f"text {_key(texts, row)[:16]}"
+        text = given[row] if given else f"text {self._key(texts, row)[:16]}"
         before = self.texts.setdefault(Caption(id="", text=text).key, row)
         if before != row and _distance(texts.rows[before], texts.rows[row]) > _SAME_TEXT:
             raise SourceError(
@@ -225,9 +243,11 @@ class _Import:
         return text
 
 
-def _key(side: Vectors, row: int) -> str:
-    """sha256 of a vector's values, the same for float16 and float32 of equal values."""
-    return hashlib.sha256(np.ascontiguousarray(side.rows[row], dtype="<f4").tobytes()).hexdigest()
+def _is_collapsed(side: Vectors) -> bool:
+    """Whether at least half of the rows equal the first one."""
+    alike = np.flatnonzero(side.rows[:, 0] == side.rows[0, 0])
+    equal = sum(bool((side.rows[row] == side.rows[0]).all()) for row in alike)
+    return len(side) > 1 and 2 * equal >= len(side)
 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:

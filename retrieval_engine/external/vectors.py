@@ -14,7 +14,7 @@ from retrieval_engine.records import Json
 _BLOCK_ROWS = 16384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Vectors:
     """Rows of one side.
 

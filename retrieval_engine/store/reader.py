@@ -244,12 +244,15 @@ class Store:
     def _feature(self, modality: Modality, name: str) -> Feature:
         current = self.features(modality)
         if name not in current:
+            if self.spec.family == "external" and name == "itc":
+                raise FeatureMissing(
+                    f"{self.path} has no itc: its image and text vectors were imported with "
+                    "different widths, and need a head",
+                    hint=f"vlre train-head --store {self.path} --out DIR, then give --head DIR",
+                )
             raise FeatureMissing(
                 f"{self.path} has no {name} of {modality}; it has: {', '.join(current) or 'none'}",
-                hint=f"encode again with {name} among --features"
-                if self.spec.family != "external"
-                else "the imported image and text vectors have different widths: a head brings "
-                "them together; `vlre train-head`, then --head DIR",
+                hint=f"encode again with {name} among --features",
             )
         return current[name]
 

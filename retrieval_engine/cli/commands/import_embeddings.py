@@ -73,6 +73,8 @@ def command(
         report = import_embeddings(
             embeddings, store, name=name, split=split, overwrite=overwrite, progress=progress
         )
+    for remark in report.remarks:
+        note(remark)
     if ctx.get_parameter_source("name") is click.core.ParameterSource.DEFAULT:
         note(f"no --name: the encoder is called {name!r}, like that of every import without one")
     if report.text_width and "itc" not in report.features:
