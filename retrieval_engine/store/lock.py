@@ -30,7 +30,7 @@ class WriterLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip()
-            self.release()
+            self.forget()
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise StoreError(f"cannot lock {path}: {error.strerror}") from error
             raise StoreError(
@@ -47,6 +47,13 @@ class WriterLock:
     def release(self) -> None:
         """Let others write."""
         if self._descriptor >= 0:
+            # Closing alone would not do while a forked child has yet to close its copy.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor without unlocking: what a forked child does with its copy."""
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -55,10 +62,10 @@ def _install_fork_hook() -> None:
     # A forked worker would keep the lock of a killed parent alive, so children let go of it.
     global _hook_installed
     if not _hook_installed:
-        os.register_at_fork(after_in_child=_release_in_child)
+        os.register_at_fork(after_in_child=_forget_in_child)
         _hook_installed = True
 
 
-def _release_in_child() -> None:
+def _forget_in_child() -> None:
     for lock in list(_held):
-        lock.release()
+        lock.forget()
