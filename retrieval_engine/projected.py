@@ -110,11 +110,11 @@ def leak_free(gallery: Gallery, saved: SavedHead) -> tuple[Gallery, int]:
     kept = np.flatnonzero([not role for role in roles])
     if len(kept) == len(ids):
         return gallery, 0
-    return _subset(gallery, kept), len(ids) - len(kept)
+    return subset(gallery, kept), len(ids) - len(kept)
 
 
-def _subset(gallery: Gallery, images: NDArray[np.int64]) -> Gallery:
-    """Only some images of a gallery, in order, with all their captions."""
+def subset(gallery: Gallery, images: NDArray[np.int64]) -> Gallery:
+    """Only some images of a gallery, in ascending order, with all their captions."""
     number = np.full(len(gallery), -1, np.int64)
     number[images] = np.arange(len(images))
     captions = np.flatnonzero(number[gallery.caption_image] >= 0)

@@ -49,17 +49,40 @@ def recall_intervals(
     bootstrap = bootstrap or Bootstrap()
     if not bootstrap.draws:
         return None
-    ks, n = list(report.image_to_text.recall), report.n_images
-    image_hits = _hits(report.ranks.image_to_text, np.arange(n), n, ks)
-    caption_hits = _hits(report.ranks.text_to_image, report.caption_image, n, ks)
-    # Both directions from the same draws, so that their mean is that of one sample.
-    sums = bootstrap.sums(np.concatenate([image_hits, caption_hits], axis=1))
-    to_text, to_image = (100 * side[:, :-1] / side[:, -1:] for side in np.split(sums, 2, axis=1))
+    ks = list(report.image_to_text.recall)
+    to_text, to_image = _draws(report, bootstrap)
     return RecallIntervals(
         image_to_text={f"R@{k}": bootstrap.interval(to_text[:, i]) for i, k in enumerate(ks)},
         text_to_image={f"R@{k}": bootstrap.interval(to_image[:, i]) for i, k in enumerate(ks)},
         mean_recall=bootstrap.interval((to_text + to_image).mean(axis=1) / 2),
     )
+
+
+def difference_interval(
+    report: RecallReport, other: RecallReport, bootstrap: Bootstrap | None = None
+) -> Interval:
+    """Where the mean recall of one report minus that of another may lie, in percent.
+
+    Both are resampled with the same images, so that what is hard for both cancels out.
+
+    Args:
+        report: of a gallery.
+        other: of the same images and captions in the same order.
+        bootstrap: how to draw; at least one draw.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    means = [np.concatenate(_draws(r, bootstrap), axis=1).mean(axis=1) for r in (report, other)]
+    return bootstrap.interval(means[0] - means[1])
+
+
+def _draws(report: RecallReport, bootstrap: Bootstrap) -> tuple[Floats, Floats]:
+    """(draws, len(ks)) recalls in percent of each direction, from one sample of images a draw."""
+    ks, n = list(report.image_to_text.recall), report.n_images
+    image_hits = _hits(report.ranks.image_to_text, np.arange(n), n, ks)
+    caption_hits = _hits(report.ranks.text_to_image, report.caption_image, n, ks)
+    sums = bootstrap.sums(np.concatenate([image_hits, caption_hits], axis=1))
+    to_text, to_image = (100 * side[:, :-1] / side[:, -1:] for side in np.split(sums, 2, axis=1))
+    return to_text, to_image
 
 
 def _hits(ranks: Ints, image: Ints, n_images: int, ks: list[int]) -> Floats:

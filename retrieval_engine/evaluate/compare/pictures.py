@@ -1,0 +1,201 @@
+"""Pictures of a comparison; each function gives the bytes of one PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import MissingExtra
+from retrieval_engine.evaluate.compare.comparison import KS, SIDES, Comparison
+from retrieval_engine.evaluate.compare.samples import Sample
+from retrieval_engine.store import Gallery
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by every kind of eye, and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_TITLES = {"image_to_text": "image to text", "text_to_image": "text to image"}
+_DOTS = 250
+_LINES = 40
+
+
+def recall_bars(comparison: Comparison) -> bytes:
+    """Recall of every run, both directions, with 95 % intervals."""
+    figure = _figure(11, 4.2)
+    axes = figure.subplots(1, 2, sharey=True)
+    width = 0.84 / len(comparison.rows)
+    for panel, side in zip(axes, SIDES, strict=True):
+        for number, row in enumerate(comparison.rows):
+            values = np.array([row.recall[side][k] for k in KS])
+            places = np.arange(len(KS)) + (number - (len(comparison.rows) - 1) / 2) * width
+            panel.bar(places, values, 0.92 * width, color=_colour(number), label=row.name)
+            tops = values.copy()
+            if row.interval:
+                low, high = np.array([row.interval[side][k] for k in KS]).T
+                panel.errorbar(
+                    places, values, [values - low, high - values], fmt="none", ecolor="#333", lw=1
+                )
+                tops = high
+            for place, value, top in zip(places, values, tops, strict=True):
+                size = 8 if len(comparison.rows) < 5 else 6.5
+                panel.text(place, top + 1, f"{value:.1f}", ha="center", va="bottom", fontsize=size)
+        panel.set(title=_TITLES[side], ylim=(0, 110), xticks=range(len(KS)), xticklabels=KS)
+        panel.set_yticks(range(0, 101, 20))
+        panel.grid(axis="y", alpha=0.3)
+        panel.set_axisbelow(True)
+    axes[0].set_ylabel("recall, percent; 95 % intervals")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    return _png(figure)
+
+
+def training_curves(comparison: Comparison) -> bytes | None:
+    """Validation recall and loss over epochs of those runs that have a log."""
+    logged = [(n, run) for n, run in enumerate(comparison.runs) if len(run.log) > 1]
+    if not logged:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(11, 3.8)
+    recall, loss = figure.subplots(1, 2)
+    for number, run in logged:
+        for panel, name in ((recall, "mean_recall"), (loss, "loss")):
+            lines = [line for line in run.log if name in line]
+            epochs = [line["epoch"] for line in lines]
+            values = [line[name] for line in lines]
+            panel.plot(epochs, values, color=_colour(number), label=run.name, marker=".", ms=4)
+    recall.set(xlabel="epoch (0 is the start)", ylabel="validation mean recall, percent")
+    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    recall.legend(frameon=False)
+    for panel in (recall, loss):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+    return _png(figure)
+
+
+def feature_maps(comparison: Comparison) -> tuple[bytes, list[str]]:
+    """Images and captions on their two main axes under every run, and what each panel says.
+
+    Returns:
+        The picture, and a line for each panel: share of the variance that the two axes show, and
+        cosines of true pairs and of others, which the eye cannot read off two axes.
+    """
+    galleries = comparison.galleries
+    columns = min(3, len(galleries))
+    rows = -(-len(galleries) // columns)
+    figure = _figure(4.1 * columns, 3.9 * rows)
+    panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+    remarks = []
+    for panel, (name, gallery) in zip(panels, galleries.items(), strict=False):
+        images, texts = _sample_pairs(gallery)
+        both = np.concatenate([images, texts])
+        _, values, axes = np.linalg.svd(both - both.mean(0), full_matrices=False)
+        share = 100 * (values[:2] ** 2).sum() / (values**2).sum()
+        flat = (both - both.mean(0)) @ axes[:2].T
+        left, right = flat[: len(images)], flat[len(images) :]
+        for a, b in zip(left[:_LINES], right[:_LINES], strict=True):
+            panel.plot(*zip(a, b, strict=True), color="#bbb", lw=0.6, zorder=1)
+        panel.scatter(*left.T, s=9, color=COLOURS[0], label="images", zorder=2)
+        panel.scatter(*right.T, s=9, color=COLOURS[1], marker="^", label="captions", zorder=2)
+        cosines = images @ texts.T
+        true = float(np.diag(cosines).mean())
+        others = float((cosines.sum() - np.diag(cosines).sum()) / (cosines.size - len(cosines)))
+        panel.set_title(f"{name}\n{share:.0f} % of variance shown", fontsize=10)
+        panel.set_aspect("equal")
+        panel.grid(alpha=0.25)
+        remarks.append(
+            f"{name}: cosine of true pairs {true:.2f}, of others {others:.2f} on average"
+        )
+    for panel in panels[len(galleries) :]:
+        panel.axis("off")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return _png(figure), remarks
+
+
+def retrieved(sample: Sample, pictures: Mapping[str, NDArray[np.uint8] | None]) -> bytes:
+    """What every run finds for one caption, a row a run; the right picture is framed.
+
+    Args:
+        sample: the query and the hits.
+        pictures: of each hit's uri; None where it cannot be read.
+    """
+    from matplotlib.patches import Rectangle
+
+    names = list(sample.hits)
+    columns = max(len(hits) for hits in sample.hits.values())
+    figure = _figure(1.55 * columns + 1.3, 1.72 * len(names))
+    panels = np.atleast_2d(figure.subplots(len(names), columns, squeeze=False))
+    for row, name in zip(panels, names, strict=True):
+        hits = sample.hits[name]
+        for panel in row:
+            panel.set(xticks=[], yticks=[])
+            panel.set_frame_on(False)
+        for rank, (panel, hit) in enumerate(zip(row, hits, strict=False), start=1):
+            picture = pictures.get(hit.uri)
+            if picture is None:
+                panel.text(0.5, 0.5, hit.item_id, ha="center", va="center", fontsize=6, wrap=True)
+                panel.set(xlim=(0, 1), ylim=(0, 1))
+            else:
+                panel.imshow(picture)
+            panel.set_title(f"{rank}{'  ✓' if hit.is_right else ''}", fontsize=9, pad=3)
+            if hit.is_right:
+                frame = Rectangle(
+                    (0, 0), 1, 1, transform=panel.transAxes, fill=False, lw=5, ec=COLOURS[2]
+                )
+                frame.set_clip_on(False)
+                panel.add_patch(frame)
+        rank_of_right = sample.ranks[name] + 1
+        row[0].set_ylabel(
+            f"{name}\nright one: {rank_of_right:,}.",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
+    return _png(figure)
+
+
+def _sample_pairs(gallery: Gallery) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(s, d) images, each by its vector nearest to its first caption, and (s, d) those captions."""
+    _, first = np.unique(gallery.caption_image, return_index=True)
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.choice(first, min(_DOTS, len(first)), replace=False))
+    store, image = gallery.store, gallery.caption_image[chosen]
+    from retrieval_engine.records import Modality
+
+    images = store.read(Modality.IMAGES, "itc", gallery.image_rows[image]).astype(np.float32)
+    texts = store.read(Modality.CAPTIONS, "itc", gallery.caption_rows[chosen])
+    texts = texts.astype(np.float32)[:, 0]
+    best = np.einsum("nqd,nd->nq", images, texts).argmax(1)
+    return images[np.arange(len(images)), best], texts
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plots") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return file.getvalue()
+
+
+__all__: Sequence[str] = (
+    "COLOURS",
+    "feature_maps",
+    "recall_bars",
+    "retrieved",
+    "training_curves",
+)
