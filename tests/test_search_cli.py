@@ -156,7 +156,7 @@ def test_a_picture_finds_pictures_and_captions() -> None:
     ("arguments", "code", "why"),
     [
         (["search"], 2, "nothing to search for"),
-        (["search", "a dog", "--image", "pictures/01.jpg"], 2, "not both"),
+        (["search", "a dog", "--image", "pictures/01.jpg"], 2, "only one"),
         (["search", "a dog", "--captions"], 2, "it needs --image"),
         (["search", "a dog", "-k", "0"], 2, "k is 0; it must be at least 1"),
         (["search", ""], 2, "query 1 is empty"),

@@ -70,3 +70,19 @@ def test_the_command_reranks_several_queries(store: Path) -> None:
     assert [(hit["query"], hit["rank"]) for hit in hits] == [
         (query, rank) for query in QUERIES for rank in (1, 2, 3)
     ]
+
+
+def test_a_moved_model_is_found_again(tmp_path: Path) -> None:
+    here = tiny.save_blip(tmp_path / "here")
+    store = tmp_path / "store"
+    encode("scenes:6?seed=1&size=32", store, encoder=open_encoder(str(here), dtype="float32"))
+    there = here.rename(tmp_path / "there")
+    lost = CliRunner().invoke(main, ["search", "a dog", "--store", str(store)])
+    assert lost.exit_code == 1
+    assert "no checkpoint" in lost.stderr
+    for line in (["search", "a dog"], ["eval", "--recall", "--rerank", "2"]):
+        command = [*line, "--store", str(store), "--model", str(there), "--json"]
+        assert CliRunner().invoke(main, command).exit_code == 0
+    other = tiny.save_blip(tmp_path / "other", seed=9)
+    command = ["search", "a dog", "--store", str(store), "--model", str(other)]
+    assert "expected" in CliRunner().invoke(main, command).stderr

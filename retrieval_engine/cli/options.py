@@ -31,6 +31,9 @@ model_option = click.option(
     help="Directory or hub id of a checkpoint, e.g. Salesforce/blip-itm-base-coco. "
     "[env: VLRE_MODEL]",
 )
+moved_model_option = click.option(
+    "--model", default="", help="Where the store's model is now, if it has moved."
+)
 device_option = click.option(
     "--device",
     envvar="VLRE_DEVICE",

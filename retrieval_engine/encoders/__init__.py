@@ -125,6 +125,22 @@ def open_encoder(
     return encoder
 
 
+def reopen_encoder(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
+    """The encoder that a store, an index or a head was made with.
+
+    Args:
+        spec: as it was recorded.
+        device: where it shall run.
+        model: where the checkpoint is now, if it has moved; the caller checks the fingerprint.
+
+    Raises:
+        EncoderError: it cannot be loaded.
+    """
+    pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
+    name = model or spec.checkpoint + pinned
+    return open_encoder(name, device=device, dtype=spec.dtype, family=spec.family)
+
+
 def family_of(checkpoint: Checkpoint) -> str:
     """Name of the family that knows this checkpoint's config.
 

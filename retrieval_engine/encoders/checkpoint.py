@@ -58,7 +58,8 @@ def resolve(name: str) -> Checkpoint:
                 hint="give a directory in Hugging Face layout; `vlre import-checkpoint` makes one "
                 "from an original .pth file",
             )
-        return Checkpoint(name=name, path=path.resolve())
+        path = path.resolve()
+        return Checkpoint(name=str(path), path=path)
     if name in shipped():
         return Checkpoint(name=name, path=shipped()[name])
     if name.count("/") != 1 or name.startswith((".", "/", "~")):

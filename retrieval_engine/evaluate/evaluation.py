@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retrieval_engine.encoders import open_encoder
+from retrieval_engine.encoders import reopen_encoder
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.bootstrap import Bootstrap
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
@@ -30,6 +30,7 @@ class RecallSettings:
         ties: see `Ties`.
         device: where products and, for re-ranking, the model run.
         rerank: candidates per query that the cross-encoder re-ranks as well; 0 for none.
+        model: where the store's checkpoint is now, if it has moved.
         trained_on: records of what the model was trained on, beside those that are found.
         keep_trained: with a head, leave in the gallery what it was trained on.
         bootstrap: how intervals are drawn.
@@ -40,6 +41,7 @@ class RecallSettings:
     ties: Ties = Ties.LOWER_INDEX
     device: str = "auto"
     rerank: int = 0
+    model: str = ""
     trained_on: tuple[Path, ...] = ()
     keep_trained: bool = False
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
@@ -138,10 +140,7 @@ def _reranked(
     gallery: Gallery, settings: RecallSettings, progress: Progress | None
 ) -> tuple[Protocol, RecallReport]:
     spec = gallery.store.spec
-    pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
-    encoder = open_encoder(
-        spec.checkpoint + pinned, device=settings.device, dtype=spec.dtype, family=spec.family
-    )
+    encoder = reopen_encoder(spec, device=settings.device, model=settings.model)
     found = rerank_recall(gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress)
     protocol = Protocol(
         name="itm+itc",

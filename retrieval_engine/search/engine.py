@@ -52,6 +52,7 @@ class SearchEngine:
             opened, in the store's dtype, when it is first needed.
         split: only the images and captions of this split; None is the index's, or all.
         device: for the encoder, see `open_encoder`.
+        model: where the store's checkpoint is now, if it has moved.
 
     Attributes:
         notes: lines for people about what the answers are made from.
@@ -71,6 +72,7 @@ class SearchEngine:
         split: str | None = None,
         feature: str = "itc",
         device: str = "auto",
+        model: str = "",
     ) -> None:
         if isinstance(index, str | Path):
             index = open_index(index)
@@ -78,7 +80,7 @@ class SearchEngine:
         self.feature = index.manifest.feature if index else feature
         self.split = index.manifest.split or None if index and split is None else split
         self.notes: tuple[str, ...] = ()
-        self._device = device
+        self._device, self._model = device, model
         self._encoder: Encoder | None = None
         self.index: Index
         self.catalog: Catalog
@@ -108,7 +110,9 @@ class SearchEngine:
             EncoderError: it cannot be loaded.
         """
         if self._encoder is None:
-            opened = open_query_encoder(self.spec, self.store, self._device)
+            opened = open_query_encoder(
+                self.spec, self.store, device=self._device, model=self._model
+            )
             self._encoder = self._accept(opened)
         return self._encoder
 

@@ -16,6 +16,7 @@ def open_engine(
     head: Path | None = None,
     split: str | None = None,
     device: str = "auto",
+    model: str = "",
 ) -> SearchEngine:
     """An engine over paths, which says in its `notes` what it does without.
 
@@ -27,6 +28,7 @@ def open_engine(
         head: directory of a head through which the store is seen; needs the store.
         split: see `SearchEngine`.
         device: for the encoder.
+        model: where the store's checkpoint is now, if it has moved.
 
     Raises:
         StoreNotFound: no store, and no index was asked for.
@@ -42,9 +44,9 @@ def open_engine(
         notes.append(f"no store at {store}: searching {index} alone")
     if index is None and default_index is not None and default_index.exists():
         try:
-            return SearchEngine(opened, default_index, split=split, device=device)
+            return SearchEngine(opened, default_index, split=split, device=device, model=model)
         except (FingerprintMismatch, IndexFailure) as error:
             notes.append(f"{default_index} is not used: {error.message}")
-    engine = SearchEngine(opened, index, split=split, device=device)
+    engine = SearchEngine(opened, index, split=split, device=device, model=model)
     engine.notes = (*notes, *engine.notes)
     return engine

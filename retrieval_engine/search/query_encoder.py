@@ -1,6 +1,6 @@
 """The encoder that turns queries into the vectors a store or an index holds."""
 
-from retrieval_engine.encoders import Encoder, open_encoder
+from retrieval_engine.encoders import Encoder, reopen_encoder
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.heads import HeadedEncoder
@@ -12,7 +12,9 @@ from retrieval_engine.store import Store
 IMPORTED = "external"
 
 
-def open_query_encoder(spec: EncoderSpec, store: Store | None, device: str) -> Encoder:
+def open_query_encoder(
+    spec: EncoderSpec, store: Store | None, *, device: str, model: str = ""
+) -> Encoder:
     """The encoder that a spec names, seen through the store's head if it has one.
 
     Raises:
@@ -25,9 +27,7 @@ def open_query_encoder(spec: EncoderSpec, store: Store | None, device: str) -> E
             "encoded here",
             hint="encode the query where the vectors come from, and search with --vectors Q.npy",
         )
-    pinned = spec.revision and "@" not in spec.checkpoint
-    name = f"{spec.checkpoint}@{spec.revision}" if pinned else spec.checkpoint
-    encoder = open_encoder(name, device=device, dtype=spec.dtype, family=spec.family)
+    encoder = reopen_encoder(spec, device=device, model=model)
     return HeadedEncoder(encoder, store.saved) if isinstance(store, ProjectedStore) else encoder
 
 

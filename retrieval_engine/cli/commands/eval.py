@@ -9,6 +9,7 @@ from retrieval_engine.cli.options import (
     example,
     head_option,
     json_option,
+    moved_model_option,
     split_option,
     store_option,
 )
@@ -47,6 +48,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @click.option(
     "--rerank", type=click.IntRange(1), help="Re-rank so many candidates a query by ITM as well."
 )
+@moved_model_option
 @device_option
 @click.option(
     "--trained-on",
@@ -79,6 +81,7 @@ def command(
     ks: tuple[int, ...],
     ties: str,
     rerank: int | None,
+    model: str,
     device: str,
     trained_on: tuple[Path, ...],
     head: Path | None,
@@ -111,6 +114,7 @@ def command(
         ties=Ties(ties),
         device=device,
         rerank=rerank or 0,
+        model=model,
         trained_on=trained_on,
         keep_trained=keep_trained,
     )

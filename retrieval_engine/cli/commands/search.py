@@ -13,6 +13,7 @@ from retrieval_engine.cli.options import (
     head_option,
     index_option,
     json_option,
+    moved_model_option,
     split_option,
     store_option,
 )
@@ -47,6 +48,7 @@ rank, score, id, caption, uri; of several queries, the query before them.
 @json_option
 @click.option("--html", type=click.Path(path_type=Path), help="Write a contact sheet to look at.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
+@moved_model_option
 @device_option
 @click.pass_context
 def command(
@@ -64,6 +66,7 @@ def command(
     as_json: bool,
     html: Path | None,
     quiet: bool,
+    model: str,
     device: str,
 ) -> None:
     """Parse, search, print."""
@@ -76,7 +79,9 @@ def command(
     asked_with = sum((bool(queries), image is not None, vectors is not None))
     if asked_with != 1:
         raise UsageError(
-            "give words, --image or --vectors: one" if asked_with else "nothing to search for",
+            "give only one of words, --image and --vectors"
+            if asked_with
+            else "nothing to search for",
             hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
         )
     if captions and image is None:
@@ -84,7 +89,9 @@ def command(
     if rerank and not queries:
         raise UsageError("--rerank matches words with pictures: it goes with a query in words")
     asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
-    engine = open_engine(store, asked, default_index=index, head=head, split=split, device=device)
+    engine = open_engine(
+        store, asked, default_index=index, head=head, split=split, device=device, model=model
+    )
     for line in engine.notes:
         note(line)
     if image is not None:
