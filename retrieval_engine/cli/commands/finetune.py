@@ -87,6 +87,8 @@ def command() -> None:
 @command.command(epilog=example("vlre finetune retrieval --out my-retrieval --max-steps 20"))
 @_shared
 @click.option("--no-itm", is_flag=True, help="Train the contrastive loss alone.")
+@click.option("--queue", type=int, default=None, help="Earlier features as negatives (BLIP).")
+@click.option("--momentum", type=float, default=None, help="Of the slow copies (BLIP).")
 def retrieval(no_itm: bool, **options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
     from retrieval_engine.train.finetune import Task

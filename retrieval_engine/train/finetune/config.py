@@ -51,8 +51,11 @@ class FinetuneConfig:
         warmup: part of the steps in which they grow.
         clip: largest norm of the gradient.
         itm: train the matching loss beside the contrastive one.
-        queue: features of earlier steps that serve as negatives (BLIP); never more than a pass.
-        momentum: of the slow copies that make them (BLIP).
+        queue: features of earlier steps that serve as negatives beside the batch's own (BLIP). The
+            authors' 57,600, in their presets, belong to their small steps: at larger ones the
+            features in it are a stranger's (benchmarks/LOG.md has the figures).
+        momentum: of the slow copies that make features and soft targets (BLIP); the authors' .995
+            for the same reason in their presets only.
         alpha: weight of their soft targets, reached after the first pass (BLIP).
         label_smoothing: of the caption loss, and of BLIP-2's contrastive targets.
         select: what a caption run's best weights are chosen by.
@@ -84,8 +87,8 @@ class FinetuneConfig:
     warmup: float = 0.05
     clip: float = 1.0
     itm: bool = True
-    queue: int = 57_600
-    momentum: float = 0.995
+    queue: int = 0
+    momentum: float = 0.9
     alpha: float = 0.4
     label_smoothing: float = 0.1
     select: Select = Select.LOSS
@@ -101,7 +104,8 @@ class FinetuneConfig:
         for name in ("epochs", "batch_size", "captions_per_image"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name in ("max_steps", "micro_batch", "lr", "eval_every", "patience", "keep_every"):
+        counts = ("max_steps", "micro_batch", "lr", "eval_every", "patience", "keep_every", "queue")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
         if self.task is Task.RETRIEVAL and (self.captions_per_image > 1 or self.batch_size < 2):
@@ -145,6 +149,8 @@ class Preset:
     values: Mapping[str, Json]
 
 
+_BLIP: Mapping[str, Json] = MappingProxyType({"batch_size": 256, "lr": 1e-5, "warmup": 0.0})
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "flickr": Preset(
@@ -152,19 +158,19 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             source="BLIP, configs/retrieval_flickr.yaml",
             differs="one process with batch 256 instead of eight with 32; the queue grows from "
             "empty instead of starting as noise",
-            values={"epochs": 6, "batch_size": 256, "lr": 1e-5, "warmup": 0.0},
+            values={**_BLIP, "epochs": 6, "queue": 57_600, "momentum": 0.995},
         ),
         "coco": Preset(
             task=Task.RETRIEVAL,
             source="BLIP, configs/retrieval_coco.yaml",
             differs="as flickr",
-            values={"epochs": 6, "batch_size": 256, "lr": 1e-5, "warmup": 0.0},
+            values={**_BLIP, "epochs": 6, "queue": 57_600, "momentum": 0.995},
         ),
         "coco-caption": Preset(
             task=Task.CAPTION,
             source="BLIP, configs/caption_coco.yaml",
             differs="one process with batch 256 instead of eight with 32",
-            values={"epochs": 5, "batch_size": 256, "lr": 1e-5, "warmup": 0.0},
+            values={**_BLIP, "epochs": 5},
         ),
         "flickr8k-caption": Preset(
             task=Task.CAPTION,
@@ -192,7 +198,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
-def configure(task: Task, *, preset: str = "", **given: Json) -> FinetuneConfig:
+def configure(task: Task, *, preset: Json = "", **given: Json) -> FinetuneConfig:
     """A config of defaults, a preset's values over them, and what was given over both.
 
     Args:
@@ -204,7 +210,7 @@ def configure(task: Task, *, preset: str = "", **given: Json) -> FinetuneConfig:
         UsageError: an unknown preset, or one of the other task, or a value that cannot be.
     """
     values: dict[str, Json] = {}
-    if preset:
+    if isinstance(preset, str) and preset:
         mine = [name for name, known in PRESETS.items() if known.task is task]
         if preset not in mine:
             raise UsageError(f"no preset {preset!r} for {task}; known: {', '.join(mine)}")

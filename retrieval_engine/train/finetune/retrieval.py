@@ -11,6 +11,7 @@ for all pairs it is in, and an image's states never leave the process that has t
 the image that it is a negative of.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,8 @@ class Retrieval:
         assert images.grad is not None
         assert texts.grad is not None
         losses = {"itc": float(loss.detach())}
+        if not math.isfinite(losses["itc"]):
+            return losses  # no negatives can be drawn; the loop stops here
         world = self._draw(scores, same, ids, mask, step) if self._config.itm else None
         matched = 0.0
         for number, piece in enumerate(pieces):

@@ -191,7 +191,7 @@ class Run:
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
         self.state = State()
         self.output = Output(self.config, self.checkpoint, self.out, self.sets, self.wrapped)
-        self.ahead = Ahead(self._batch)
+        self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
             self._resume()
@@ -304,7 +304,7 @@ class Run:
             saved_at = time.monotonic()
         self.progress.stop()
 
-    def _batch(self, step: int) -> tuple[Group, Any]:
+    def batch(self, step: int) -> tuple[Group, Any]:
         """A step's batch of this process; runs ahead in a thread."""
         whole = self.order(step)
         mine = self.processes.share(len(whole.images))
