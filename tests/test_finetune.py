@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_run_stopped_and_taken_up_again_equals_one_that_was_not(
 ) -> None:
     config = configure(Task.RETRIEVAL, **settings(store, max_steps=9, eval_every=3, micro_batch=6))
     whole = finetune(config, tmp_path / "whole")
-    steps = []
+    steps: list[int] = []
     plain = trainer_module.Run._step
 
     def dies(self: trainer_module.Run) -> None:
@@ -371,6 +372,18 @@ def test_presets_are_complete_and_say_what_differs(name: str) -> None:
         (["--lora", "targets=o_proj"], 2, "'o_proj' matches no linear layer"),
         (["--lora", "r=0"], 2, "r is at least 1"),
         (["--quantize", "4bit"], 2, "4bit weights cannot be trained"),
+        pytest.param(
+            ["--quantize", "8bit", "--lora", "r=2"],
+            1,
+            "bitsandbytes is not installed",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is"),
+        ),
+        pytest.param(
+            ["--tensorboard"],
+            1,
+            "tensorboard is not installed",
+            marks=pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is"),
+        ),
         (["--freeze-vision"], 2, "need from_pixels"),
         (["--model", "no-such"], 1, "no checkpoint 'no-such'"),
         (["--epochs", "0"], 2, "epochs is 0, must be at least 1"),

@@ -1,12 +1,13 @@
 """Builds transformers models from a checkpoint and refuses half-loaded ones."""
 
+import importlib.util
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.encoders.adapters import apply_adapter
 from retrieval_engine.encoders.checkpoint import Checkpoint
-from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
 from retrieval_engine.fingerprint import digest
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ _SHOWN = 5
 
 
 def load_model(
-    kind: type[Model], checkpoint: Checkpoint, *, dtype: Any, strict: bool = True
+    kind: type[Model],
+    checkpoint: Checkpoint,
+    *,
+    dtype: Any,
+    strict: bool = True,
+    quantize: str = "",
 ) -> Model:
     """A model in evaluation mode with every parameter from the checkpoint.
 
@@ -34,6 +40,7 @@ def load_model(
         checkpoint: where the files are.
         dtype: torch dtype of the parameters.
         strict: refuse missing parameters.
+        quantize: `8bit` or `4bit` to keep linear layers so, on CUDA, through bitsandbytes.
 
     The checkpoint's adapter, where it has one, is merged into the weights.
 
@@ -43,10 +50,15 @@ def load_model(
     from safetensors import SafetensorError
 
     loader: Any = kind
+    more = _quantization(quantize, dtype) if quantize else {}
     try:
         with _quiet():
             model, report = loader.from_pretrained(
-                checkpoint.path, dtype=dtype, output_loading_info=True, local_files_only=True
+                checkpoint.path,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                **more,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointInvalid(
@@ -64,6 +76,29 @@ def load_model(
         model = apply_adapter(model, checkpoint.adapter)
     ready: Model = model.eval()
     return ready
+
+
+def _quantization(name: str, dtype: Any) -> dict[str, object]:
+    """What `from_pretrained` takes for 8-bit or 4-bit weights.
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed.
+        UsageError: there is no CUDA device.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("bitsandbytes", "quant")
+    if not torch.cuda.is_available():
+        raise UsageError(f"{name} weights need a CUDA device", hint="train without --quantize")
+    config = BitsAndBytesConfig(
+        load_in_8bit=name == "8bit",
+        load_in_4bit=name == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
 def _listed(names: Sequence[str]) -> str:

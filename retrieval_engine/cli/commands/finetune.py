@@ -1,5 +1,6 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ _SHARED = (
     click.option("--patience", type=int, default=None, help="Validations without gain; 0 is off."),
     click.option("--keep-every", type=int, default=None, metavar="PASSES", help="Kept models."),
     click.option("--seed", type=int, default=None),
+    click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too."),
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -76,7 +78,7 @@ def _shared(function: Any) -> Any:
     return function
 
 
-@click.group()
+@click.group(epilog=example("vlre finetune retrieval --out my-retrieval --max-steps 20"))
 def command() -> None:
     """Train a model on a store's captions, from its cached states or from the pictures.
 
@@ -129,6 +131,8 @@ def _run(
     config = configure(task, **options)
     with progress_bar() as progress:
         report = finetune(config, out, judge=judge, progress=progress)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes under torchrun; the first one tells
     if as_json:
         emit(report.to_json())
         return

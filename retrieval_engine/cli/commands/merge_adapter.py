@@ -4,22 +4,18 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import json_option
+from retrieval_engine.cli.options import example, json_option
 
 
-@click.command()
+@click.command(epilog=example("vlre merge-adapter my-captions --out my-captioner"))
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
 @click.option("--model", default="", help="Base  [default: the one the adapter names]")
 @json_option
 def command(adapters: tuple[Path, ...], out: Path, model: str, as_json: bool) -> None:
-    r"""Merge ADAPTERS into their base and write it as a checkpoint of its own.
+    """Merge ADAPTERS into their base and write it as a checkpoint of its own.
 
     Several adapters of one base are added up. What they do not touch keeps its bytes.
-
-    \b
-    Example:
-      vlre merge-adapter my-captions --out my-captioner
     """
     from retrieval_engine.cli.output import emit
     from retrieval_engine.train.merging import merge_adapters

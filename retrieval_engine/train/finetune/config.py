@@ -63,6 +63,7 @@ class FinetuneConfig:
         patience: validations without gain before stopping; 0 never stops early.
         keep_every: passes between kept models in `out/epoch-N`; 0 keeps none.
         seed: of order, augmentation, negatives and adapters.
+        tensorboard: write the log for TensorBoard too, into `out/tensorboard`.
         dtype: arithmetic under autocast: `auto`, `bfloat16`, `float16` or `float32`.
         device: `auto`, `cpu`, `cuda`, …
     """
@@ -96,6 +97,7 @@ class FinetuneConfig:
     patience: int = 0
     keep_every: int = 0
     seed: int = 0
+    tensorboard: bool = False
     dtype: str = "auto"
     device: str = "auto"
 

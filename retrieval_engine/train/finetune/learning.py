@@ -2,7 +2,9 @@
 
 A family is one file in `families/` with
 
-    def open_learner(checkpoint: Checkpoint, task: Task, *, with_tower: bool, dtype) -> Learner
+    def open_learner(
+        checkpoint: Checkpoint, task: Task, *, with_tower: bool, dtype: torch.dtype, quantize: str
+    ) -> Learner
 
 A learner's `model` has the checkpoint's own parameter names and holds only what the task needs;
 without the tower nothing of it is loaded.
@@ -105,7 +107,12 @@ class CaptionLearner(Learner, Protocol):
 
 
 def open_learner(
-    checkpoint: Checkpoint, task: "Task", *, with_tower: bool, dtype: "torch.dtype"
+    checkpoint: Checkpoint,
+    task: "Task",
+    *,
+    with_tower: bool,
+    dtype: "torch.dtype",
+    quantize: str = "",
 ) -> Learner:
     """Load what a task trains.
 
@@ -114,10 +121,13 @@ def open_learner(
         task: what to train for.
         with_tower: load the vision tower too.
         dtype: of the weights.
+        quantize: `8bit` or `4bit` linear layers, for training adapters beside them.
 
     Raises:
         CheckpointInvalid: the checkpoint lacks what the task needs.
     """
     module: Any = plugins.load(FAMILIES, family_of(checkpoint), noun="family to fine-tune")
-    learner: Learner = module.open_learner(checkpoint, task, with_tower=with_tower, dtype=dtype)
+    learner: Learner = module.open_learner(
+        checkpoint, task, with_tower=with_tower, dtype=dtype, quantize=quantize
+    )
     return learner

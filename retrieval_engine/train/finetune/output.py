@@ -14,6 +14,7 @@ from torch import nn
 from retrieval_engine.encoders import open_encoder
 from retrieval_engine.encoders.captioning import open_captioner
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_files
+from retrieval_engine.errors import MissingExtra
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.records import Json
 from retrieval_engine.train.adapters import LoraOptions, base_name, options_json, save_adapter
@@ -203,6 +204,20 @@ def _tower_size(path: Path) -> int:
                     size *= side
                 count += size
     return count
+
+
+def open_board(folder: Path) -> Any:
+    """A writer of TensorBoard's files.
+
+    Raises:
+        MissingExtra: TensorBoard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter
+    return writer(str(folder))
 
 
 def draw_curves(log: Path, picture: Path) -> bool:

@@ -42,7 +42,7 @@ from retrieval_engine.train.finetune.learning import (
     RetrievalLearner,
     open_learner,
 )
-from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained
+from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained, open_board
 from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.retrieval import Retrieval
 from retrieval_engine.train.finetune.states import Ahead, CachedStates, Loader, PixelStates
@@ -173,11 +173,18 @@ class Run:
                 f"batch_size {config.batch_size} is not divided by {self.processes.size} processes"
             )
         device = self.processes.device
+        # What is trained is float32; a base that stays as it is may be half of that on CUDA.
+        half = bool(config.lora) and device.type == "cuda"
         self.learner = open_learner(
-            self.checkpoint, config.task, with_tower=config.from_pixels, dtype=torch.float32
+            self.checkpoint,
+            config.task,
+            with_tower=config.from_pixels,
+            dtype=torch.bfloat16 if half else torch.float32,
+            quantize=config.quantize,
         )
         self._check_tower()
-        self.learner.model.to(device)
+        if not config.quantize:  # bitsandbytes has put it there already
+            self.learner.model.to(device)
         self.wrapped = self._choose_parameters()
         dtype = training_dtype(config.dtype, device)
         arithmetic = Arithmetic(device, dtype, config.seed)
@@ -196,6 +203,7 @@ class Run:
         if self._checkpoint_path.exists():
             self._resume()
         self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
+        self.board = open_board(out / "tensorboard") if config.tensorboard else None
 
     # What is trained
 
@@ -466,6 +474,8 @@ class Run:
     def close(self) -> None:
         """End the threads and leave the group of processes."""
         self.ahead.close()
+        if self.board is not None:
+            self.board.close()
         self.processes.end()
 
     def _start_bar(self) -> None:
@@ -478,5 +488,9 @@ class Run:
             self.progress.say(line)
 
     def _write_log(self, line: Mapping[str, Any]) -> None:
-        if self.processes.is_first:
-            self.log.write(line)
+        if not self.processes.is_first:
+            return
+        self.log.write(line)
+        for name, value in line.items():
+            if self.board is not None and isinstance(value, float):
+                self.board.add_scalar(name, value, line["step"])

@@ -70,7 +70,12 @@ class CaptionSide(BlipPreTrainedModel):  # type: ignore[misc]
 
 
 def open_learner(
-    checkpoint: Checkpoint, task: Task, *, with_tower: bool, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    task: Task,
+    *,
+    with_tower: bool,
+    dtype: torch.dtype,
+    quantize: str,
 ) -> "BlipRetrieval | BlipCaption":
     """See `learning.open_learner`."""
     kinds = {
@@ -79,7 +84,7 @@ def open_learner(
         (Task.CAPTION, False): CaptionSide,
         (Task.CAPTION, True): BlipForConditionalGeneration,
     }
-    model = load_model(kinds[task, with_tower], checkpoint, dtype=dtype)
+    model = load_model(kinds[task, with_tower], checkpoint, dtype=dtype, quantize=quantize)
     return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)
 
 

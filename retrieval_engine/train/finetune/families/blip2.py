@@ -69,22 +69,32 @@ def _add_tower(model: Any, config: Blip2Config) -> None:
 
 
 def open_learner(
-    checkpoint: Checkpoint, task: Task, *, with_tower: bool, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    task: Task,
+    *,
+    with_tower: bool,
+    dtype: torch.dtype,
+    quantize: str,
 ) -> "Blip2Retrieval | Blip2Caption":
     """See `learning.open_learner`."""
     config = Blip2Config.from_dict(read_config(checkpoint.path))
     speaks = "Blip2ForConditionalGeneration" in (config.architectures or ())
     if speaks != (task is Task.CAPTION):
-        kind = "with a language model" if task is Task.CAPTION else "for retrieval (ITM)"
+        wanted = "with a language model" if task is Task.CAPTION else "for retrieval (ITM)"
         raise CheckpointInvalid(
             f"{checkpoint.name} is {', '.join(config.architectures or ())}: it learns no {task}",
-            hint=f"use a checkpoint {kind}",
+            hint=f"use a checkpoint {wanted}",
         )
     if task is Task.RETRIEVAL:
         part = SeeingRetrieval if with_tower else RetrievalPart
-        return Blip2Retrieval(checkpoint, config, load_model(part, checkpoint, dtype=dtype))
-    speaking = SeeingSpeaking if with_tower else Speaking
-    return Blip2Caption(checkpoint, config, load_model(speaking, checkpoint, dtype=dtype))
+        loaded = load_model(part, checkpoint, dtype=torch.float32, quantize=quantize)
+        return Blip2Retrieval(checkpoint, config, loaded)
+    kind = SeeingSpeaking if with_tower else Speaking
+    speaking = load_model(kind, checkpoint, dtype=dtype, quantize=quantize)
+    if not quantize:
+        speaking.qformer.float()
+        speaking.query_tokens.data = speaking.query_tokens.data.float()
+    return Blip2Caption(checkpoint, config, speaking)
 
 
 class _Blip2:
