@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.certificate import ITC, Protocol
 from retrieval_engine.evaluate.leaks import TrainingSet
 from retrieval_engine.heads import SavedHead
@@ -34,6 +33,8 @@ def without_trained(
 ) -> tuple[Gallery, dict[str, Json]]:
     """A gallery without the images a head was trained on or selected with.
 
+    Where nothing would be left they stay, and are named: figures of images seen in training.
+
     Args:
         gallery: what is evaluated.
         saved: the head.
@@ -41,17 +42,9 @@ def without_trained(
 
     Returns:
         The gallery, and for the certificate: which head, and how many images it had seen.
-
-    Raises:
-        EvaluationError: nothing is left.
     """
     rest, seen = leak_free(gallery, saved)
-    if not keep and not len(rest):
-        raise EvaluationError(
-            f"head {saved.path} was trained on all {seen:,} images of this gallery",
-            hint="evaluate another split or store, or see the figures of images it has seen with "
-            "--keep-trained",
-        )
+    keep = keep or not len(rest)
     fact: dict[str, Json] = {
         "path": str(saved.path),
         "kind": saved.config.kind.value,
