@@ -30,7 +30,7 @@ def test_the_tour_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for line in shown:
         result = CliRunner().invoke(main, line)
         assert result.exit_code == 0, f"vlre {shlex.join(line)}\n{result.output}"
-        assert result.stdout.strip(), f"vlre {shlex.join(line)} says nothing"
+        assert result.output.strip(), f"vlre {shlex.join(line)} says nothing"
     assert (tmp_path / "sheet.html").stat().st_size > 10_000
 
 
