@@ -1,1 +1,0 @@
-"""HTTP over the same calls as the command line."""
