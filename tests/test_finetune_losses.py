@@ -25,6 +25,7 @@ from retrieval_engine.train.finetune.data import Captioned
 from retrieval_engine.train.finetune.families.blip import BlipCaption, BlipRetrieval
 from retrieval_engine.train.finetune.families.blip2 import Blip2Retrieval
 from retrieval_engine.train.finetune.learning import open_learner
+from retrieval_engine.train.finetune.matching import draw_world
 from retrieval_engine.train.finetune.recall import recall
 from retrieval_engine.train.finetune.states import padded
 from retrieval_engine.train.finetune.trainer import Run
@@ -359,13 +360,12 @@ def test_the_queue_holds_a_pass_at_most_and_knows_equal_images(
 def test_no_caption_of_the_same_image_is_ever_a_negative(tmp_path: Path, blip_store: Path) -> None:
     given = options(blip_store, batch_size=64)
     run = Run(configure(Task.RETRIEVAL, **given), tmp_path / "run", None, Silent())
-    objective: Any = run.objective
     same = torch.from_numpy(run.sets.train.same[run.order(0).images])
     assert len(set(same.tolist())) < 64, "some image is twice in the batch"
     scores = torch.eye(64) * 20 + (same[:, None] == same[None]) * 20.0
     ids = torch.ones(64, 4, dtype=torch.long)
     for step in range(20):
-        world = objective._draw(scores, same, ids, ids, step)
+        world = draw_world(scores, same, ids, ids, seed=step)
         assert (same[world.text_of] != same).all()
         assert (same[world.image_of] != same).all()
         assert world.pairs == 192

@@ -53,7 +53,7 @@ class Sentences:
 
 
 class Captions:
-    """The objective of a caption run; see `trainer.Objective`.
+    """The objective of a caption run; see `objective.Objective`.
 
     Args:
         learner: what is trained, adapters included.
@@ -96,7 +96,7 @@ class Captions:
         return sentences(self._learner, data, group.captions, loaded)
 
     def step(self, batch: Sentences, step: int, *, along: float, scale: float) -> dict[str, float]:
-        """Add the gradients of a batch; see `trainer.Objective`."""
+        """Add the gradients of a batch; see `objective.Objective`."""
         total = self._processes.total(batch.count)
         n = batch.ids.shape[1]
         micro = self._config.micro_batch

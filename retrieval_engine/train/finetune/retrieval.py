@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from retrieval_engine.train.finetune.arithmetic import Arithmetic
 from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
 from retrieval_engine.train.finetune.data import Captioned, Group
 from retrieval_engine.train.finetune.learning import RetrievalLearner
+from retrieval_engine.train.finetune.matching import draw_world, matching_loss
 from retrieval_engine.train.finetune.momentum import MomentumCopy
 from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.recall import recall
 from retrieval_engine.train.finetune.states import Loader, padded
-from retrieval_engine.train.pretrain.losses import draw_negatives
 
 _TEMPERATURE, _COLDEST, _WARMEST = 0.07, 0.001, 0.5
 _VAL_ROWS = 64
@@ -63,25 +63,8 @@ class _Seen:
     texts: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _World:
-    """All processes' rows: token ids, masks, equal pictures, and the negatives that were drawn."""
-
-    ids: Tensor
-    mask: Tensor
-    text_of: Tensor  # (B,) false text for each image
-    has_text: Tensor
-    image_of: Tensor  # (B,) false image for each text
-    has_image: Tensor
-
-    @property
-    def pairs(self) -> int:
-        """Number of pairs, true ones included."""
-        return len(self.ids) + int(self.has_text.sum()) + int(self.has_image.sum())
-
-
 class Retrieval:
-    """The objective of a retrieval run; see `trainer.Objective`.
+    """The objective of a retrieval run; see `objective.Objective`.
 
     Args:
         learner: what is trained, adapters included.
@@ -128,7 +111,7 @@ class Retrieval:
         return Pairs(loaded=loaded, same=same, ids=ids, mask=mask)
 
     def step(self, batch: Pairs, step: int, *, along: float, scale: float) -> dict[str, float]:
-        """Add the gradients of a batch; see `trainer.Objective`.
+        """Add the gradients of a batch; see `objective.Objective`.
 
         Args:
             batch: of this process.
@@ -160,14 +143,18 @@ class Retrieval:
         losses = {"itc": float(loss.detach())}
         if not math.isfinite(losses["itc"]):
             return losses  # no negatives can be drawn; the loop stops here
-        world = self._draw(scores, same, ids, mask, step) if self._config.itm else None
+        world = None
+        if self._config.itm:
+            seed = self._config.seed * 1_000_003 + step
+            world = draw_world(scores, same, self._learner.match_ids(ids), mask, seed=seed)
         matched = 0.0
         for number, piece in enumerate(pieces):
             now = seen[number] if live else self._see(batch, piece, step, grad=True)
             own = slice(mine.start + piece.start, mine.start + piece.stop)
             total = (now.images * images.grad[own]).sum() + (now.texts * texts.grad[own]).sum()
             if world is not None:
-                itm = self._match(now.states, own, world)
+                with self._arithmetic.plain():
+                    itm = matching_loss(self._learner.cross, now.states, own, world)
                 matched += float(itm.detach())
                 total = total + itm * scale
             total.backward()  # type: ignore[no-untyped-call]
@@ -248,43 +235,6 @@ class Retrieval:
         scores = images[:, 0].detach() @ texts.detach().T / temperature.detach()
         return loss, scores
 
-    # The pairs
-
-    def _draw(self, scores: Tensor, same: Tensor, ids: Tensor, mask: Tensor, step: int) -> _World:
-        """Negatives of all rows, the same in every process."""
-        generator = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
-        false = same[:, None] != same[None]
-        text_of, has_text = draw_negatives(scores, false, 1.0, generator)
-        image_of, has_image = draw_negatives(scores.T, false.T, 1.0, generator)
-        return _World(
-            ids=self._learner.match_ids(ids),
-            mask=mask,
-            text_of=text_of,
-            has_text=has_text,
-            image_of=image_of,
-            has_image=has_image,
-        )
-
-    def _match(self, states: Tensor, own: slice, world: _World) -> Tensor:
-        """Matching loss of the pairs whose images are these, as a share of the whole batch's."""
-        cross = self._learner.cross
-        rows = torch.arange(own.start, own.stop, device=states.device)
-        texts = torch.stack((rows, world.text_of[own]), dim=1)  # (i, 2): true, false
-        with self._arithmetic.plain():
-            seen = cross.keys_values(states)
-            first = cross.logits(seen, *_cut(world.ids[texts], world.mask[texts]))
-            inside = (world.image_of >= own.start) & (world.image_of < own.stop)
-            strays = torch.nonzero(inside & world.has_image)[:, 0]
-            loss = cross_entropy(first[:, 0], torch.ones_like(rows), reduction="sum")
-            false = first[:, 1][world.has_text[own]]
-            loss = loss + _false_loss(false)
-            if len(strays):
-                at = world.image_of[strays] - own.start
-                theirs = [(keys[at], values[at]) for keys, values in seen]
-                ids, mask = _cut(world.ids[strays, None], world.mask[strays, None])
-                loss = loss + _false_loss(cross.logits(theirs, ids, mask)[:, 0])
-        return loss / world.pairs
-
     # What it is worth
 
     @torch.no_grad()
@@ -303,17 +253,6 @@ class Retrieval:
             with self._arithmetic.plain():
                 texts.append(self._learner.embed_texts(ids.to(device), mask.to(device)).cpu())
         return recall(torch.cat(images), torch.cat(texts), torch.from_numpy(data.owner))
-
-
-def _false_loss(logits: Tensor) -> Tensor:
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    return cross_entropy(logits, labels, reduction="sum")
-
-
-def _cut(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the padding that all rows share."""
-    longest = int(mask.sum(-1).max())
-    return ids[..., :longest], mask[..., :longest]
 
 
 def _pieces(size: int, most: int) -> Iterator[slice]:

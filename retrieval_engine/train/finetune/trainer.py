@@ -12,40 +12,25 @@ A run that was killed goes on where it stood when the same command is given agai
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from retrieval_engine.encoders.adapters import peft_quiet
-from retrieval_engine.encoders.checkpoint import resolve
-from retrieval_engine.errors import FingerprintMismatch, TrainingError, UsageError
+from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.store import open_store
-from retrieval_engine.train.adapters import (
-    LoraOptions,
-    attach,
-    matching_modules,
-    refuse_dead,
-)
-from retrieval_engine.train.finetune.arithmetic import Arithmetic, training_dtype
+from retrieval_engine.train.adapters import refuse_dead
 from retrieval_engine.train.finetune.captions import Captions, Judge
-from retrieval_engine.train.finetune.config import FinetuneConfig, Select, Task
-from retrieval_engine.train.finetune.data import Captioned, Group, Order, load_sets
-from retrieval_engine.train.finetune.learning import (
-    CaptionLearner,
-    Learner,
-    RetrievalLearner,
-    open_learner,
-)
+from retrieval_engine.train.finetune.config import FinetuneConfig, Select
+from retrieval_engine.train.finetune.data import Group
 from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained, open_board
+from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.processes import Processes
-from retrieval_engine.train.finetune.retrieval import Retrieval
-from retrieval_engine.train.finetune.states import Ahead, CachedStates, Loader, PixelStates
+from retrieval_engine.train.finetune.state import State
+from retrieval_engine.train.finetune.states import Ahead
 from retrieval_engine.train.pretrain.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.pretrain.optimisers import step_factor
 from retrieval_engine.train.pretrain.runlog import RunLog
@@ -53,62 +38,6 @@ from retrieval_engine.train.pretrain.runlog import RunLog
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10
 _SHOWN_IDS = 8
-_REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
-
-
-class Objective(Protocol):
-    """What a task minimises and what it is judged by.
-
-    Attributes:
-        metric: name of the figure the best weights are chosen by.
-        higher_is_better: of that figure.
-    """
-
-    metric: str
-    higher_is_better: bool
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained beside the model."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside parameters."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-
-    def prepare(self, data: Captioned, group: Group, loaded: NDArray[Any]) -> Any:
-        """A batch of this process; runs in another thread."""
-
-    def step(self, batch: Any, step: int, *, along: float, scale: float) -> dict[str, float]:
-        """Add the gradients of a batch, times `scale`, to the parameters.
-
-        Returns:
-            The losses by name, over all processes.
-        """
-
-    def validate(self, data: Captioned) -> dict[str, float]:
-        """Figures on held-out images."""
-
-
-@dataclass(slots=True, kw_only=True)
-class State:
-    """Where a run stands, besides weights and optimiser.
-
-    Attributes:
-        step: steps done.
-        seconds: training time over all sessions, validation excluded.
-        start: figures before the first step.
-        best: figures of the best weights.
-        best_step: when they were reached.
-        stale: validations since then.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    start: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
-    stale: int = 0
 
 
 def finetune(
@@ -153,141 +82,23 @@ class Run:
             raise UsageError("selecting by CIDEr needs a judge of captions")
         self.config, self.out, self.progress = config, out, progress
         self.processes = Processes(config.device)
-        self.store = open_store(config.store)
-        self.checkpoint = resolve(config.model or self.store.spec.checkpoint)
-        if self.checkpoint.adapter is not None:
-            raise UsageError(
-                f"{self.checkpoint.name} is an adapter; training starts from a whole model",
-                hint="merge it first with `vlre merge-adapter`",
-            )
-        self.sets = load_sets(self.store, from_cache=not config.from_pixels)
+        parts = open_parts(config, self.processes, judge)
+        self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
+        self.learner, self.objective = parts.learner, parts.objective
+        self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
         self._say(f"{len(self.sets.train):,} images to train on; {self.sets.how}")
-        self.order = Order(
-            self.sets.train,
-            batch_size=config.batch_size,
-            per_image=config.captions_per_image,
-            seed=config.seed,
-        )
-        if (config.batch_size // config.captions_per_image) % self.processes.size:
-            raise UsageError(
-                f"batch_size {config.batch_size} is not divided by {self.processes.size} processes"
-            )
-        device = self.processes.device
-        # What is trained is float32; a base that stays as it is may be half of that on CUDA.
-        half = bool(config.lora) and device.type == "cuda"
-        self.learner = open_learner(
-            self.checkpoint,
-            config.task,
-            with_tower=config.from_pixels,
-            dtype=torch.bfloat16 if half else torch.float32,
-            quantize=config.quantize,
-        )
-        self._check_tower()
-        if not config.quantize:  # bitsandbytes has put it there already
-            self.learner.model.to(device)
-        self.wrapped = self._choose_parameters()
-        dtype = training_dtype(config.dtype, device)
-        arithmetic = Arithmetic(device, dtype, config.seed)
-        self.loader = self._loader()
-        self.objective = self._objective(arithmetic, judge)
-        self.optimiser, self.peak = self._optimiser()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.total = config.epochs * self.order.steps_per_epoch
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
         self.state = State()
-        self.output = Output(self.config, self.checkpoint, self.out, self.sets, self.wrapped)
+        self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
             self._resume()
         self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
         self.board = open_board(out / "tensorboard") if config.tensorboard else None
-
-    # What is trained
-
-    def _check_tower(self) -> None:
-        made_by = self.store.spec.weights.get("vision", "")
-        if not self.config.from_pixels and self.learner.vision != made_by:
-            raise FingerprintMismatch(
-                f"the vision states in {self.store.path}",
-                seen=made_by,
-                expected=self.learner.vision,
-                hint=f"they are of {self.store.spec.checkpoint}: use a model with the same vision "
-                "tower, encode with this one, or train --from-pixels",
-            )
-
-    def _choose_parameters(self) -> Any:
-        """Mark what is trained; the `PeftModel` where that is an adapter."""
-        config, model = self.config, self.learner.model
-        model.train()
-        wrapped = None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            if config.lora:
-                options = LoraOptions.parse(config.lora)
-                modules = matching_modules(model, options.targets or self._targets())
-                wrapped = attach(model, options, modules, name=config.adapter_name)
-        if wrapped is None:
-            fixed = self.learner.frozen
-            if config.freeze_vision:
-                fixed = (*fixed, "vision_model.")
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(not name.startswith(fixed))
-        if config.checkpointing:
-            # After the adapters, and in the tower alone: transformers' text embeddings add in place
-            # to what peft makes require a gradient.
-            tower: Any = model.vision_model
-            with peft_quiet():
-                tower.gradient_checkpointing_enable(
-                    gradient_checkpointing_kwargs={"use_reentrant": False}
-                )
-        return wrapped
-
-    def _targets(self) -> str:
-        """Without ITM nothing runs through BLIP's cross-attention: adapters there would be dead."""
-        retrieval = self.config.task is Task.RETRIEVAL
-        return "text-self" if retrieval and not self.config.itm else self.learner.targets
-
-    def _trained(self) -> list[nn.Parameter]:
-        model = [p for p in self.learner.model.parameters() if p.requires_grad]
-        return [*model, *self.objective.parameters()]
-
-    def _optimiser(self) -> tuple[torch.optim.Optimizer, float]:
-        config = self.config
-        trained = self._trained()
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        lr = config.lr
-        if not lr:
-            lr = _REFERENCE_LR * max(1.0, (_REFERENCE_WIDTH / self.learner.width) ** 2)
-            lr *= _ADAPTERS if config.lora else 1.0
-        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98)), lr
-
-    def _loader(self) -> Loader:
-        config, device = self.config, self.processes.device
-        if config.from_pixels:
-            return PixelStates(
-                self.learner.preprocessor,
-                device,
-                augment=config.augment,
-                seed=config.seed,
-                frozen=config.freeze_vision,
-            )
-        loader = CachedStates(self.store, device)
-        for data in (self.sets.val, self.sets.train):
-            loader.keep(data)
-        return loader
-
-    def _objective(self, arithmetic: Arithmetic, judge: Judge | None) -> Objective:
-        learner: Learner = self.learner
-        if isinstance(learner, RetrievalLearner):
-            return Retrieval(learner, self.loader, self.config, self.processes, arithmetic)
-        assert isinstance(learner, CaptionLearner)
-        return Captions(learner, self.loader, self.config, self.processes, arithmetic, judge)
 
     # The loop
 
@@ -329,7 +140,7 @@ class Run:
         losses = self.objective.step(batch, state.step, along=along, scale=scale)
         if config.lora and state.step == 0:
             refuse_dead(self.learner.model)
-        trained = self._trained()
+        trained = trained_parameters(self.learner, self.objective)
         self.processes.add_gradients(trained)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
