@@ -97,8 +97,11 @@ class Run:
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
             self._resume()
-        self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
-        self.board = open_board(out / "tensorboard") if config.tensorboard else None
+        # Files are the first process's: two of them would drop each other's lines.
+        first, log = self.processes.is_first, out / "log.jsonl"
+        self.log = RunLog(log, keep_steps=self.state.step) if first else None
+        wanted = config.tensorboard and first
+        self.board = open_board(out / "tensorboard") if wanted else None
 
     # The loop
 
@@ -299,7 +302,7 @@ class Run:
             self.progress.say(line)
 
     def _write_log(self, line: Mapping[str, Any]) -> None:
-        if not self.processes.is_first:
+        if self.log is None:
             return
         self.log.write(line)
         for name, value in line.items():
