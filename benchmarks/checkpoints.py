@@ -8,6 +8,7 @@ from transformers import (
     Blip2Config,
     Blip2ForImageTextRetrieval,
     BlipConfig,
+    BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
 )
 
@@ -69,6 +70,31 @@ def blip(
     directory: Path, *, image_size: int = 384, large: bool = False, tiny: bool = False
 ) -> Path:
     """Write BLIP ViT-B/16 (224 M parameters), or ViT-L/16 (447 M), or a tiny one for tests."""
+    torch.manual_seed(0)
+    config = blip_config(image_size=image_size, large=large, tiny=tiny)
+    BlipForImageTextRetrieval(config).save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    return directory
+
+
+def blip_captioner(directory: Path, *, image_size: int = 384, tiny: bool = False) -> Path:
+    """Write BLIP ViT-B/16 with its caption decoder (247 M parameters), or a tiny one.
+
+    Its sentences mean nothing and never end: give them a length.
+    """
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(blip_config(image_size=image_size, tiny=tiny))
+    with torch.no_grad():
+        for parameter in model.text_decoder.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)  # at its random size it hardly looks at the picture
+    model.save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
+    return directory
+
+
+def blip_config(*, image_size: int = 384, large: bool = False, tiny: bool = False) -> BlipConfig:
+    """The configuration of these checkpoints."""
     width, layers, heads = (1024, 24, 16) if large else (768, 12, 12)
     text: dict[str, object] = {"encoder_hidden_size": width, "num_attention_heads": 12}
     vision: dict[str, object] = {
@@ -82,15 +108,11 @@ def blip(
         small |= {"num_attention_heads": 2, "intermediate_size": 64}
         vision = {**small, "image_size": 32, "patch_size": 8}
         text = {**small, "encoder_hidden_size": 32, "max_position_embeddings": 64}
-    config = BlipConfig(
+    return BlipConfig(
         text_config={"vocab_size": 30524, "eos_token_id": 2, "sep_token_id": 102, **text},
         vision_config={**vision, "initializer_range": 0.02},
         image_text_hidden_size=256,
     )
-    torch.manual_seed(0)
-    BlipForImageTextRetrieval(config).save_pretrained(directory)
-    tokenizer().save_pretrained(directory)
-    return directory
 
 
 def blip2(directory: Path, *, tiny: bool = False) -> Path:

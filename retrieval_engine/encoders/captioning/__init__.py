@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine import plugins
-from retrieval_engine.encoders import Arrays, family_of
+from retrieval_engine.encoders import Arrays, Encoder, family_of, open_encoder
 from retrieval_engine.encoders.adapters import adapted
-from retrieval_engine.encoders.checkpoint import resolve
+from retrieval_engine.encoders.checkpoint import read_config, resolve
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
@@ -157,6 +157,20 @@ def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto"
     if found.adapter is not None:
         captioner.spec = adapted(captioner.spec, found.adapter, module.part_of)
     return captioner
+
+
+def open_tower(
+    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str = ""
+) -> Encoder:
+    """What encodes images alone: an encoder, or a captioner where a checkpoint is nothing else.
+
+    A captioner has no features of captions and no matcher; for `tokens` of images it will do.
+    Arguments and errors are those of `open_encoder`.
+    """
+    known = read_config(resolve(checkpoint).path).get("architectures")
+    if known == ["BlipForConditionalGeneration"] and not adapter:
+        return cast("Encoder", open_captioner(checkpoint, device=device, dtype=dtype))
+    return open_encoder(checkpoint, device=device, dtype=dtype, adapter=adapter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """BLIP's image-grounded text decoder (Li et al., ICML 2022), driven from stored vision states.
 
 The same arithmetic as `BlipForConditionalGeneration`, on the same modules; tests compare with the
-authors' token ids and with transformers. What makes it fast: the keys and values that
-cross-attention makes of an image are computed once and never copied for its beams, and the prompt
-is read once for an image.
+authors' token ids and with transformers. What makes it fast: an image's states are never copied
+for its beams, its keys and values are formed only where that pays (`_cross.py`), and the prompt is
+read once for an image.
 
 Traps: a sentence begins with [DEC] (`bos_token_id`) and ends with [SEP] (`sep_token_id`, not
 `eos_token_id`); without a prompt the model writes other sentences than it was trained for; the
@@ -24,12 +24,13 @@ from transformers import BertTokenizer, BlipForConditionalGeneration
 from retrieval_engine.encoders.attention import use_fused_attention
 from retrieval_engine.encoders.batching import default_batch_size, halve_on_oom
 from retrieval_engine.encoders.captioning import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.encoders.captioning._cross import CrossAttention
 from retrieval_engine.encoders.captioning._relevance import token_relevance
 from retrieval_engine.encoders.captioning._rows import rows_of, rows_of_images
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.encoders.device import autocast, normalized_pixels, pick_device, pick_dtype
 from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabulary_digest
-from retrieval_engine.encoders.matching.attend import image_keys_values, look, split_heads
+from retrieval_engine.encoders.matching.attend import split_heads
 from retrieval_engine.encoders.preprocess import read_preprocessor
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
@@ -176,8 +177,8 @@ class BlipWriting:
         self._embeddings = decoder.bert.embeddings
         self._layers = list(decoder.bert.encoder.layer)
         self._head = decoder.cls
-        crossing = [layer.crossattention.self for layer in self._layers]
-        self._images = [image_keys_values(attention, tokens) for attention in crossing]
+        self._tokens = tokens
+        self._images = [CrossAttention(layer.crossattention.self, tokens) for layer in self._layers]
         self._past: list[tuple[Tensor, Tensor]] = []  # each (n b, h, l, d)
         self._sentences = 1  # b
 
@@ -191,7 +192,9 @@ class BlipWriting:
 
     def keep(self, images: Tensor) -> None:
         """See `Writing.keep`."""
-        self._images = [(k[images], v[images]) for k, v in self._images]
+        self._tokens = self._tokens[images]
+        for attention in self._images:
+            attention.keep(images, self._tokens)
         rows = rows_of_images(images, self._sentences)
         self._past = [(k[rows], v[rows]) for k, v in self._past]
 
@@ -205,8 +208,7 @@ class BlipWriting:
             looked, now = self._over_text(layer.attention.self, x, number)
             past.append(now)
             x = layer.attention.output(looked, x)
-            keys, values = self._images[number]
-            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
+            x = layer.crossattention.output(self._images[number](x, b), x)
             x = layer.output(layer.intermediate(x), x)
         self._past = past
         # On a CPU the head stays in float32: bfloat16 logits tie where sentences must differ.
