@@ -126,6 +126,17 @@ def test_captions_from_the_cache_learn_and_are_written_with_the_prompt_they_lear
             assert torch.equal(value, load_file(out / "model.safetensors")[name])
 
 
+def test_a_captioning_checkpoint_makes_the_store_that_trains_it(tmp_path: Path) -> None:
+    model = tiny.save_blip_captioner(tmp_path / "captioner")
+    store, out = str(tmp_path / "store"), str(tmp_path / "c")
+    command = ["encode", "scenes:12?seed=3", "--model", str(model), "--features", "tokens"]
+    encoded = CliRunner().invoke(main, [*command, "--store", store])
+    assert encoded.exit_code == 0, encoded.output
+    result = run("caption", "--store", store, "--out", out, "--max-steps", "2", "--batch-size", "4")
+    assert result.exit_code == 0, result.output
+    open_captioner(out)
+
+
 def test_from_pixels_trains_the_tower_and_what_is_stale_is_encoded_again(
     tmp_path: Path, store: Path
 ) -> None:

@@ -104,6 +104,7 @@ def command(
     from retrieval_engine.encode import EncodeOptions, encode
     from retrieval_engine.encode_stale import encode_stale
     from retrieval_engine.encoders import open_encoder
+    from retrieval_engine.encoders.captioning import open_tower
     from retrieval_engine.sources import open_source
 
     if head is not None:
@@ -125,7 +126,9 @@ def command(
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
     opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
-    encoder = open_encoder(model, device=device, dtype=dtype, adapter=adapter)
+    # For `tokens` alone the tower of a captioning checkpoint will do.
+    opener = open_tower if options.features == ("tokens",) or only_stale else open_encoder
+    encoder = opener(model, device=device, dtype=dtype, adapter=adapter)
     with progress_bar() as progress:
         if opened is None:
             report = encode_stale(store, encoder, batch_size=batch_size or 0, progress=progress)
