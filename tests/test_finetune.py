@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from benchmarks import finetune as benchmark
 from retrieval_engine import open_encoder, open_store
 from retrieval_engine.cli import main
 from retrieval_engine.encode import EncodeOptions, encode
@@ -223,7 +224,7 @@ def test_killed_in_mid_training_the_same_command_goes_on(
     def start(out: Path) -> "subprocess.Popen[bytes]":
         code = "from retrieval_engine.cli import main; main()"
         arguments = ["finetune", "caption", "--store", str(store), "--out", str(out), "--json"]
-        arguments += ["--model", str(captioner), "--batch-size", "8", "--max-steps", "120"]
+        arguments += ["--model", str(captioner), "--batch-size", "8", "--max-steps", "60"]
         arguments += ["--eval-every", "20", "--lora", "r=4,dropout=0.1", "--device", "cpu"]
         arguments += ["--dtype", "float32"]
         return subprocess.Popen(
@@ -459,3 +460,14 @@ def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, st
         made.close()
     assert peaks == pytest.approx([1e-5 * (768 / 32) ** 2, 1e-4 * (768 / 32) ** 2])
     assert all(math.isfinite(peak) for peak in peaks)
+
+
+@pytest.mark.parametrize("what", ["caption5", "retrieval", "blip2"])
+def test_the_benchmark_runs_and_both_ways_have_the_same_losses(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune", "--tiny", "--what", what, "--steps", "1"])
+    benchmark.main()
+    found = json.loads(capsys.readouterr().out)
+    assert {"speedup", "share_gone", "commit", "versions"} <= set(found)
+    assert found["largest_loss_difference"] < 1e-5

@@ -64,7 +64,8 @@ def finetune(
     """
     run = Run(config, out, judge, progress or Silent())
     try:
-        run.train()
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
+            run.train()
         return run.finish()
     finally:
         run.close()
