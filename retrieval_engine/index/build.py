@@ -181,9 +181,9 @@ def _remarks(recipe: Recipe, found: float, asked: Modality, rows: Rows) -> tuple
     remarks = []
     if found < recipe.target_recall:
         remarks.append(
-            f"recall@10 is {found:.3f}, below the {recipe.target_recall} asked for: "
-            f"{recipe.factory} keeps too little of a vector; take a recipe with fp16 storage, or "
-            "add ,Refine(SQfp16) to the factory string"
+            f"recall@10 is {found:.3f}, below the {recipe.target_recall} asked for, at every search "
+            "effort: a graph may not reach it for words (an ivf recipe does), and rows kept in few "
+            "bits lose it (fp16 storage, or ,Refine(SQfp16) after the factory string, keeps it)"
         )
     if asked is Modality.IMAGES and rows.effort:
         remarks.append(
