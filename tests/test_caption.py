@@ -402,3 +402,17 @@ def test_lit_pictures_are_bright_where_the_map_is_high() -> None:
 def test_requests_refuse_what_has_no_effect() -> None:
     with pytest.raises(UsageError, match="one picture"):
         CaptionRequest(explain=Path("x.png"))
+
+
+def test_the_benchmark_runs_at_a_tiny_size(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import caption as benchmark
+
+    monkeypatch.setattr(sys, "argv", ["caption", "--tiny", "--dtypes", "float32"])
+    benchmark.main()
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["beams"] for line in figures] == [1, 3]
+    for line in figures:
+        assert line["same_captions"] == 1.0
+        assert line["cpu_ratio"] > 1
