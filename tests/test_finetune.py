@@ -221,35 +221,30 @@ def hashes(directory: Path) -> dict[str, str]:
 def test_killed_in_mid_training_the_same_command_goes_on(
     tmp_path: Path, store: Path, captioner: Path
 ) -> None:
-    def start(out: Path) -> "subprocess.Popen[bytes]":
-        code = "from retrieval_engine.cli import main; main()"
-        arguments = ["finetune", "caption", "--store", str(store), "--out", str(out), "--json"]
-        arguments += ["--model", str(captioner), "--batch-size", "8", "--max-steps", "60"]
-        arguments += ["--eval-every", "20", "--lora", "r=4,dropout=0.1", "--device", "cpu"]
-        arguments += ["--dtype", "float32"]
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    def arguments(out: Path) -> list[str]:
+        given = ["caption", "--store", str(store), "--out", str(out), "--model", str(captioner)]
+        given += ["--batch-size", "8", "--max-steps", "60", "--eval-every", "20", "--json"]
+        return [*given, "--lora", "r=4,dropout=0.1", "--device", "cpu", "--dtype", "float32"]
 
-    process = start(tmp_path / "killed")
+    code = "from retrieval_engine.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "finetune", *arguments(tmp_path / "killed")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     checkpoint = tmp_path / "killed" / "run" / "checkpoint.pt"
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    both = [start(tmp_path / "killed"), start(tmp_path / "whole")]
-    reports = []
-    for one in both:
-        answer, talk = one.communicate(timeout=240)
-        assert one.returncode == 0, talk.decode()
-        reports.append(json.loads(answer))
-        if one is both[0]:
-            assert b"going on from step" in talk
-    assert reports[0]["final"] == pytest.approx(reports[1]["final"], rel=1e-4)
-    assert reports[0]["fingerprint"] == reports[1]["fingerprint"]
+    assert not (tmp_path / "killed" / "training.json").exists()
+    resumed, whole = (run(*arguments(tmp_path / name)) for name in ("killed", "whole"))
+    assert resumed.exit_code == whole.exit_code == 0, resumed.output + whole.output
+    assert "going on from step" in resumed.stderr
+    one, other = json.loads(resumed.stdout), json.loads(whole.stdout)
+    assert one["final"] == pytest.approx(other["final"], rel=1e-4)
+    assert one["fingerprint"] == other["fingerprint"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path, store: Path) -> None:
