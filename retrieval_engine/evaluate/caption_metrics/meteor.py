@@ -11,7 +11,7 @@ from retrieval_engine.evaluate.caption_metrics.ngrams import Tokens
 def meteor_is_missing() -> str:
     """Why METEOR cannot be computed here, in a few words; empty when it can."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        return "pycocoevalcap is not installed (pip install pycocoevalcap)"
+        return "pycocoevalcap is not installed (pip install 'vlre[meteor]')"
     if shutil.which("java") is None:
         return "there is no java on the PATH"
     return ""
