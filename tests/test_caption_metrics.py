@@ -95,7 +95,7 @@ def test_meteor_equals_the_java_program() -> None:
 
 def test_meteor_says_why_it_is_missing() -> None:
     has_tool = importlib.util.find_spec("pycocoevalcap") is not None
-    assert has_tool or "pip install pycocoevalcap" in meteor_is_missing()
+    assert has_tool or "vlre[meteor]" in meteor_is_missing()
 
 
 def test_bleu_by_hand() -> None:
