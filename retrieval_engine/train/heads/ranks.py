@@ -23,6 +23,11 @@ class ValRecall:
         """Mean of the six recalls: what a training selects on."""
         return sum(self.image_to_text + self.text_to_image) / (2 * len(CUTOFFS))
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is larger for a better head; the reciprocal rank decides between equal recalls."""
+        return round(self.mean, 6), self.reciprocal
+
     def to_json(self) -> dict[str, Json]:
         """In the form of `vlre eval --recall --json`."""
 

@@ -46,10 +46,10 @@ class HeadRecipe:
     Attributes:
         kind: form of the head.
         feature: stored feature it reads.
-        dim: of its output; 0 takes the common width where both sides have one, else 256, and no
+        dim: of its output; 0 takes the common width where both sides have one, else 512, and no
             more than the narrower side has.
         hidden: units of an MLP; 0 means 4 * dim.
-        dropout: share of an MLP's hidden units dropped.
+        dropout: share of an MLP's hidden units dropped in training.
         residual: give an MLP a linear path beside it.
         bias: give a linear head one.
         split: items to train on; empty means `train` where there is one, else all that are in
@@ -62,7 +62,7 @@ class HeadRecipe:
         captions: which captions take part.
         loss: what is minimised.
         epochs: at most; 0 keeps the start as it is.
-        batch_size: images in a step; 0 lets the number of images decide.
+        batch_size: images in a step; 0 means a fifth of them, but 64 to 1,024.
         lr: highest learning rate of AdamW.
         weight_decay: of AdamW.
         patience: epochs without a better validation recall before it stops; 0 never stops.
@@ -71,7 +71,8 @@ class HeadRecipe:
             them for as many epochs as were best: too few to leave a fifth unused. 0 never does.
         hard_negatives: images that each drawn image brings along into its batch, those whose
             captions the head now confuses most with it; mined from the cache each epoch.
-        start: where training begins.
+        start: where training begins. The closed form is followed by a second training from
+            random weights where it leaves nothing to learn; the better of the two is kept.
         constant_lr: no warm-up and no decay.
         seed: of split, weights and batches.
     """
@@ -80,7 +81,7 @@ class HeadRecipe:
     feature: str = "pooled"
     dim: int = 0
     hidden: int = 0
-    dropout: float = 0.0
+    dropout: float = 0.3
     residual: bool = False
     bias: bool = True
     split: str = ""
@@ -89,11 +90,11 @@ class HeadRecipe:
     val_size: int = 0
     captions: Captions = Captions.ALL
     loss: Loss = Loss.INFONCE
-    epochs: int = 30
+    epochs: int = 40
     batch_size: int = 0
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 1e-2
-    patience: int = 8
+    patience: int = 12
     select_best: bool = True
     refit_below: int = 500
     hard_negatives: int = 0

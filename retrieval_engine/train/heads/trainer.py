@@ -21,11 +21,12 @@ from retrieval_engine.train.heads.curves import draw_curves
 from retrieval_engine.train.heads.data import Pairs, TrainingData, read_training_data
 from retrieval_engine.train.heads.fitting import Run
 from retrieval_engine.train.heads.ranks import ValRecall
-from retrieval_engine.train.heads.recipe import HeadRecipe
+from retrieval_engine.train.heads.recipe import HeadRecipe, Start
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
-_USUAL_DIM = 256
+_USUAL_DIM = 512
+_MANY_IMAGES = 1000
 _WIDEST_DIM = 1024
 
 
@@ -115,14 +116,23 @@ def train_head(
     data = read_training_data(store, recipe, where)
     _refuse_nan(data)
     with _seeded(recipe.seed):
-        head = Head(_config(recipe, data.train)).to(where)
+        config = _config(recipe, data.train)
         out.mkdir(parents=True, exist_ok=True)
-        run = Run(recipe, data, head, out / LOG, progress, began)
+        (out / LOG).unlink(missing_ok=True)
+        run = Run(recipe, data, Head(config).to(where), out / LOG, progress, began)
         run.fit()
+        if run.is_saturated and len(data.train) >= _MANY_IMAGES:
+            # On thousands of pairs as wide as there are many, the closed form knows the training
+            # pairs by heart: from random weights more can be learned.
+            progress.say("the closed form leaves hardly any loss: trying random weights as well")
+            random = replace(recipe, start=Start.RANDOM)
+            other = Run(random, data, Head(config).to(where), out / LOG, progress, began)
+            other.fit()
+            run = max(run, other, key=lambda each: each.best.rank)
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
-            run.refit(Head(head.config).to(where))
+            run.refit(Head(config).to(where))
     draw_curves(out / LOG, out / CURVES)
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),

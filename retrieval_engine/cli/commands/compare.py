@@ -1,0 +1,79 @@
+"""`vlre compare`: several runs side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retrieval_engine.cli.options import example, json_option, split_option, store_option
+
+if TYPE_CHECKING:
+    pass
+
+_HELP = """Compare heads, encoders and saved figures: a table, pictures and one HTML report.
+
+A RUN is the directory of a head, another store, a file from `vlre eval --json`, or the word itc:
+what the encoder gives without a head. NAME=RUN names it. All are measured on the same images of the
+store; those that some head was trained on are left out for every run.
+
+With --references, runs are files of captions (`vlre caption --out`), before and after:
+
+\b
+  vlre compare old.jsonl new.jsonl --references references.json --out report
+"""
+
+
+@click.command(help=_HELP, epilog=example("vlre compare itc heads/linear heads/mlp --out report"))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@store_option
+@split_option
+@click.option("--out", type=click.Path(path_type=Path), help="Write report.html and pictures here.")
+@click.option("--title", default="Comparison", show_default=True, help="Of the report.")
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Compare files of captions with these references.",
+)
+@click.option(
+    "--images", type=click.Path(path_type=Path, file_okay=False), help="Of captions: the pictures."
+)
+@click.option("--allow-missing", is_flag=True, help="Of captions: leave out what some run lacks.")
+@json_option
+@click.option("--csv", "form", flag_value="csv", help="The table as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="The table as Markdown.")
+@click.option("--latex", "form", flag_value="latex", help="The table as LaTeX.")
+def command(
+    runs: tuple[str, ...],
+    store: Path,
+    split: str | None,
+    out: Path | None,
+    title: str,
+    references: Path | None,
+    images: Path | None,
+    allow_missing: bool,
+    as_json: bool,
+    form: str | None,
+) -> None:
+    """Parse, compare, print."""
+    form = "json" if as_json else form or ""
+    if references is not None:
+        from retrieval_engine.cli.caption_comparison import compare_caption_runs
+
+        compare_caption_runs(
+            runs,
+            references,
+            form=form,
+            out=out,
+            images=images,
+            allow_missing=allow_missing,
+            title=title,
+        )
+        return
+    from retrieval_engine.cli.comparison import show_comparison
+    from retrieval_engine.cli.output import note
+    from retrieval_engine.evaluate.compare import compare, open_runs, write_report
+
+    comparison = compare(open_runs(runs, store), split=split)
+    show_comparison(comparison, form)
+    if out is not None:
+        note(f"report: {write_report(comparison, out, title=title).page}")

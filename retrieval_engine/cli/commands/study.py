@@ -1,0 +1,71 @@
+"""`vlre study`: a whole experiment in one command."""
+
+from pathlib import Path
+
+import click
+
+from retrieval_engine.cli.options import device_option, example, json_option, model_option
+
+
+@click.group()
+def command() -> None:
+    """Whole experiments in one command."""
+
+
+@command.command(
+    epilog=example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
+)
+@click.option(
+    "--source",
+    default="scenes:6500?seed=7",
+    show_default=True,
+    help="Pictures with captions; its splits train, val and test are used where it has them.",
+)
+@model_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="study",
+    show_default=True,
+    help="Store, heads and report go here; a second run goes on where the first stopped.",
+)
+@click.option("--feature", default="pooled", show_default=True, help="pooled or itc.")
+@click.option("--train-size", default=5000, show_default=True, help="Images to train on.")
+@click.option("--test-size", default=1000, show_default=True, help="At most, where no split is.")
+@click.option("--seed", default=0, show_default=True, help="Of split and weights.")
+@device_option
+@json_option
+def heads(
+    source: str,
+    model: str,
+    out: Path,
+    feature: str,
+    train_size: int,
+    test_size: int,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Do heads help? The first seed project's study, on images that no head has seen.
+
+    Encodes SOURCE, then compares an untrained projection, the encoder's own ITC, the seed's linear
+    head and its "MLP" (the same head trained longer), our linear head with all captions and with
+    the first only, and a true MLP. Writes report.html.
+    """
+    from retrieval_engine.cli.comparison import show_comparison
+    from retrieval_engine.cli.output import note, progress_bar
+    from retrieval_engine.evaluate.study import HeadStudy, study_heads
+
+    plan = HeadStudy(
+        source=source,
+        model=model,
+        feature=feature,
+        train_size=train_size,
+        test_size=test_size,
+        seed=seed,
+        device=device,
+    )
+    with progress_bar() as progress:
+        comparison, page = study_heads(plan, out, progress=progress)
+    show_comparison(comparison, "json" if as_json else "")
+    note(f"report: {page}")
