@@ -1,6 +1,7 @@
 """CapFilt: wrong captions go, right ones stay, and the cleaned set is a source again."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from benchmarks.caption_quality import filtering
+from benchmarks import caption_quality
 from retrieval_engine.caption.capfilt import CapFiltJob, CapFiltRequest
 from retrieval_engine.caption.cleaned import write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
@@ -219,16 +220,16 @@ def test_bad_input_is_one_clear_line(
 
 
 def test_the_benchmark_of_quality_runs(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encode(
-        "scenes:6?seed=5",
-        tmp_path / "store",
-        encoder=str(model),
-        options=EncodeOptions(features=("tokens",)),
-    )
-    filtering(tmp_path / "store", str(model), list(open_source("scenes:6?seed=5").items()))
+    monkeypatch.setattr(sys, "argv", ["caption_quality", "--tiny"])
+    caption_quality.main()
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [f["threshold"] for f in figures] == [0.3, 0.5, 0.7]
-    assert figures[0]["captions"] == 30
-    assert 0 < figures[0]["wrong"] <= 9
+    ways = {f["setting"]: f for f in figures if f["benchmark"] == "caption-quality"}
+    assert ways["greedy"]["nouns_right"] >= 0.95
+    assert ways["greedy"]["CIDEr"] > 3 * ways["commonest training caption"]["CIDEr"]
+    filtered = [f for f in figures if f["benchmark"] == "capfilt"]
+    assert [f["threshold"] for f in filtered] == [0.3, 0.5, 0.7]
+    assert filtered[1]["captions"] == 60
+    assert filtered[1]["wrong_removed"] >= 0.9
+    assert filtered[1]["right_kept"] >= 0.9
