@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from retrieval_engine.cli import main
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_metrics import evaluate_captions
 from retrieval_engine.evaluate.compare.caption_page import write_caption_page
@@ -105,3 +107,24 @@ def test_the_page_shows_every_run_and_escapes_what_it_shows(files: Path) -> None
     assert page.count("<div class='missing'>d.jpg</div>") >= 1
     assert page.count("data:image/jpeg") == 2 + 1 + 3
     assert np.isfinite([row.scores.metrics["CIDEr"] for row in comparison.rows]).all()
+
+
+def test_the_command_compares_files_of_captions(files: Path) -> None:
+
+    def run(*arguments: object) -> Result:
+        runs = [f"old={files}/before.jsonl", f"new={files}/after.jsonl"]
+        return CliRunner().invoke(main, ["compare", *runs, *map(str, arguments)])
+
+    told = ["--references", files / "references.json"]
+    result = run(*told, "--json")
+    assert result.exit_code == 0, result.output
+    old, new = (json.loads(line) for line in result.stdout.splitlines())
+    assert (old["run"], new["run"]) == ("old", "new")
+    assert new["gain"]["CIDEr"] == pytest.approx(new["metrics"]["CIDEr"] - old["metrics"]["CIDEr"])
+    people = run(*told, "--out", files / "page")
+    assert "new against old: CIDEr +" in people.stdout
+    assert (files / "page" / "captions.html").is_file()
+    assert run(*told, "--markdown").stdout.startswith("| run | B@1")
+    refused = run(*told, "--latex")
+    assert refused.exit_code == 2
+    assert "--json and --markdown" in refused.stderr
