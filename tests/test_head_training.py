@@ -24,9 +24,9 @@ from retrieval_engine.train.heads import (
     untrained_head,
 )
 from retrieval_engine.train.heads.batches import epoch, mine
-from retrieval_engine.train.heads.curves import read_log
 from retrieval_engine.train.heads.data import Pairs, read_training_data
 from retrieval_engine.train.heads.ranks import scores, val_recall
+from retrieval_engine.train.runlog import read_log
 from tests.paired_vectors import embeddings, paired_store, views
 from tests.vector_store import write_store
 

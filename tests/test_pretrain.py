@@ -18,8 +18,8 @@ from retrieval_engine.cli import main
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.pretrain import PretrainConfig, pretrain
-from retrieval_engine.train.pretrain.runlog import read_log
 from retrieval_engine.train.pretrain.trainer import Run
+from retrieval_engine.train.runlog import read_log
 
 STEPS = 24
 CONFIG = PretrainConfig(

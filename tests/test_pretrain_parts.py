@@ -9,19 +9,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.progress import Silent
+from retrieval_engine.train.negatives import draw_negatives
 from retrieval_engine.train.pretrain import PretrainConfig
 from retrieval_engine.train.pretrain.losses import (
     caption_loss,
     concept_loss,
-    draw_negatives,
     itc_loss,
 )
-from retrieval_engine.train.pretrain.optimisers import step_factor
-from retrieval_engine.train.pretrain.runlog import RunLog, read_log
 from retrieval_engine.train.pretrain.tokenizer import train_tokenizer
 from retrieval_engine.train.pretrain.trainer import Run
 from retrieval_engine.train.pretrain.validation import recall
 from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
+from retrieval_engine.train.runlog import RunLog, read_log
+from retrieval_engine.train.schedule import step_factor
 
 STEPS = 24
 CONFIG = PretrainConfig(

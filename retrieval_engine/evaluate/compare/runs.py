@@ -11,7 +11,7 @@ from retrieval_engine.heads import load_head
 from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Json
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.heads.curves import read_log
+from retrieval_engine.train.runlog import read_log
 
 ITC = "itc"
 _LOG = "log.jsonl"

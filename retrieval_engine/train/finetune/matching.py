@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.encoders.matching import CrossEncoder
-from retrieval_engine.train.pretrain.losses import draw_negatives
+from retrieval_engine.train.negatives import draw_negatives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

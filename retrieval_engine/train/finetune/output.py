@@ -21,7 +21,7 @@ from retrieval_engine.train.adapters import LoraOptions, base_name, options_json
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.data import Sets
 from retrieval_engine.train.finetune.model_files import trained_tensors, write_json, write_model
-from retrieval_engine.train.pretrain.runlog import read_log
+from retrieval_engine.train.runlog import Panel, draw_curves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ class Output:
             trainable=self.counted(),
             fingerprint=opened.spec.fingerprint,
         )
-        draw_curves(self._out / "log.jsonl", self._out / "curves.png")
+        draw_curves(self._out / "log.jsonl", self._out / "curves.png", CURVES)
         # The last thing written: where it is, the run is complete.
         write_json(self._out / "training.json", self._record(report))
         return report
@@ -220,32 +220,10 @@ def open_board(folder: Path) -> Any:
     return writer(str(folder))
 
 
-def draw_curves(log: Path, picture: Path) -> bool:
-    """Plot losses, and the figures of the validations, over steps.
-
-    Returns:
-        False where matplotlib (extra `plots`) is not installed; nothing is written then.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    from matplotlib.figure import Figure
-
-    lines = read_log(log)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, figures = figure.subplots(1, 2)
-    axes = {
-        losses: ("itc", "itm", "lm", "caption_loss"),
-        figures: ("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall", "cider"),
-    }
-    for part, names in axes.items():
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                part.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-        part.set(xlabel="step", ylim=(0, None))
-        if part.lines:
-            part.legend(frameon=False)
-    losses.set_ylabel("loss")
-    figures.set_ylabel("on held-out images: recall in per cent, CIDEr")
-    figure.savefig(picture, dpi=120, metadata={"Software": None})
-    return True
+CURVES = (
+    Panel(names=("itc", "itm", "lm", "caption_loss"), label="loss"),
+    Panel(
+        names=("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall", "cider"),
+        label="on held-out images: recall in per cent, CIDEr",
+    ),
+)

@@ -23,6 +23,7 @@ from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.adapters import refuse_dead
+from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.finetune.captions import Captions, Judge
 from retrieval_engine.train.finetune.config import FinetuneConfig, Select
 from retrieval_engine.train.finetune.data import Group
@@ -31,9 +32,8 @@ from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.state import State
 from retrieval_engine.train.finetune.states import Ahead
-from retrieval_engine.train.pretrain.checkpoint import load_checkpoint, save_atomically
-from retrieval_engine.train.pretrain.optimisers import step_factor
-from retrieval_engine.train.pretrain.runlog import RunLog
+from retrieval_engine.train.runlog import RunLog
+from retrieval_engine.train.schedule import step_factor
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10

@@ -1,15 +1,9 @@
 """The log of a training as a picture."""
 
 import importlib.util
-import json
 from pathlib import Path
-from typing import Any
 
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `log.jsonl`; one cut off by a crash is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+from retrieval_engine.train.runlog import read_log
 
 
 def draw_curves(log: Path, picture: Path) -> bool:

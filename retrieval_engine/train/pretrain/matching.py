@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval_engine.train.negatives import draw_negatives
 from retrieval_engine.train.pretrain.batches import Batch
 from retrieval_engine.train.pretrain.data import TrainingSet
-from retrieval_engine.train.pretrain.losses import draw_negatives
 from retrieval_engine.train.pretrain.texts import Texts, Tokens
 from retrieval_engine.train.pretrain.words import mirrored, nonsense
 

@@ -23,8 +23,8 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json
+from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.pretrain.batches import Batcher
-from retrieval_engine.train.pretrain.checkpoint import RunState, load_checkpoint, save_atomically
 from retrieval_engine.train.pretrain.config import PretrainConfig
 from retrieval_engine.train.pretrain.data import load_sets
 from retrieval_engine.train.pretrain.export import export
@@ -33,16 +33,25 @@ from retrieval_engine.train.pretrain.objective import Objective
 from retrieval_engine.train.pretrain.optimisers import (
     concept_optimisers,
     joint_optimisers,
-    step_factor,
 )
-from retrieval_engine.train.pretrain.runlog import RunLog, draw_curves
+from retrieval_engine.train.pretrain.state import RunState
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
 from retrieval_engine.train.pretrain.validation import validate
+from retrieval_engine.train.runlog import Panel, RunLog, draw_curves
+from retrieval_engine.train.schedule import step_factor
 
 _CONCEPT_FLOOR = 0.2  # the concept stage ends at a fifth of its step: the joint stage goes on
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY = 10
+CURVES = (
+    Panel(names=("itc", "itm", "lm", "concept", "region"), label="loss"),
+    Panel(
+        names=("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall"),
+        label="recall on held-out items, per cent",
+        top=100,
+    ),
+)
 _NOISE = 0.25  # per cent of mean recall that two validations may differ by chance
 
 
@@ -270,7 +279,7 @@ class Run:
             dtype=getattr(torch, self.config.save_dtype),
             facts=self._facts(report),
         )
-        draw_curves(self.out / "log.jsonl", self.out / "curves.png")
+        draw_curves(self.out / "log.jsonl", self.out / "curves.png", CURVES)
         shutil.rmtree(self.out / "run")
         return report
 

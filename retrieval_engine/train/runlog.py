@@ -2,11 +2,27 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retrieval_engine.records import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One plot of a run.
+
+    Attributes:
+        names: figures in the log's lines.
+        label: what they measure, with the unit.
+        top: end of the axis, or None to fit.
+    """
+
+    names: tuple[str, ...]
+    label: str
+    top: float | None = None
 
 
 class RunLog:
@@ -31,18 +47,19 @@ class RunLog:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def read_log(path: Path) -> list[dict[str, Json]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; one cut off by a crash is left out."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def draw_curves(log: Path, picture: Path) -> bool:
-    """Plot losses and recall over steps.
+def draw_curves(log: Path, picture: Path, panels: Sequence[Panel]) -> bool:
+    """Plot figures of a log over steps, panels side by side.
 
     Args:
         log: a `log.jsonl`.
         picture: where the PNG goes.
+        panels: what to draw; figures that the log does not have are left out.
 
     Returns:
         False where matplotlib (extra `plots`) is not installed; nothing is written then.
@@ -53,21 +70,13 @@ def draw_curves(log: Path, picture: Path) -> bool:
 
     lines = read_log(log)
     figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, recalls = figure.subplots(1, 2)
-    for name in ("itc", "itm", "lm", "concept", "region"):
-        _curve(losses, lines, name)
-    for name in ("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall"):
-        _curve(recalls, lines, name)
-    losses.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    recalls.set(xlabel="step", ylabel="recall on held-out items, per cent", ylim=(0, 100))
-    for axes in (losses, recalls):
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name in panel.names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+        axes.set(xlabel="step", ylabel=panel.label, ylim=(0, panel.top))
         if axes.lines:
             axes.legend(frameon=False)
     figure.savefig(picture, dpi=120, metadata={"Software": None})
     return True
-
-
-def _curve(axes: Any, lines: list[dict[str, Json]], name: str) -> None:
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    if points:
-        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
