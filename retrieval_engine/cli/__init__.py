@@ -24,6 +24,8 @@ _HELP = """Encode once. Everything else reads the cache.
   vlre index                      features -> ./indices/built/default
   vlre search "a dog on grass"    words -> pictures
   vlre eval --recall              Recall@K, exact, both directions
+  vlre caption                    captions from the same features
+  vlre train-head                 a projection on them, in seconds
 """
 
 
