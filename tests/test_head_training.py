@@ -241,7 +241,7 @@ def test_seed_recipe_is_the_notebooks_set_up(store: Store, tmp_path: Path) -> No
     optimiser = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(recipe.seed)
     for _ in range(2):
-        for batch in torch.randperm(200, generator=generator).tensor_split(4):
+        for batch in torch.split(torch.randperm(200, generator=generator), 64):
             image = data.train.images[batch, 0]
             text = data.train.texts[data.train.captions[batch, 0]]
             image_z = torch.nn.functional.normalize(image @ head.image.linear.weight.T, dim=-1)  # type: ignore[union-attr,operator]

@@ -52,6 +52,8 @@ def read_column(name: str, usual: Sequence[str]) -> NDArray[Any]:
         if path.suffix == ".npy":
             mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return mapped
+    except UsageError:  # it is a ValueError, but no sign of a broken file
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise SourceError(f"cannot read {name}: {error}") from error
     raise SourceError(f"{path} is of no known kind; known: .npy, .npz, .parquet")

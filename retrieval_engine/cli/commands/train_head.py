@@ -41,7 +41,7 @@ Captions of one image are its positives and never its negatives. Use it with
 @click.option("--train-size", type=int, help="Images to train on; 0 for all.  [default: 5000]")
 @click.option("--val-size", type=int, help="Images to select on.  [default: a tenth]")
 @click.option("--captions", type=click.Choice(["all", "one", "first"]), help="[default: all]")
-@click.option("--epochs", type=int, help="At most.  [default: 40]")
+@click.option("--epochs", type=int, help="At most.  [default: 20]")
 @click.option("--batch-size", type=int, help="Images in a step.  [default: by their number]")
 @click.option("--lr", type=float, help="[default: 0.002]")
 @click.option("--weight-decay", type=float, help="[default: 0.01]")
@@ -50,7 +50,7 @@ Captions of one image are its positives and never its negatives. Use it with
 @click.option(
     "--start", type=click.Choice(["closed-form", "random"]), help="[default: closed-form]"
 )
-@click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 12]")
+@click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 10]")
 @click.option(
     "--refit-below", type=int, help="Below so many images train on all in the end.  [default: 500]"
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from retrieval_engine.heads import Head
 from retrieval_engine.train.heads.data import Pairs
 from retrieval_engine.train.heads.ranks import scores
-from retrieval_engine.train.heads.recipe import Captions, HeadRecipe
+from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss
 
 _SMALLEST_BATCH, _LARGEST_BATCH = 64, 1024
 _STEPS = 5
@@ -51,8 +51,9 @@ def epoch(
     """
     order = torch.randperm(len(pairs), generator=generator).to(pairs.images.device)
     size = batch_size(recipe, len(pairs))
-    steps = -(-len(pairs) // size)
-    for images in order.tensor_split(steps):  # no crumb at the end with hardly a negative
+    # No crumb at the end with hardly a negative; but the seed's loader has one.
+    even = order.tensor_split(-(-len(pairs) // size))
+    for images in torch.split(order, size) if recipe.loss is Loss.DIAGONAL else even:
         if mined is not None:
             anchors = images[: -(-len(images) // (1 + mined.shape[1]))]
             images = torch.unique(torch.cat([anchors, mined[anchors].flatten()]))
@@ -69,7 +70,7 @@ def _batch(pairs: Pairs, images: Tensor, recipe: HeadRecipe, generator: torch.Ge
             counts = (mine >= 0).sum(1).cpu()
             column = (torch.rand(len(mine), generator=generator) * counts).long()
         texts = mine.gather(1, column.to(mine.device)[:, None])[:, 0]
-        if recipe.loss != "diagonal":
+        if recipe.loss is not Loss.DIAGONAL:
             texts = torch.unique(texts)
     positive = mine[:, :1] == texts
     for column_of_all in mine.T[1:]:

@@ -14,7 +14,7 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import TrainedOn
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
-from retrieval_engine.train.heads.recipe import Captions, HeadRecipe
+from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss
 
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
@@ -148,7 +148,7 @@ def _check(train: Ints, val: Ints, recipe: HeadRecipe) -> None:
             f"the validation set has {len(val)} images; at least 2 are needed to select on",
             hint="give --val-size, or another --val-split",
         )
-    if recipe.batch_size > len(train):
+    if recipe.batch_size > len(train) and recipe.loss is not Loss.DIAGONAL:
         raise TrainingError(
             f"--batch-size {recipe.batch_size} is more than the {len(train)} images there are to "
             "train on",

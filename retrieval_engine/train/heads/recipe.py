@@ -90,11 +90,11 @@ class HeadRecipe:
     val_size: int = 0
     captions: Captions = Captions.ALL
     loss: Loss = Loss.INFONCE
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 0
     lr: float = 2e-3
     weight_decay: float = 1e-2
-    patience: int = 12
+    patience: int = 10
     select_best: bool = True
     refit_below: int = 500
     hard_negatives: int = 0
