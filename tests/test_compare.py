@@ -159,8 +159,8 @@ def test_the_whole_study(tmp_path: Path) -> None:
     plan = HeadStudy(source="scenes:110?seed=3", model=str(checkpoint), train_size=60, test_size=30)
     found, page = study_heads(plan, tmp_path / "study")
     assert [row.name for row in found.rows] == [
-        "untrained projection",
         "ITC as encoded",
+        "untrained projection",
         "seed linear",
         'seed "MLP"',
         "linear, first caption",

@@ -24,6 +24,7 @@ from retrieval_engine.train.heads import (
     untrained_head,
 )
 from retrieval_engine.train.heads.batches import epoch, mine
+from retrieval_engine.train.heads.curves import kept_lines
 from retrieval_engine.train.heads.data import Pairs, read_training_data
 from retrieval_engine.train.heads.ranks import scores, val_recall
 from retrieval_engine.train.runlog import read_log
@@ -133,6 +134,15 @@ def test_every_choice_trains(tmp_path: Path, change: dict[str, object]) -> None:
     assert report.best.to_json()["mean_recall"] == max(line["mean_recall"] for line in lines)
     assert report.best.mean > 20
     assert (tmp_path / "head" / "curves.png").stat().st_size > 5000
+
+
+def test_from_a_thousand_images_on_both_starts_are_tried(tmp_path: Path) -> None:
+    pairs = paired_store(tmp_path / "store", 1150)
+    report = train_head(pairs, tmp_path / "h", replace(QUICK, epochs=2))
+    lines = read_log(tmp_path / "h" / "log.jsonl")
+    assert [line["start"] for line in lines] == ["closed-form"] * 3 + ["random"] * 3
+    assert report.best.to_json()["mean_recall"] == max(line["mean_recall"] for line in lines)
+    assert {line["start"] for line in kept_lines(lines)} == {"closed-form"}
 
 
 def test_equal_seeds_give_equal_heads(store: Store, tmp_path: Path) -> None:

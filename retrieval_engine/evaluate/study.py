@@ -91,7 +91,7 @@ def study_heads(
     store = open_store(out / "store")
     recipe, split = _plan(store, study)
     untrained_head(store, out / "heads" / "untrained", recipe)
-    runs = [f"untrained projection={out / 'heads' / 'untrained'}", "ITC as encoded=itc"]
+    runs = ["ITC as encoded=itc", f"untrained projection={out / 'heads' / 'untrained'}"]
     for name, each in _recipes(recipe).items():
         progress.say(f"training: {name}")
         folder = out / "heads" / name.replace(" ", "-").replace(",", "").replace('"', "")

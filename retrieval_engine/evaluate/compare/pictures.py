@@ -40,9 +40,17 @@ def recall_bars(comparison: Comparison) -> bytes:
                 )
                 tops = high
             for place, value, top in zip(places, values, tops, strict=True):
-                size = 8 if len(comparison.rows) < 5 else 6.5
-                panel.text(place, top + 1, f"{value:.1f}", ha="center", va="bottom", fontsize=size)
-        panel.set(title=_TITLES[side], ylim=(0, 110), xticks=range(len(KS)), xticklabels=KS)
+                turned = 90 if len(comparison.rows) > 4 else 0  # side by side they would overlap
+                panel.text(
+                    place,
+                    top + 1.5,
+                    f"{value:.1f}",
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                    rotation=turned,
+                )
+        panel.set(title=_TITLES[side], ylim=(0, 118), xticks=range(len(KS)), xticklabels=KS)
         panel.set_yticks(range(0, 101, 20))
         panel.grid(axis="y", alpha=0.3)
         panel.set_axisbelow(True)
@@ -67,8 +75,10 @@ def training_curves(comparison: Comparison) -> bytes | None:
             epochs = [line["epoch"] for line in lines]
             values = [line[name] for line in lines]
             panel.plot(epochs, values, color=_colour(number), label=run.name, marker=".", ms=4)
-    recall.set(xlabel="epoch (0 is the start)", ylabel="validation mean recall, percent")
-    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    recall.set(
+        xlabel="epoch (0 is the start)", ylabel="validation mean recall, percent", ylim=(0, 101)
+    )
+    loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
     recall.legend(frameon=False)
     for panel in (recall, loss):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

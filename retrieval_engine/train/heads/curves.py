@@ -1,9 +1,17 @@
 """The log of a training as a picture."""
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from retrieval_engine.train.runlog import read_log
+
+
+def kept_lines(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of the start that was kept, where a training was begun at two."""
+    best: Mapping[str, Any] = max(lines, key=lambda line: line["mean_recall"], default={})
+    return [line for line in lines if line.get("start") == best.get("start")]
 
 
 def draw_curves(log: Path, picture: Path) -> bool:
@@ -21,7 +29,8 @@ def draw_curves(log: Path, picture: Path) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    lines = read_log(log)
+    every = read_log(log)
+    lines = kept_lines(every)
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, recall = figure.subplots(1, 2)
     learned = [line for line in lines if "loss" in line]
@@ -33,6 +42,11 @@ def draw_curves(log: Path, picture: Path) -> bool:
         for k in ("R@1", "R@10"):
             values = [line[side][k] for line in lines]
             recall.plot(epochs, values, label=f"{name} {k}", lw=1, marker=".")
+    others = [line for line in every if line not in lines]
+    if others:
+        values = [line["mean_recall"] for line in others]
+        name = f"mean, from {others[0]['start']} start"
+        recall.plot([line["epoch"] for line in others], values, "--", color="grey", label=name)
     recall.set(xlabel="epoch (0 is the start)", ylabel="validation recall, percent", ylim=(0, 101))
     recall.legend(frameon=False, fontsize="small")
     for axes in (loss, recall):

@@ -21,7 +21,6 @@ from retrieval_engine.train.heads.ranks import ValRecall, scores, val_recall
 from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start
 
 _WARM_UP = 0.1
-_SATURATED = 0.1  # of the loss of pure chance
 _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
 
 
@@ -41,8 +40,6 @@ class Run:
         best: that of the weights that are kept.
         best_epoch: where they are from; 0 is the start.
         epochs: epochs run.
-        is_saturated: whether the start tells the training pairs apart so well that hardly any
-            loss, and so hardly any gradient, is left.
     """
 
     def __init__(
@@ -59,7 +56,6 @@ class Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
-        self.is_saturated = False
         self._start()
         self.first = self.best = self._validate(None)
 
@@ -70,7 +66,9 @@ class Run:
             ridge = start_closed_form(self.head, self.train, self.recipe.seed)
             form = f"closed form, ridge {ridge:g}" if ridge else "the features as they are"
             self.progress.say(f"start: {form}")
-        elif self.recipe.loss is not Loss.DIAGONAL:
+        else:
+            self.progress.say("start: random weights")
+        if self.recipe.start is Start.RANDOM and self.recipe.loss is not Loss.DIAGONAL:
             standardise(self.head, self.train, self.recipe.seed)
         if self.recipe.loss is Loss.SIGMOID:
             self.head.log_scale.fill_(math.log(10))
@@ -165,9 +163,7 @@ class Run:
         batch = next(batches.epoch(self.train, self.recipe, generator, None))
         cosines = self._cosines(batch)
         tried = {scale: float(self._loss_of(cosines * scale, batch)) for scale in _SCALES}
-        best = min(tried, key=lambda scale: tried[scale])
-        self.head.log_scale.fill_(math.log(best))
-        self.is_saturated = tried[best] < _SATURATED * math.log(len(batch.images))
+        self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
 
     @torch.no_grad()
     def _validate(self, loss: float | None) -> ValRecall:

@@ -33,8 +33,14 @@ class Captions(StrEnum):
 
 
 class Start(StrEnum):
-    """Where training begins: at the closed-form solution, or at random weights."""
+    """Where training begins: at the closed-form solution, at random weights, or at both in turn.
 
+    On few images nothing beats the closed form. On thousands it may know its pairs by heart, so
+    that no gradient is left, or have seen too few different captions: `BEST` then trains from both
+    and keeps what validates better.
+    """
+
+    BEST = "best"
     CLOSED_FORM = "closed-form"
     RANDOM = "random"
 
@@ -71,8 +77,7 @@ class HeadRecipe:
             them for as many epochs as were best: too few to leave a fifth unused. 0 never does.
         hard_negatives: images that each drawn image brings along into its batch, those whose
             captions the head now confuses most with it; mined from the cache each epoch.
-        start: where training begins. The closed form is followed by a second training from
-            random weights where it leaves nothing to learn; the better of the two is kept.
+        start: where training begins; `BEST` is the closed form alone below 1,000 images.
         constant_lr: no warm-up and no decay.
         seed: of split, weights and batches.
     """
@@ -98,7 +103,7 @@ class HeadRecipe:
     select_best: bool = True
     refit_below: int = 500
     hard_negatives: int = 0
-    start: Start = Start.CLOSED_FORM
+    start: Start = Start.BEST
     constant_lr: bool = False
     seed: int = 0
 

@@ -119,16 +119,11 @@ def train_head(
         config = _config(recipe, data.train)
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
-        run = Run(recipe, data, Head(config).to(where), out / LOG, progress, began)
-        run.fit()
-        if run.is_saturated and len(data.train) >= _MANY_IMAGES:
-            # On thousands of pairs as wide as there are many, the closed form knows the training
-            # pairs by heart: from random weights more can be learned.
-            progress.say("the closed form leaves hardly any loss: trying random weights as well")
-            random = replace(recipe, start=Start.RANDOM)
-            other = Run(random, data, Head(config).to(where), out / LOG, progress, began)
-            other.fit()
-            run = max(run, other, key=lambda each: each.best.rank)
+        runs = []
+        for each in _starts(recipe, len(data.train)):
+            runs.append(Run(each, data, Head(config).to(where), out / LOG, progress, began))
+            runs[-1].fit()
+        run = max(runs, key=lambda run: run.best.rank)
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
@@ -183,6 +178,14 @@ def untrained_head(store: Store, out: str | Path, recipe: HeadRecipe) -> SavedHe
         head = Head(config)
     record: dict[str, Json] = {"store": str(store.path), "untrained": True}
     return save_head(_saved(store, head, Path(out), record), TrainedOn())
+
+
+def _starts(recipe: HeadRecipe, images: int) -> list[HeadRecipe]:
+    """The recipe once for each start that is tried."""
+    starts = [recipe.start]
+    if recipe.start is Start.BEST:
+        starts = [Start.CLOSED_FORM, Start.RANDOM][: 2 if images >= _MANY_IMAGES else 1]
+    return [replace(recipe, start=start) for start in starts]
 
 
 def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
