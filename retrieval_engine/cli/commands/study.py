@@ -7,14 +7,15 @@ import click
 from retrieval_engine.cli.options import device_option, example, json_option, model_option
 
 
-@click.group()
+_EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
+
+
+@click.group(epilog=_EXAMPLE)
 def command() -> None:
     """Whole experiments in one command."""
 
 
-@command.command(
-    epilog=example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
-)
+@command.command(epilog=_EXAMPLE)
 @click.option(
     "--source",
     default="scenes:6500?seed=7",
