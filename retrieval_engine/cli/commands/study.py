@@ -6,7 +6,6 @@ import click
 
 from retrieval_engine.cli.options import device_option, example, json_option, model_option
 
-
 _EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
 
 
