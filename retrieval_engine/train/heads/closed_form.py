@@ -44,8 +44,8 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
 
     One factor for all dimensions: their ratios are the encoder's own and mean something.
     """
-    mean = x.mean(0)
-    spread = (x - mean).square().mean().sqrt().clamp_min(1e-12)
+    variance, mean = torch.var_mean(x, dim=0, correction=0)
+    spread = variance.mean().sqrt().clamp_min(1e-12)
     return mean, (1 / spread).expand_as(mean)
 
 

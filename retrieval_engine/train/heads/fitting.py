@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from retrieval_engine.train.heads.ranks import ValRecall, scores, val_recall
 from retrieval_engine.train.heads.recipe import Captions, HeadRecipe, Loss, Start
 
 _WARM_UP = 0.1
+_SCALE_BATCH = 256
 _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
 
 
@@ -160,7 +162,8 @@ class Run:
         """Begin with the temperature that suits the start; learning it would take many steps."""
         self.head.eval()
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        batch = next(batches.epoch(self.train, self.recipe, generator, None))
+        few = replace(self.recipe, batch_size=min(_SCALE_BATCH, len(self.train)))
+        batch = next(batches.epoch(self.train, few, generator, None))
         cosines = self._cosines(batch)
         tried = {scale: float(self._loss_of(cosines * scale, batch)) for scale in _SCALES}
         self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
