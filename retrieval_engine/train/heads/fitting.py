@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
+from retrieval_engine.heads.linear import LinearProjection
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.heads import batches, closed_form, losses
@@ -36,6 +37,7 @@ class Run:
         log: file that gets a line an epoch added.
         progress: told about every epoch.
         began: `time.perf_counter()` from which the log counts seconds.
+        linear: the run of a linear head to begin at, instead of what the recipe says.
 
     Attributes:
         first: validation recall before the first step.
@@ -52,9 +54,10 @@ class Run:
         log: Path,
         progress: Progress,
         began: float,
+        linear: "Run | None" = None,
     ) -> None:
         self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
-        self.log, self.progress, self.began = log, progress, began
+        self.log, self.progress, self.began, self.linear = log, progress, began, linear
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
@@ -64,6 +67,9 @@ class Run:
     @torch.no_grad()
     def _start(self) -> None:
         """Give the head its first weights and temperature."""
+        if self.linear is not None:
+            start_linear(self.head, self.linear.head)
+            return
         if self.recipe.start is Start.CLOSED_FORM:
             ridge = start_closed_form(self.head, self.train, self.recipe.seed)
             form = f"closed form, ridge {ridge:g}" if ridge else "the features as they are"
@@ -97,8 +103,11 @@ class Run:
         self.progress.stop()
         self.head.load_state_dict(kept)
 
-    def refit(self, head: Head) -> None:
+    def refit(self) -> None:
         """Train a new head on both sets for as many epochs as were best."""
+        if self.linear is not None:
+            self.linear.refit()
+        head = Head(self.head.config).to(self.train.images.device)
         first_only = self.recipe.captions is Captions.FIRST
         self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
         self._start()
@@ -174,7 +183,11 @@ class Run:
         head.eval()
         image, row = val.owners
         found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
-        line: dict[str, Json] = {"start": self.recipe.start.value, "epoch": self.epochs}
+        line: dict[str, Json] = {
+            "kind": head.config.kind.value,
+            "start": self.recipe.start.value if self.linear is None else "linear",
+            "epoch": self.epochs,
+        }
         if loss is not None:
             line["loss"] = round(loss, 5)
         line |= {
@@ -215,6 +228,20 @@ def start_closed_form(head: Head, pairs: Pairs, seed: int) -> float:
     head.image.start_from(*maps.image)
     head.text.start_from(*maps.text)
     return maps.ridge
+
+
+@torch.no_grad()
+def start_linear(head: Head, linear: Head) -> None:
+    """Make an MLP head compute what a linear head does."""
+    for ours, theirs in ((head.image, linear.image), (head.text, linear.text)):
+        assert isinstance(theirs, LinearProjection)
+        ours.standardise(theirs.mean, theirs.scale)
+        bias: Tensor | None = theirs.linear.bias
+        ours.start_from(
+            theirs.linear.weight, torch.zeros(head.config.dim) if bias is None else bias
+        )
+    head.log_scale.copy_(linear.log_scale)
+    head.offset.copy_(linear.offset)
 
 
 def standardise(head: Head, pairs: Pairs, seed: int) -> tuple[Tensor, Tensor, Tensor]:

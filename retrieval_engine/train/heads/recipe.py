@@ -37,7 +37,7 @@ class Start(StrEnum):
 
     On few images nothing beats the closed form. On thousands it may know its pairs by heart, so
     that no gradient is left, or have seen too few different captions: `BEST` then trains from both
-    and keeps what validates better.
+    and keeps what validates better. An MLP is also begun at the trained linear head.
     """
 
     BEST = "best"

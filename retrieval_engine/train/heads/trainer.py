@@ -4,7 +4,7 @@ read (once, to the device) -> start (closed form) -> epochs (contrast, validate)
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ LOG = "log.jsonl"
 CURVES = "curves.png"
 _USUAL_DIM = 512
 _MANY_IMAGES = 1000
+_GENTLE = 0.15
 _WIDEST_DIM = 1024
 
 
@@ -116,18 +117,26 @@ def train_head(
     data = read_training_data(store, recipe, where)
     _refuse_nan(data)
     with _seeded(recipe.seed):
-        config = _config(recipe, data.train)
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
-        runs = []
-        for each in _starts(recipe, len(data.train)):
-            runs.append(Run(each, data, Head(config).to(where), out / LOG, progress, began))
-            runs[-1].fit()
-        run = max(runs, key=lambda run: run.best.rank)
+
+        def train(each: HeadRecipe, linear: Run | None = None) -> Run:
+            head = Head(_config(each, data.train)).to(where)
+            run = Run(each, data, head, out / LOG, progress, began, linear)
+            run.fit()
+            return run
+
+        run = _best([train(each) for each in _starts(recipe, len(data.train))])
+        if recipe.kind is HeadKind.MLP and recipe.start is Start.BEST:
+            # What a linear head can learn it learns in seconds; an MLP goes on from there, gently.
+            linear = replace(recipe, kind=HeadKind.LINEAR)
+            line = _best([train(each) for each in _starts(linear, len(data.train))])
+            gentle = replace(recipe, lr=recipe.lr * _GENTLE)
+            run = _best([run, train(gentle, line)])
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
-            run.refit(Head(config).to(where))
+            run.refit()
     draw_curves(out / LOG, out / CURVES)
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),
@@ -186,6 +195,10 @@ def _starts(recipe: HeadRecipe, images: int) -> list[HeadRecipe]:
     if recipe.start is Start.BEST:
         starts = [Start.CLOSED_FORM, Start.RANDOM][: 2 if images >= _MANY_IMAGES else 1]
     return [replace(recipe, start=start) for start in starts]
+
+
+def _best(runs: Sequence[Run]) -> Run:
+    return max(runs, key=lambda run: run.best.rank)
 
 
 def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
