@@ -266,6 +266,7 @@ def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(
     def start(out: Path) -> "subprocess.Popen[bytes]":
         arguments = ["caption", str(pictures), "--model", str(model), "--out", str(out)]
         arguments += ["--sample", "--num-captions", "2", "--batch-size", "4"]
+        arguments += ["--dtype", "float32"]
         code = "from retrieval_engine.cli import main; main()"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen([sys.executable, "-c", code, *arguments], **quiet)  # type: ignore[call-overload,no-any-return]
@@ -281,7 +282,8 @@ def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(
     assert before.count(b"\n") < len(listed) - len(bad)
     assert start(killed).wait() == 3
     assert killed.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
-    again = run(pictures, "--model", model, "--out", whole, "--sample", "--num-captions", 2)
+    sampling = ("--sample", "--num-captions", 2, "--dtype", "float32")
+    again = run(pictures, "--model", model, "--out", whole, *sampling)
     assert again.exit_code == 3
     rows = [json.loads(line) for line in killed.read_text().splitlines()]
     assert [row["image"] for row in rows] == [name for name in listed if name not in bad]

@@ -231,6 +231,14 @@ def test_draws_follow_the_probabilities() -> None:
     torch.testing.assert_close(flat, torch.full((4,), 0.25), atol=1e-3, rtol=0)
 
 
+def test_rounding_hardly_changes_what_is_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2_000, 500, generator=generator).round(decimals=1)  # many near ties
+    uniform = torch.rand(1, 2_000, dtype=torch.float64, generator=generator)
+    rounded = logits + 1e-6 * torch.randn(logits.shape, generator=generator)
+    assert (draw(logits, uniform) == draw(rounded, uniform)).float().mean() > 0.999
+
+
 def test_rules_equal_transformers_processors() -> None:
     from transformers.generation import (
         MinLengthLogitsProcessor,

@@ -1,7 +1,7 @@
 """Writes the captions of a batch of pictures from their vision states.
 
 Pictures that are done leave the batch when half of it is, so that one long sentence does not keep
-the others' keys and values alive; a caption does not depend on what else is in its batch.
+the others' keys and values alive; a caption depends on what else is in its batch by rounding alone.
 """
 
 import hashlib

@@ -80,15 +80,18 @@ def draw(
     Returns:
         (n, b) tokens.
     """
-    count = min(top_k or logits.shape[-1], logits.shape[-1])
-    warm = logits / temperature
-    # the whole vocabulary is sorted faster than picked
-    ordered, ids = warm.topk(count, dim=-1) if top_k else warm.sort(dim=-1, descending=True)
-    probabilities = ordered.double().softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
+    warm = (logits / temperature).double()
+    if top_k and top_k < warm.shape[-1]:
+        least = warm.topk(top_k, dim=-1).values[..., -1:]
+        warm = warm.masked_fill(warm < least, _NEVER)
+    probabilities = warm.softmax(-1)
     if top_p is not None:
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        probabilities = probabilities.masked_fill(beyond.scatter(-1, ids, beyond), 0.0)
+    # In the vocabulary's order, so that rounding, which can swap two words of nearly equal
+    # probability in any other order, hardly ever changes what is drawn.
     total = probabilities.cumsum(-1)
     wanted = uniform[..., None].to(total) * total[..., -1:]
-    rank = torch.searchsorted(total, wanted, right=True).clamp(max=count - 1)
-    return ids.gather(-1, rank)[..., 0]
+    drawn = torch.searchsorted(total, wanted, right=True)[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)
