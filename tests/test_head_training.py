@@ -24,7 +24,7 @@ from retrieval_engine.train.heads import (
     untrained_head,
 )
 from retrieval_engine.train.heads.batches import epoch, mine
-from retrieval_engine.train.heads.curves import kept_lines
+from retrieval_engine.train.heads.closed_form import Axes, Moments, TruePairs
 from retrieval_engine.train.heads.data import Pairs, read_training_data
 from retrieval_engine.train.heads.ranks import scores, val_recall
 from retrieval_engine.train.runlog import read_log
@@ -129,21 +129,33 @@ def test_every_choice_trains(tmp_path: Path, change: dict[str, object]) -> None:
     pairs = paired_store(tmp_path / "store", 120, (16, 16))
     report = train_head(pairs, tmp_path / "head", replace(QUICK, **change))  # type: ignore[arg-type]
     lines = read_log(tmp_path / "head" / "log.jsonl")
-    assert [line["epoch"] for line in kept_lines(lines)] == list(range(report.epochs + 1))
+    assert [line["epoch"] for line in lines] == list(range(report.epochs + 1))
     assert all(np.isfinite(line.get("loss", 0)) for line in lines)
-    mine_ = [line["mean_recall"] for line in lines if line["kind"] == report.saved.config.kind]
-    assert report.best.to_json()["mean_recall"] == max(mine_)
+    assert report.best.to_json()["mean_recall"] == max(line["mean_recall"] for line in lines)
     assert report.best.mean > 20
     assert (tmp_path / "head" / "curves.png").stat().st_size > 5000
 
 
-def test_from_a_thousand_images_on_both_starts_are_tried(tmp_path: Path) -> None:
-    pairs = paired_store(tmp_path / "store", 1150)
-    report = train_head(pairs, tmp_path / "h", replace(QUICK, epochs=2))
-    lines = read_log(tmp_path / "h" / "log.jsonl")
-    assert [line["start"] for line in lines] == ["closed-form"] * 3 + ["random"] * 3
-    assert report.best.to_json()["mean_recall"] == max(line["mean_recall"] for line in lines)
-    assert {line["start"] for line in kept_lines(lines)} == {"closed-form"}
+def test_from_a_thousand_images_on_the_validation_set_shapes_the_start(tmp_path: Path) -> None:
+    """Weak correlations are noise here: damping them finds twice as much without a step."""
+    rng = np.random.default_rng(0)
+    factors, fixed = rng.standard_normal((1700, 12)), np.random.default_rng(1)
+    sides = []
+    for width in (300, 400):
+        signal = factors @ fixed.standard_normal((12, width))
+        sides.append((signal + 14 * rng.standard_normal((1700, width))).astype(np.float32))
+    images, texts = sides
+    given = embeddings(images[:1400], texts[:1400], np.arange(1400))
+    import_embeddings(given, tmp_path / "s", name="x")
+    report = train_head(open_store(tmp_path / "s"), tmp_path / "h", HeadRecipe(epochs=0))
+    ours = recall_of(report.saved.head, images[1400:], texts[1400:], np.arange(300))
+
+    x, y = (torch.from_numpy(side - side[:1260].mean(0)) for side in sides)
+    rows = TruePairs(images=x[:1260], texts=y[:1260], image=torch.arange(1260))
+    test = TruePairs(images=x[1400:], texts=y[1400:], image=torch.arange(300))
+    plain = Axes(Moments(rows), 1.0, 300).maps(0.5, 300)(test)
+    a, b = (torch.nn.functional.normalize(side) for side in plain)
+    assert ours > 1.5 * val_recall(a @ b.T, torch.arange(300)).mean
 
 
 def test_equal_seeds_give_equal_heads(store: Store, tmp_path: Path) -> None:

@@ -184,11 +184,20 @@ def test_sigmoid_loss_by_hand() -> None:
     assert float(losses.sigmoid(logits, torch.eye(2).bool())) == pytest.approx(expected, rel=1e-6)
 
 
+def true_pairs(x: torch.Tensor, y: torch.Tensor) -> closed_form.TruePairs:
+    return closed_form.TruePairs(images=x, texts=y, image=torch.arange(len(x)))
+
+
+def solve(x: torch.Tensor, y: torch.Tensor, ridge: float, dim: int) -> closed_form.LinearMaps:
+    axes = closed_form.Axes(closed_form.Moments(true_pairs(x, y)), ridge, dim)
+    return axes.maps(0.5, dim)
+
+
 def test_closed_form_is_canonical_correlation() -> None:
     """Without a ridge, mapped sides are uncorrelated across axes, and scipy-free CCA agrees."""
     images, texts, owner = views(400, (12, 9))
     x, y = torch.from_numpy(images[owner]).double(), torch.from_numpy(texts).double()
-    maps = closed_form.solve(closed_form.Moments(x, y), 0.0, 9)
+    maps = solve(x, y, 0.0, 9)
     a, b = (
         (side - side.mean(0)) @ weight.T for side, (weight, _) in ((x, maps.image), (y, maps.text))
     )
@@ -204,9 +213,9 @@ def test_few_rows_are_solved_in_their_span() -> None:
     """The same ridge gives the same scores with the span's basis and without it."""
     images, texts, owner = views(30, (60, 50), captions=1)
     x, y = torch.from_numpy(images[owner]).double(), torch.from_numpy(texts).double()
-    maps = closed_form.solve(closed_form.Moments(x, y), 1.0, 29)
-    moments = closed_form.Moments(torch.cat([x, x, x]), torch.cat([y, y, y]))  # more rows than dims
-    again = closed_form.solve(moments, 3.0, 29)  # three times the rows: a third of the ridge each
+    maps = solve(x, y, 1.0, 29)
+    # More rows than dimensions; three times the rows make a third of the ridge each.
+    again = solve(torch.cat([x, x, x]), torch.cat([y, y, y]), 3.0, 29)
 
     def similarity(form: closed_form.LinearMaps) -> torch.Tensor:
         a, b = (side @ w.T + c for side, (w, c) in ((x, form.image), (y, form.text)))
@@ -222,9 +231,8 @@ def test_features_that_agree_already_stay_as_they_are() -> None:
     y = x + 0.8 * torch.from_numpy(rng.standard_normal((40, 64))).float()
     forms = closed_form.standardisation(x), closed_form.standardisation(y)
     rows = [(side - mean) * factor for side, (mean, factor) in zip((x, y), forms, strict=True)]
-    maps = closed_form.choose_maps(
-        rows[0], rows[1], torch.arange(40), 64, closed_form.identity(*forms)
-    )
+    pairs = true_pairs(rows[0], rows[1])
+    maps = closed_form.choose_maps(pairs, 64, closed_form.identity(*forms), pairs)
     assert maps.ridge == 0
     back = rows[0] @ maps.image[0].T + maps.image[1]
     assert torch.allclose(

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 _HELP = """Train a linear or MLP head on the features of a store; no picture is touched.
 
-It starts at a closed-form solution, from 1,000 images on at random weights as well, and keeps the
-epoch with the best recall on validation images. Captions of one image are its positives and never
-its negatives. Use it with `vlre eval --recall --head DIR`, likewise index, search and encode.
+It starts at a closed-form solution and keeps the epoch with the best recall on validation images.
+Captions of one image are its positives and never its negatives. Use it with `vlre eval --recall --head DIR`, likewise index, search and encode.
 """
 
 
@@ -48,7 +47,7 @@ its negatives. Use it with `vlre eval --recall --head DIR`, likewise index, sear
 @click.option("--loss", type=click.Choice(["infonce", "sigmoid"]), help="[default: infonce]")
 @click.option("--hard-negatives", type=int, help="Mined companions of each image.  [default: 0]")
 @click.option(
-    "--start", type=click.Choice(["best", "closed-form", "random"]), help="[default: best]"
+    "--start", type=click.Choice(["closed-form", "random"]), help="[default: closed-form]"
 )
 @click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 10]")
 @click.option(

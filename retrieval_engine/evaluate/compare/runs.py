@@ -11,7 +11,6 @@ from retrieval_engine.heads import load_head
 from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Json
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.heads.curves import kept_lines
 from retrieval_engine.train.runlog import read_log
 
 ITC = "itc"
@@ -104,7 +103,7 @@ def _head(name: str, path: Path, store: Path) -> Run:
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
     lines = read_log(path / _LOG) if (path / _LOG).is_file() else []
-    return kept_lines([line for line in lines if "epoch" in line and "mean_recall" in line])
+    return [line for line in lines if "epoch" in line and "mean_recall" in line]
 
 
 def _figures(file: Path) -> dict[str, Json]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
-from retrieval_engine.heads.linear import LinearProjection
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.heads import batches, closed_form, losses
+from retrieval_engine.train.heads.closed_form import LinearMaps, TruePairs
 from retrieval_engine.train.heads.data import Pairs, TrainingData
 from retrieval_engine.train.heads.precision import half_precision
 from retrieval_engine.train.heads.ranks import ValRecall, scores, val_recall
@@ -37,7 +37,6 @@ class Run:
         log: file that gets a line an epoch added.
         progress: told about every epoch.
         began: `time.perf_counter()` from which the log counts seconds.
-        linear: the run of a linear head to begin at, instead of what the recipe says.
 
     Attributes:
         first: validation recall before the first step.
@@ -54,26 +53,22 @@ class Run:
         log: Path,
         progress: Progress,
         began: float,
-        linear: "Run | None" = None,
     ) -> None:
         self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
-        self.log, self.progress, self.began, self.linear = log, progress, began, linear
+        self.log, self.progress, self.began = log, progress, began
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
-        self._start()
+        self._start(self.val)
         self.first = self.best = self._validate(None)
 
     @torch.no_grad()
-    def _start(self) -> None:
-        """Give the head its first weights and temperature."""
-        if self.linear is not None:
-            start_linear(self.head, self.linear.head)
-            return
+    def _start(self, held_out: Pairs | None) -> None:
+        """Give the head its first weights and temperature; `held_out` helps to choose them."""
         if self.recipe.start is Start.CLOSED_FORM:
-            ridge = start_closed_form(self.head, self.train, self.recipe.seed)
-            form = f"closed form, ridge {ridge:g}" if ridge else "the features as they are"
-            self.progress.say(f"start: {form}")
+            maps = start_closed_form(self.head, self.train, held_out, self.recipe.seed)
+            form = f"closed form, ridge {maps.ridge:g}, power {maps.power:g}"
+            self.progress.say(f"start: {form if maps.ridge else 'the features as they are'}")
         else:
             self.progress.say("start: random weights")
         if self.recipe.start is Start.RANDOM and self.recipe.loss is not Loss.DIAGONAL:
@@ -105,12 +100,10 @@ class Run:
 
     def refit(self) -> None:
         """Train a new head on both sets for as many epochs as were best."""
-        if self.linear is not None:
-            self.linear.refit()
         head = Head(self.head.config).to(self.train.images.device)
         first_only = self.recipe.captions is Captions.FIRST
         self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
-        self._start()
+        self._start(None)
         optimiser, pace = self._optimiser()
         for _ in range(self.best_epoch):
             self._epoch(optimiser, pace)
@@ -183,11 +176,7 @@ class Run:
         head.eval()
         image, row = val.owners
         found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
-        line: dict[str, Json] = {
-            "kind": head.config.kind.value,
-            "start": self.recipe.start.value if self.linear is None else "linear",
-            "epoch": self.epochs,
-        }
+        line: dict[str, Json] = {"epoch": self.epochs}
         if loss is not None:
             line["loss"] = round(loss, 5)
         line |= {
@@ -213,45 +202,37 @@ class Run:
         return factor
 
 
-def start_closed_form(head: Head, pairs: Pairs, seed: int) -> float:
-    """Make a head compute the closed-form maps of some pairs.
-
-    Returns:
-        The ridge that was chosen; 0 where features as they are do better.
-    """
-    x, y, image = standardise(head, pairs, seed)
+def start_closed_form(head: Head, pairs: Pairs, held_out: Pairs | None, seed: int) -> LinearMaps:
+    """Make a head compute the closed-form maps of some pairs, and say which these are."""
+    rows = standardise(head, pairs, seed)
+    others = None
+    if held_out is not None:
+        others = _standardised(head, closed_form.one_to_one(held_out, _generator(seed)))
     dim = head.config.dim
-    aligned = x.shape[1] == y.shape[1] == dim
+    aligned = rows.images.shape[1] == rows.texts.shape[1] == dim
     forms = (head.image.mean, head.image.scale), (head.text.mean, head.text.scale)
     as_is = closed_form.identity(*forms) if aligned else None
-    maps = closed_form.choose_maps(x, y, image, dim, as_is)
+    maps = closed_form.choose_maps(rows, dim, as_is, others)
     head.image.start_from(*maps.image)
     head.text.start_from(*maps.text)
-    return maps.ridge
+    return maps
 
 
-@torch.no_grad()
-def start_linear(head: Head, linear: Head) -> None:
-    """Make an MLP head compute what a linear head does."""
-    for ours, theirs in ((head.image, linear.image), (head.text, linear.text)):
-        assert isinstance(theirs, LinearProjection)
-        ours.standardise(theirs.mean, theirs.scale)
-        bias: Tensor | None = theirs.linear.bias
-        ours.start_from(
-            theirs.linear.weight, torch.zeros(head.config.dim) if bias is None else bias
-        )
-    head.log_scale.copy_(linear.log_scale)
-    head.offset.copy_(linear.offset)
+def standardise(head: Head, pairs: Pairs, seed: int) -> TruePairs:
+    """Make a head bring features to mean 0 and mean square 1 first; the true pairs, so brought."""
+    rows = closed_form.one_to_one(pairs, _generator(seed))
+    head.image.standardise(*closed_form.standardisation(rows.images))
+    head.text.standardise(*closed_form.standardisation(rows.texts))
+    return _standardised(head, rows)
 
 
-def standardise(head: Head, pairs: Pairs, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Make a head bring features to mean 0 and mean square 1 first.
+def _standardised(head: Head, rows: TruePairs) -> TruePairs:
+    return TruePairs(
+        images=(rows.images - head.image.mean) * head.image.scale,
+        texts=(rows.texts - head.text.mean) * head.text.scale,
+        image=rows.image,
+    )
 
-    Returns:
-        The true pairs, standardised, and their image numbers; see `closed_form.one_to_one`.
-    """
-    x, y, image = closed_form.one_to_one(pairs, torch.Generator().manual_seed(seed))
-    head.image.standardise(*closed_form.standardisation(x))
-    head.text.standardise(*closed_form.standardisation(y))
-    x = (x - head.image.mean) * head.image.scale
-    return x, (y - head.text.mean) * head.text.scale, image
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -33,14 +33,8 @@ class Captions(StrEnum):
 
 
 class Start(StrEnum):
-    """Where training begins: at the closed-form solution, at random weights, or at both in turn.
+    """Where training begins: at the closed-form solution, which an MLP computes too, or anywhere."""
 
-    On few images nothing beats the closed form. On thousands it may know its pairs by heart, so
-    that no gradient is left, or have seen too few different captions: `BEST` then trains from both
-    and keeps what validates better. An MLP is also begun at the trained linear head.
-    """
-
-    BEST = "best"
     CLOSED_FORM = "closed-form"
     RANDOM = "random"
 
@@ -77,7 +71,7 @@ class HeadRecipe:
             them for as many epochs as were best: too few to leave a fifth unused. 0 never does.
         hard_negatives: images that each drawn image brings along into its batch, those whose
             captions the head now confuses most with it; mined from the cache each epoch.
-        start: where training begins; `BEST` is the closed form alone below 1,000 images.
+        start: where training begins.
         constant_lr: no warm-up and no decay.
         seed: of split, weights and batches.
     """
@@ -103,7 +97,7 @@ class HeadRecipe:
     select_best: bool = True
     refit_below: int = 500
     hard_negatives: int = 0
-    start: Start = Start.BEST
+    start: Start = Start.CLOSED_FORM
     constant_lr: bool = False
     seed: int = 0
 

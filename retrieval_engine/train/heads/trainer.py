@@ -4,7 +4,7 @@ read (once, to the device) -> start (closed form) -> epochs (contrast, validate)
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,11 @@ from retrieval_engine.train.heads.curves import draw_curves
 from retrieval_engine.train.heads.data import Pairs, TrainingData, read_training_data
 from retrieval_engine.train.heads.fitting import Run
 from retrieval_engine.train.heads.ranks import ValRecall
-from retrieval_engine.train.heads.recipe import HeadRecipe, Start
+from retrieval_engine.train.heads.recipe import HeadRecipe
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
 _USUAL_DIM = 512
-_MANY_IMAGES = 1000
-_GENTLE = 0.15
 _WIDEST_DIM = 1024
 
 
@@ -120,19 +118,9 @@ def train_head(
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
 
-        def train(each: HeadRecipe, linear: Run | None = None) -> Run:
-            head = Head(_config(each, data.train)).to(where)
-            run = Run(each, data, head, out / LOG, progress, began, linear)
-            run.fit()
-            return run
-
-        run = _best([train(each) for each in _starts(recipe, len(data.train))])
-        if recipe.kind is HeadKind.MLP and recipe.start is Start.BEST:
-            # What a linear head can learn it learns in seconds; an MLP goes on from there, gently.
-            linear = replace(recipe, kind=HeadKind.LINEAR)
-            line = _best([train(each) for each in _starts(linear, len(data.train))])
-            gentle = replace(recipe, lr=recipe.lr * _GENTLE)
-            run = _best([run, train(gentle, line)])
+        head = Head(_config(recipe, data.train)).to(where)
+        run = Run(recipe, data, head, out / LOG, progress, began)
+        run.fit()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
@@ -187,18 +175,6 @@ def untrained_head(store: Store, out: str | Path, recipe: HeadRecipe) -> SavedHe
         head = Head(config)
     record: dict[str, Json] = {"store": str(store.path), "untrained": True}
     return save_head(_saved(store, head, Path(out), record), TrainedOn())
-
-
-def _starts(recipe: HeadRecipe, images: int) -> list[HeadRecipe]:
-    """The recipe once for each start that is tried."""
-    starts = [recipe.start]
-    if recipe.start is Start.BEST:
-        starts = [Start.CLOSED_FORM, Start.RANDOM][: 2 if images >= _MANY_IMAGES else 1]
-    return [replace(recipe, start=start) for start in starts]
-
-
-def _best(runs: Sequence[Run]) -> Run:
-    return max(runs, key=lambda run: run.best.rank)
 
 
 def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
