@@ -48,7 +48,7 @@ class HeadRecipe:
         feature: stored feature it reads.
         dim: of its output; 0 takes the common width where both sides have one, else 512, and no
             more than the narrower side has.
-        hidden: units of an MLP; 0 means 4 * dim.
+        hidden: units of an MLP; 0 means 8 * dim, but no more than the larger of 2,048 and 2 * dim.
         dropout: share of an MLP's hidden units dropped in training.
         residual: give an MLP a linear path beside it.
         bias: give a linear head one.
@@ -80,7 +80,7 @@ class HeadRecipe:
     feature: str = "pooled"
     dim: int = 0
     hidden: int = 0
-    dropout: float = 0.3
+    dropout: float = 0.1
     residual: bool = False
     bias: bool = True
     split: str = ""

@@ -26,6 +26,7 @@ from retrieval_engine.train.heads.recipe import HeadRecipe
 LOG = "log.jsonl"
 CURVES = "curves.png"
 _USUAL_DIM = 512
+_USUAL_HIDDEN = 2048
 _WIDEST_DIM = 1024
 
 
@@ -188,7 +189,7 @@ def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
         image_width=widths[0],
         text_width=widths[1],
         dim=dim,
-        hidden=(recipe.hidden or 4 * dim) if is_mlp else 0,
+        hidden=(recipe.hidden or min(8 * dim, max(_USUAL_HIDDEN, 2 * dim))) if is_mlp else 0,
         dropout=recipe.dropout if is_mlp else 0.0,
         residual=recipe.residual and is_mlp,
         bias=recipe.bias,
