@@ -37,11 +37,14 @@ def _print(comparison: "Comparison") -> None:
 
     row = comparison.rows[0]
     table = Table(title=f"{row.images:,} images, {row.captions:,} captions", title_justify="left")
-    for number, heading in enumerate((*comparison.HEADINGS, "95 %")):
-        table.add_column(heading, justify="right" if number else "left")
+    table.add_column("run")
+    for heading in ("I→T R@1/5/10", "T→I R@1/5/10", "mean (95 %)"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.rows:
-        spread = "{:.1f}-{:.1f}".format(*row.mean_interval) if row.mean_interval else ""
-        table.add_row(*row.cells(), spread)
+        name, *recalls, mean = row.cells()
+        spread = " ({:.1f}-{:.1f})".format(*row.mean_interval) if row.mean_interval else ""
+        sides = (" ".join(part) for part in (recalls[:3], recalls[3:]))
+        table.add_row(name, *sides, mean + spread)
     table_console().print(table)
     for row in comparison.rows:
         if row.gain:
