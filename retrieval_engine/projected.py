@@ -8,17 +8,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import FeatureMissing
-from retrieval_engine.heads import SavedHead, load_head
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store import Gallery, Store, StoreWriter, open_store
 from retrieval_engine.store.keys import Keys
+
+if TYPE_CHECKING:
+    # Heads are torch modules; most stores are opened without one.
+    from retrieval_engine.heads import SavedHead
 
 ITC = "itc"
 _PART_ROWS = 16384
@@ -36,7 +39,7 @@ class ProjectedStore(Store):
         FeatureMissing: the store lacks what the head reads.
     """
 
-    def __init__(self, store: Store, saved: SavedHead) -> None:
+    def __init__(self, store: Store, saved: "SavedHead") -> None:
         super().__init__(store.path, store.header, store.manifest)
         self.saved = saved
         features = {m: store.features(m) for m in Modality}
@@ -92,10 +95,14 @@ def open_through(path: str | Path, head: str | Path | None) -> Store:
         FingerprintMismatch: the head belongs to another encoder.
     """
     store = open_store(path)
-    return store if head is None else ProjectedStore(store, load_head(head))
+    if head is None:
+        return store
+    from retrieval_engine.heads import load_head
+
+    return ProjectedStore(store, load_head(head))
 
 
-def leak_free(gallery: Gallery, saved: SavedHead) -> tuple[Gallery, int]:
+def leak_free(gallery: Gallery, saved: "SavedHead") -> tuple[Gallery, int]:
     """A gallery without the images that a head was trained on or selected with.
 
     Returns:
@@ -168,7 +175,7 @@ class ProjectionReport:
 
 
 def project_store(
-    path: str | Path, saved: SavedHead, *, progress: Progress | None = None
+    path: str | Path, saved: "SavedHead", *, progress: Progress | None = None
 ) -> ProjectionReport:
     """Write what a head makes of a store's features beside them; no model is run.
 

@@ -107,7 +107,9 @@ class SavedCatalog:
         """The live items whose image features are there, numbered as in `store.gallery(split)`."""
         table = store.items(split)
         there = store.rows(Modality.IMAGES, column_keys(table["key"])) >= 0
-        return cls(table.select(_COLUMNS).filter(pa.array(there)))
+        if not there.all():
+            table = table.filter(pa.array(there))
+        return cls(table.select(_COLUMNS))
 
     @classmethod
     def open(cls, folder: Path) -> "SavedCatalog":

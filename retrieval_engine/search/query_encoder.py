@@ -3,7 +3,6 @@
 from retrieval_engine.encoders import Encoder, reopen_encoder
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.heads import HeadedEncoder
 from retrieval_engine.index import Index, SavedIndex
 from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Modality
@@ -28,7 +27,11 @@ def open_query_encoder(
             hint="encode the query where the vectors come from, and search with --vectors Q.npy",
         )
     encoder = reopen_encoder(spec, device=device, model=model)
-    return HeadedEncoder(encoder, store.saved) if isinstance(store, ProjectedStore) else encoder
+    if not isinstance(store, ProjectedStore):
+        return encoder
+    from retrieval_engine.heads import HeadedEncoder
+
+    return HeadedEncoder(encoder, store.saved)
 
 
 def check_head(encoder: Encoder, store: Store | None, index: Index, feature: str) -> None:

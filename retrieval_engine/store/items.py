@@ -151,19 +151,25 @@ def _latest(table: Any) -> NDArray[np.int64] | None:
     # None where every row stays: no copy is made then. Dictionary codes are ten times faster to
     # group by than the strings themselves.
     ids = pc.dictionary_encode(table["id"]).combine_chunks()
-    removed = table["removed"].to_numpy()
-    if len(ids.dictionary) == len(table) and not removed.any():
+    if len(ids.dictionary) == len(table) and not pc.any(table["removed"]).as_py():
         return None
     sources = pc.dictionary_encode(table["source"]).combine_chunks()
-    pairs = sources.indices.to_numpy().astype(np.int64) * len(ids.dictionary)
-    _, item = np.unique(pairs + ids.indices.to_numpy(), return_inverse=True)
+    pairs = _numbers(sources.indices).astype(np.int64) * len(ids.dictionary)
+    _, item = np.unique(pairs + _numbers(ids.indices), return_inverse=True)
     rows = np.arange(len(table))
     first, last = (np.empty(item.max(initial=-1) + 1, np.int64) for _ in range(2))
     first[item[::-1]] = rows[::-1]  # of equal indices, the one assigned last stays
     last[item] = rows
     chosen: NDArray[np.int64] = last[np.argsort(first)]
+    removed = _numbers(pc.cast(table["removed"], pa.uint8())).astype(np.bool_)
     live: NDArray[np.int64] = chosen[~removed[chosen]]
     return live
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    # Arrow's own `to_numpy` imports pandas where it is installed: a tenth of a second.
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array)
 
 
 def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
@@ -212,7 +218,7 @@ def splits(table: Any) -> dict[str, int]:
 
 def caption_spans(column: Any) -> NDArray[np.int64]:
     """(n + 1,) bounds of each item's captions in the flattened caption column."""
-    lengths = pc.list_value_length(column).to_numpy()
+    lengths = _numbers(pc.list_value_length(column))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
