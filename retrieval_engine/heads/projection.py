@@ -1,12 +1,13 @@
 """One side of a head: what both kinds of projection have in common."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 
-class Projection(nn.Module):
+class Projection(nn.Module, ABC):
     """(…, width) stored features -> (…, dim), not normalised.
 
     The input is standardised by numbers taken from the training set, so that features of any
@@ -38,10 +39,11 @@ class Projection(nn.Module):
         out: Tensor = self.net((x - self.mean) * self.scale)
         return out
 
+    @abstractmethod
     def net(self, x: Tensor) -> Tensor:
         """(…, width) standardised -> (…, dim)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_from(self, weight: Tensor, bias: Tensor) -> None:
         """Compute x @ weight.T + bias of standardised x from now on.
 
@@ -49,4 +51,3 @@ class Projection(nn.Module):
             weight: (dim, width); the rows that matter most come first.
             bias: (dim,).
         """
-        raise NotImplementedError
