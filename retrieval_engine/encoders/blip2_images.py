@@ -1,5 +1,6 @@
 """The image side that all BLIP-2 encoders share: vision tower, queries, what is made of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,7 @@ from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Modality
 
 
-class Blip2Images:
+class Blip2Images(ABC):
     """Features of images: `pooled` (h,), `tokens` (t, w), `queries` (q, h).
 
     The vision tower runs in `dtype`, the Q-Former in float32, as the checkpoints intend; each is
@@ -88,9 +89,9 @@ class Blip2Images:
             for name, (shape, fingerprint) in shapes.items()
         ]
 
+    @abstractmethod
     def text_features(self) -> list[Feature]:
         """Those of captions."""
-        raise NotImplementedError
 
     @halve_on_oom
     @torch.inference_mode()
