@@ -10,7 +10,6 @@ thread count and device, and equal vectors tie exactly.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -19,33 +18,31 @@ from torch import Tensor
 
 from retrieval_engine.errors import EvaluationError, ShapeError
 from retrieval_engine.evaluate.pair_scores import (
-    Scores,
+    Ints,
     Vectors,
     block_scores,
     exact_scores,
     full_float32,
     largest_norm,
 )
+from retrieval_engine.evaluate.race import Race, Ties
 
-Ints = NDArray[np.int64]
 ImageBlocks = Callable[[], Iterable[tuple[int, Vectors]]]
 
 NO_QUERY = -1
 _UNIT_ROUNDOFF = 2.0**-24
 
-
-class Ties(StrEnum):
-    """What happens between a positive and another candidate of exactly the same score.
-
-    `LOWER_INDEX` puts the lower index first: a collapsed model, whose scores are all equal, gets
-    chance level. `PESSIMISTIC` puts every equal candidate before the positive, `OPTIMISTIC` none:
-    the two bounds. Code that counts `score > positive` reports the optimistic one, with which a
-    collapsed model scores 100 %.
-    """
-
-    LOWER_INDEX = "lower-index"
-    PESSIMISTIC = "pessimistic"
-    OPTIMISTIC = "optimistic"
+__all__ = [
+    "NO_QUERY",
+    "Contents",
+    "ImageBlocks",
+    "Ints",
+    "Ranks",
+    "Ties",
+    "Tiles",
+    "rank",
+    "ranks_of_scores",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,34 +125,23 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
         ShapeError: arrays do not fit together.
         EvaluationError: a vector holds NaN or infinity, or there is no caption.
     """
-    _check(captions, caption_image, n_images)
-    tiles = tiles or Tiles.for_device(device)
-    by_image = np.argsort(caption_image, kind="stable")
+    asked = _Captions.of(captions, caption_image, n_images)
     same = contents if ties is not Ties.PESSIMISTIC else None
-    to_text = _Race.of(n_images, same.captions if same else None)
-    to_image = _Race.of(len(captions), same.images if same else None)
+    to_text = Race.of(n_images, same.captions if same else None, ties)
+    to_image = Race.of(len(captions), same.images if same else None, ties)
     norms = largest_norm("caption", captions)
-    norms *= _score_positives(images(), captions, caption_image, by_image, (to_text, to_image))
+    norms *= _score_positives(images(), asked, to_text, to_image)
     # |fl(x.y) - x.y| <= g |x||y| with g = d u / (1 - d u) in any order of summation; 4 more
     # roundings and 1 % cover the norms and the thresholds themselves.
     margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
-    resident = torch.from_numpy(np.require(captions, requirements=["C", "W"])).to(device)
     with full_float32(), torch.inference_mode():
-        for start, block in _tiled(images(), tiles.vectors):
-            vectors = torch.from_numpy(block).to(device, torch.float32)
-            own = _captions_of(start, start + len(block), caption_image, by_image)
-            for first in range(0, len(captions), tiles.captions):
-                some = slice(first, first + tiles.captions)
-                scores = block_scores(vectors, resident[some].float())
-                here = own[(own >= first) & (own < first + scores.shape[1])]
-                # A query's own candidates neither beat its best positive nor stand in its way.
-                scores[caption_image[here] - start, here - first] = -torch.inf
-                pairs = _screen(to_text, scores, start, margin)
-                exact = exact_scores(block, captions[some], *pairs)
-                to_text.settle(pairs[0] + start, pairs[1] + first, exact, ties)
-                texts, pictures = _screen(to_image, scores.T, first, margin)
-                exact = exact_scores(block, captions[some], pictures, texts)
-                to_image.settle(texts + first, pictures + start, exact, ties)
+        for tile in _scored(images(), asked, tiles or Tiles.for_device(device), device):
+            image, caption = to_text.screen(tile.scores, tile.image, margin)
+            exact = exact_scores(tile.images, tile.captions, image, caption)
+            to_text.settle(image + tile.image, caption + tile.caption, exact)
+            caption, image = to_image.screen(tile.scores.T, tile.caption, margin)
+            exact = exact_scores(tile.images, tile.captions, image, caption)
+            to_image.settle(caption + tile.caption, image + tile.image, exact)
     return Ranks(
         image_to_text=np.where(np.isfinite(to_text.score), to_text.beaten_by, NO_QUERY),
         text_to_image=to_image.beaten_by,
@@ -193,64 +179,56 @@ def ranks_of_scores(
     return np.where(positive.any(axis=1), beaten_by, NO_QUERY)
 
 
-@dataclass(slots=True)
-class _Race:
-    """One direction: each query's best positive, and how many candidates have beaten it so far.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Captions:
+    """The captions, and whose they are.
 
     Attributes:
-        score: (queries,) of the best positive; +inf, which nothing beats, where there is none.
-        index: (queries,) the best positive's index among the candidates.
-        beaten_by: (queries,) candidates found in front of it.
-        tied: (queries,) True where a wrong candidate has exactly its score.
-        content: of each candidate, see `Contents`; None when all differ.
+        vectors: (m, r, d).
+        image: (m,) row of each caption's image.
+        by_image: (m,) rows of the captions, by image and then by index.
     """
 
-    score: Scores
-    index: Ints
-    beaten_by: Ints
-    tied: NDArray[np.bool_]
-    content: Ints | None
+    vectors: Vectors
+    image: Ints
+    by_image: Ints
 
     @classmethod
-    def of(cls, queries: int, content: Ints | None) -> "_Race":
-        unknown = np.full(queries, np.inf)
-        zeros = np.zeros((2, queries), np.int64)
-        return cls(unknown, zeros[0], zeros[1], np.zeros(queries, np.bool_), content)
+    def of(cls, vectors: Vectors, image: Ints, n_images: int) -> "_Captions":
+        if vectors.ndim != 3 or image.shape != (len(vectors),):
+            raise ShapeError(
+                f"captions are {vectors.shape} with images {image.shape}; "
+                "expected (m, r, d) and (m,)"
+            )
+        if not len(vectors):
+            raise EvaluationError(
+                f"none of the {n_images} images has a caption: there is nothing to ask",
+                hint="encode a source that has captions, such as a folder with a.txt beside a.jpg",
+            )
+        if image.min() < 0 or image.max() >= n_images:
+            raise ShapeError(f"captions name images {image.min()}..{image.max()} of {n_images}")
+        return cls(vectors=vectors, image=image, by_image=np.argsort(image, kind="stable"))
 
-    def settle(self, query: Ints, candidate: Ints, score: Scores, ties: Ties) -> None:
-        """Count those of the (query, candidate) pairs whose exact score wins."""
-        if self.content is not None:
-            other = self.content[candidate] != self.content[self.index[query]]
-            query, candidate, score = query[other], candidate[other], score[other]
-        wins = score > self.score[query]
-        equal = score == self.score[query]
-        self.tied[query[equal]] = True
-        if ties is Ties.LOWER_INDEX:
-            equal &= candidate < self.index[query]
-        elif ties is Ties.OPTIMISTIC:
-            equal[:] = False
-        np.add.at(self.beaten_by, query[wins | equal], 1)
+    def of_images(self, start: int, stop: int) -> Ints:
+        """Rows of the captions of the images in [start, stop), by image and then by index."""
+        edges = np.searchsorted(self.image, (start, stop), sorter=self.by_image)
+        return self.by_image[edges[0] : edges[1]]
 
 
 def _score_positives(
-    blocks: Iterable[tuple[int, Vectors]],
-    captions: Vectors,
-    caption_image: Ints,
-    by_image: Ints,
-    races: tuple[_Race, _Race],
+    blocks: Iterable[tuple[int, Vectors]], captions: _Captions, to_text: Race, to_image: Race
 ) -> float:
     """Fill in the positives of both directions; the result is the images' largest norm."""
-    to_text, to_image = races
     largest = 0.0
     for start, block in blocks:
-        if block.shape[-1] != captions.shape[-1]:
+        if block.shape[-1] != captions.vectors.shape[-1]:
             raise ShapeError(
-                f"images have {block.shape[-1]} dimensions, captions {captions.shape[-1]}"
+                f"images have {block.shape[-1]} dimensions, captions {captions.vectors.shape[-1]}"
             )
         largest = max(largest, largest_norm("image", block, first=start))
-        own = _captions_of(start, start + len(block), caption_image, by_image)
-        image = caption_image[own]
-        score = exact_scores(block, captions, image - start, own)
+        own = captions.of_images(start, start + len(block))
+        image = captions.image[own]
+        score = exact_scores(block, captions.vectors, image - start, own)
         to_image.score[own], to_image.index[own] = score, image
         # Worst to best, so that the last write of an image is its best: highest score, and of
         # equal ones the lowest index.
@@ -259,62 +237,54 @@ def _score_positives(
     return largest
 
 
-def _screen(race: _Race, scores: Tensor, start: int, margin: float) -> tuple[Ints, Ints]:
-    """Count the candidates that surely win; give back those too close to tell in float32.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tile:
+    """Some images against some captions.
 
-    Args:
-        race: the direction's running count.
-        scores: (queries, candidates) float32 block.
-        start: index of the block's first query in the race.
-        margin: how far a float32 score may be from the exact one.
-
-    Returns:
-        The close pairs' rows and columns in the block.
+    Attributes:
+        image: row of the first image.
+        caption: row of the first caption.
+        images: (b, q, d).
+        captions: (c, r, d).
+        scores: (b, c) float32 on the device; -inf for an image and its own caption, so that a
+            query's own candidates neither beat its best positive nor stand in its way.
     """
-    reach = race.score[start : start + len(scores)]
-    low, high = (
-        torch.from_numpy(np.nextafter((reach + side * margin).astype(np.float32), side * np.inf))
-        .float()
-        .to(scores.device)
-        for side in (np.float32(-1), np.float32(1))
-    )
-    # Most rows of a good model hold nothing near the positive: one maximum settles them.
-    hot = (scores.amax(1) >= low).nonzero()[:, 0]
-    rows = scores[hot]
-    wins = rows > high[hot, None]
-    row, column = (wins ^ (rows >= low[hot, None])).nonzero(as_tuple=True)
-    hot_here = hot.cpu().numpy()
-    race.beaten_by[start + hot_here] += wins.sum(1).cpu().numpy()
-    return hot_here[row.cpu().numpy()], column.cpu().numpy()
+
+    image: int
+    caption: int
+    images: Vectors
+    captions: Vectors
+    scores: Tensor
 
 
-def _tiled(blocks: Iterable[tuple[int, Vectors]], vectors: int) -> Iterator[tuple[int, Vectors]]:
+def _scored(
+    blocks: Iterable[tuple[int, Vectors]], captions: _Captions, tiles: Tiles, device: str
+) -> Iterator[_Tile]:
+    """Every image against every caption, a tile at a time."""
+    resident = torch.from_numpy(np.require(captions.vectors, requirements=["C", "W"])).to(device)
+    for start, block in _blocks_of(blocks, tiles.vectors):
+        vectors = torch.from_numpy(block).to(device, torch.float32)
+        own = captions.of_images(start, start + len(block))
+        for first in range(0, len(resident), tiles.captions):
+            some = slice(first, first + tiles.captions)
+            scores = block_scores(vectors, resident[some].float())
+            here = own[(own >= first) & (own < first + scores.shape[1])]
+            scores[captions.image[here] - start, here - first] = -torch.inf
+            yield _Tile(
+                image=start,
+                caption=first,
+                images=block,
+                captions=captions.vectors[some],
+                scores=scores,
+            )
+
+
+def _blocks_of(
+    blocks: Iterable[tuple[int, Vectors]], vectors: int
+) -> Iterator[tuple[int, Vectors]]:
     """The same rows in blocks of at most so many vectors, one image at least."""
     for start, block in blocks:
         step = max(1, vectors // block.shape[1])
         for first in range(0, len(block), step):
             part = np.require(block[first : first + step], requirements=["C", "W"])
             yield start + first, part
-
-
-def _captions_of(start: int, stop: int, caption_image: Ints, by_image: Ints) -> Ints:
-    """Captions of the images in [start, stop), by image and then by index."""
-    edges = np.searchsorted(caption_image, (start, stop), sorter=by_image)
-    return by_image[edges[0] : edges[1]]
-
-
-def _check(captions: Vectors, caption_image: Ints, n_images: int) -> None:
-    if captions.ndim != 3 or caption_image.shape != (len(captions),):
-        raise ShapeError(
-            f"captions are {captions.shape} with images {caption_image.shape}; "
-            "expected (m, r, d) and (m,)"
-        )
-    if not len(captions):
-        raise EvaluationError(
-            f"none of the {n_images} images has a caption: there is nothing to ask",
-            hint="encode a source that has captions, such as a folder with a.txt beside a.jpg",
-        )
-    if caption_image.min() < 0 or caption_image.max() >= n_images:
-        raise ShapeError(
-            f"captions name images {caption_image.min()}..{caption_image.max()} of {n_images}"
-        )
