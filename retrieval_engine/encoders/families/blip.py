@@ -23,7 +23,9 @@ from retrieval_engine.encoders.batching import (
     in_batches,
     pad_tokens,
 )
-from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.encoders.blip_settings import MAX_TOKENS, MAX_WORDS, BlipSettings
+from retrieval_engine.encoders.blip_settings import part_of as part_of
+from retrieval_engine.encoders.checkpoint import Checkpoint
 from retrieval_engine.encoders.device import (
     autocast,
     forbid_tf32,
@@ -35,27 +37,12 @@ from retrieval_engine.encoders.loading import load_model, load_tokenizer, vocabu
 from retrieval_engine.encoders.matching import Matcher
 from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
 from retrieval_engine.encoders.preprocess import read_preprocessor
-from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
-
-MAX_WORDS = 30  # BLIP's flickr30k and coco retrieval sets
-MAX_TOKENS = 35  # train_retrieval.py
 
 
 def accepts(config: Mapping[str, Json]) -> bool:
     """Whether a config.json is a BLIP's."""
     return config.get("model_type") == "blip"
-
-
-def part_of(name: str) -> str | None:
-    """Part of the encoder that a tensor decides; the caption decoder decides none."""
-    if name.startswith("vision_model."):
-        return "vision"
-    if name.startswith("vision_proj."):
-        return "image"
-    if name.startswith("itm_head.") or ".crossattention." in name:
-        return None if name.startswith("text_decoder.") else "itm"
-    return "text" if name.startswith(("text_encoder.", "text_proj.")) else None
 
 
 def open_encoder(checkpoint: Checkpoint, *, device: str, dtype: str) -> "BlipEncoder":
@@ -87,22 +74,15 @@ class BlipEncoder:
         model.itm_head.float()
         self.model = model.to(self.device)
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
-        config = model.config
+        self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
-        self.preprocessor = read_preprocessor(checkpoint.path, config.vision_config.image_size)
-        self.default_batch_size = default_batch_size(self._tokens, self.device.type)
-        self.spec = EncoderSpec(
-            family="blip",
-            checkpoint=checkpoint.name,
-            revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, part_of, _configs(config)),
+        self.preprocessor = read_preprocessor(checkpoint.path, self._settings.image_size)
+        self.default_batch_size = default_batch_size(self._settings.tokens, self.device.type)
+        self.spec = self._settings.spec(
+            checkpoint,
+            self.preprocessor,
             vocabulary=vocabulary_digest(self.tokenizer),
-            image_size=config.vision_config.image_size,
-            preprocessing=self.preprocessor.name,
-            text_normaliser=f"{text.VERSION}({MAX_WORDS})",
-            text_length=MAX_TOKENS,
-            dtype=str(self.dtype).removeprefix("torch."),
-            pooling="cls",
+            dtype=self.dtype,
         )
 
     def _enc_token_id(self) -> int:
@@ -110,39 +90,9 @@ class BlipEncoder:
         known = self.tokenizer.get_vocab().get("[ENC]")
         return int(self.model.config.text_config.vocab_size - 1 if known is None else known)
 
-    @property
-    def _tokens(self) -> int:
-        """Vision tokens of an image, the CLS token included."""
-        vision = self.model.config.vision_config
-        return int(vision.image_size // vision.patch_size) ** 2 + 1
-
     def features(self, modality: Modality) -> dict[str, Feature]:
         """The features it can emit; see `Encoder.features`."""
-        config = self.model.config
-        dim, vision = config.image_text_hidden_size, config.vision_config
-        if modality is Modality.IMAGES:
-            tower, head = self.spec.part("vision"), self.spec.part("vision", "image")
-            found = [
-                Feature(name="itc", shape=(1, dim), dtype="float32", fingerprint=head),
-                Feature(
-                    name="pooled", shape=(vision.hidden_size,), dtype="float32", fingerprint=tower
-                ),
-                Feature(
-                    name="tokens",
-                    shape=(self._tokens, vision.hidden_size),
-                    dtype="float32",
-                    fingerprint=tower,
-                ),
-            ]
-        else:
-            side, width = self.spec.part("text"), config.text_config.hidden_size
-            found = [
-                Feature(name="itc", shape=(1, dim), dtype="float32", fingerprint=side),
-                Feature(name="pooled", shape=(width,), dtype="float32", fingerprint=side),
-                Feature(name="token_ids", shape=(MAX_TOKENS,), dtype="int32", fingerprint=side),
-                Feature(name="token_mask", shape=(MAX_TOKENS,), dtype="uint8", fingerprint=side),
-            ]
-        return {feature.name: feature for feature in found}
+        return self._settings.features(self.spec, modality)
 
     @halve_on_oom
     @torch.inference_mode()
@@ -230,11 +180,3 @@ class BlipEncoder:
             device=self.device,
             dtype=self.dtype,
         )
-
-
-def _configs(config: Any) -> dict[str, object]:
-    """By part, the settings that shape its arithmetic (tensor shapes tell the others)."""
-    vision, words = config.vision_config, config.text_config
-    tower = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
-    text_side = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
-    return {"vision": tower, "image": [], "text": text_side, "itm": text_side}

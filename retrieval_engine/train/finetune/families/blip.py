@@ -21,10 +21,10 @@ from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from retrieval_engine.encoders import text
+from retrieval_engine.encoders.blip_settings import MAX_TOKENS, MAX_WORDS, part_of
 from retrieval_engine.encoders.captioning import generation_defaults
 from retrieval_engine.encoders.captioning.blip import PROMPT
 from retrieval_engine.encoders.checkpoint import Checkpoint, read_config, weight_digests
-from retrieval_engine.encoders.families.blip import MAX_TOKENS, MAX_WORDS, part_of
 from retrieval_engine.encoders.loading import load_model, load_tokenizer
 from retrieval_engine.encoders.matching.attend import image_keys_values, look, split_heads
 from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
