@@ -117,6 +117,11 @@ def open_encoder(
     found = resolve(checkpoint)
     if adapter:
         found = with_adapter(found, Path(adapter).resolve())
+    return open_checkpoint(found, device=device, dtype=dtype, family=family)
+
+
+def open_checkpoint(found: Checkpoint, *, device: str, dtype: str, family: str) -> Encoder:
+    """Load an encoder from files that are at hand; see `open_encoder`."""
     name = family if family != "auto" else family_of(found)
     module = plugins.load(FAMILIES, name, noun="encoder family")
     encoder: Encoder = module.open_encoder(found, device=device, dtype=dtype)
@@ -136,9 +141,14 @@ def reopen_encoder(spec: EncoderSpec, *, device: str = "auto", model: str = "") 
     Raises:
         EncoderError: it cannot be loaded.
     """
+    found = resolve(recorded_name(spec, model))
+    return open_checkpoint(found, device=device, dtype=spec.dtype, family=spec.family)
+
+
+def recorded_name(spec: EncoderSpec, model: str = "") -> str:
+    """The checkpoint of a spec as `resolve` takes it, or where it is now."""
     pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
-    name = model or spec.checkpoint + pinned
-    return open_encoder(name, device=device, dtype=spec.dtype, family=spec.family)
+    return model or spec.checkpoint + pinned
 
 
 def family_of(checkpoint: Checkpoint) -> str:

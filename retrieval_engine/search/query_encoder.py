@@ -1,6 +1,7 @@
 """The encoder that turns queries into the vectors a store or an index holds."""
 
-from retrieval_engine.encoders import Encoder, reopen_encoder
+from retrieval_engine.encoders import Encoder
+from retrieval_engine.encoders.words import reopen_for_words
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.index import Index, SavedIndex
@@ -26,7 +27,7 @@ def open_query_encoder(
             "encoded here",
             hint="encode the query where the vectors come from, and search with --vectors Q.npy",
         )
-    encoder = reopen_encoder(spec, device=device, model=model)
+    encoder = reopen_for_words(spec, device=device, model=model)
     if not isinstance(store, ProjectedStore):
         return encoder
     from retrieval_engine.heads import HeadedEncoder

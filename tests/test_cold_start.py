@@ -1,0 +1,53 @@
+"""What the commands of every day do not import: a second here is a second of each call.
+
+No clock is read: which modules a command ends with is what decides, and does not vary.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from retrieval_engine.cli import main
+
+TORCH = {"torch", "safetensors.torch"}
+MODELS = {"transformers", "peft", "accelerate", "huggingface_hub"}
+COMPILERS = {"torch._dynamo", "torch._inductor", "sympy"}
+TABLES = {"pandas", "datasets", "pyarrow.dataset", "matplotlib", "scipy", "sklearn"}
+SOURCE = "scenes:6?seed=7"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cold")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        for arguments in (["encode", SOURCE, "--device", "cpu"], ["index"]):
+            result = CliRunner().invoke(main, arguments)
+            assert result.exit_code == 0, result.output
+    return made
+
+
+@pytest.mark.parametrize(
+    ("command", "needless"),
+    [
+        ("store info", {"faiss", "PIL", *TORCH, *MODELS, *TABLES}),
+        ("index", TORCH | MODELS | TABLES),
+        ("search --image scenes:7/0", TORCH | MODELS | TABLES),
+        ("search dog", MODELS | COMPILERS | TABLES),
+        ("eval --recall", MODELS | COMPILERS | TABLES),
+    ],
+)
+def test_a_command_ends_without(folder: Path, command: str, needless: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "from retrieval_engine.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"except SystemExit as end: print(end.code, sorted({needless} & set(sys.modules)))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], cwd=folder, capture_output=True, text=True
+    )
+    assert run.stdout.splitlines()[-1:] == ["0 []"], run.stderr
