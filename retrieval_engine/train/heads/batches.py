@@ -22,8 +22,10 @@ class Batch:
 
     Attributes:
         images: (b,) rows of `Pairs.images`.
-        texts: (u,) rows of `Pairs.texts`, each once; for the diagonal loss (b,), in the order of
-            the images.
+        texts: (u,) rows of `Pairs.texts`. With all captions each once; with one for each image
+            (b,) in the order of the images, where a sentence that several share is there as
+            often: it must be as strong a negative as it is frequent, or images drift towards
+            sentences that say little.
         positive: (b, u) True where a text is a caption of the image.
     """
 
@@ -70,8 +72,6 @@ def _batch(pairs: Pairs, images: Tensor, recipe: HeadRecipe, generator: torch.Ge
             counts = (mine >= 0).sum(1).cpu()
             column = (torch.rand(len(mine), generator=generator) * counts).long()
         texts = mine.gather(1, column.to(mine.device)[:, None])[:, 0]
-        if recipe.loss is not Loss.DIAGONAL:
-            texts = torch.unique(texts)
     positive = mine[:, :1] == texts
     for column_of_all in mine.T[1:]:
         positive |= column_of_all[:, None] == texts
