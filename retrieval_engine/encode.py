@@ -94,11 +94,7 @@ def encode(
         loaded = pool.imap(load, run.changed_items())
         while run.encode_part(loaded):
             pass
-        run.behind.wait()
-        whole = not (options.split or options.limit or source.is_partial)
-        run.report.removed = writer.finish(
-            source.name, failures=run.report.failures, seen=run.seen if whole else None
-        )
+        run.finish()
     progress.stop()
     run.report.seconds = time.perf_counter() - start
     return run.report
@@ -231,6 +227,15 @@ class _Run:
         )
         self.report.failures.append(failure)
         return failure
+
+    def finish(self) -> None:
+        """Wait until all is written; take out of the store what the source no longer has."""
+        self.behind.wait()
+        # A part of the source says nothing about the rest of it.
+        whole = not (self.options.split or self.options.limit or self.source.is_partial)
+        self.report.removed = self.writer.finish(
+            self.source.name, failures=self.report.failures, seen=self.seen if whole else None
+        )
 
 
 def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:
