@@ -1,6 +1,8 @@
 """`vlre encode`: pictures and captions into features."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +16,9 @@ from retrieval_engine.cli.options import (
     split_option,
     store_option,
 )
+
+if TYPE_CHECKING:
+    from retrieval_engine.encode import EncodeReport
 
 SOME_FAILED = 3
 _SHOWN_FAILURES = 5
@@ -98,8 +103,7 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
-    from retrieval_engine.cli.encode_summary import encode_summary
-    from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.cli.output import progress_bar
     from retrieval_engine.cli.projecting import project
     from retrieval_engine.encode import EncodeOptions, encode
     from retrieval_engine.encode_stale import encode_stale
@@ -112,6 +116,8 @@ def command(
             raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
         project(store, head, as_json=as_json)
         return
+    if (source is None) != only_stale:
+        raise click.UsageError("Give either a SOURCE or --only-stale.")
     options = EncodeOptions(
         features=tuple(name.strip() for name in features.split(",") if name.strip()),
         store_dtype=store_dtype,
@@ -123,8 +129,6 @@ def command(
         part_rows=shard_rows,
         overwrite=overwrite,
     )
-    if (source is None) != only_stale:
-        raise click.UsageError("Give either a SOURCE or --only-stale.")
     opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if options.features == ("tokens",) or only_stale else open_encoder
@@ -134,19 +138,28 @@ def command(
             report = encode_stale(store, encoder, batch_size=batch_size or 0, progress=progress)
         else:
             report = encode(opened, store, encoder=encoder, options=options, progress=progress)
-    for line in opened.notes if opened else ():
-        note(line)
-    for failure in report.failures[:_SHOWN_FAILURES]:
-        note(f"failed: {failure.item_id}: {failure.reason}")
-    if len(report.failures) > _SHOWN_FAILURES:
-        note(f"failed: {len(report.failures) - _SHOWN_FAILURES} more; see {store}/failures.jsonl")
-    if as_json:
-        emit(report.to_json())
-    else:
-        click.echo(encode_summary(report.to_json()))
+    _tell(report, notes=opened.notes if opened else (), as_json=as_json)
     if report.failures:
         ctx.exit(SOME_FAILED)
 
 
 def _allowing_missing(source: str) -> str:
     return f"{source}{'&' if '?' in source else '?'}allow_missing=true"
+
+
+def _tell(report: "EncodeReport", *, notes: Sequence[str], as_json: bool) -> None:
+    """The report on stdout; what the source remarked and what failed on stderr."""
+    from retrieval_engine.cli.encode_summary import encode_summary
+    from retrieval_engine.cli.output import emit, note
+
+    for line in notes:
+        note(line)
+    for failure in report.failures[:_SHOWN_FAILURES]:
+        note(f"failed: {failure.item_id}: {failure.reason}")
+    more = len(report.failures) - _SHOWN_FAILURES
+    if more > 0:
+        note(f"failed: {more} more; see {report.store}/failures.jsonl")
+    if as_json:
+        emit(report.to_json())
+    else:
+        click.echo(encode_summary(report.to_json()))
