@@ -80,6 +80,14 @@ class _Built(NamedTuple):
         return grouped_top_k(self.rows, queries, k, self.per_item)
 
 
+class _Tuned(NamedTuple):
+    """What rows find at the search effort chosen for them."""
+
+    recall: float  # of the 10 best items, in [0, 1]
+    queries: NDArray[np.float32]  # (q, dim)
+    asked: Modality  # which side the queries are of
+
+
 def build_index(
     store: Store,
     out: str | Path,
@@ -125,9 +133,7 @@ def build_index(
         rows, factory = backend.build(chosen, vectors, seed)
         built = _Built(chosen, factory, rows, vectors.per_item)
         progress.start("comparing with exact search", None)
-        queries, asked = recall.sample_queries(store, vectors, seed)
-        expected = recall.expect(vectors.exact(), queries)
-        found = recall.tune(rows, built, expected, chosen.target_recall)
+        tuned = _tune(store, vectors, built, seed)
         progress.start("writing", None)
         backend.save(rows, folder)
         SavedCatalog.of_store(store, split).save(folder)
@@ -135,23 +141,18 @@ def build_index(
             _manifest(store, vectors, built, folder), contents=contents, split=split or ""
         )
         saved = SavedIndex(folder, manifest, backend.open_rows(folder, manifest.effort))
-        report = IndexReport(
-            index=str(out),
-            recipe=chosen.name,
-            items=vectors.items,
-            rows=vectors.rows,
-            bytes=manifest.bytes,
-            recall_at_10=round(found, 4),
-            p50_ms=round(recall.p50_ms(saved, queries), 4),
-            seconds=round(time.perf_counter() - begin, 3),
-            effort=dict(rows.effort),
-            queries=len(queries),
-            queries_are=str(asked),
-            remarks=_remarks(chosen, found, asked, rows),
-        )
+        report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
         progress.stop()
     return report
+
+
+def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tuned:
+    """Set the search effort that the recipe's recall takes, as exact search judges it."""
+    queries, asked = recall.sample_queries(store, vectors, seed)
+    expected = recall.expect(vectors.exact(), queries)
+    found = recall.tune(built.rows, built, expected, built.recipe.target_recall)
+    return _Tuned(found, queries, asked)
 
 
 def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path) -> Manifest:
@@ -177,15 +178,36 @@ def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path)
     )
 
 
-def _remarks(recipe: Recipe, found: float, asked: Modality, rows: Rows) -> tuple[str, ...]:
+def _report(
+    out: Path, built: _Built, tuned: _Tuned, saved: SavedIndex, begin: float
+) -> IndexReport:
+    """The figures of a build that began at `begin`; the last of them, its speed, is taken here."""
+    p50_ms = recall.p50_ms(saved, tuned.queries)
+    return IndexReport(
+        index=str(out),
+        recipe=built.recipe.name,
+        items=saved.manifest.items,
+        rows=saved.manifest.rows,
+        bytes=saved.manifest.bytes,
+        recall_at_10=round(tuned.recall, 4),
+        p50_ms=round(p50_ms, 4),
+        seconds=round(time.perf_counter() - begin, 3),
+        effort=dict(built.rows.effort),
+        queries=len(tuned.queries),
+        queries_are=str(tuned.asked),
+        remarks=_remarks(built.recipe, tuned, built.rows),
+    )
+
+
+def _remarks(recipe: Recipe, tuned: _Tuned, rows: Rows) -> tuple[str, ...]:
     remarks = []
-    if found < recipe.target_recall:
+    if tuned.recall < recipe.target_recall:
         remarks.append(
-            f"recall@10 is {found:.3f}, below the {recipe.target_recall} asked for, at every search "
+            f"recall@10 is {tuned.recall:.3f}, below the {recipe.target_recall} asked for, at every search "
             "effort: a graph may not reach it for words (an ivf recipe does), and rows kept in few "
             "bits lose it (fp16 storage, or ,Refine(SQfp16) after the factory string, keeps it)"
         )
-    if asked is Modality.IMAGES and rows.effort:
+    if tuned.asked is Modality.IMAGES and rows.effort:
         remarks.append(
             "the store has no captions, so recall was measured with images as queries; words lie "
             "further from images and may find less"
