@@ -10,8 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from retrieval_engine.encoders.device import pick_device
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
 from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.pretrain.batches import Batcher
 from retrieval_engine.train.pretrain.config import PretrainConfig
@@ -34,46 +32,20 @@ from retrieval_engine.train.pretrain.optimisers import (
     concept_optimisers,
     joint_optimisers,
 )
+from retrieval_engine.train.pretrain.report import CURVES, PretrainReport, record
 from retrieval_engine.train.pretrain.state import RunState
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
 from retrieval_engine.train.pretrain.validation import validate
-from retrieval_engine.train.runlog import Panel, RunLog, draw_curves
+from retrieval_engine.train.runlog import RunLog, draw_curves
 from retrieval_engine.train.schedule import step_factor
 
 _CONCEPT_FLOOR = 0.2  # the concept stage ends at a fifth of its step: the joint stage goes on
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY = 10
-CURVES = (
-    Panel(names=("itc", "itm", "lm", "concept", "region"), label="loss"),
-    Panel(
-        names=("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall"),
-        label="recall on held-out items, per cent",
-        top=100,
-    ),
-)
 _NOISE = 0.25  # per cent of mean recall that two validations may differ by chance
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainReport:
-    """What a run came to.
-
-    Attributes:
-        out: directory of the model.
-        steps: steps done.
-        minutes: training time, validation and drawing excluded.
-        best_step: the step whose weights were written.
-        mean_recall: on the held-out items, per cent.
-        parameters: number of weights.
-    """
-
-    out: Path
-    steps: int
-    minutes: float
-    best_step: int
-    mean_recall: float
-    parameters: int
+__all__ = ["PretrainReport", "Run", "pretrain"]
 
 
 def pretrain(
@@ -277,25 +249,11 @@ class Run:
             self.tokenizer,
             self.out,
             dtype=getattr(torch, self.config.save_dtype),
-            facts=self._facts(report),
+            facts=record(report, self.config, self.train_set, self.model),
         )
         draw_curves(self.out / "log.jsonl", self.out / "curves.png", CURVES)
         shutil.rmtree(self.out / "run")
         return report
-
-    def _facts(self, report: PretrainReport) -> dict[str, Json]:
-        default = PretrainConfig(source=self.config.source).to_json()
-        config = self.config.to_json()
-        return {
-            "config": config,
-            "changed": {k: v for k, v in config.items() if v != default[k]},
-            "report": {k: v for k, v in asdict(report).items() if k != "out"},
-            "items": len(self.train_set),
-            "captions": len(self.train_set.captions),
-            "unreadable": len(self.train_set.pictures.failures),
-            "temperature": round(float(self.model.temperature.detach()), 5),
-            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        }
 
 
 def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
