@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.fingerprint import digest
@@ -81,13 +81,14 @@ class Run:
             raise TrainingError(f"{out} already holds a trained model", hint="give another --out")
         if config.select is Select.CIDER and judge is None:
             raise UsageError("selecting by CIDEr needs a judge of captions")
-        self.config, self.out, self.progress = config, out, progress
+        self.config, self.out = config, out
         self.processes = Processes(config.device)
+        self.progress = progress if self.processes.is_first else Silent()
         parts = open_parts(config, self.processes, judge)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
-        self._say(f"{len(self.sets.train):,} images to train on; {self.sets.how}")
+        self.progress.say(f"{len(self.sets.train):,} images to train on; {self.sets.how}")
         self.total = config.epochs * self.order.steps_per_epoch
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
@@ -109,16 +110,16 @@ class Run:
     def train(self) -> None:
         """Run the steps that are left."""
         state = self.state
-        self._say(str(self.output.counted(self.learner.model)))
+        self.progress.say(str(self.output.counted(self.learner.model)))
         if not state.start:
             state.start = self._figures()
             self._write_log({"step": 0, **state.start})
-        self._start_bar()
+        self.progress.start("fine-tuning", self.total)
+        self.progress.advance(state.step)
         saved_at = time.monotonic()
         while not self._is_over():
             self._step()
-            if self.processes.is_first:
-                self.progress.advance()
+            self.progress.advance()
             if state.step % self.every == 0 or self._is_over():
                 self._validate()
             elif time.monotonic() - saved_at < _SAVE_EVERY_S:
@@ -144,25 +145,30 @@ class Run:
         losses = self.objective.step(batch, state.step, along=along, scale=scale)
         if config.lora and state.step == 0:
             refuse_dead(self.learner.model)
-        trained = trained_parameters(self.learner, self.objective)
-        self.processes.add_gradients(trained)
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(trained, config.clip)
-        finite = all(abs(value) < float("inf") for value in losses.values())
-        if not finite or not (self.scaler.is_enabled() or bool(torch.isfinite(norm))):
-            self._stop_at(group, losses)
-        factor = step_factor(state.step / self.total, config.warmup)
-        for each in self.optimiser.param_groups:
-            each["lr"] = self.peak * factor
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        lr = self.peak * step_factor(state.step / self.total, config.warmup)
+        norm = self._update(group, losses, lr)
         state.step += 1
         state.seconds += time.monotonic() - started
         if state.step % _LOG_EVERY == 0 or self._is_over():
             rounded = {name: round(value, 5) for name, value in losses.items()}
-            times = {"seconds": round(state.seconds, 2), "lr": self.peak * factor}
+            times = {"seconds": round(state.seconds, 2), "lr": lr}
             self._write_log({"step": state.step, **times, **rounded, "norm": round(float(norm), 4)})
+
+    def _update(self, group: Group, losses: Mapping[str, float], lr: float) -> Tensor:
+        """Add up the gradients over the processes and take the step; their norm before clipping."""
+        trained = trained_parameters(self.learner, self.objective)
+        self.processes.add_gradients(trained)
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.clip)
+        finite = all(abs(value) < float("inf") for value in losses.values())
+        if not finite or not (self.scaler.is_enabled() or bool(torch.isfinite(norm))):
+            self._stop_at(group, losses)
+        for each in self.optimiser.param_groups:
+            each["lr"] = lr
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        return norm
 
     def _stop_at(self, group: Group, losses: Mapping[str, float]) -> None:
         ids = [self.sets.train.ids[i] for i in group.images.tolist()]
@@ -193,7 +199,7 @@ class Run:
         found = self._figures()
         self._write_log({"step": state.step, **found})
         words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
-        self._say(f"step {state.step:,} of {self.total:,}: {words}")
+        self.progress.say(f"step {state.step:,} of {self.total:,}: {words}")
         if isinstance(objective, Captions):
             self._tell_samples(objective)
         sign = 1 if objective.higher_is_better else -1
@@ -214,7 +220,7 @@ class Run:
             return
         self.output.log_samples(self.state.step, objective.samples)
         if objective.warning:
-            self._say(f"warning: {objective.warning}")
+            self.progress.say(f"warning: {objective.warning}")
             self._write_log({"step": self.state.step, "warning": objective.warning})
 
     # Where the run stands
@@ -254,7 +260,7 @@ class Run:
         self.objective.load_state_dict(saved["objective"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.scaler.load_state_dict(saved["scaler"])
-        self._say(f"going on from step {self.state.step:,}")
+        self.progress.say(f"going on from step {self.state.step:,}")
 
     @property
     def _checkpoint_path(self) -> Path:
@@ -292,15 +298,6 @@ class Run:
         if self.board is not None:
             self.board.close()
         self.processes.end()
-
-    def _start_bar(self) -> None:
-        if self.processes.is_first:
-            self.progress.start("fine-tuning", self.total)
-            self.progress.advance(self.state.step)
-
-    def _say(self, line: str) -> None:
-        if self.processes.is_first:
-            self.progress.say(line)
 
     def _write_log(self, line: Mapping[str, Any]) -> None:
         if self.log is None:
