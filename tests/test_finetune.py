@@ -36,6 +36,7 @@ from retrieval_engine.train.finetune import trainer as trainer_module
 from retrieval_engine.train.finetune.augment import augmented
 from retrieval_engine.train.finetune.data import Order, load_sets
 from tests import tiny
+from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store
 from tests.test_adapters import copy_tower
 
@@ -158,6 +159,34 @@ def test_from_pixels_trains_the_tower_and_what_is_stale_is_encoded_again(
     fresh = trained.encode_images(pixels[None], ["itc", "tokens"])
     np.testing.assert_allclose(gallery.images("itc")[:1], fresh["itc"], atol=1e-5)
     np.testing.assert_allclose(gallery.images("tokens")[:1], fresh["tokens"], atol=1e-4)
+
+
+def test_a_picture_that_is_gone_is_in_the_ledger_until_it_is_back(
+    tmp_path: Path, blip: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(5):
+        (pictures / f"{number}.jpg").write_bytes(jpeg(number))
+    shutil.copy(pictures / "3.jpg", pictures / "3-again.jpg")
+    path, options = tmp_path / "s", EncodeOptions(features=("itc",))
+    first, other = (
+        open_encoder(str(checkpoint), device="cpu", dtype="float32")
+        for checkpoint in (blip, tiny.save_blip(tmp_path / "m", seed=5))
+    )
+    encode(f"folder:{pictures}", path, encoder=first, options=options)
+    (pictures / "3.jpg").rename(tmp_path / "away.jpg")
+    (pictures / "3-again.jpg").unlink()
+    report = encode_stale(path, other, batch_size=2)
+    assert (report.images.encoded, report.images.failed) == (4, 1)
+    assert [f.item_id for f in open_store(path).failures()] == ["3-again.jpg", "3.jpg"]
+    assert open_store(path).gallery().left_out == 2
+    for name in ("3.jpg", "3-again.jpg"):
+        shutil.copy(tmp_path / "away.jpg", pictures / name)
+    report = encode_stale(path, other)
+    assert (report.images.encoded, report.images.reused, report.images.failed) == (1, 4, 0)
+    assert open_store(path).failures() == []
+    assert open_store(path).gallery().left_out == 0
 
 
 def test_after_training_from_the_cache_image_vectors_come_from_stored_states(

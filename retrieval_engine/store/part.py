@@ -118,12 +118,15 @@ class PartWriter:
             self._items.remove(source, item_id)
             self._settled[source, item_id] = None
 
-    def commit(self, failures: Iterable[Failure] = ()) -> None:
+    def commit(
+        self, failures: Iterable[Failure] = (), settled: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Make everything added visible, at once.
 
         Args:
             failures: items that could not be encoded. An item added or removed in this part
                 leaves the ledger of failures.
+            settled: (source, item id) of others that leave it.
 
         Raises:
             StoreError: the disk refuses; nothing became visible.
@@ -134,7 +137,7 @@ class PartWriter:
             files.append(self._items.publish(path))
         # The ledger first: after a crash here it is still true, for what it no longer lists was
         # not committed and will be tried again.
-        update_failures(self._path, failures, self._settled.keys())
+        update_failures(self._path, failures, {*self._settled, *settled})
         if files:
             self._publish(self.number, files)
         self._inventory.settle(self._settled)

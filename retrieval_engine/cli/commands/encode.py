@@ -135,7 +135,9 @@ def command(
     encoder = opener(model, device=device, dtype=dtype, adapter=adapter)
     with progress_bar() as progress:
         if opened is None:
-            report = encode_stale(store, encoder, batch_size=batch_size or 0, progress=progress)
+            report = encode_stale(
+                store, encoder, batch_size=batch_size or 0, workers=workers or 0, progress=progress
+            )
         else:
             report = encode(opened, store, encoder=encoder, options=options, progress=progress)
     _tell(report, notes=opened.notes if opened else (), as_json=as_json)
