@@ -27,12 +27,12 @@ from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.finetune.captions import Captions, Judge
 from retrieval_engine.train.finetune.config import FinetuneConfig, Select
 from retrieval_engine.train.finetune.data import Group
-from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained, open_board
+from retrieval_engine.train.finetune.journal import Journal
+from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained
 from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.state import State
 from retrieval_engine.train.finetune.states import Ahead
-from retrieval_engine.train.runlog import RunLog
 from retrieval_engine.train.schedule import step_factor
 
 _SAVE_EVERY_S = 120.0
@@ -99,11 +99,12 @@ class Run:
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
             self._resume()
-        # Files are the first process's: two of them would drop each other's lines.
-        first, log = self.processes.is_first, out / "log.jsonl"
-        self.log = RunLog(log, keep_steps=self.state.step) if first else None
-        wanted = config.tensorboard and first
-        self.board = open_board(out / "tensorboard") if wanted else None
+        self.journal = Journal(
+            out,
+            keep_steps=self.state.step,
+            tensorboard=config.tensorboard,
+            is_kept=self.processes.is_first,
+        )
 
     # The loop
 
@@ -113,7 +114,7 @@ class Run:
         self.progress.say(str(self.output.counted(self.learner.model)))
         if not state.start:
             state.start = self._figures()
-            self._write_log({"step": 0, **state.start})
+            self.journal.write({"step": 0, **state.start})
         self.progress.start("fine-tuning", self.total)
         self.progress.advance(state.step)
         saved_at = time.monotonic()
@@ -152,7 +153,9 @@ class Run:
         if state.step % _LOG_EVERY == 0 or self._is_over():
             rounded = {name: round(value, 5) for name, value in losses.items()}
             times = {"seconds": round(state.seconds, 2), "lr": lr}
-            self._write_log({"step": state.step, **times, **rounded, "norm": round(float(norm), 4)})
+            self.journal.write(
+                {"step": state.step, **times, **rounded, "norm": round(float(norm), 4)}
+            )
 
     def _update(self, group: Group, losses: Mapping[str, float], lr: float) -> Tensor:
         """Add up the gradients over the processes and take the step; their norm before clipping."""
@@ -197,7 +200,7 @@ class Run:
     def _validate(self) -> None:
         state, objective = self.state, self.objective
         found = self._figures()
-        self._write_log({"step": state.step, **found})
+        self.journal.write({"step": state.step, **found})
         words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
         self.progress.say(f"step {state.step:,} of {self.total:,}: {words}")
         if isinstance(objective, Captions):
@@ -221,7 +224,7 @@ class Run:
         self.output.log_samples(self.state.step, objective.samples)
         if objective.warning:
             self.progress.say(f"warning: {objective.warning}")
-            self._write_log({"step": self.state.step, "warning": objective.warning})
+            self.journal.write({"step": self.state.step, "warning": objective.warning})
 
     # Where the run stands
 
@@ -295,14 +298,5 @@ class Run:
     def close(self) -> None:
         """End the threads and leave the group of processes."""
         self.ahead.close()
-        if self.board is not None:
-            self.board.close()
+        self.journal.close()
         self.processes.end()
-
-    def _write_log(self, line: Mapping[str, Any]) -> None:
-        if self.log is None:
-            return
-        self.log.write(line)
-        for name, value in line.items():
-            if self.board is not None and isinstance(value, float):
-                self.board.add_scalar(name, value, line["step"])
