@@ -1,6 +1,11 @@
-"""Captions as BLIP and LAVIS clean them before the tokenizer sees them."""
+"""Captions as BLIP and LAVIS clean them before the tokenizer sees them, and what it makes of them."""
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = "pre_caption1"
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
@@ -19,3 +24,21 @@ def pre_caption(text: str, max_words: int) -> str:
     text = _PUNCTUATION.sub(" ", text.lower())
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
+
+
+def token_ids(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, max_words: int, max_tokens: int
+) -> list[list[int]]:
+    """Token ids of each cleaned text, the tokenizer's first and last token included.
+
+    Args:
+        tokenizer: the checkpoint's.
+        texts: captions as people wrote them.
+        max_words: see `pre_caption`.
+        max_tokens: ids of a text at most; the last token stays.
+    """
+    cleaned = [pre_caption(text, max_words) for text in texts]
+    ids: list[list[int]] = tokenizer(
+        cleaned, truncation=True, max_length=max_tokens, return_attention_mask=False
+    )["input_ids"]
+    return ids

@@ -137,11 +137,7 @@ class Blip2Encoder(Blip2Images):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each cleaned text, [CLS] … [SEP], at most 35 of them."""
-        cleaned = [text.pre_caption(t, MAX_WORDS) for t in texts]
-        ids: list[list[int]] = self.tokenizer(
-            cleaned, truncation=True, max_length=MAX_TOKENS, return_attention_mask=False
-        )["input_ids"]
-        return ids
+        return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
 
     @torch.inference_mode()
     def encode_texts(
