@@ -1,22 +1,16 @@
 """Hits as one HTML file to look at: thumbnails inside, no network, no script."""
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from PIL import Image
-
 from retrieval_engine.errors import SourceError
+from retrieval_engine.page import page_start, thumbnail_uri
 from retrieval_engine.search.hits import Hit
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 _THUMBNAIL_PIXELS = 320
-_QUALITY = 85
-# Nothing in the file may load anything from anywhere, whatever a caption or a uri holds.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1d21; --soft: #6a6d76; --paper: #fafaf8;
   --card: #ffffff; --line: #e3e3df; --tile: #d9d9d5; --accent: #2f5fd0; }
@@ -68,16 +62,7 @@ def render(sections: Sequence[Section]) -> str:
     """
     title = sections[0].title if len(sections) == 1 else f"{len(sections)} searches"
     body = "\n".join(_section(section) for section in sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
+    return f"""{page_start(title, _STYLE)}
 {body}
 </body>
 </html>
@@ -114,11 +99,8 @@ def _picture(data: bytes, alt: str) -> str:
         image = decode(data)
     except SourceError as error:
         return _missing(error)
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(alt)}">'
+    source = thumbnail_uri(image, _THUMBNAIL_PIXELS)
+    return f'<img src="{source}" alt="{escape(alt)}">'
 
 
 def _missing(error: SourceError) -> str:

@@ -1,6 +1,5 @@
 """One HTML file about several caption runs: figures, plots, and pictures with what each run says."""
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
@@ -8,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from retrieval_engine.errors import EvaluationError, MissingExtra, SourceError
 from retrieval_engine.evaluate.caption_metrics import ptb_tokens
 from retrieval_engine.evaluate.compare.captions import CaptionComparison, CaptionRow
 from retrieval_engine.evaluate.compare.pictures import COLOURS
+from retrieval_engine.page import page_start, png_uri, thumbnail_uri
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 _THUMBNAIL_PIXELS = 260
 _SHOWN = 8  # pictures of each section
-# Nothing in the file may load anything from anywhere, whatever a caption holds.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 72rem; background: #fafaf8;
@@ -94,16 +91,7 @@ def _head(comparison: CaptionComparison, title: str) -> str:
     if comparison.left_out:
         left = f" {comparison.left_out:,} others lack a caption of some run and are left out."
     count = sum(map(len, comparison.references))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
+    return f"""{page_start(title, _STYLE)}
 <h1>{escape(title)}</h1>
 <p>{len(comparison.images):,} pictures with {count:,} references.{left} BLEU, ROUGE-L and CIDEr-D as
 the COCO tools define them, in percent.</p>"""
@@ -136,10 +124,10 @@ def _key(number: int) -> str:
 
 
 def _plots(comparison: CaptionComparison) -> str:
-    data = base64.b64encode(draw_plots(comparison)).decode()
+    source = png_uri(draw_plots(comparison))
     return (
         "<h2>Length and repetition</h2>\n"
-        f"<img class='plot' alt='Length and repetition' src='data:image/png;base64,{data}'>"
+        f"<img class='plot' alt='Length and repetition' src='{source}'>"
     )
 
 
@@ -211,8 +199,4 @@ def _picture(image: str, uri: str | None, images: Path | None) -> str:
         picture = decode(read_bytes(place))
     except SourceError:
         return f"<div class='missing'>{escape(image)}</div>"
-    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f"<img alt='{escape(image)}' src='data:image/jpeg;base64,{data}'>"
+    return f"<img alt='{escape(image)}' src='{thumbnail_uri(picture, _THUMBNAIL_PIXELS)}'>"

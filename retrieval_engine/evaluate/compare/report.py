@@ -1,6 +1,5 @@
 """One HTML file with the figures and the pictures of a comparison; nothing is loaded from anywhere."""
 
-import base64
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,12 +11,11 @@ from retrieval_engine.errors import EvaluationError, SourceError
 from retrieval_engine.evaluate.compare import pictures
 from retrieval_engine.evaluate.compare.comparison import KS, SIDES, Comparison, Row
 from retrieval_engine.evaluate.compare.samples import Sample, sample_queries
+from retrieval_engine.page import page_start, png_uri
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 _THUMBNAIL_PIXELS = 160
-# Nothing in the file may load anything from anywhere, whatever a caption holds.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 70rem; background: #fafaf8;
@@ -106,16 +104,7 @@ _CURVE_CAPTION = (
 def _head(comparison: Comparison, title: str) -> str:
     row = comparison.rows[0]
     remarks = "".join(f"<p class='soft'>{escape(line)}</p>" for line in comparison.remarks)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
+    return f"""{page_start(title, _STYLE)}
 <h1>{escape(title)}</h1>
 <p>{row.images:,} images and {row.captions:,} captions. Search is exact; any of an image's captions
 counts for image to text, each caption asks for its own image.</p>
@@ -165,9 +154,8 @@ def _bounds(interval: tuple[float, float] | None, *, sign: bool = False) -> str:
 
 
 def _picture(png: bytes, alt: str, caption: str) -> str:
-    data = base64.b64encode(png).decode()
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">{below}</figure>'
+    return f'<figure><img alt="{escape(alt)}" src="{png_uri(png)}">{below}</figure>'
 
 
 def _pictures_of(sample: Sample) -> dict[str, NDArray[np.uint8] | None]:

@@ -1,0 +1,48 @@
+"""HTML files to look at that load nothing from anywhere: how they begin, and pictures inside."""
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
+
+# Nothing in the file may load anything from anywhere, whatever a caption or a uri holds.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_QUALITY = 85
+
+
+def page_start(title: str, style: str) -> str:
+    """A page as far as `<body>`.
+
+    Args:
+        title: as it is to be read; it is escaped here.
+        style: CSS, as it is.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>"""
+
+
+def png_uri(png: bytes) -> str:
+    """A PNG as the `src` of an image, inside the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def thumbnail_uri(picture: Image.Image, pixels: int) -> str:
+    """A picture, shrunk in place, as the `src` of an image, inside the page.
+
+    Args:
+        picture: RGB.
+        pixels: its longer side at most.
+    """
+    picture.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
