@@ -19,15 +19,8 @@ from retrieval_engine.evaluate import (
     recall_at_k,
     recall_intervals,
 )
-from retrieval_engine.evaluate.pair_scores import Vectors
-from retrieval_engine.evaluate.ranks import (
-    NO_QUERY,
-    Ints,
-    Ranks,
-    Tiles,
-    rank,
-    ranks_of_scores,
-)
+from retrieval_engine.evaluate.pair_scores import Ints, Vectors
+from retrieval_engine.evaluate.ranks import NO_QUERY, Ranks, Tiles, rank, ranks_of_scores
 from retrieval_engine.evaluate.recall import recall
 
 GOLDEN = Path(__file__).parent / "golden" / "recall"

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from retrieval_engine.evaluate.caption_metrics import CaptionReport, evaluate_captions
     from retrieval_engine.evaluate.evaluation import Evaluation, RecallSettings, evaluate_store
     from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
-    from retrieval_engine.evaluate.ranks import Ranks, Ties
+    from retrieval_engine.evaluate.race import Ties
+    from retrieval_engine.evaluate.ranks import Ranks
     from retrieval_engine.evaluate.recall import (
         DirectionReport,
         RecallReport,
@@ -29,7 +30,7 @@ _HOMES = {
     "RecallIntervals": "intervals",
     "RecallReport": "recall",
     "RecallSettings": "evaluation",
-    "Ties": "ranks",
+    "Ties": "race",
     "evaluate_captions": "caption_metrics",
     "evaluate_recall": "recall",
     "evaluate_store": "evaluation",

@@ -11,7 +11,7 @@ from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
 from retrieval_engine.evaluate.headed import head_protocol, head_training_set, without_trained
 from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.evaluate.leaks import LeakReport, find_leaks, known_training_sets
-from retrieval_engine.evaluate.ranks import Ties
+from retrieval_engine.evaluate.race import Ties
 from retrieval_engine.evaluate.recall import KS, RecallReport, gallery_recall
 from retrieval_engine.evaluate.rerank import rerank_recall
 from retrieval_engine.progress import Progress

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.evaluate.bootstrap import Bootstrap, Interval
-from retrieval_engine.evaluate.ranks import NO_QUERY, Ints
+from retrieval_engine.evaluate.pair_scores import Ints
+from retrieval_engine.evaluate.ranks import NO_QUERY
 from retrieval_engine.evaluate.recall import RecallReport
 from retrieval_engine.records import Json
 

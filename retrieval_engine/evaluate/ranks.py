@@ -32,18 +32,6 @@ ImageBlocks = Callable[[], Iterable[tuple[int, Vectors]]]
 NO_QUERY = -1
 _UNIT_ROUNDOFF = 2.0**-24
 
-__all__ = [
-    "NO_QUERY",
-    "Contents",
-    "ImageBlocks",
-    "Ints",
-    "Ranks",
-    "Ties",
-    "Tiles",
-    "rank",
-    "ranks_of_scores",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:

@@ -14,16 +14,9 @@ import numpy as np
 
 from retrieval_engine.encoders.device import pick_device
 from retrieval_engine.errors import ShapeError, UsageError
-from retrieval_engine.evaluate.pair_scores import Vectors
-from retrieval_engine.evaluate.ranks import (
-    NO_QUERY,
-    Contents,
-    ImageBlocks,
-    Ints,
-    Ranks,
-    Ties,
-    rank,
-)
+from retrieval_engine.evaluate.pair_scores import Ints, Vectors
+from retrieval_engine.evaluate.race import Ties
+from retrieval_engine.evaluate.ranks import NO_QUERY, Contents, ImageBlocks, Ranks, rank
 from retrieval_engine.records import Json, Modality
 
 if TYPE_CHECKING:

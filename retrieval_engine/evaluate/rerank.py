@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from retrieval_engine.encoders import Encoder
 from retrieval_engine.errors import UsageError
-from retrieval_engine.evaluate.ranks import NO_QUERY, Ints, Ranks
+from retrieval_engine.evaluate.pair_scores import Ints
+from retrieval_engine.evaluate.ranks import NO_QUERY, Ranks
 from retrieval_engine.evaluate.recall import KS, RecallReport
 from retrieval_engine.image_tokens import ImageTokens
 from retrieval_engine.progress import Progress, Silent

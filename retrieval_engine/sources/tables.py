@@ -13,14 +13,12 @@ from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.caption_files import Record, captions_of, read_records
-from retrieval_engine.sources.columns import Columns, choose_columns
+from retrieval_engine.sources.columns import Columns
 from retrieval_engine.sources.json_stream import elements, is_list
 from retrieval_engine.sources.options import Options, existing_file, of_split, split_name
 
 OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
 """Options that every source of tables knows."""
-
-__all__ = ["OPTIONS", "Columns", "TablePart", "TableSource", "choose_columns", "split_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,10 @@ p, figcaption { margin: .3rem 0; max-width: 60rem; } .soft, figcaption { color: 
 figure { margin: .6rem 0 1.2rem; } img { max-width: 100%; height: auto; background: #fff;
   border: 1px solid #e3e3df; border-radius: .5rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; background: #fff; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #e3e3df; text-align: right;
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #e3e3df; text-align: right;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; } td small { display: block; color: #5d606a; }
+td:first-child small { white-space: normal; max-width: 15rem; }
 td.best { font-weight: 700; } .key { display: inline-block; width: .8em; height: .8em;
   border-radius: .2em; margin-right: .4em; }
 """

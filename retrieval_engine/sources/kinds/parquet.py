@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval_engine.errors import SourceError
+from retrieval_engine.sources.columns import choose_columns
 from retrieval_engine.sources.options import Options
 from retrieval_engine.sources.tables import (
     OPTIONS,
     TablePart,
     TableSource,
-    choose_columns,
 )
 
 _BATCH_ROWS = 16

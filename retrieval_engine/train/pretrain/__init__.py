@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retrieval_engine.train.pretrain.config import PretrainConfig
-    from retrieval_engine.train.pretrain.trainer import PretrainReport, pretrain
+    from retrieval_engine.train.pretrain.report import PretrainReport
+    from retrieval_engine.train.pretrain.trainer import pretrain
 
 __all__ = ["PretrainConfig", "PretrainReport", "pretrain"]
-_HOMES = {"PretrainConfig": "config", "PretrainReport": "trainer", "pretrain": "trainer"}
+_HOMES = {"PretrainConfig": "config", "PretrainReport": "report", "pretrain": "trainer"}
 
 
 def __getattr__(name: str) -> object:

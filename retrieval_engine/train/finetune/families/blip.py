@@ -125,11 +125,7 @@ class BlipRetrieval(_Blip):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `RetrievalLearner.tokenize`."""
-        cleaned = [text.pre_caption(t, MAX_WORDS) for t in texts]
-        ids: list[list[int]] = self.tokenizer(cleaned, truncation=True, max_length=MAX_TOKENS)[
-            "input_ids"
-        ]
-        return ids
+        return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
 
     def match_ids(self, ids: Tensor) -> Tensor:
         """See `RetrievalLearner.match_ids`."""
