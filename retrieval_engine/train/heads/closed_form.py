@@ -26,7 +26,8 @@ _POWERS = (0.5, 1.0, 2.0, 4.0)
 _USUAL_POWER = 1.0
 _FEW_IMAGES = 1000  # below, both are chosen by cross-validation
 _FOLDS = 5
-_MOST_PAIRS = 8192  # more would hardly change the covariances
+_MOST_PAIRS = 32_768  # 5,000 images with all their captions, and to spare
+_BLOCK = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_to_one(pairs: Pairs, generator: torch.Generator) -> TruePairs:
-    """True pairs as rows, at most 8,192 of them.
+    """True pairs as rows, at most 32,768 of them.
 
     Of several vectors of an image the one nearest to the text is taken where the two sides have
     one width, else their mean.
@@ -93,15 +94,21 @@ def one_to_one(pairs: Pairs, generator: torch.Generator) -> TruePairs:
         chosen = chosen.sort().values
         image, row = image[chosen], row[chosen]
     texts = pairs.texts[row].float()
-    vectors = pairs.images[image].float()
-    if vectors.shape[1] == 1:
-        images = vectors[:, 0]
-    elif vectors.shape[2] != texts.shape[1]:
-        images = vectors.mean(1)
-    else:
-        nearest = torch.einsum("mqd,md->mq", vectors, texts).argmax(1)
-        images = vectors[torch.arange(len(vectors), device=vectors.device), nearest]
+    starts = range(0, len(image), _BLOCK)
+    blocks = (slice(start, start + _BLOCK) for start in starts)
+    images = torch.cat([_one_vector(pairs.images[image[b]], texts[b]) for b in blocks])
     return TruePairs(images=images, texts=texts, image=image)
+
+
+def _one_vector(vectors: Tensor, texts: Tensor) -> Tensor:
+    """(m, w) float32 of (m, q, w) image vectors: the only one, the nearest to its text, or the mean."""
+    if vectors.shape[1] == 1:
+        return vectors[:, 0].float()
+    vectors = vectors.float()
+    if vectors.shape[2] != texts.shape[1]:
+        return vectors.mean(1)
+    nearest = torch.einsum("mqd,md->mq", vectors, texts).argmax(1)
+    return vectors[torch.arange(len(vectors), device=vectors.device), nearest]
 
 
 class Moments:
