@@ -28,6 +28,7 @@ _FEW_IMAGES = 1000  # below, both are chosen by cross-validation
 _FOLDS = 5
 _MOST_PAIRS = 32_768  # 5,000 images with all their captions, and to spare
 _BLOCK = 2048
+_SMALLEST = 1e-12  # of a trace: all rows of a fold may be equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +200,7 @@ class Axes:
 
 def _root(covariance: Tensor, ridge: float) -> Tensor:
     """Lower Cholesky factor of a covariance with a share of its trace on the diagonal."""
-    added = ridge * covariance.trace()
+    added = ridge * covariance.trace().clamp_min(_SMALLEST)
     unit = torch.eye(len(covariance), device=covariance.device)
     root: Tensor = torch.linalg.cholesky(covariance + added * unit)
     return root

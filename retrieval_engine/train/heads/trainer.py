@@ -115,6 +115,7 @@ def train_head(
     where = pick_device(device)
     data = read_training_data(store, recipe, where)
     _refuse_nan(data)
+    _refuse_constant(data.train)
     with _seeded(recipe.seed):
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
@@ -217,6 +218,15 @@ def _refuse_nan(data: TrainingData) -> None:
                     f"{bad} of {len(x)} {side} of the {name} set hold NaN or infinity",
                     hint="the store refuses such vectors: check it with `vlre store verify`",
                 )
+
+
+def _refuse_constant(train: Pairs) -> None:
+    for side, x in (("images", train.images), ("texts", train.texts)):
+        if bool((x == x[:1]).all()):
+            raise TrainingError(
+                f"all {len(x)} {side} to train on have the same features: nothing tells them apart",
+                hint="look at what was encoded, and at the encoder: it has collapsed",
+            )
 
 
 @contextmanager
