@@ -237,16 +237,8 @@ def test_bad_input_is_one_clear_line(
 @pytest.mark.parametrize("side", ["images", "texts"])
 def test_features_that_are_all_the_same_are_told(tmp_path: Path, side: str) -> None:
     images, texts, owner = views(60)
-    given = {
-        "images": images,
-        "texts": texts,
-        side: np.ones((60 if side == "images" else len(texts), 9)),
-    }
-    import_embeddings(
-        embeddings(given["images"].astype(np.float32), given["texts"].astype(np.float32), owner),
-        tmp_path / "s",
-        name="x",
-    )
+    (images if side == "images" else texts)[:] = 1
+    import_embeddings(embeddings(images, texts, owner), tmp_path / "s", name="x")
     with pytest.raises(TrainingError, match=f"{side} to train on have the same features"):
         train_head(open_store(tmp_path / "s"), tmp_path / "h", QUICK)
 

@@ -135,7 +135,8 @@ def test_damaged_heads_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dim": 0}, {"hidden": 1}, {"dropout": 1.0}, {"image_width": -1}]
+    "wrong",
+    [{"dim": 0}, {"dim": 10**6}, {"hidden": 1}, {"dropout": 1.0}, {"image_width": -1}],
 )
 def test_forms_that_make_no_sense(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):

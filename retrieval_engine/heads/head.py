@@ -17,6 +17,7 @@ from retrieval_engine.heads.projection import Projection
 from retrieval_engine.records import Json, Modality
 
 _BLOCK_VECTORS = 8192
+_WIDEST = 32_768
 _LARGEST_SCALE = 100.0  # as CLIP clamps it: a larger one makes training unstable
 
 
@@ -57,6 +58,11 @@ class HeadConfig:
         for name in ("image_width", "text_width", "dim"):
             if getattr(self, name) < 1:
                 raise UsageError(f"a head's {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dim", "hidden"):
+            if getattr(self, name) > _WIDEST:
+                raise UsageError(
+                    f"a head's {name} is {getattr(self, name)}, must be at most {_WIDEST}"
+                )
         if self.kind is HeadKind.MLP and self.hidden < 2:
             raise UsageError(f"an MLP head needs at least 2 hidden units, got {self.hidden}")
         if not 0 <= self.dropout < 1:
