@@ -251,11 +251,15 @@ def chosen_features(
     `tokens` of captions are their `token_ids` and `token_mask`.
 
     Raises:
-        UsageError: a name that the encoder emits for neither modality.
+        UsageError: no name, or one that the encoder emits for neither modality.
     """
     offered = {modality: encoder.features(modality) for modality in Modality}
     wanted = [*names, *(("token_ids", "token_mask") if "tokens" in names else ())]
     allowed = set().union(*offered.values())
+    if not names:
+        raise UsageError(
+            f"no feature is named; {encoder.spec.checkpoint} emits {', '.join(sorted(allowed))}"
+        )
     if unknown := [name for name in names if name not in allowed]:
         raise UsageError(
             f"{encoder.spec.checkpoint} emits no feature {unknown[0]!r}; it emits "

@@ -82,6 +82,30 @@ def test_an_explained_failure_is_two_lines_without_a_traceback() -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "x.html"), "x.html: No such file or"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 TB"), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_explained_too(error: Exception, line: str) -> None:
+    result = CliRunner().invoke(failing(error), ["explode"])
+    assert result.exit_code == 1
+    assert line in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 2
+    debugged = CliRunner().invoke(failing(error), ["--debug", "explode"])
+    assert debugged.exception is error
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    result = CliRunner().invoke(failing(RuntimeError("shapes differ")), ["explode"])
+    assert isinstance(result.exception, RuntimeError)
+
+
 def test_debug_shows_the_traceback() -> None:
     result = CliRunner().invoke(failing(VlreError("no")), ["--debug", "explode"])
     assert isinstance(result.exception, VlreError)

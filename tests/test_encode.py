@@ -335,3 +335,15 @@ def test_listed_pictures_may_be_missing_when_allowed(tmp_path: Path, checkpoint:
     assert allowed.exit_code == 0, allowed.output
     assert "0002.jpg" in allowed.stderr
     assert len(open_store(tmp_path / "store").gallery()) == 2
+
+
+@pytest.mark.parametrize("names", [(), ("nope",)])
+def test_features_that_nobody_emits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"feature.* emits itc, pooled, token_ids"):
+        encode(
+            "scenes:2",
+            tmp_path / "s",
+            encoder=open_encoder("vlre-tiny", device="cpu"),
+            options=EncodeOptions(features=names),
+        )
+    assert not (tmp_path / "s").exists()

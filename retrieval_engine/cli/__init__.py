@@ -64,7 +64,25 @@ class Commands(click.Group):
             # The reader of our output has gone (`vlre search … | head`): nothing is wrong.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
+        except (OSError, MemoryError, RuntimeError) as error:
+            explained = _of_the_machine(error)
+            if debug or explained is None:
+                raise
+            _explain(explained)
+            code = explained.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _of_the_machine(error: Exception) -> VlreError | None:
+    """What a file, a disk or memory refused, in words; None when it is something else."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return VlreError(f"{where}{error.strerror}", hint="--debug shows where it happened")
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in str(error):
+        hint = "use a smaller --batch-size, or fewer --features; --debug shows where it happened"
+        return VlreError("there is not enough memory", hint=hint)
+    return None
 
 
 def _explain(error: VlreError) -> None:
