@@ -20,18 +20,7 @@ from retrieval_engine.progress import Silent
 from retrieval_engine.train.pretrain import PretrainConfig, pretrain
 from retrieval_engine.train.pretrain.trainer import Run
 from retrieval_engine.train.runlog import read_log
-
-STEPS = 24
-CONFIG = PretrainConfig(
-    source="scenes:260?seed=11",
-    preset="micro",
-    steps=STEPS,
-    batch_size=24,
-    concept_share=0.5,
-    eval_every=6,
-    dtype="float32",
-    seed=5,
-)
+from tests.pretraining import CONFIG, STEPS
 
 
 @pytest.fixture(scope="module")

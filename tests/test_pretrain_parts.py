@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.negatives import draw_negatives
-from retrieval_engine.train.pretrain import PretrainConfig
 from retrieval_engine.train.pretrain.losses import (
     caption_loss,
     concept_loss,
@@ -22,18 +21,7 @@ from retrieval_engine.train.pretrain.validation import recall
 from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
 from retrieval_engine.train.runlog import RunLog, read_log
 from retrieval_engine.train.schedule import step_factor
-
-STEPS = 24
-CONFIG = PretrainConfig(
-    source="scenes:260?seed=11",
-    preset="micro",
-    steps=STEPS,
-    batch_size=24,
-    concept_share=0.5,
-    eval_every=6,
-    dtype="float32",
-    seed=5,
-)
+from tests.pretraining import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,12 @@ def five_items(*names: str, captions: int = 5) -> dict[str, Expected]:
     }
 
 
-class SourceContract:
+class SourceContract(ABC):
     """Subclass it and build a small fixture in the real format."""
 
+    @abstractmethod
     def build(self, folder: Path) -> Fixture:
         """Write the data into an empty folder."""
-        raise NotImplementedError
 
     @pytest.fixture
     def fixture(self, tmp_path: Path) -> Fixture:

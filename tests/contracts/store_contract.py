@@ -1,6 +1,7 @@
 """What every way of coming by a store must answer alike."""
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ from tests.store_data import (
 COUNT = 23
 
 
-class StoreContract:
+class StoreContract(ABC):
     """A subclass says how the store of `pictures(COUNT)` was made and opened."""
 
     @classmethod
+    @abstractmethod
     def reader(cls, path: Path, content: Pictures) -> Store:
-        raise NotImplementedError
+        """Make the store in an empty folder and open it."""
 
     @pytest.fixture(scope="class")
     @classmethod
