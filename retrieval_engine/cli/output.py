@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from retrieval_engine.progress import Progress
+    from retrieval_engine.records import Failure
+
+SOME_FAILED = 3
+"""Exit code of a run that is done but for some items."""
+_SHOWN_FAILURES = 5
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -26,6 +31,20 @@ def emit(value: Mapping[str, Any]) -> None:
 def note(line: str) -> None:
     """One line for people, on stderr."""
     click.echo(line, err=True)
+
+
+def note_failures(failures: "Sequence[Failure]", ledger: str = "") -> None:
+    """Say which items failed: the first few, and how many more.
+
+    Args:
+        failures: one for each item.
+        ledger: file that lists them all, where there is one.
+    """
+    for failure in failures[:_SHOWN_FAILURES]:
+        note(f"failed: {failure.item_id}: {failure.reason}")
+    if len(failures) > _SHOWN_FAILURES:
+        where = f"; see {ledger}" if ledger else ""
+        note(f"failed: {len(failures) - _SHOWN_FAILURES} more{where}")
 
 
 def table_console() -> "Console":

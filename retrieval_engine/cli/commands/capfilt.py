@@ -15,9 +15,7 @@ from retrieval_engine.cli.options import (
     split_option,
     store_option,
 )
-
-SOME_FAILED = 3
-_SHOWN_FAILURES = 5
+from retrieval_engine.cli.output import SOME_FAILED
 
 
 @click.command(epilog=example('vlre capfilt "scenes:8?seed=7" --out cleaned --beams 3'))
@@ -57,7 +55,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
     given. Writes captions.jsonl, captions.parquet, and dropped.jsonl with the reasons.
     """
     from retrieval_engine.caption.capfilt import CapFiltJob, CapFiltRequest
-    from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.cli.output import emit, note, note_failures, progress_bar
 
     given["sample"] = given["sample"] or given["beams"] is None
     job = CapFiltJob(CapFiltRequest(targets=targets, options=read_decoding(given), **given))
@@ -65,10 +63,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
         report = job.run(progress)
     for line in job.notes:
         note(line)
-    for failure in report.failures[:_SHOWN_FAILURES]:
-        note(f"failed: {failure.item_id}: {failure.reason}")
-    if len(report.failures) > _SHOWN_FAILURES:
-        note(f"failed: {len(report.failures) - _SHOWN_FAILURES} more")
+    note_failures(report.failures)
     if as_json:
         emit(report.to_json())
     else:

@@ -15,12 +15,10 @@ from retrieval_engine.cli.options import (
     split_option,
     store_option,
 )
+from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import CaptionJob
-
-SOME_FAILED = 3
-_SHOWN_FAILURES = 5
 
 
 @click.command(epilog=example('vlre caption "scenes:3?seed=7" --beams 1'))
@@ -79,15 +77,11 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
 
 def report(job: "CaptionJob") -> None:
     """Say on stderr what was done, what failed and what should be known."""
-    from retrieval_engine.cli.output import note
+    from retrieval_engine.cli.output import note, note_failures
 
     for line in job.notes:
         note(line)
-    for failure in job.failures[:_SHOWN_FAILURES]:
-        note(f"failed: {failure.item_id}: {failure.reason}")
-    if len(job.failures) > _SHOWN_FAILURES:
-        where = f"; see {job.request.out}.failures.jsonl" if job.request.out else ""
-        note(f"failed: {len(job.failures) - _SHOWN_FAILURES} more{where}")
+    note_failures(job.failures, f"{job.request.out}.failures.jsonl" if job.request.out else "")
     if not job.request.is_single:
         note(summary(job))
 

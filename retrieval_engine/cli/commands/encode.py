@@ -16,12 +16,10 @@ from retrieval_engine.cli.options import (
     split_option,
     store_option,
 )
+from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
     from retrieval_engine.encode import EncodeReport
-
-SOME_FAILED = 3
-_SHOWN_FAILURES = 5
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
@@ -152,15 +150,11 @@ def _allowing_missing(source: str) -> str:
 def _tell(report: "EncodeReport", *, notes: Sequence[str], as_json: bool) -> None:
     """The report on stdout; what the source remarked and what failed on stderr."""
     from retrieval_engine.cli.encode_summary import encode_summary
-    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.cli.output import emit, note, note_failures
 
     for line in notes:
         note(line)
-    for failure in report.failures[:_SHOWN_FAILURES]:
-        note(f"failed: {failure.item_id}: {failure.reason}")
-    more = len(report.failures) - _SHOWN_FAILURES
-    if more > 0:
-        note(f"failed: {more} more; see {report.store}/failures.jsonl")
+    note_failures(report.failures, f"{report.store}/failures.jsonl")
     if as_json:
         emit(report.to_json())
     else:
