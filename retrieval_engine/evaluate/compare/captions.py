@@ -18,6 +18,7 @@ from retrieval_engine.evaluate.caption_metrics import (
 )
 from retrieval_engine.evaluate.caption_metrics.diversity import Diversity, diversity
 from retrieval_engine.evaluate.caption_metrics.report import CaptionScores
+from retrieval_engine.evaluate.compare.tables import markdown_table
 from retrieval_engine.records import Json
 
 METRICS = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr")
@@ -106,12 +107,7 @@ class CaptionComparison:
 
     def markdown(self) -> str:
         """A table for a README or an issue."""
-        lines = ["| " + " | ".join(self.HEADINGS) + " |"]
-        lines.append("| --- |" + " ---: |" * (len(self.HEADINGS) - 1))
-        for row in self.rows:
-            name, *figures = row.cells()
-            lines.append("| " + " | ".join([name.replace("|", "\\|"), *figures]) + " |")
-        return "\n".join(lines)
+        return markdown_table(self.HEADINGS, [row.cells() for row in self.rows])
 
 
 def compare_captions(

@@ -11,6 +11,7 @@ import numpy as np
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.bootstrap import Bootstrap, Interval
 from retrieval_engine.evaluate.compare.runs import Run
+from retrieval_engine.evaluate.compare.tables import markdown_table
 from retrieval_engine.evaluate.intervals import difference_interval, recall_intervals
 from retrieval_engine.evaluate.recall import RecallReport, gallery_recall
 from retrieval_engine.projected import ProjectedStore, leak_free, subset
@@ -108,12 +109,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """A table for a README or an issue."""
-        lines = ["| " + " | ".join(self.HEADINGS) + " |"]
-        lines.append("| --- |" + " ---: |" * (len(self.HEADINGS) - 1))
-        for row in self.rows:
-            name, *figures = row.cells()
-            lines.append("| " + " | ".join([name.replace("|", "\\|"), *figures]) + " |")
-        return "\n".join(lines)
+        return markdown_table(self.HEADINGS, [row.cells() for row in self.rows])
 
     def latex(self) -> str:
         """A table for a paper; needs the package booktabs. The best of each column is bold."""
