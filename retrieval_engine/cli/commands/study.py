@@ -31,7 +31,12 @@ def command() -> None:
 )
 @click.option("--feature", default="pooled", show_default=True, help="pooled or itc.")
 @click.option("--train-size", default=5000, show_default=True, help="Images to train on.")
-@click.option("--test-size", default=1000, show_default=True, help="Images to keep for the test, where no split is.")
+@click.option(
+    "--test-size",
+    default=1000,
+    show_default=True,
+    help="Images to keep for the test, where no split is.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of split and weights.")
 @device_option
 @json_option

@@ -205,14 +205,10 @@ class Run:
         self.progress.say(f"step {state.step:,} of {self.total:,}: {words}")
         if isinstance(objective, Captions):
             self._tell_samples(objective)
-        sign = 1 if objective.higher_is_better else -1
-        best = state.best.get(objective.metric)
-        if best is None or sign * found[objective.metric] > sign * best:
-            state.best, state.best_step, state.stale = found, state.step, 0
-            if self.processes.is_first:
-                save_atomically(self._weights(), self._best_path)
-        else:
-            state.stale += 1
+        better = objective.higher_is_better
+        improved = state.improves(found, objective.metric, higher_is_better=better)
+        if improved and self.processes.is_first:
+            save_atomically(self._weights(), self._best_path)
         epoch, part = divmod(state.step, self.order.steps_per_epoch)
         keep = self.config.keep_every
         if keep and not part and epoch % keep == 0 and self.processes.is_first:
