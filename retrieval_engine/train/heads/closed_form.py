@@ -20,7 +20,7 @@ from retrieval_engine.train.heads.data import Pairs
 from retrieval_engine.train.heads.precision import is_half_fast
 from retrieval_engine.train.heads.ranks import scores, val_recall
 
-_RIDGES = [0.3, 1.0, 3.0, 10.0]
+_RIDGES = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 _USUAL_RIDGE = 1.0
 _POWERS = (0.5, 1.0, 2.0, 4.0)
 _USUAL_POWER = 1.0
