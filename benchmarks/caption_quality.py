@@ -19,10 +19,11 @@ import numpy as np
 
 from benchmarks.report import emit
 from retrieval_engine.caption import BeamRule, CaptionJob, CaptionRequest, DecodingOptions
-from retrieval_engine.caption.opening import open_judge
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.evaluate.caption_metrics import caption_scores, ptb_tokens
-from retrieval_engine.evaluate.caption_metrics.diversity import diversity
+from retrieval_engine.caption.loaded import open_judge
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.evaluate.caption_scores import caption_scores
+from retrieval_engine.metrics.diversity import diversity
+from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources import open_source
 from retrieval_engine.sources.scenes import truth

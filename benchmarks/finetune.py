@@ -23,9 +23,9 @@ from PIL import Image
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from benchmarks.rerank import captions
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import open_encoder
-from retrieval_engine.encoders.captioning import open_captioner
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.models import open_encoder
+from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.finetune import Task, configure
 from retrieval_engine.train.finetune.trainer import Run

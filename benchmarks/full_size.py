@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from benchmarks.rerank import captions
-from retrieval_engine.encoders import open_encoder
+from retrieval_engine.models import open_encoder
 
 MODELS = ("vit-b", "vit-l", "vit-g")
 

@@ -27,13 +27,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.report import emit
-from retrieval_engine.external import Embeddings, import_embeddings
-from retrieval_engine.external.vectors import Vectors
+from retrieval_engine.encoding import Embeddings, import_embeddings
+from retrieval_engine.encoding.vector_set import Vectors
 from retrieval_engine.heads import Head, HeadConfig, HeadKind
 from retrieval_engine.store import open_store
-from retrieval_engine.train.heads import HeadRecipe, train_head
-from retrieval_engine.train.heads.losses import diagonal
-from retrieval_engine.train.heads.ranks import scores, val_recall
+from retrieval_engine.train.head import HeadRecipe, train_head
+from retrieval_engine.train.head.contrastive import diagonal
+from retrieval_engine.train.head.ranks import scores, val_recall
 
 Array = NDArray[np.float32]
 _TRAIN, _HELD_OUT = 5000, 1000

@@ -27,8 +27,8 @@ import torch
 
 from benchmarks.report import emit
 from retrieval_engine.evaluate import gallery_recall
-from retrieval_engine.evaluate.pair_scores import Ints, Vectors
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.metrics.pair_scores import Ints, Vectors
 from retrieval_engine.records import Caption, Feature, Item, Modality
 from retrieval_engine.store import Gallery, StoreWriter, open_store
 

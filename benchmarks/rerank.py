@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks import checkpoints
 from benchmarks.report import emit
-from retrieval_engine.encoders import Encoder, open_encoder
-from retrieval_engine.encoders.batching import pad_tokens
-from retrieval_engine.encoders.device import autocast
+from retrieval_engine.models import Encoder, open_encoder
+from retrieval_engine.models.batching import pad_tokens
+from retrieval_engine.models.device import autocast
 from retrieval_engine.records import Modality
 
 Logits = NDArray[np.float32]

@@ -1,17 +1,17 @@
 """Encode once. Everything else reads the cache.
 
 An embedding cache and retrieval engine for BLIP and BLIP-2. The public names load on first use,
-so that importing the package costs nothing. `encode` is at `retrieval_engine.encode.encode`: a package
-cannot hold a module and a function of one name.
+so that importing the package costs nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrieval_engine.encoders import open_encoder
+    from retrieval_engine.encoding import encode
     from retrieval_engine.evaluate import evaluate_recall
     from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.models import open_encoder
     from retrieval_engine.search import SearchEngine
     from retrieval_engine.sources import open_source
     from retrieval_engine.store import open_store
@@ -21,8 +21,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "SearchEngine": "search",
     "build_index": "index",
+    "encode": "encoding",
     "evaluate_recall": "evaluate",
-    "open_encoder": "encoders",
+    "open_encoder": "models",
     "open_index": "index",
     "open_source": "sources",
     "open_store": "store",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [
     "SearchEngine",
     "build_index",
+    "encode",
     "evaluate_recall",
     "open_encoder",
     "open_index",

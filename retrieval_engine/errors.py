@@ -4,6 +4,7 @@
     ├── UsageError          (ValueError)  exit code 2: an option or argument is wrong
     ├── ShapeError          (ValueError)  an array has another shape or dtype than promised
     ├── MissingExtra        (ImportError) an optional library is not installed
+    ├── PluginBroken        (ImportError) another distribution's plug-in cannot be imported
     ├── SourceError                    a data source cannot be read
     │   └── DecodeError                one item's bytes are no usable picture
     ├── EncoderError                   a model cannot be loaded or run
@@ -65,6 +66,10 @@ class MissingExtra(VlreError, ImportError):
         super().__init__(
             f"{library} is not installed", hint=f"install it with `pip install 'vlre[{extra}]'`"
         )
+
+
+class PluginBroken(VlreError, ImportError):
+    """A plug-in of another distribution cannot be imported."""
 
 
 class SourceError(VlreError):

@@ -25,7 +25,7 @@ class EncoderSpec:
     under an old name does not.
 
     Attributes:
-        family: file name in `encoders/families/`, or `external` for imported vectors.
+        family: name of a folder in `models/`, or `external` for imported vectors.
         checkpoint: hub id or directory as given.
         revision: hub commit, or empty.
         weights: digest of each part's tensors and of the configuration that shapes their use, by

@@ -1,42 +1,92 @@
-"""Finds the members of a plug-in folder by their file names.
+"""Finds the members of a plug-in folder by their file names, and those that other packages add.
 
-A new data source, encoder family, index backend, worker kind or command is one new file in its
-folder. Listing the names imports nothing; a member is imported when it is used.
+A new data source, model family, index backend, worker kind or command is one new file (a family:
+one folder) in its place here, or an entry point of another distribution:
+
+    [project.entry-points."vlre.sources"]
+    s3list = "my_package.s3list"          # a module with what the folder's files have
+
+Listing the names imports nothing; a member is imported when it is used.
 """
 
 import importlib
 import importlib.util
 import pkgutil
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import PluginBroken, UsageError
 
 
-def names(package: str) -> list[str]:
-    """Names of the modules in a package, sorted, without importing them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugins:
+    """The members of one kind.
 
-    Args:
-        package: dotted name, e.g. `retrieval_engine.sources.kinds`.
+    Attributes:
+        package: dotted name of their folder, e.g. `retrieval_engine.sources.kinds`.
+        noun: what a member is called in an error, e.g. `source`.
+        group: entry-point group that other distributions add members to; empty for none.
+        folders: members are the folders in the package, not its files.
     """
+
+    package: str
+    noun: str
+    group: str = ""
+    folders: bool = False
+
+    def names(self) -> list[str]:
+        """Names of all members, sorted, without importing one; `-` is written `_`."""
+        return sorted({*self.shipped(), *self.added()})
+
+    def shipped(self) -> list[str]:
+        """Names of the members in the folder."""
+        return list(_members(self.package, folders=self.folders))
+
+    def added(self) -> dict[str, EntryPoint]:
+        """Entry points of other distributions by name; a member of the folder is not replaced."""
+        if not self.group:
+            return {}
+        here = self.shipped()
+        found = ((point.name.replace("-", "_"), point) for point in _entry_points(self.group))
+        return {name: point for name, point in found if name not in here}
+
+    def load(self, name: str) -> ModuleType:
+        """Import a member.
+
+        Args:
+            name: of a file, a folder or an entry point; `-` and `_` are the same.
+
+        Raises:
+            UsageError: there is no such member; the message lists those there are.
+            PluginBroken: another distribution's member cannot be imported.
+        """
+        module = name.replace("-", "_")
+        if module in self.shipped():
+            return importlib.import_module(f"{self.package}.{module}")
+        if (point := self.added().get(module)) is None:
+            allowed = ", ".join(n.replace("_", "-") for n in self.names())
+            raise UsageError(f"unknown {self.noun} {name!r}; known: {allowed}")
+        try:
+            loaded: ModuleType = point.load()
+        except (ImportError, AttributeError) as error:
+            where = point.dist.name if point.dist else point.value
+            raise PluginBroken(
+                f"{self.noun} {name!r} of {where} cannot be imported: {error}",
+                hint=f"install {where} again, or remove it",
+            ) from error
+        return loaded
+
+
+@cache
+def _members(package: str, *, folders: bool) -> tuple[str, ...]:
     found = importlib.util.find_spec(package)
-    paths = found.submodule_search_locations if found else None
-    return sorted(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))
+    members = pkgutil.iter_modules(found.submodule_search_locations if found else None)
+    return tuple(m.name for m in members if m.ispkg == folders and not m.name.startswith("_"))
 
 
-def load(package: str, name: str, *, noun: str) -> ModuleType:
-    """Import one member of a package.
-
-    Args:
-        package: dotted name of the folder.
-        name: file name of the member; `-` and `_` are the same.
-        noun: what the member is called in an error, e.g. `source`.
-
-    Raises:
-        UsageError: there is no such member; the message lists those there are.
-    """
-    known = names(package)
-    module = name.replace("-", "_")
-    if module not in known:
-        allowed = ", ".join(n.replace("_", "-") for n in known)
-        raise UsageError(f"unknown {noun} {name!r}; known: {allowed}")
-    return importlib.import_module(f"{package}.{module}")
+@cache
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    # Reading what is installed takes milliseconds, and sources are asked for with each item.
+    return tuple(entry_points(group=group))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retrieval_engine.encoders.importing import import_checkpoint
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.import_checkpoint import import_checkpoint
 from tests.golden import CHECKPOINTS, GOLDEN, VOCAB
 
 Tensors = dict[str, torch.Tensor]

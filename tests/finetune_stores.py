@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from retrieval_engine import open_encoder
-from retrieval_engine.encode import EncodeOptions, encode
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.records import Modality
 
 

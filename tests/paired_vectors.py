@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.external import Embeddings, import_embeddings
-from retrieval_engine.external.vectors import Vectors
+from retrieval_engine.encoding import Embeddings, import_embeddings
+from retrieval_engine.encoding.vector_set import Vectors
 from retrieval_engine.store import Store, open_store
 
 Floats = NDArray[np.float32]

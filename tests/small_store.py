@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_engine.evaluate.pair_scores import Ints, Vectors
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.metrics.pair_scores import Ints, Vectors
 from retrieval_engine.records import Caption, Feature, Item, Modality
 from retrieval_engine.store import StoreWriter
 

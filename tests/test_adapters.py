@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from retrieval_engine import open_encoder, open_store
-from retrieval_engine.encode_stale import encode_stale
-from retrieval_engine.encoders import Encoder
-from retrieval_engine.encoders.adapters import peft_quiet
-from retrieval_engine.encoders.captioning import open_captioner
-from retrieval_engine.encoders.checkpoint import resolve
+from retrieval_engine.encoding.stale import encode_stale
 from retrieval_engine.errors import FingerprintMismatch, UsageError, VlreError
+from retrieval_engine.models import Encoder
+from retrieval_engine.models.adapters import peft_quiet
+from retrieval_engine.models.captioner import open_captioner
+from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.learner import open_learner
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.train.adapters import TARGETS, LoraOptions, matching_modules
 from retrieval_engine.train.finetune import FinetuneReport, Task, configure, finetune
-from retrieval_engine.train.finetune.learning import open_learner
+from retrieval_engine.train.lora import TARGETS, LoraOptions, matching_modules
 from retrieval_engine.train.merging import merge_adapters
 from tests import tiny, tiny_blip2
 from tests.finetune_stores import scenes_store
@@ -180,7 +180,7 @@ def test_a_store_made_without_the_adapter_is_refused_and_brought_up_to_date_with
     def unread(uri: str) -> bytes:
         raise AssertionError(f"{uri} was read")
 
-    monkeypatch.setattr("retrieval_engine.encode_stale.read_bytes", unread)
+    monkeypatch.setattr("retrieval_engine.encoding.stale.read_bytes", unread)
     report = encode_stale(copy, adapted)
     assert (report.images.encoded, report.images.reused) == (0, 24)
     assert report.captions.encoded > 50

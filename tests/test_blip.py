@@ -10,11 +10,10 @@ from transformers import BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from retrieval_engine import open_encoder
-from retrieval_engine.encoders.attention import use_eager_attention, use_fused_attention
-from retrieval_engine.encoders.checkpoint import resolve
-from retrieval_engine.encoders.families.blip import BlipEncoder
-from retrieval_engine.encoders.families.blip import open_encoder as open_blip
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
+from retrieval_engine.models.blip.attention import use_eager_attention, use_fused_attention
+from retrieval_engine.models.blip.encoder import BlipEncoder
+from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -28,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(checkpoint: Path) -> BlipEncoder:
-    return open_blip(resolve(str(checkpoint)), device="cpu", dtype="float32")
+    return BlipEncoder(resolve(str(checkpoint)), device="cpu", dtype="float32")
 
 
 def pixels(n: int, side: int = tiny.IMAGE_SIZE) -> np.ndarray:
@@ -86,7 +85,7 @@ def test_fused_attention_equals_eager_in_both_towers(checkpoint: Path) -> None:
 def test_half_precision_is_close_and_has_its_own_fingerprint(
     checkpoint: Path, encoder: BlipEncoder
 ) -> None:
-    half = open_blip(resolve(str(checkpoint)), device="cpu", dtype="bfloat16")
+    half = BlipEncoder(resolve(str(checkpoint)), device="cpu", dtype="bfloat16")
     a = encoder.encode_images(pixels(4), ["itc"])["itc"]
     b = half.encode_images(pixels(4), ["itc"])["itc"]
     assert (a * b).sum(-1).min() > 0.995

@@ -15,8 +15,8 @@ from retrieval_engine.caption.capfilt import CapFiltJob, CapFiltRequest
 from retrieval_engine.caption.cleaned import write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import open_encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.models import open_encoder
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.scenes import truth

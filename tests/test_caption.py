@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.caption.explain import lit
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import open_encoder
-from retrieval_engine.encoders.captioning import open_captioner
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError, VlreError
-from retrieval_engine.evaluate.caption_metrics import read_captions
+from retrieval_engine.evaluate.predictions import read_captions
+from retrieval_engine.models import open_encoder
+from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import open_store
 from tests import tiny, tiny_blip2
@@ -241,7 +241,7 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
-    from retrieval_engine.caption.output import CaptionFile
+    from retrieval_engine.caption.caption_writer import CaptionFile
 
     with (
         CaptionFile(tmp_path / "a.jsonl", {}, "run"),

@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 
 from retrieval_engine.cli import main
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.caption_metrics import evaluate_captions
+from retrieval_engine.evaluate.caption_scores import evaluate_captions
+from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
 from retrieval_engine.evaluate.compare.caption_page import write_caption_page
-from retrieval_engine.evaluate.compare.captions import compare_captions
 from tests.broken_images import jpeg
 
 TOLD = {

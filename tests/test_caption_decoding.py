@@ -12,10 +12,10 @@ from retrieval_engine.caption.beams import Sentence
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.generating import write_captions
 from retrieval_engine.caption.logit_rules import LogitRules, draw
-from retrieval_engine.encoders import open_encoder
-from retrieval_engine.encoders.captioning import Captioner, open_captioner
-from retrieval_engine.encoders.device import normalized_pixels
 from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.models import open_encoder
+from retrieval_engine.models.captioner import Captioner, open_captioner
+from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.records import Modality
 from tests import tiny, tiny_blip2
 from tests.golden import GOLDEN, import_golden

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_engine.evaluate import Bootstrap
-from retrieval_engine.evaluate.caption_metrics import caption_scores, ptb_tokens
-from retrieval_engine.evaluate.caption_metrics.bleu import bleu, bleu_statistics
-from retrieval_engine.evaluate.caption_metrics.cider import cider_d
-from retrieval_engine.evaluate.caption_metrics.diversity import diversity, self_bleu
-from retrieval_engine.evaluate.caption_metrics.meteor import meteor_is_missing
-from retrieval_engine.evaluate.caption_metrics.rouge import rouge_l
+from retrieval_engine.evaluate.caption_scores import caption_scores
+from retrieval_engine.metrics.bleu import bleu, bleu_statistics
+from retrieval_engine.metrics.cider import cider_d
+from retrieval_engine.metrics.diversity import diversity, self_bleu
+from retrieval_engine.metrics.meteor import meteor_is_missing
+from retrieval_engine.metrics.ptb import ptb_tokens
+from retrieval_engine.metrics.rouge import rouge_l
 
 GOLDEN = Path(__file__).parent / "golden" / "caption_metrics"
 NO_INTERVALS = Bootstrap(draws=0)

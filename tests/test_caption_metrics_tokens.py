@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_engine.evaluate.caption_metrics import ptb, ptb_tokens
+from retrieval_engine.metrics import ptb
+from retrieval_engine.metrics.ptb import ptb_tokens
 from tests.caption_data_sets import data_set_captions, digest
 
 GOLDEN = Path(__file__).parent / "golden" / "caption_metrics"

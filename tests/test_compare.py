@@ -13,15 +13,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from retrieval_engine.cli import main
+from retrieval_engine.encoding.projected import leak_free
 from retrieval_engine.errors import EvaluationError, TrainingError, UsageError
-from retrieval_engine.evaluate.bootstrap import Bootstrap
 from retrieval_engine.evaluate.compare import compare, open_runs, write_report
-from retrieval_engine.evaluate.intervals import difference_interval
-from retrieval_engine.evaluate.recall import gallery_recall
+from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.evaluate.study import HeadStudy, study_heads
-from retrieval_engine.projected import leak_free
+from retrieval_engine.metrics.bootstrap import Bootstrap
+from retrieval_engine.metrics.intervals import difference_interval
 from retrieval_engine.store import open_store
-from retrieval_engine.train.heads import HeadRecipe, train_head, untrained_head
+from retrieval_engine.train.head import HeadRecipe, train_head, untrained_head
 from tests.paired_vectors import paired_store
 from tests.tiny import save_blip
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from retrieval_engine.cli import main
-from retrieval_engine.encoders.checkpoint import shipped
-from retrieval_engine.encoders.doctor import DEFAULT_MODEL, GOLDENS, check_golden
+from retrieval_engine.doctor import DEFAULT_MODEL, GOLDENS, check_golden
+from retrieval_engine.models.checkpoint import shipped
 from tests.golden import GOLDEN
 
 FAMILIES = ("blip", "blip2")
@@ -129,7 +129,7 @@ def test_json_has_one_object_a_check_and_a_failure_exits_1(
     shutil.copytree(GOLDENS / "pictures", tmp_path / "pictures")
     change_config(tmp_path / "blip", "vision_config", layer_norm_eps=1e-3)
     (tmp_path / "blip2" / "model.safetensors").write_bytes(b"cut")
-    monkeypatch.setattr("retrieval_engine.encoders.doctor.GOLDENS", tmp_path)
+    monkeypatch.setattr("retrieval_engine.doctor.GOLDENS", tmp_path)
     result = CliRunner().invoke(main, ["doctor", "--device", "cpu", "--json"])
     found = {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
     assert not found["golden blip on cpu"]["ok"]

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from retrieval_engine import open_encoder, open_source, open_store
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import Encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import FingerprintMismatch, UsageError
+from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Store

@@ -24,17 +24,17 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from benchmarks import finetune as benchmark
 from retrieval_engine import open_encoder, open_store
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encode_stale import encode_stale
-from retrieval_engine.encoders.captioning import open_captioner
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.encoding.stale import encode_stale
 from retrieval_engine.errors import FingerprintMismatch, TrainingError, UsageError
 from retrieval_engine.evaluate.leaks import find_leaks, known_training_sets
+from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
 from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
 from retrieval_engine.train.finetune.augment import augmented
-from retrieval_engine.train.finetune.data import Order, load_sets
+from retrieval_engine.train.finetune.captioned import Order, load_sets
 from tests import tiny
 from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store
@@ -196,7 +196,7 @@ def test_after_training_from_the_cache_image_vectors_come_from_stored_states(
     finetune(configure(Task.RETRIEVAL, **settings(store, max_steps=2, lr=1e-2)), out)
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     tokens = open_store(copy).gallery().images("tokens")
-    monkeypatch.setattr("retrieval_engine.encode_stale.read_bytes", lambda uri: 1 / 0)
+    monkeypatch.setattr("retrieval_engine.encoding.stale.read_bytes", lambda uri: 1 / 0)
     trained = open_encoder(str(out), device="cpu", dtype="float32")
     report = encode_stale(copy, trained)
     assert (report.images.encoded, report.images.failed) == (48, 0)

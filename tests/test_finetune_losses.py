@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from retrieval_engine.encoders.checkpoint import resolve
+from retrieval_engine.models.blip.learner import BlipCaption, BlipRetrieval
+from retrieval_engine.models.blip2.learner import Blip2Retrieval
+from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.learner import open_learner
 from retrieval_engine.progress import Silent
 from retrieval_engine.records import Json
-from retrieval_engine.train.finetune.captions import IGNORED, caption_loss_sum, sentences
+from retrieval_engine.train.finetune.captioned import Captioned
+from retrieval_engine.train.finetune.captioning import IGNORED, caption_loss_sum, sentences
 from retrieval_engine.train.finetune.config import Task, configure
 from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
-from retrieval_engine.train.finetune.data import Captioned
-from retrieval_engine.train.finetune.families.blip import BlipCaption, BlipRetrieval
-from retrieval_engine.train.finetune.families.blip2 import Blip2Retrieval
-from retrieval_engine.train.finetune.learning import open_learner
 from retrieval_engine.train.finetune.matching import draw_world
 from retrieval_engine.train.finetune.recall import recall
 from retrieval_engine.train.finetune.states import padded
 from retrieval_engine.train.finetune.trainer import Run
-from retrieval_engine.train.finetune.writing import collapse, variety, write
+from retrieval_engine.train.finetune.written import collapse, variety, write
 from tests import tiny, tiny_blip2
 from tests.finetune_process import gradients
 from tests.finetune_stores import scenes_store

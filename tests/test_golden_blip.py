@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 from transformers import BlipForConditionalGeneration
 
-from retrieval_engine.encoders.checkpoint import resolve
-from retrieval_engine.encoders.device import normalized_pixels
-from retrieval_engine.encoders.families.blip import BlipEncoder
+from retrieval_engine.models.blip.encoder import BlipEncoder
+from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.device import normalized_pixels
 from tests.golden import GOLDEN, images, import_golden
 
 GOLD = GOLDEN["blip"]

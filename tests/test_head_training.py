@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval_engine.encoding import import_embeddings
 from retrieval_engine.errors import FeatureMissing, TrainingError, UsageError
-from retrieval_engine.external import import_embeddings
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, load_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.heads import (
+from retrieval_engine.train.head import (
     Captions,
     HeadRecipe,
     Loss,
@@ -23,10 +23,10 @@ from retrieval_engine.train.heads import (
     train_head,
     untrained_head,
 )
-from retrieval_engine.train.heads.batches import epoch, mine
-from retrieval_engine.train.heads.closed_form import Axes, Moments, TruePairs
-from retrieval_engine.train.heads.data import Pairs, read_training_data
-from retrieval_engine.train.heads.ranks import scores, val_recall
+from retrieval_engine.train.head.closed_form import Axes, Moments, TruePairs
+from retrieval_engine.train.head.pairs import Pairs, read_training_data
+from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.sampler import epoch, mine
 from retrieval_engine.train.runlog import read_log
 from tests.paired_vectors import embeddings, paired_store, views
 from tests.vector_store import write_store

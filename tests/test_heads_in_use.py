@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions
-from retrieval_engine.encode import encode as encode_source
-from retrieval_engine.evaluate.recall import recall
+from retrieval_engine.encoding.from_source import EncodeOptions
+from retrieval_engine.encoding.from_source import encode as encode_source
+from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.heads import load_head
-from retrieval_engine.projected import ProjectedStore, leak_free
+from retrieval_engine.metrics.recall import recall
 from retrieval_engine.records import Modality
 from retrieval_engine.search import SearchEngine
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.heads import HeadRecipe, train_head
+from retrieval_engine.train.head import HeadRecipe, train_head
 from tests.paired_vectors import paired_store, views
 from tests.tiny import save_blip
 

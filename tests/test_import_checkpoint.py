@@ -18,10 +18,12 @@ from transformers import (
 )
 
 from retrieval_engine.cli import main
-from retrieval_engine.encoders.importing import blip, blip2, import_checkpoint
-from retrieval_engine.encoders.importing.settings import Settings
-from retrieval_engine.encoders.importing.translation import Kind, rename, rename_back
 from retrieval_engine.errors import UsageError
+from retrieval_engine.models.blip import translation as blip
+from retrieval_engine.models.blip2 import translation as blip2
+from retrieval_engine.models.import_checkpoint import import_checkpoint
+from retrieval_engine.models.import_names import Kind, rename, rename_back
+from retrieval_engine.models.import_settings import Settings
 from tests.authors_files import (
     BLIP2_CONFIG,
     BLIP_CONFIG,

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
+from retrieval_engine.encoding import import_embeddings, read_clip_retrieval, read_embeddings
 from retrieval_engine.errors import FingerprintMismatch, ShapeError, SourceError, UsageError
-from retrieval_engine.external import import_embeddings, read_clip_retrieval, read_embeddings
 from retrieval_engine.records import Modality
 from retrieval_engine.store import open_store
 from tests.paired_vectors import embeddings, views

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from retrieval_engine.encoders.importing import import_checkpoint
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
+from retrieval_engine.models.import_checkpoint import import_checkpoint
 from tests.authors_files import (
     BLIP2_CONFIG,
     BLIP_CONFIG,

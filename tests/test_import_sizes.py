@@ -16,10 +16,12 @@ from transformers import (
     BlipForImageTextRetrieval,
 )
 
-from retrieval_engine.encoders.importing import blip, blip2, import_checkpoint
-from retrieval_engine.encoders.importing.positions import interpolate
-from retrieval_engine.encoders.importing.translation import rename_back
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.blip import translation as blip
+from retrieval_engine.models.blip2 import translation as blip2
+from retrieval_engine.models.import_checkpoint import import_checkpoint
+from retrieval_engine.models.import_names import rename_back
+from retrieval_engine.models.import_positions import interpolate
 from tests.authors_files import Tensors, saved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklm"]

@@ -12,9 +12,9 @@ import pytest
 
 from retrieval_engine.errors import FeatureMissing, IndexFailure, UsageError
 from retrieval_engine.index import ExactIndex, build_index, open_index
-from retrieval_engine.index.folder import replacing
-from retrieval_engine.index.manifest import MANIFEST, Manifest
-from retrieval_engine.index.recall import expect, recall_at_10
+from retrieval_engine.index.build_record import MANIFEST, Manifest
+from retrieval_engine.index.directory import replacing
+from retrieval_engine.index.measured import expect, recall_at_10
 from tests.vector_store import clustered, key_of, spec, unit, write_store
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.index import build_index
-from retrieval_engine.index.manifest import Manifest
+from retrieval_engine.index.build_record import Manifest
 from retrieval_engine.index.recipes import BUILT_IN, Recipe, find_recipe, nlist_for, read_recipe
 from tests.vector_store import clustered, write_store
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval_engine.encoders.checkpoint import resolve
-from retrieval_engine.encoders.families.blip import BlipEncoder
-from retrieval_engine.encoders.matching import _by_images
+from retrieval_engine.models.blip.encoder import BlipEncoder
+from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.matcher import _by_images
 from tests import tiny
 
 TEXTS = ["a dog", "a red car on the street at night", "two birds on grass", "a man and a woman"]

@@ -118,7 +118,7 @@ def test_captions_begin_with_the_prompt_or_without(trained: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> Path:
-    from retrieval_engine.encoders.checkpoint import shipped
+    from retrieval_engine.models.checkpoint import shipped
 
     return shipped()["vlre-tiny"]
 

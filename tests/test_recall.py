@@ -19,9 +19,9 @@ from retrieval_engine.evaluate import (
     recall_at_k,
     recall_intervals,
 )
-from retrieval_engine.evaluate.pair_scores import Ints, Vectors
-from retrieval_engine.evaluate.ranks import NO_QUERY, Ranks, Tiles, rank, ranks_of_scores
-from retrieval_engine.evaluate.recall import recall
+from retrieval_engine.metrics.pair_scores import Ints, Vectors
+from retrieval_engine.metrics.ranks import NO_QUERY, Ranks, Tiles, rank, ranks_of_scores
+from retrieval_engine.metrics.recall import recall
 
 GOLDEN = Path(__file__).parent / "golden" / "recall"
 EMBEDDINGS = Path(__file__).parents[2] / "shared" / "data" / "embeddings"

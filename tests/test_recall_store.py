@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from retrieval_engine.cli import main
 from retrieval_engine.evaluate import evaluate_recall
-from retrieval_engine.evaluate.recall import recall
+from retrieval_engine.metrics.recall import recall
 from retrieval_engine.store import open_store
 from tests.small_store import SPEC, vectors, write_store
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_engine import open_encoder, open_store
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import Encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.encoding.image_tokens import ImageTokens
 from retrieval_engine.errors import FingerprintMismatch, UsageError
-from retrieval_engine.evaluate.rerank import _best, _rank, rerank_recall
-from retrieval_engine.image_tokens import ImageTokens
+from retrieval_engine.evaluate.reranked import _best, _rank, rerank_recall
+from retrieval_engine.models import Encoder
 from tests import tiny
 from tests.golden import GOLDEN, IMAGES, import_golden
 

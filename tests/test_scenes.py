@@ -22,8 +22,8 @@ from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.kinds.scenes import Scenes
 from retrieval_engine.sources.labels import Labelled
 from retrieval_engine.sources.scenes import truth
-from retrieval_engine.sources.scenes.captions import captions
 from retrieval_engine.sources.scenes.catalogue import KINDS
+from retrieval_engine.sources.scenes.describing import captions
 from retrieval_engine.sources.scenes.draw import (
     COLOUR_LABELS,
     KIND_LABELS,

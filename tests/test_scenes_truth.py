@@ -6,8 +6,8 @@ import pytest
 
 from retrieval_engine.records import Json
 from retrieval_engine.sources.scenes import truth
-from retrieval_engine.sources.scenes.captions import LONGEST, captions
 from retrieval_engine.sources.scenes.catalogue import KINDS
+from retrieval_engine.sources.scenes.describing import LONGEST, captions
 from retrieval_engine.sources.scenes.vocabulary import WORDS
 from retrieval_engine.sources.scenes.world import meta, world_at
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from retrieval_engine import SearchEngine, build_index, open_encoder, open_index, open_store
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import Encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import (
     DecodeError,
     FeatureMissing,
@@ -18,6 +17,7 @@ from retrieval_engine.errors import (
     StoreNotFound,
     UsageError,
 )
+from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.search import open_engine
 from retrieval_engine.store import Store

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.index.manifest import Manifest
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.index.build_record import Manifest
 from retrieval_engine.search import Hit
 from retrieval_engine.search.contact_sheet import Section, render
 from tests import tiny

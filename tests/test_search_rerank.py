@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from retrieval_engine import SearchEngine, open_encoder, open_store
 from retrieval_engine.cli import main
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import Encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError
+from retrieval_engine.models import Encoder
 from tests import tiny
 
 QUERIES = ["a dog on grass", "two red birds at night"]
@@ -49,7 +49,7 @@ def test_the_order_is_that_of_itm_plus_itc(store: Path, encoder: Encoder) -> Non
     gallery = open_store(store).gallery()
     itc_of = {hit.item_id: hit.score for hit in plain[0]}
     first = full[0][0]
-    from retrieval_engine.image_tokens import ImageTokens
+    from retrieval_engine.encoding.image_tokens import ImageTokens
 
     tokens = ImageTokens(gallery.store, gallery.image_rows, gallery.uris, encoder)
     pair = np.array([[list(gallery.ids).index(first.item_id), 0]])

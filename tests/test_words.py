@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retrieval_engine.encoders import Encoder, open_encoder
-from retrieval_engine.encoders.words import WordsFirst, reopen_for_words
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import Encoder, open_encoder
+from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_words
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -41,7 +41,7 @@ def reopened(spec: EncoderSpec, model: "Path | str" = "") -> Encoder:
 def test_vectors_are_equal_bit_by_bit(checkpoint: Path, name: str, dtype: str) -> None:
     encoder = whole(checkpoint if name == "random" else name, dtype)
     words = reopened(encoder.spec)
-    assert isinstance(words, WordsFirst)
+    assert isinstance(words, TextTowerFirst)
     assert words.spec == encoder.spec
     for texts in (TEXTS, *([text] for text in TEXTS)):
         expected, found = (e.encode_texts(texts, FEATURES) for e in (encoder, words))
@@ -60,7 +60,7 @@ def test_a_tower_of_base_width_is_equal_too(tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(tmp_path)
     encoder = whole(tmp_path, "bfloat16")
     words = reopened(encoder.spec)
-    assert isinstance(words, WordsFirst)
+    assert isinstance(words, TextTowerFirst)
     expected, found = (e.encode_texts(TEXTS * 50, ["itc"])["itc"] for e in (encoder, words))
     np.testing.assert_array_equal(found, expected)
 
@@ -68,7 +68,7 @@ def test_a_tower_of_base_width_is_equal_too(tmp_path: Path) -> None:
 def test_all_else_is_the_whole_encoder_s(checkpoint: Path) -> None:
     encoder = whole(checkpoint)
     words = reopened(encoder.spec)
-    assert isinstance(words, WordsFirst)
+    assert isinstance(words, TextTowerFirst)
     for modality in Modality:
         assert words.features(modality) == encoder.features(modality)
     assert words.preprocessor == encoder.preprocessor
@@ -89,7 +89,7 @@ def test_another_checkpoint_than_the_spec_s_is_opened_whole(
 ) -> None:
     other = tiny.save_blip(tmp_path / "other", seed=1)
     found = reopened(whole(checkpoint).spec, other)
-    assert not isinstance(found, WordsFirst)
+    assert not isinstance(found, TextTowerFirst)
     assert found.spec == whole(other).spec
 
 
@@ -109,7 +109,7 @@ def test_a_tokenizer_that_the_file_does_not_tell_is_left_to_transformers(
     shutil.copytree(checkpoint, path)
     said = json.loads((path / file).read_text(encoding="utf-8"))
     (path / file).write_text(json.dumps(said | {name: value}), encoding="utf-8")
-    assert not isinstance(reopened(whole(path).spec), WordsFirst)
+    assert not isinstance(reopened(whole(path).spec), TextTowerFirst)
 
 
 def test_settings_that_the_config_does_not_state_are_left_to_transformers(
@@ -120,7 +120,7 @@ def test_settings_that_the_config_does_not_state_are_left_to_transformers(
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     del config["text_config"]["layer_norm_eps"]
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert not isinstance(reopened(whole(path).spec), WordsFirst)
+    assert not isinstance(reopened(whole(path).spec), TextTowerFirst)
 
 
 def test_pickled_weights_are_opened_whole(checkpoint: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_pickled_weights_are_opened_whole(checkpoint: Path, tmp_path: Path) -> N
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
     spec = whole(path).spec
-    assert not isinstance(reopened(spec), WordsFirst)
+    assert not isinstance(reopened(spec), TextTowerFirst)
 
 
 def test_a_damaged_checkpoint_is_explained_as_ever(checkpoint: Path, tmp_path: Path) -> None:

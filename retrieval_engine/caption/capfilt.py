@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.caption.caption_writer import CaptionFile
 from retrieval_engine.caption.cleaned import Tally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.opening import find_store, open_judge, open_writer, states_notes
-from retrieval_engine.caption.output import CaptionFile
-from retrieval_engine.caption.pictures import Asked, Picture
+from retrieval_engine.caption.images import Asked, Picture
+from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import Captioned, CaptionRun
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retrieval_engine.encoders.text import pre_caption
 from retrieval_engine.errors import VlreError
+from retrieval_engine.models.text import pre_caption
 from retrieval_engine.sources import read_bytes
 
 _ROWS = 512

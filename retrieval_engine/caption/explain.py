@@ -1,7 +1,7 @@
 """Draws where a captioner looked when it wrote each word.
 
 The maps are the decoder's cross-attention weighted by what it did for the word; see
-`encoders/captioning/_relevance.py`. Each word has a scale of its own: bright is where it looked
+`models/blip/relevance.py`. Each word has a scale of its own: bright is where it looked
 most, and says nothing about how sure it was.
 """
 
@@ -16,9 +16,9 @@ from PIL import Image
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.pictures import Picture
-from retrieval_engine.encoders.captioning import Captioner, ExplainingCaptioner
+from retrieval_engine.caption.images import Picture
 from retrieval_engine.errors import MissingExtra, UsageError, VlreError
+from retrieval_engine.models.captioner import Captioner, ExplainingCaptioner
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 

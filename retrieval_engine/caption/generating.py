@@ -15,8 +15,8 @@ from torch import Tensor
 from retrieval_engine.caption.beams import BeamSearch, Candidate, Sentence
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.logit_rules import LogitRules, draw
-from retrieval_engine.encoders.captioning import Captioner, Writing
 from retrieval_engine.errors import UsageError
+from retrieval_engine.models.captioner import Captioner, Writing
 
 
 def write_captions(

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.caption.caption_writer import CaptionFile, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.opening import find_store, open_judge, open_writer, states_notes
-from retrieval_engine.caption.output import CaptionFile, TextFiles, row_of
-from retrieval_engine.caption.pictures import Asked, Picture, Targets
+from retrieval_engine.caption.images import Asked, Picture, Targets
+from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import CaptionRun, Done
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Encoder
+from retrieval_engine.models import Encoder
 
 
 class Judge:

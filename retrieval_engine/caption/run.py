@@ -12,10 +12,10 @@ import torch
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.pictures import Loaded, LoadPicture, Picture, VisionStates
+from retrieval_engine.caption.images import Loaded, LoadPicture, Picture, VisionStates
 from retrieval_engine.caption.ranking import Judge
-from retrieval_engine.encoders.captioning import Captioner
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure, Json
 from retrieval_engine.store import Store

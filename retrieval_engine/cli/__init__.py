@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from retrieval_engine import __version__, plugins
+from retrieval_engine import __version__
 from retrieval_engine.errors import VlreError
+from retrieval_engine.plugins import Plugins
 
-COMMANDS = "retrieval_engine.cli.commands"
+COMMANDS = Plugins(package="retrieval_engine.cli.commands", noun="command", group="vlre.commands")
 INTERRUPTED = 130
 _HELP = """Encode once. Everything else reads the cache.
 
@@ -34,13 +35,13 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, without importing one."""
-        return [name.replace("_", "-") for name in plugins.names(COMMANDS)]
+        return [name.replace("_", "-") for name in COMMANDS.names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command in the file of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = plugins.load(COMMANDS, cmd_name, noun="command").command
+        command: click.Command = COMMANDS.load(cmd_name).command
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

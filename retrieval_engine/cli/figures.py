@@ -17,8 +17,8 @@ if TYPE_CHECKING:
         RecallIntervals,
         RecallReport,
     )
-    from retrieval_engine.evaluate.bootstrap import Interval
     from retrieval_engine.evaluate.leaks import LeakReport
+    from retrieval_engine.metrics.bootstrap import Interval
 
 _PIPED_WIDTH = 180
 

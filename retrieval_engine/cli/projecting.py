@@ -9,8 +9,8 @@ from retrieval_engine.cli.output import emit, progress_bar
 
 def project(store: Path, head: Path, *, as_json: bool) -> None:
     """Write what a head makes of a store's features beside them, and say how much that was."""
+    from retrieval_engine.encoding.projected import project_store
     from retrieval_engine.heads import load_head
-    from retrieval_engine.projected import project_store
 
     with progress_bar() as progress:
         report = project_store(store, load_head(head), progress=progress)

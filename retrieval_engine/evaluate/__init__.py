@@ -7,36 +7,31 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrieval_engine.evaluate.bootstrap import Bootstrap
-    from retrieval_engine.evaluate.caption_metrics import CaptionReport, evaluate_captions
+    from retrieval_engine.evaluate.caption_scores import CaptionReport, evaluate_captions
     from retrieval_engine.evaluate.evaluation import Evaluation, RecallSettings, evaluate_store
-    from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
-    from retrieval_engine.evaluate.race import Ties
-    from retrieval_engine.evaluate.ranks import Ranks
-    from retrieval_engine.evaluate.recall import (
-        DirectionReport,
-        RecallReport,
-        evaluate_recall,
-        gallery_recall,
-        recall_at_k,
-    )
+    from retrieval_engine.evaluate.store_recall import evaluate_recall, gallery_recall
+    from retrieval_engine.metrics.bootstrap import Bootstrap
+    from retrieval_engine.metrics.intervals import RecallIntervals, recall_intervals
+    from retrieval_engine.metrics.race import Ties
+    from retrieval_engine.metrics.ranks import Ranks
+    from retrieval_engine.metrics.recall import DirectionReport, RecallReport, recall_at_k
 
 _HOMES = {
-    "Bootstrap": "bootstrap",
-    "CaptionReport": "caption_metrics",
-    "DirectionReport": "recall",
-    "Evaluation": "evaluation",
-    "Ranks": "ranks",
-    "RecallIntervals": "intervals",
-    "RecallReport": "recall",
-    "RecallSettings": "evaluation",
-    "Ties": "race",
-    "evaluate_captions": "caption_metrics",
-    "evaluate_recall": "recall",
-    "evaluate_store": "evaluation",
-    "gallery_recall": "recall",
-    "recall_at_k": "recall",
-    "recall_intervals": "intervals",
+    "Bootstrap": "metrics.bootstrap",
+    "CaptionReport": "evaluate.caption_scores",
+    "DirectionReport": "metrics.recall",
+    "Evaluation": "evaluate.evaluation",
+    "Ranks": "metrics.ranks",
+    "RecallIntervals": "metrics.intervals",
+    "RecallReport": "metrics.recall",
+    "RecallSettings": "evaluate.evaluation",
+    "Ties": "metrics.race",
+    "evaluate_captions": "evaluate.caption_scores",
+    "evaluate_recall": "evaluate.store_recall",
+    "evaluate_store": "evaluate.evaluation",
+    "gallery_recall": "evaluate.store_recall",
+    "recall_at_k": "metrics.recall",
+    "recall_intervals": "metrics.intervals",
 }
 
 __all__ = [
@@ -62,4 +57,4 @@ def __getattr__(name: str) -> object:
     """Import a public name from its module when it is first asked for (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"retrieval_engine.{_HOMES[name]}"), name)

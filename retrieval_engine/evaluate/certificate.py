@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.bootstrap import Bootstrap
-from retrieval_engine.evaluate.intervals import recall_intervals
 from retrieval_engine.evaluate.leaks import LeakReport, gallery_keys
-from retrieval_engine.evaluate.recall import RecallReport
+from retrieval_engine.metrics.bootstrap import Bootstrap
+from retrieval_engine.metrics.intervals import recall_intervals
+from retrieval_engine.metrics.recall import RecallReport
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Gallery
 

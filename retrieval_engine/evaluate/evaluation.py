@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retrieval_engine.encoders import reopen_encoder
+from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import UsageError
-from retrieval_engine.evaluate.bootstrap import Bootstrap
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
 from retrieval_engine.evaluate.headed import head_protocol, head_training_set, without_trained
-from retrieval_engine.evaluate.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.evaluate.leaks import LeakReport, find_leaks, known_training_sets
-from retrieval_engine.evaluate.race import Ties
-from retrieval_engine.evaluate.recall import KS, RecallReport, gallery_recall
-from retrieval_engine.evaluate.rerank import rerank_recall
+from retrieval_engine.evaluate.reranked import rerank_recall
+from retrieval_engine.evaluate.store_recall import gallery_recall
+from retrieval_engine.metrics.bootstrap import Bootstrap
+from retrieval_engine.metrics.intervals import RecallIntervals, recall_intervals
+from retrieval_engine.metrics.race import Ties
+from retrieval_engine.metrics.recall import KS, RecallReport
+from retrieval_engine.models import reopen_encoder
 from retrieval_engine.progress import Progress
-from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Json
 from retrieval_engine.store import Gallery, Store
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
+from retrieval_engine.encoding.projected import leak_free
 from retrieval_engine.evaluate.certificate import ITC, Protocol
 from retrieval_engine.evaluate.leaks import TrainingSet
 from retrieval_engine.heads import SavedHead
-from retrieval_engine.projected import leak_free
 from retrieval_engine.records import Json
 from retrieval_engine.store import Gallery
 

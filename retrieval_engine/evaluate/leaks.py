@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders.checkpoint import shipped
 from retrieval_engine.errors import EvaluationError, SourceError, UsageError
+from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store

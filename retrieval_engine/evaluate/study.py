@@ -9,14 +9,14 @@ ITC, with a true MLP, and the effect of the captions stands by itself.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retrieval_engine.encode import EncodeOptions, encode
-from retrieval_engine.encoders import open_encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.evaluate.compare import Comparison, compare, open_runs, write_report
 from retrieval_engine.heads import HeadKind
+from retrieval_engine.models import open_encoder
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.heads import (
+from retrieval_engine.train.head import (
     Captions,
     HeadRecipe,
     seed_recipe,

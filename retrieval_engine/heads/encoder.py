@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Arrays, Encoder
 from retrieval_engine.errors import FeatureMissing
 from retrieval_engine.heads.saved import SavedHead
+from retrieval_engine.models import Arrays, Encoder
 from retrieval_engine.records import Feature, Modality
 
 if TYPE_CHECKING:
-    from retrieval_engine.encoders.matching import Matcher
+    from retrieval_engine.models.matcher import Matcher
 
 
 ITC = "itc"

@@ -5,8 +5,8 @@ answers `search` the way `Index` says can stand in its place. A backend is one f
 """
 
 from retrieval_engine.index.build import IndexReport, build_index
+from retrieval_engine.index.directory import SavedIndex, open_index
 from retrieval_engine.index.exact import ExactIndex
-from retrieval_engine.index.folder import SavedIndex, open_index
 from retrieval_engine.index.grouping import Index
 
 __all__ = ["ExactIndex", "Index", "IndexReport", "SavedIndex", "build_index", "open_index"]

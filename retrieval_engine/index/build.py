@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine import __version__
-from retrieval_engine.index import backends, recall
+from retrieval_engine.index import backends, measured
 from retrieval_engine.index.backends import Rows
+from retrieval_engine.index.build_record import Manifest, contents_of, describe
 from retrieval_engine.index.catalog import SavedCatalog
-from retrieval_engine.index.folder import SavedIndex, replacing
+from retrieval_engine.index.directory import SavedIndex, replacing
 from retrieval_engine.index.grouping import Items, Scores, grouped_top_k
-from retrieval_engine.index.manifest import Manifest, contents_of, describe
 from retrieval_engine.index.recipes import Recipe, find_recipe
 from retrieval_engine.index.vectors import StoredVectors, image_vectors
 from retrieval_engine.progress import Progress, Silent
@@ -149,9 +149,9 @@ def build_index(
 
 def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tuned:
     """Set the search effort that the recipe's recall takes, as exact search judges it."""
-    queries, asked = recall.sample_queries(store, vectors, seed)
-    expected = recall.expect(vectors.exact(), queries)
-    found = recall.tune(built.rows, built, expected, built.recipe.target_recall)
+    queries, asked = measured.sample_queries(store, vectors, seed)
+    expected = measured.expect(vectors.exact(), queries)
+    found = measured.tune(built.rows, built, expected, built.recipe.target_recall)
     return _Tuned(found, queries, asked)
 
 
@@ -182,7 +182,7 @@ def _report(
     out: Path, built: _Built, tuned: _Tuned, saved: SavedIndex, begin: float
 ) -> IndexReport:
     """The figures of a build that began at `begin`; the last of them, its speed, is taken here."""
-    p50_ms = recall.p50_ms(saved, tuned.queries)
+    p50_ms = measured.p50_ms(saved, tuned.queries)
     return IndexReport(
         index=str(out),
         recipe=built.recipe.name,

@@ -10,10 +10,12 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from retrieval_engine import plugins
 from retrieval_engine.errors import UsageError
+from retrieval_engine.plugins import Plugins
 
-BACKENDS = "retrieval_engine.index.backends"
+BACKENDS = Plugins(
+    package="retrieval_engine.index.backends", noun="index backend", group="vlre.backends"
+)
 RECIPE_FOLDER = Path("indices/recipes")
 FACTORY = "factory:"
 
@@ -52,8 +54,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.target_recall <= 1:
             raise UsageError(f"recipe {self.name}: target_recall is {self.target_recall}; (0, 1]")
-        if self.backend not in plugins.names(BACKENDS):
-            known = ", ".join(plugins.names(BACKENDS))
+        if self.backend not in BACKENDS.names():
+            known = ", ".join(BACKENDS.names())
             raise UsageError(f"recipe {self.name}: no backend {self.backend!r}; known: {known}")
         _check_factory(self.factory)
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import ShapeError, SourceError
-from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Modality
 from retrieval_engine.search.engine import SearchEngine
 from retrieval_engine.search.hits import Hit

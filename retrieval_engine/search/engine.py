@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Encoder
 from retrieval_engine.errors import (
     DecodeError,
     FeatureMissing,
@@ -26,6 +25,7 @@ from retrieval_engine.index.catalog import Catalog, GalleryCatalog
 from retrieval_engine.index.exact import Block
 from retrieval_engine.index.grouping import Items, Scores, late_interaction, merge_queries
 from retrieval_engine.index.vectors import image_vectors
+from retrieval_engine.models import Encoder
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
 from retrieval_engine.search.pairing import check_pair

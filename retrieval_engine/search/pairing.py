@@ -2,8 +2,8 @@
 
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure
 from retrieval_engine.index import SavedIndex
+from retrieval_engine.index.build_record import contents_of
 from retrieval_engine.index.catalog import SavedCatalog
-from retrieval_engine.index.manifest import contents_of
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 

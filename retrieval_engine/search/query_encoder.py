@@ -1,11 +1,11 @@
 """The encoder that turns queries into the vectors a store or an index holds."""
 
-from retrieval_engine.encoders import Encoder
-from retrieval_engine.encoders.words import reopen_for_words
+from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.index import Index, SavedIndex
-from retrieval_engine.projected import ProjectedStore
+from retrieval_engine.models import Encoder
+from retrieval_engine.models.text_tower import reopen_for_words
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 

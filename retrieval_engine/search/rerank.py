@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoders import Encoder
-from retrieval_engine.image_tokens import ImageTokens
+from retrieval_engine.encoding.image_tokens import ImageTokens
 from retrieval_engine.index.catalog import Catalog
 from retrieval_engine.index.grouping import Items, Scores
+from retrieval_engine.models import Encoder
 from retrieval_engine.store import Store
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from retrieval_engine import plugins
 from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.plugins import Plugins
 from retrieval_engine.records import Item
 
-KINDS = "retrieval_engine.sources.kinds"
+KINDS = Plugins(package="retrieval_engine.sources.kinds", noun="source", group="vlre.sources")
 
 
 class Source(Protocol):
@@ -55,11 +55,11 @@ def open_source(spec: str) -> Source:
         SourceError: the data is not there.
     """
     kind, colon, rest = spec.partition(":")
-    if not colon or kind not in plugins.names(KINDS):
+    if not colon or kind not in KINDS.names():
         if Path(spec).is_dir():
             kind, rest = "folder", spec
         elif not colon:
-            known = ", ".join(plugins.names(KINDS))
+            known = ", ".join(KINDS.names())
             raise UsageError(
                 f"{spec!r} is neither a directory nor a source",
                 hint=f"name a source as kind:argument; kinds: {known}",
@@ -67,7 +67,7 @@ def open_source(spec: str) -> Source:
     argument, _, query = rest.partition("?")
     # not `parse_qsl`: it would read the `+` of a path as a blank
     pairs = [part.partition("=") for part in query.split("&") if part]
-    module = plugins.load(KINDS, kind, noun="source")
+    module = KINDS.load(kind)
     options = {key: unquote(value) for key, _, value in pairs}
     source: Source = module.open_source(argument, options)
     return source
@@ -83,8 +83,8 @@ def read_bytes(uri: str) -> bytes:
         SourceError: the bytes cannot be had; the message is the reason.
     """
     kind, colon, _ = uri.partition(":")
-    if colon and kind in plugins.names(KINDS):
-        module = plugins.load(KINDS, kind, noun="source")
+    if colon and kind in KINDS.names():
+        module = KINDS.load(kind)
         data: bytes = module.read_bytes(uri)
         return data
     try:

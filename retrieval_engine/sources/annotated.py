@@ -10,7 +10,7 @@ from typing import NamedTuple
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.caption_files import Record
-from retrieval_engine.sources.options import of_split
+from retrieval_engine.sources.source_name import of_split
 
 _SHOWN = 10
 

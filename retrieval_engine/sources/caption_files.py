@@ -23,7 +23,7 @@ from typing import TextIO
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
-from retrieval_engine.sources.options import split_name
+from retrieval_engine.sources.source_name import split_name
 
 IMAGE_KEYS = (
     *("image", "file_name", "filename", "image_name", "name", "file", "path", "image_path"),

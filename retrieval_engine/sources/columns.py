@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.caption_files import CAPTION_KEYS
-from retrieval_engine.sources.options import Options
+from retrieval_engine.sources.source_name import Options
 
 _IDS = ("filename", "file_name", "image_name", "image_id", "img_id", "id", "key", "__key__")
 _NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|raw)s?_?\d+")

@@ -15,7 +15,7 @@ from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.caption_files import Record, captions_of, read_records
 from retrieval_engine.sources.columns import Columns
 from retrieval_engine.sources.json_stream import elements, is_list
-from retrieval_engine.sources.options import Options, existing_file, of_split, split_name
+from retrieval_engine.sources.source_name import Options, existing_file, of_split, split_name
 
 OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
 """Options that every source of tables knows."""

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import torch
 
-from retrieval_engine.encoders.adapters import (
+from retrieval_engine.errors import CheckpointInvalid, TrainingError
+from retrieval_engine.models.adapters import (
     Adapter,
     apply_adapter,
     module_of,
     read_adapter,
     with_adapter,
 )
-from retrieval_engine.encoders.checkpoint import resolve
-from retrieval_engine.errors import CheckpointInvalid, TrainingError
+from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.learner import open_learner
 from retrieval_engine.records import Json
-from retrieval_engine.train.adapters import base_name
 from retrieval_engine.train.finetune.config import Task
-from retrieval_engine.train.finetune.learning import open_learner
-from retrieval_engine.train.finetune.model_files import write_json, write_model
+from retrieval_engine.train.lora import base_name
+from retrieval_engine.train.model_files import write_json, write_model
 
 
 def merge_adapters(adapters: Sequence[Path], out: Path, *, base: str = "") -> Path:

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from retrieval_engine import plugins
+from retrieval_engine.plugins import Plugins
 
-KINDS = "retrieval_engine.workers.kinds"
+KINDS = Plugins(package="retrieval_engine.workers.kinds", noun="kind of worker")
 AHEAD_PER_WORKER = 16
 
 Input = TypeVar("Input")
@@ -62,7 +62,7 @@ def open_pool(kind: str, workers: int = 0, *, ahead: int = 0) -> AbstractContext
         UsageError: there is no such kind.
     """
     count = workers or len(os.sched_getaffinity(0))
-    module = plugins.load(KINDS, kind, noun="kind of worker")
+    module = KINDS.load(kind)
     pool: AbstractContextManager[Pool] = module.open_pool(
         count, max(ahead, count * AHEAD_PER_WORKER)
     )

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval_engine.encoders.importing import import_checkpoint
+from retrieval_engine.models.import_checkpoint import import_checkpoint
 
 HERE = Path(__file__).parent
 VOCAB = HERE / "vocab.txt"

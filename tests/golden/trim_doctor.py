@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from retrieval_engine.encoders.doctor import GOLDENS
-from retrieval_engine.encoders.importing.vocabulary import build_tokenizer
+from retrieval_engine.doctor import GOLDENS
+from retrieval_engine.models.import_vocabulary import build_tokenizer
 from tests.golden import GOLDEN, IMAGES, VOCAB, import_golden
 
 PICTURES = [0, 5, 6, 8]  # the smallest files

@@ -57,7 +57,7 @@ def command(
     """Parse, compare, print."""
     form = "json" if as_json else form or ""
     if references is not None:
-        from retrieval_engine.cli.caption_comparison import compare_caption_runs
+        from retrieval_engine.cli.caption_table import compare_caption_runs
 
         compare_caption_runs(
             runs,
@@ -69,7 +69,7 @@ def command(
             title=title,
         )
         return
-    from retrieval_engine.cli.comparison import show_comparison
+    from retrieval_engine.cli.comparison_table import show_comparison
     from retrieval_engine.cli.output import note
     from retrieval_engine.evaluate.compare import compare, open_runs, write_report
 

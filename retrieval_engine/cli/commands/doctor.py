@@ -21,7 +21,7 @@ def command(ctx: click.Context, device: str, as_json: bool) -> None:
       vlre doctor
     """  # noqa: D301 - click reads the backspace
     from retrieval_engine.cli.output import emit, note
-    from retrieval_engine.encoders.doctor import examine
+    from retrieval_engine.doctor import examine
 
     failed = 0
     for finding in examine(device):

@@ -19,7 +19,7 @@ from retrieval_engine.cli.options import (
 from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
-    from retrieval_engine.encode import EncodeReport
+    from retrieval_engine.encoding.from_source import EncodeReport
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
@@ -103,10 +103,10 @@ def command(
     """
     from retrieval_engine.cli.output import progress_bar
     from retrieval_engine.cli.projecting import project
-    from retrieval_engine.encode import EncodeOptions, encode
-    from retrieval_engine.encode_stale import encode_stale
-    from retrieval_engine.encoders import open_encoder
-    from retrieval_engine.encoders.captioning import open_tower
+    from retrieval_engine.encoding.from_source import EncodeOptions, encode
+    from retrieval_engine.encoding.stale import encode_stale
+    from retrieval_engine.models import open_encoder
+    from retrieval_engine.models.captioner import open_tower
     from retrieval_engine.sources import open_source
 
     if head is not None:

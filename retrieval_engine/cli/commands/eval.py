@@ -105,8 +105,8 @@ def command(
         return
     from retrieval_engine.cli.figures import certify, show_evaluation
     from retrieval_engine.cli.output import progress_bar
+    from retrieval_engine.encoding.projected import open_through
     from retrieval_engine.evaluate import RecallSettings, Ties, evaluate_store
-    from retrieval_engine.projected import open_through
 
     settings = RecallSettings(
         split=split,
@@ -134,8 +134,8 @@ def _captions(
     from retrieval_engine.cli.figures import show_captions
     from retrieval_engine.cli.output import note
     from retrieval_engine.evaluate import evaluate_captions
-    from retrieval_engine.evaluate.caption_metrics.meteor import meteor_is_missing
-    from retrieval_engine.evaluate.caption_metrics.report import write_rows
+    from retrieval_engine.evaluate.caption_scores import write_rows
+    from retrieval_engine.metrics.meteor import meteor_is_missing
 
     reason = meteor_is_missing() if meteor else ""
     if reason:

@@ -142,8 +142,8 @@ def _run(
 
 
 def _cider(captions: "Sequence[str]", references: "Sequence[Sequence[str]]") -> float:
-    from retrieval_engine.evaluate.caption_metrics.cider import cider_d
-    from retrieval_engine.evaluate.caption_metrics.ptb import ptb_tokens
+    from retrieval_engine.metrics.cider import cider_d
+    from retrieval_engine.metrics.ptb import ptb_tokens
 
     truths = [[ptb_tokens(text) for text in texts] for texts in references]
     return float(cider_d([ptb_tokens(text) for text in captions], truths).mean())

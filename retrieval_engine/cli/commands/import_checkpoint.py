@@ -52,7 +52,7 @@ def command(
       vlre import-checkpoint model_base_retrieval_coco.pth --out models/blip-coco
     """  # noqa: D301 - click reads the backspace
     from retrieval_engine.cli.output import emit, note
-    from retrieval_engine.encoders.importing import import_checkpoint
+    from retrieval_engine.models.import_checkpoint import import_checkpoint
 
     report = import_checkpoint(
         file, out, config=config, vocab=vocab, image_size=image_size, vision=vision

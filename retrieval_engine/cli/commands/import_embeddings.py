@@ -53,8 +53,8 @@ def command(
 ) -> None:
     """Parse, import, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.encoding import import_embeddings, read_clip_retrieval, read_embeddings
     from retrieval_engine.errors import UsageError
-    from retrieval_engine.external import import_embeddings, read_clip_retrieval, read_embeddings
 
     if (folder is None) == (images is None):
         raise UsageError(

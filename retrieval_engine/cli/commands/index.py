@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Parse, build, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
+    from retrieval_engine.encoding.projected import open_through
     from retrieval_engine.index import build_index, open_index
-    from retrieval_engine.projected import open_through
 
     if verify:
         manifest = open_index(index, verify=True).manifest

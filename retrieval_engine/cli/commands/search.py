@@ -70,7 +70,7 @@ def command(
     device: str,
 ) -> None:
     """Parse, search, print."""
-    from retrieval_engine.cli.hits import print_hits
+    from retrieval_engine.cli.hit_table import print_hits
     from retrieval_engine.cli.output import note
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine

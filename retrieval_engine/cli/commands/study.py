@@ -57,7 +57,7 @@ def heads(
     head and its "MLP" (the same head trained longer), our linear head with all captions and with
     the first only, and a true MLP. Writes report.html.
     """
-    from retrieval_engine.cli.comparison import show_comparison
+    from retrieval_engine.cli.comparison_table import show_comparison
     from retrieval_engine.cli.output import note, progress_bar
     from retrieval_engine.evaluate.study import HeadStudy, study_heads
 

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from retrieval_engine.cli.options import device_option, example, json_option, store_option
 
 if TYPE_CHECKING:
-    from retrieval_engine.train.heads import HeadReport
+    from retrieval_engine.train.head import HeadReport
 
 _HELP = """Train a linear or MLP head on the features of a store; no picture is touched.
 
@@ -71,7 +71,7 @@ def command(
     from retrieval_engine.cli.output import emit, note, progress_bar
     from retrieval_engine.errors import UsageError
     from retrieval_engine.store import open_store
-    from retrieval_engine.train.heads import recipe_of, seed_recipe, train_head
+    from retrieval_engine.train.head import recipe_of, seed_recipe, train_head
 
     given = {name: value for name, value in choices.items() if value is not None}
     recipe = recipe_of(given)
@@ -98,7 +98,7 @@ def _print(report: "HeadReport") -> None:
     from rich.table import Table
 
     from retrieval_engine.cli.output import table_console
-    from retrieval_engine.train.heads.ranks import CUTOFFS
+    from retrieval_engine.train.head.ranks import CUTOFFS
 
     table = Table(title=f"{report.saved.config.kind} head {report.saved.path}, validation")
     table.add_column("start -> best")

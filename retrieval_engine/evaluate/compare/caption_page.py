@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from retrieval_engine.errors import EvaluationError, MissingExtra, SourceError
-from retrieval_engine.evaluate.caption_metrics import ptb_tokens
-from retrieval_engine.evaluate.compare.captions import CaptionComparison, CaptionRow
-from retrieval_engine.evaluate.compare.pictures import COLOURS
+from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison, CaptionRow
+from retrieval_engine.evaluate.compare.plots import COLOURS
+from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.page import page_start, png_uri, thumbnail_uri
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.bootstrap import Bootstrap, Interval
 from retrieval_engine.evaluate.compare.runs import Run
 from retrieval_engine.evaluate.compare.tables import markdown_table
-from retrieval_engine.evaluate.intervals import difference_interval, recall_intervals
-from retrieval_engine.evaluate.recall import RecallReport, gallery_recall
-from retrieval_engine.projected import ProjectedStore, leak_free, subset
+from retrieval_engine.evaluate.store_recall import gallery_recall
+from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
+from retrieval_engine.metrics.intervals import difference_interval, recall_intervals
+from retrieval_engine.metrics.recall import RecallReport
 from retrieval_engine.records import Json
 from retrieval_engine.store import Gallery
 

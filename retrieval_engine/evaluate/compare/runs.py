@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.heads import load_head
-from retrieval_engine.projected import ProjectedStore
 from retrieval_engine.records import Json
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.runlog import read_log

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-from retrieval_engine import plugins
 from retrieval_engine.index.grouping import RowSearch
 from retrieval_engine.index.recipes import BACKENDS, Recipe
 from retrieval_engine.index.vectors import StoredVectors
@@ -46,4 +45,4 @@ def load(name: str) -> Backend:
     Raises:
         UsageError: there is none.
     """
-    return cast(Backend, plugins.load(BACKENDS, name, noun="index backend"))
+    return cast(Backend, BACKENDS.load(name))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.caption_files import read_records
-from retrieval_engine.sources.options import Options, existing_file
+from retrieval_engine.sources.source_name import Options, existing_file
 
 
 def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:

@@ -19,7 +19,7 @@ from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.caption_files import Record
 from retrieval_engine.sources.json_stream import elements
 from retrieval_engine.sources.kinds.karpathy import coco_files
-from retrieval_engine.sources.options import Options, existing_file
+from retrieval_engine.sources.source_name import Options, existing_file
 
 _FOLDER = re.compile(r"(?:/|COCO_)((train|val|test)20\d\d)(?:/|_)")
 

@@ -18,7 +18,7 @@ from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.caption_files import Record, read_records
 from retrieval_engine.sources.json_stream import elements
 from retrieval_engine.sources.kinds.karpathy import blip_record
-from retrieval_engine.sources.options import Options, existing_directory
+from retrieval_engine.sources.source_name import Options, existing_directory
 
 _LISTS = {f"flickr30k_{split}.json": split for split in ("train", "val", "test")}
 _CAPTION_FILES = ("results_20130124.token", "results.csv", "captions.txt")

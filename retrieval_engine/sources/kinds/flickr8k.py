@@ -16,7 +16,7 @@ from pathlib import Path
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.caption_files import Record, open_text, read_records
-from retrieval_engine.sources.options import Options, existing_directory, split_name
+from retrieval_engine.sources.source_name import Options, existing_directory, split_name
 
 _IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
 _CAPTION_FILES = ("Flickr8k.token.txt", "Flickr8k.token.txt.gz", "captions.txt")

@@ -17,7 +17,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item
 from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.caption_files import Record, open_text, read_records
-from retrieval_engine.sources.options import Options, existing_directory, of_split, split_name
+from retrieval_engine.sources.source_name import Options, existing_directory, of_split, split_name
 from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher, picture_suffixes
 
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")

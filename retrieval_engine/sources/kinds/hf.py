@@ -23,7 +23,7 @@ from retrieval_engine.errors import MissingExtra, SourceError, UsageError
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.sources.columns import choose_columns
 from retrieval_engine.sources.kinds.parquet import bytes_in
-from retrieval_engine.sources.options import Options, split_name
+from retrieval_engine.sources.source_name import Options, split_name
 from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")

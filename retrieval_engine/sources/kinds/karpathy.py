@@ -20,7 +20,7 @@ from retrieval_engine.records import Json
 from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.caption_files import Record, captions_of, record_of
 from retrieval_engine.sources.json_stream import elements, is_list
-from retrieval_engine.sources.options import Options, existing_file, split_name
+from retrieval_engine.sources.source_name import Options, existing_file, split_name
 
 _COCO_NAME = re.compile(r"COCO_\w+_(\d{12}\.jpg)")
 _BLIP_LIST = re.compile(r"\w*?_?(train|val|test)\.json(?:\.gz)?")

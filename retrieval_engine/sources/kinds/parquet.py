@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.columns import choose_columns
-from retrieval_engine.sources.options import Options
+from retrieval_engine.sources.source_name import Options
 from retrieval_engine.sources.tables import (
     OPTIONS,
     TablePart,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.scenes import truth
-from retrieval_engine.sources.scenes.captions import captions
+from retrieval_engine.sources.scenes.describing import captions
 from retrieval_engine.sources.scenes.draw import (
     COLOUR_LABELS,
     KIND_LABELS,

@@ -21,7 +21,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.caption_files import CAPTION_KEYS, Record, captions_of
-from retrieval_engine.sources.options import Options, of_split, split_name
+from retrieval_engine.sources.source_name import Options, of_split, split_name
 
 _IMAGES = frozenset(
     ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "heic")

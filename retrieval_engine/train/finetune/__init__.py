@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         Task,
         configure,
     )
-    from retrieval_engine.train.finetune.output import FinetuneReport
+    from retrieval_engine.train.finetune.model_output import FinetuneReport
     from retrieval_engine.train.finetune.trainer import finetune
 
 __all__ = [

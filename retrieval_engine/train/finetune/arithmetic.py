@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from retrieval_engine.encoders.device import pick_dtype
+from retrieval_engine.models.device import pick_dtype
 
 
 class Arithmetic:

@@ -6,14 +6,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from retrieval_engine.errors import UsageError
+from retrieval_engine.models.learner import Task as Task
 from retrieval_engine.records import Json
-
-
-class Task(StrEnum):
-    """What a model is fine-tuned for."""
-
-    RETRIEVAL = "retrieval"
-    CAPTION = "caption"
 
 
 class Select(StrEnum):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.train.finetune.output import open_board
+from retrieval_engine.train.finetune.model_output import open_board
 from retrieval_engine.train.runlog import RunLog
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from retrieval_engine.encoders.matching import CrossEncoder
+from retrieval_engine.models.matcher import CrossEncoder
 from retrieval_engine.train.negatives import draw_negatives
 
 

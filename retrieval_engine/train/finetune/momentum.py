@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrieval_engine.models.learner import RetrievalLearner
 from retrieval_engine.train.finetune.config import FinetuneConfig
-from retrieval_engine.train.finetune.learning import RetrievalLearner
 
 
 class MomentumCopy:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from torch import nn
 
-from retrieval_engine.train.finetune.data import Captioned, Group
+from retrieval_engine.train.finetune.captioned import Captioned, Group
 
 
 class Objective(Protocol):

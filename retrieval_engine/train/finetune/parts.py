@@ -6,25 +6,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from retrieval_engine.encoders.adapters import peft_quiet
-from retrieval_engine.encoders.checkpoint import Checkpoint, resolve
 from retrieval_engine.errors import FingerprintMismatch, UsageError
-from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.adapters import LoraOptions, attach, matching_modules
-from retrieval_engine.train.finetune.arithmetic import Arithmetic, training_dtype
-from retrieval_engine.train.finetune.captions import Captions, Judge
-from retrieval_engine.train.finetune.config import FinetuneConfig, Task
-from retrieval_engine.train.finetune.data import Order, Sets, load_sets
-from retrieval_engine.train.finetune.learning import (
+from retrieval_engine.models.adapters import peft_quiet
+from retrieval_engine.models.checkpoint import Checkpoint, resolve
+from retrieval_engine.models.learner import (
     CaptionLearner,
     Learner,
     RetrievalLearner,
     open_learner,
 )
+from retrieval_engine.store import Store, open_store
+from retrieval_engine.train.finetune.arithmetic import Arithmetic, training_dtype
+from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
+from retrieval_engine.train.finetune.captioning import Captions, Judge
+from retrieval_engine.train.finetune.config import FinetuneConfig, Task
+from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.objective import Objective
-from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.retrieval import Retrieval
 from retrieval_engine.train.finetune.states import CachedStates, Loader, PixelStates
+from retrieval_engine.train.lora import LoraOptions, attach, matching_modules
 
 _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
 

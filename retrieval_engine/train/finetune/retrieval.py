@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from retrieval_engine.models.learner import RetrievalLearner
 from retrieval_engine.train.finetune.arithmetic import Arithmetic
+from retrieval_engine.train.finetune.captioned import Captioned, Group
 from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
-from retrieval_engine.train.finetune.data import Captioned, Group
-from retrieval_engine.train.finetune.learning import RetrievalLearner
+from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.matching import draw_world, matching_loss
 from retrieval_engine.train.finetune.momentum import MomentumCopy
-from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.recall import recall
 from retrieval_engine.train.finetune.states import Loader, padded
 

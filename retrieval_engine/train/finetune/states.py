@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_engine.encoders.device import normalized_pixels
-from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.models.device import normalized_pixels
+from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Store
 from retrieval_engine.train.finetune.augment import augmented
-from retrieval_engine.train.finetune.data import Captioned, Ints
+from retrieval_engine.train.finetune.captioned import Captioned, Ints
 
 _MEMORY_SHARE = 0.4
 _DECODERS = 4
@@ -152,7 +152,7 @@ def _free_bytes() -> int:
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """(n, l) int64 ids, padded on the right to the longest, and their mask."""
-    from retrieval_engine.encoders.batching import pad_tokens
+    from retrieval_engine.models.batching import pad_tokens
 
     ids, mask = pad_tokens(rows, max(map(len, rows)), pad=pad)
     return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.train.adapters import refuse_dead
-from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
-from retrieval_engine.train.finetune.captions import Captions, Judge
+from retrieval_engine.train.finetune.captioned import Group
+from retrieval_engine.train.finetune.captioning import Captions, Judge
 from retrieval_engine.train.finetune.config import FinetuneConfig, Select
-from retrieval_engine.train.finetune.data import Group
+from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.journal import Journal
-from retrieval_engine.train.finetune.output import FinetuneReport, Output, Trained
+from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
 from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
-from retrieval_engine.train.finetune.processes import Processes
 from retrieval_engine.train.finetune.state import State
 from retrieval_engine.train.finetune.states import Ahead
+from retrieval_engine.train.lora import refuse_dead
+from retrieval_engine.train.resume import load_checkpoint, save_atomically
 from retrieval_engine.train.schedule import step_factor
 
 _SAVE_EVERY_S = 120.0

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_engine.encoders.preprocess import ImagePreprocessor
+from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.train.pretrain.config import PretrainConfig
-from retrieval_engine.train.pretrain.data import TrainingSet
 from retrieval_engine.train.pretrain.texts import Texts, Tokens
+from retrieval_engine.train.pretrain.training_set import TrainingSet
 
 _SHIFT = 3  # pixels of 64; smaller than a patch, so that the patches' labels stay right enough
 _GREY = 0.15

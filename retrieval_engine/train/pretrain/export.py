@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from retrieval_engine.encoders.preprocess import CLIP_MEAN, CLIP_STD
+from retrieval_engine.models.preprocess import CLIP_MEAN, CLIP_STD
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.config import PROMPT
 from retrieval_engine.train.pretrain.model import PretrainModel

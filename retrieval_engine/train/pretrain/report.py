@@ -6,8 +6,8 @@ from pathlib import Path
 
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.config import PretrainConfig
-from retrieval_engine.train.pretrain.data import TrainingSet
 from retrieval_engine.train.pretrain.model import PretrainModel
+from retrieval_engine.train.pretrain.training_set import TrainingSet
 from retrieval_engine.train.runlog import Panel
 
 CURVES = (

@@ -16,18 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retrieval_engine.encoders.attention import use_fused_attention
-from retrieval_engine.encoders.device import pick_device
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.blip.attention import use_fused_attention
+from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.train.checkpoint import load_checkpoint, save_atomically
 from retrieval_engine.train.pretrain.batches import Batcher
 from retrieval_engine.train.pretrain.config import PretrainConfig
-from retrieval_engine.train.pretrain.data import load_sets
 from retrieval_engine.train.pretrain.export import export
+from retrieval_engine.train.pretrain.joint_loss import Objective
 from retrieval_engine.train.pretrain.model import build_model
-from retrieval_engine.train.pretrain.objective import Objective
 from retrieval_engine.train.pretrain.optimisers import (
     concept_optimisers,
     joint_optimisers,
@@ -36,7 +34,9 @@ from retrieval_engine.train.pretrain.report import CURVES, PretrainReport, recor
 from retrieval_engine.train.pretrain.state import RunState
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
+from retrieval_engine.train.pretrain.training_set import load_sets
 from retrieval_engine.train.pretrain.validation import validate
+from retrieval_engine.train.resume import load_checkpoint, save_atomically
 from retrieval_engine.train.runlog import RunLog, draw_curves
 from retrieval_engine.train.schedule import step_factor
 

@@ -11,9 +11,9 @@ from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
     from retrieval_engine.train.pretrain.batches import Batcher
-    from retrieval_engine.train.pretrain.data import TrainingSet
     from retrieval_engine.train.pretrain.model import PretrainModel
     from retrieval_engine.train.pretrain.texts import Texts
+    from retrieval_engine.train.pretrain.training_set import TrainingSet
 
 _ROWS = 256
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from retrieval_engine.encoders.blip_backbone import SCALES
+from retrieval_engine.models.blip.backbone import SCALES
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.records import Json

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_engine.encoders.blip_backbone import EfficientNetLite
-from retrieval_engine.encoders.text import pre_caption
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.text import pre_caption
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress
@@ -18,7 +18,7 @@ from retrieval_engine.records import Item
 from retrieval_engine.sources import open_source
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.states import encode_states
-from retrieval_engine.train.pretrain.data import MAX_WORDS, TRAIN_SPLITS, captioned, held_out_split
+from retrieval_engine.train.pretrain.training_set import MAX_WORDS, TRAIN_SPLITS, captioned, held_out_split
 
 _ROWS = 128
 

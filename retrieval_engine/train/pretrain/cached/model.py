@@ -9,10 +9,10 @@ from torch.nn.functional import dropout, linear, normalize, scaled_dot_product_a
 from transformers import BlipConfig
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from retrieval_engine.encoders.blip_hybrid import HybridImageTextRetrieval, pooled_text
-from retrieval_engine.encoders.matching import KeysValues
-from retrieval_engine.encoders.matching.attend import look, split_heads
-from retrieval_engine.encoders.matching.blip import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval, pooled_text
+from retrieval_engine.models.matcher import KeysValues
+from retrieval_engine.models.attend import look, split_heads
+from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
 
 _TEMPERATURE = 0.05
 _NEVER = -30.0  # bias of a piece that no caption uses

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from retrieval_engine.encoders.matching import KeysValues
+from retrieval_engine.models.matcher import KeysValues
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.data import Described, Seen
 from retrieval_engine.train.pretrain.cached.model import CachedModel

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipTextConfig, BlipVisionConfig
 
-from retrieval_engine.encoders.blip_backbone import EfficientNetLite, folded
-from retrieval_engine.encoders.checkpoint import read_config
+from retrieval_engine.models.blip.backbone import EfficientNetLite, folded
+from retrieval_engine.models.checkpoint import read_config
 from retrieval_engine.errors import UsageError
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.tokenizer import DECODE, ENCODE, load_tokenizer

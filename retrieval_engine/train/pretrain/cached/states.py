@@ -16,9 +16,9 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from retrieval_engine.encoders.blip_backbone import EfficientNetLite
-from retrieval_engine.encoders.device import normalized_pixels
-from retrieval_engine.encoders.preprocess import ImagePreprocessor
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.device import normalized_pixels
+from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress

@@ -1,0 +1,283 @@
+"""Which pictures are to be captioned, and where their vision states come from.
+
+A store's pictures come with their stored `tokens`; a source's or a file's are looked up in the
+store by the sha256 of their bytes, and encoded once where it does not know them.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.models import Arrays
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.records import Caption, Feature, Item, Modality
+from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources.decode import decode
+from retrieval_engine.store import Gallery, Store
+
+FEATURE = "tokens"
+FILES = "files"
+_NOT_STORED, _NOT_LOOKED_UP = -1, -2
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture to write about.
+
+    Attributes:
+        source: name of the source it is from.
+        item: its id, where its bytes are, its captions and metadata.
+        row: of its vision states in the store; -1 where they are not stored, -2 where only its
+            bytes tell.
+    """
+
+    source: str
+    item: Item
+    row: int = _NOT_LOOKED_UP
+
+    @property
+    def name(self) -> str:
+        """What it is told from all others by."""
+        return f"{self.source}\t{self.item.id}"
+
+
+class VisionModel(Protocol):
+    """The image side of an encoder or a captioner."""
+
+    preprocessor: ImagePreprocessor
+    default_batch_size: int
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """See `Encoder.features`."""
+
+    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+        """See `Encoder.encode_images`."""
+
+
+class VisionStates:
+    """(n, t, w) vision states for one model: out of the store where it holds them, else encoded.
+
+    Args:
+        model: what is to read them.
+        store: used when its `tokens` were made by the same tower in the same arithmetic.
+
+    Attributes:
+        store: the store when it is used, else None.
+        fingerprint: of the states.
+        encoded: number of pictures that had to be encoded.
+    """
+
+    def __init__(self, model: VisionModel, store: Store | None) -> None:
+        self._model = model
+        self.preprocessor = model.preprocessor
+        self.fingerprint = model.features(Modality.IMAGES)[FEATURE].fingerprint
+        stored = store.features(Modality.IMAGES).get(FEATURE) if store else None
+        fits = stored is not None and stored.fingerprint == self.fingerprint
+        self.store = store if fits else None
+        self.encoded = 0
+
+    def read(self, rows: Sequence[int], pixels: Sequence[NDArray[np.uint8] | None]) -> NDArray[Any]:
+        """States of some pictures.
+
+        Args:
+            rows: (n,) rows in the store.
+            pixels: (n,) what the model reads, or None where the row has the states.
+
+        Returns:
+            (n, t, w) in the store's dtype, or float32 when any had to be encoded.
+        """
+        stored = np.array([p is None for p in pixels])
+        numbers = np.array(rows, dtype=np.int64)
+        if self.store is not None and stored.all():
+            return self.store.read(Modality.IMAGES, FEATURE, numbers)
+        fresh = self._encode([p for p in pixels if p is not None])
+        states = np.empty((len(rows), *fresh.shape[1:]), dtype=np.float32)
+        states[~stored] = fresh
+        if self.store is not None and stored.any():
+            states[stored] = self.store.read(Modality.IMAGES, FEATURE, numbers[stored])
+        return states
+
+    def _encode(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
+        size = self._model.default_batch_size
+        self.encoded += len(pixels)
+        return np.concatenate(
+            [
+                self._model.encode_images(np.stack(pixels[start : start + size]), [FEATURE])[
+                    FEATURE
+                ]
+                for start in range(0, len(pixels), size)
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A picture that can be worked on.
+
+    Attributes:
+        row: of its states in the store, or below 0.
+        pixels: what each model reads; None where the row has its states.
+    """
+
+    row: int
+    pixels: tuple[NDArray[np.uint8] | None, ...]
+
+
+class LoadPicture:
+    """What a worker does with a picture: it looks it up, and decodes it only where it must.
+
+    Args:
+        sides: one for each model.
+    """
+
+    def __init__(self, sides: Sequence[VisionStates]) -> None:
+        self._preprocessors = [side.preprocessor for side in sides]
+        self._uses_store = [side.store is not None for side in sides]
+        self._store = next((side.store for side in sides if side.store), None)
+
+    def __call__(self, picture: Picture) -> Loaded:
+        """Load one picture.
+
+        Raises:
+            SourceError: its bytes cannot be had.
+            DecodeError: they are no usable picture.
+        """
+        data: bytes | None = None
+        row = picture.row
+        if row == _NOT_LOOKED_UP and self._store is not None:
+            data = read_bytes(picture.item.uri)
+            key = hashlib.sha256(data).hexdigest()
+            row = int(self._store.rows(Modality.IMAGES, [key], FEATURE)[0])
+        wanted = [not (used and row >= 0) for used in self._uses_store]
+        if not any(wanted):
+            return Loaded(row, (None,) * len(wanted))
+        image = decode(read_bytes(picture.item.uri) if data is None else data)
+        pixels = (
+            preprocessor.pixels(image) if needed else None
+            for preprocessor, needed in zip(self._preprocessors, wanted, strict=True)
+        )
+        return Loaded(row, tuple(pixels))
+
+
+def of_store(gallery: Gallery) -> Iterator[Picture]:
+    """The pictures of a store, in its order."""
+    store = gallery.store
+    rows = np.full(len(gallery), _NOT_STORED)
+    if FEATURE in store.features(Modality.IMAGES):
+        stored = store.having(Modality.IMAGES, FEATURE, gallery.image_rows)
+        rows = np.where(stored, gallery.image_rows, _NOT_STORED)
+    for start in range(0, len(gallery), _BLOCK):
+        part = slice(start, min(start + _BLOCK, len(gallery)))
+        columns = (gallery.ids, gallery.uris, gallery.sources, gallery.splits)
+        table = zip(*(column[part] for column in columns), strict=True)
+        for number, (item_id, uri, source, own_split) in enumerate(table, start):
+            captions = tuple(
+                Caption(id=gallery.caption_ids[j], text=gallery.caption_texts[j])
+                for j in gallery.captions_of(number)
+            )
+            item = Item(
+                id=item_id,
+                uri=uri,
+                captions=captions,
+                split=own_split,
+                meta=gallery.meta(number),
+            )
+            yield Picture(source=source, item=item, row=int(rows[number]))
+
+
+class Targets:
+    """The pictures of files, folders and sources, one after the other.
+
+    Args:
+        targets: paths of picture files or folders, or names of sources.
+        split: only the items of one split; files have none.
+
+    Raises:
+        UsageError: a target is none of these.
+        SourceError: a source cannot be read.
+    """
+
+    def __init__(self, targets: Sequence[str], split: str | None = None) -> None:
+        self._opened = [Path(t) if Path(t).is_file() else open_source(t) for t in targets]
+        self._split = split
+
+    def count(self) -> int | None:
+        """Number of pictures, where that is known before."""
+        if self._split:
+            return None
+        counts = [1 if isinstance(t, Path) else t.count() for t in self._opened]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for target in self._opened:
+            if isinstance(target, Path):
+                item = Item(id=str(target), uri=str(target.resolve()))
+                yield Picture(source=FILES, item=item)
+            else:
+                yield from of_source(target, self._split)
+
+
+def of_source(source: Source, split: str | None = None) -> Iterator[Picture]:
+    """The pictures of a source, in its order."""
+    for item in source.items():
+        if not split or item.split == split:
+            yield Picture(source=source.name, item=item)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The pictures that a job is asked to work on.
+
+    Attributes:
+        pictures: in their order; can be walked once.
+        count: how many, where that is known before.
+        notes: lines for people.
+    """
+
+    pictures: Iterable[Picture]
+    count: int | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        targets: Sequence[str],
+        store: Store | None,
+        *,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> "Asked":
+        """The pictures of some targets, or without them of a store.
+
+        Args:
+            targets: files, folders and sources.
+            store: what is asked for when there is no target; not None then.
+            split: only the items of one split.
+            limit: only the first pictures.
+
+        Raises:
+            UsageError: a target is none of these, or no item has the split.
+        """
+        notes: list[str] = []
+        pictures: Iterable[Picture]
+        count: int | None
+        if targets:
+            found = Targets(targets, split)
+            pictures, count = found, found.count()
+        else:
+            assert store is not None
+            gallery = store.gallery(split)
+            if gallery.left_out:
+                notes.append(f"{gallery.left_out:,} items have no features and are left out")
+            pictures, count = of_store(gallery), len(gallery)
+        if limit:
+            pictures = islice(pictures, limit)
+            count = limit if count is None else min(count, limit)
+        return cls(pictures=pictures, count=count, notes=tuple(notes))

@@ -1,1 +1,0 @@
-"""One file per encoder family; its name is the family's name."""

@@ -1,0 +1,47 @@
+"""Fills a store: the one room where a source, a model and a store meet.
+
+`from_source` encodes a source, `stale` what a changed model made stale, `projected` writes what a
+head makes of stored features, `imported` brings in other encoders' vectors, and `image_tokens`
+reads vision states or encodes them once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieval_engine.encoding.from_source import EncodeOptions, EncodeReport, encode
+    from retrieval_engine.encoding.imported import ImportReport, import_embeddings
+    from retrieval_engine.encoding.stale import encode_stale
+    from retrieval_engine.encoding.vector_folders import read_clip_retrieval
+    from retrieval_engine.encoding.vector_set import Embeddings, read_embeddings
+
+_HOMES = {
+    "EncodeOptions": "from_source",
+    "EncodeReport": "from_source",
+    "Embeddings": "vector_set",
+    "ImportReport": "imported",
+    "encode": "from_source",
+    "encode_stale": "stale",
+    "import_embeddings": "imported",
+    "read_clip_retrieval": "vector_folders",
+    "read_embeddings": "vector_set",
+}
+
+__all__ = [
+    "Embeddings",
+    "EncodeOptions",
+    "EncodeReport",
+    "ImportReport",
+    "encode",
+    "encode_stale",
+    "import_embeddings",
+    "read_clip_retrieval",
+    "read_embeddings",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,276 @@
+"""Turns the items of a source into the features of a store.
+
+    source ──► load (read, hash, decode, resize: a pool of workers, ahead of the model)
+           ──► encoder (batches of new images, then the part's new captions)
+           ──► store (a writer thread, behind the model; one part at a time is whole or absent)
+
+An item is looked at only as far as needed: an unchanged file is told by its size and time, a moved
+or copied one by the sha256 of its bytes, and only the rest is decoded. What fails is written into
+the store's failure ledger and disturbs nobody else's row.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
+from retrieval_engine.errors import UsageError
+from retrieval_engine.models import Arrays, Encoder, open_encoder
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
+from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources.decode import decode
+from retrieval_engine.store import PartWriter, StoreWriter
+from retrieval_engine.workers import Failed, open_pool
+from retrieval_engine.workers.behind import Behind
+
+_PART_BYTES = 256 << 20
+
+__all__ = ["EncodeOptions", "EncodeReport", "encode"]
+
+
+def encode(
+    source: Source | str,
+    store: Path | str,
+    *,
+    encoder: Encoder | str = "vlre-tiny",
+    options: EncodeOptions | None = None,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Encode what the store does not hold yet.
+
+    Args:
+        source: a source or its name, e.g. `folder:photos`.
+        store: directory of the store, made when absent.
+        encoder: an encoder or the name of its checkpoint.
+        options: see `EncodeOptions`.
+        progress: told about every item.
+
+    Returns:
+        Counts, times, and one `Failure` per item that could not be encoded.
+
+    Raises:
+        FingerprintMismatch: the store was made by another encoder.
+        UsageError: a feature that the encoder does not emit.
+        SourceError: the source cannot be read.
+    """
+    source = open_source(source) if isinstance(source, str) else source
+    encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
+    options, progress = options or EncodeOptions(), progress or Silent()
+    features = chosen_features(encoder, options.features, options.store_dtype)
+    batch_size = options.batch_size or encoder.default_batch_size
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            StoreWriter.open(
+                Path(store), spec=encoder.spec, features=features, overwrite=options.overwrite
+            )
+        )
+        run = _Run(
+            source=source,
+            encoder=encoder,
+            options=options,
+            progress=progress,
+            writer=writer,
+            behind=stack.enter_context(Behind()),
+            report=EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint),
+            have={m: set(writer.keys(m)) for m in Modality},
+            batch_size=batch_size,
+            part_rows=min(options.part_rows, _rows_of(_PART_BYTES, features[Modality.IMAGES])),
+        )
+        pool = stack.enter_context(
+            open_pool(options.worker_kind, options.workers, ahead=2 * batch_size)
+        )
+        load = _Load(encoder.preprocessor, run.have[Modality.IMAGES])
+        progress.start("encoding", _expected(source, options))
+        loaded = pool.imap(load, run.changed_items())
+        while run.encode_part(loaded):
+            pass
+        run.finish()
+    progress.stop()
+    run.report.seconds = time.perf_counter() - start
+    return run.report
+
+
+def _expected(source: Source, options: EncodeOptions) -> int | None:
+    """Number of items a run will look at, where that is known before."""
+    count = None if options.split else source.count()
+    if options.limit:
+        return options.limit if count is None else min(count, options.limit)
+    return count
+
+
+def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
+    """How many rows of these features fit into a number of bytes, at least one."""
+    row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in features)
+    return max(1, size_bytes // row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    key: str
+    pixels: NDArray[np.uint8] | None  # None where the store has the features already
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What a decode worker does with an item; it carries all it needs and no model."""
+
+    preprocessor: ImagePreprocessor
+    known: Set[str]
+
+    def __call__(self, item: Item) -> _Loaded:
+        data = read_bytes(item.uri)
+        key = hashlib.sha256(data).hexdigest()
+        if key in self.known:
+            return _Loaded(key, None)
+        return _Loaded(key, self.preprocessor.pixels(decode(data)))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The state of one run of `encode`."""
+
+    source: Source
+    encoder: Encoder
+    options: EncodeOptions
+    progress: Progress
+    writer: StoreWriter
+    behind: Behind
+    report: EncodeReport
+    have: dict[Modality, set[str]]
+    batch_size: int
+    part_rows: int
+    seen: set[str] = field(default_factory=set)
+
+    def changed_items(self) -> Iterator[Item]:
+        """The items asked for that the store does not hold as they are; others are counted."""
+        split = self.options.split
+        items = (item for item in self.source.items() if not split or item.split == split)
+        for item in islice(items, self.options.limit or None):
+            self.seen.add(item.id)
+            if self.writer.unchanged(item, self.source.name):
+                self.report.images.reused += 1
+                self.report.captions.reused += len(item.captions)
+                self.progress.advance()
+            else:
+                yield item
+
+    def encode_part(self, loaded: Iterator[tuple[Item, _Loaded | Failed]]) -> bool:
+        """Encode one part's worth of items and publish it; False when there were none left."""
+        part = self.writer.part()
+        rows: list[tuple[Item, str]] = []
+        failures: list[Failure] = []
+        batch: dict[str, NDArray[np.uint8]] = {}
+        for item, result in loaded:
+            self.progress.advance()
+            if isinstance(result, Failed):
+                failures.append(self.failure(item, result))
+                continue
+            rows.append((item, result.key))
+            if result.pixels is None or result.key in self.have[Modality.IMAGES]:
+                self.report.images.reused += 1
+            else:
+                self.have[Modality.IMAGES].add(result.key)
+                self.report.images.encoded += 1
+                batch[result.key] = result.pixels
+            if len(batch) == self.batch_size:
+                self.encode_images(part, batch)
+                batch = {}
+            if len(rows) == self.part_rows:
+                break
+        if batch:
+            self.encode_images(part, batch)
+        self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
+        self.behind.do(part.add_items, self.source.name, rows)
+        self.behind.do(part.commit, failures)
+        return bool(rows)
+
+    def encode_images(self, part: PartWriter, batch: dict[str, NDArray[np.uint8]]) -> None:
+        """Encode new images, by key; they are written behind our back."""
+        forms = self.writer.features[Modality.IMAGES]
+        start = time.perf_counter()
+        arrays = self.encoder.encode_images(
+            np.stack(list(batch.values())), [form.name for form in forms]
+        )
+        self.report.model_seconds += time.perf_counter() - start
+        self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
+
+    def encode_captions(self, part: PartWriter, captions: Sequence[Caption]) -> None:
+        """Encode those captions whose text the store does not have."""
+        forms = self.writer.features[Modality.CAPTIONS]
+        have = self.have[Modality.CAPTIONS]
+        new = {caption.key: caption.text for caption in captions if caption.key not in have}
+        have.update(new)
+        self.report.captions.encoded += len(new)
+        self.report.captions.reused += len(captions) - len(new)
+        if new and forms:
+            start = time.perf_counter()
+            arrays = self.encoder.encode_texts(list(new.values()), [form.name for form in forms])
+            self.report.model_seconds += time.perf_counter() - start
+            self.behind.do(part.add_captions, list(new), _kept(arrays, forms))
+
+    def failure(self, item: Item, failed: Failed) -> Failure:
+        """Count an item that could not be loaded, and say why."""
+        self.report.images.failed += 1
+        self.report.captions.failed += len(item.captions)
+        failure = Failure(
+            source=self.source.name, item_id=item.id, uri=item.uri, reason=failed.reason
+        )
+        self.report.failures.append(failure)
+        return failure
+
+    def finish(self) -> None:
+        """Wait until all is written; take out of the store what the source no longer has."""
+        self.behind.wait()
+        # A part of the source says nothing about the rest of it.
+        whole = not (self.options.split or self.options.limit or self.source.is_partial)
+        self.report.removed = self.writer.finish(
+            self.source.name, failures=self.report.failures, seen=self.seen if whole else None
+        )
+
+
+def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:
+    """The arrays in the dtypes the store keeps."""
+    return {form.name: arrays[form.name].astype(form.dtype, copy=False) for form in forms}
+
+
+def chosen_features(
+    encoder: Encoder, names: Sequence[str], store_dtype: str
+) -> dict[Modality, list[Feature]]:
+    """The features to store for each modality, floating-point ones in the given dtype.
+
+    `tokens` of captions are their `token_ids` and `token_mask`.
+
+    Raises:
+        UsageError: no name, or one that the encoder emits for neither modality.
+    """
+    offered = {modality: encoder.features(modality) for modality in Modality}
+    wanted = [*names, *(("token_ids", "token_mask") if "tokens" in names else ())]
+    allowed = set().union(*offered.values())
+    if not names:
+        raise UsageError(
+            f"no feature is named; {encoder.spec.checkpoint} emits {', '.join(sorted(allowed))}"
+        )
+    if unknown := [name for name in names if name not in allowed]:
+        raise UsageError(
+            f"{encoder.spec.checkpoint} emits no feature {unknown[0]!r}; it emits "
+            f"{', '.join(sorted(allowed))}"
+        )
+
+    def kept(feature: Feature) -> Feature:
+        floating = np.issubdtype(np.dtype(feature.dtype), np.floating)
+        return replace(feature, dtype=store_dtype) if floating else feature
+
+    return {
+        modality: [kept(features[name]) for name in dict.fromkeys(wanted) if name in features]
+        for modality, features in offered.items()
+    }

@@ -1,0 +1,270 @@
+"""Captions and references out of files, in whatever common form they come.
+
+Understood: our JSON lines (`vlre caption`), COCO results (`[{"image_id", "caption"}]`), COCO
+annotations (`{"annotations": […], "images": […]}`), lists of `{"image", "caption"}` or
+`{"image", "captions": […]}`, `{"image": "caption"}`, CSV with a header, and `name.jpg#k<TAB>caption`.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from retrieval_engine.errors import EvaluationError
+from retrieval_engine.metrics.ptb import ptb_tokens
+
+LEDGER = ".failures.jsonl"
+_IMAGE_NAMES = ("image", "image_id", "item_id", "image_name", "file_name", "filename", "id")
+_CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences", "raw")
+_ERROR_NAMES = ("error", "failure", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionFile:
+    """Captions by image.
+
+    Attributes:
+        path: the file.
+        captions: image as written, as a string, to its captions in file order.
+        failed: images whose row says that there is no caption.
+        file_names: id to file name, where a COCO file says so.
+    """
+
+    path: Path
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
+    file_names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedCaptions:
+    """One caption and its references for each image that can be scored, and what cannot.
+
+    Attributes:
+        images: (n,) images that are scored, in the references' order.
+        captions: (n,) their captions.
+        references: (n,) their references.
+        missing: images with references and no row in the predictions.
+        empty: images whose caption holds no word.
+        failed: images whose captioning failed.
+        unreferenced: images in the predictions without references; they are left out.
+    """
+
+    images: list[str]
+    captions: list[str]
+    references: list[list[str]]
+    missing: list[str]
+    empty: list[str]
+    failed: list[str]
+    unreferenced: list[str]
+
+
+def read_captions(path: Path) -> CaptionFile:
+    """Read a file of captions or of references.
+
+    The ledger that `vlre caption` keeps beside its output, `NAME.failures.jsonl`, is read too.
+
+    Raises:
+        EvaluationError: the file is not there, is no such file, or a row lacks its image or
+            caption; the message names the row.
+    """
+    text, found = _text(path), CaptionFile(path)
+    for number, row in enumerate(_rows(path, text, found), 1):
+        _add(found, number, row)
+    ledger = path.with_name(path.name + LEDGER)
+    if ledger.exists():
+        found.failed.update(str(row.get("item_id")) for row in _json_lines(ledger, _text(ledger)))
+        found.failed.difference_update(found.captions)
+    if not found.captions and not found.failed:
+        raise EvaluationError(f"{path} holds no captions")
+    return found
+
+
+def pair_captions(
+    predictions: CaptionFile, references: CaptionFile, *, allow_missing: bool = False
+) -> PairedCaptions:
+    """Bring captions and references together, by image, or by file name where no image agrees.
+
+    Args:
+        predictions: one caption an image.
+        references: any number of captions an image.
+        allow_missing: score what is there; otherwise a caption that is missing, empty or failed
+            is an error.
+
+    Raises:
+        EvaluationError: an image has two captions, none has references, or captions are missing.
+    """
+    _check_single(predictions)
+    wanted, found = references.captions, predictions
+    if not (wanted.keys() & (found.captions.keys() | found.failed)):
+        wanted, found = _by_file_name(references).captions, _by_file_name(predictions)
+        _check_single(found)
+    known = found.captions.keys() | found.failed
+    if not (wanted.keys() & known):
+        raise EvaluationError(
+            f"no image of {predictions.path} has references in {references.path}: "
+            f"{_some(known)} against {_some(wanted)}"
+        )
+    failed = [image for image in wanted if image in found.failed]
+    missing = [image for image in wanted if image not in known]
+    present = [image for image in wanted if image in found.captions]
+    empty = [image for image in present if not ptb_tokens(found.captions[image][0])]
+    if (lacking := len(failed) + len(missing) + len(empty)) and not allow_missing:
+        raise EvaluationError(
+            f"{lacking} of {len(wanted)} images have no caption to score "
+            f"({len(missing)} missing, {len(empty)} empty, {len(failed)} failed): "
+            f"{_some([*missing, *empty, *failed])}",
+            hint="caption them, or score the others with --allow-missing",
+        )
+    images = [image for image in present if image not in set(empty)]
+    if not images:
+        raise EvaluationError(f"no caption of {predictions.path} can be scored")
+    return PairedCaptions(
+        images=images,
+        captions=[found.captions[image][0] for image in images],
+        references=[wanted[image] for image in images],
+        missing=missing,
+        empty=empty,
+        failed=failed,
+        unreferenced=sorted(known - wanted.keys()),
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 text: {error.reason}") from error
+
+
+def _rows(path: Path, text: str, found: CaptionFile) -> Iterator[Mapping[str, Any]]:
+    """The file's rows as mappings, whatever its form."""
+    start = text.lstrip()[:1]
+    if start == "[" or (start == "{" and path.suffix != ".jsonl"):
+        try:
+            whole = json.loads(text)
+        except json.JSONDecodeError:
+            whole = None  # perhaps JSON lines under another suffix
+        if whole is not None:
+            yield from _json_rows(path, whole, found)
+            return
+    if start in ("{", "["):
+        yield from _json_lines(path, text)
+    elif "#" in text.partition("\t")[0] and "\n" not in text.partition("\t")[0]:
+        yield from _token_rows(path, text)
+    else:
+        yield from _csv_rows(path, text)
+
+
+def _json_rows(path: Path, whole: Any, found: CaptionFile) -> Iterable[Mapping[str, Any]]:
+    if isinstance(whole, dict) and isinstance(whole.get("annotations"), list):
+        found.file_names.update(
+            {str(i["id"]): i["file_name"] for i in whole.get("images", ()) if "file_name" in i}
+        )
+        return ({k: v for k, v in row.items() if k != "id"} for row in whole["annotations"])
+    if isinstance(whole, dict) and isinstance(whole.get("images"), list):
+        whole = whole["images"]  # Karpathy's dataset_*.json
+    if isinstance(whole, dict) and not any(name in whole for name in _CAPTION_NAMES):
+        return ({"image": image, "caption": captions} for image, captions in whole.items())
+    if isinstance(whole, dict):
+        return [whole]
+    if not all(isinstance(row, dict) for row in whole):
+        raise EvaluationError(f"{path}: expected a list of objects with `image` and `caption`")
+    return whole  # type: ignore[no-any-return]
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EvaluationError(f"{path}, line {number}: no JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{path}, line {number}: expected an object, got {line[:40]}")
+        yield row
+
+
+def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        name, tab, caption = line.partition("\t")
+        if not tab:
+            raise EvaluationError(f"{path}, line {number}: expected name#k<TAB>caption")
+        yield {"image": name.rpartition("#")[0], "caption": caption}
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    first = text.partition("\n")[0]
+    separator = max(",|\t;", key=first.count)
+    rows = csv.DictReader(text.splitlines(), delimiter=separator)
+    names = [name.strip().lower() for name in rows.fieldnames or ()]
+    if not set(names) & set(_IMAGE_NAMES) or not set(names) & set(_CAPTION_NAMES):
+        raise EvaluationError(
+            f"{path}: no JSON, and as CSV its first line must name the columns `image` and "
+            f"`caption`; it is {first[:60]!r}"
+        )
+    for row in rows:
+        yield {str(k).strip().lower(): v for k, v in row.items()}
+
+
+def _add(found: CaptionFile, number: int, row: Mapping[str, Any]) -> None:
+    """Put one row where it belongs."""
+    image = next((str(row[n]) for n in _IMAGE_NAMES if row.get(n) is not None), None)
+    if image is None:
+        raise EvaluationError(
+            f"{found.path}, row {number}: no image; expected one of {', '.join(_IMAGE_NAMES)}"
+        )
+    if any(row.get(name) for name in _ERROR_NAMES):
+        found.failed.add(image)
+        return
+    name = next((n for n in _CAPTION_NAMES if n in row), None)
+    if name is None:
+        raise EvaluationError(f"{found.path}, row {number}: image {image} has no caption")
+    value = row[name]
+    if value is None:
+        found.failed.add(image)
+        return
+    found.captions.setdefault(image, []).extend(_texts(found.path, number, value))
+
+
+def _texts(path: Path, number: int, value: object) -> list[str]:
+    """A caption, several, or Karpathy's `[{"raw": …}]`, as strings."""
+    values = value if isinstance(value, list) else [value]
+    read = [v.get("raw") if isinstance(v, dict) else v for v in values]
+    texts = [text for text in read if isinstance(text, str)]
+    if len(texts) < len(read):
+        raise EvaluationError(f"{path}, row {number}: a caption must be text, got {value!r:.60}")
+    return texts
+
+
+def _by_file_name(captions: CaptionFile) -> CaptionFile:
+    """The same under bare file names, without folders and, for COCO ids, as the file says."""
+
+    def name(image: str) -> str:
+        return PurePath(captions.file_names.get(image, image)).name
+
+    renamed = CaptionFile(captions.path, failed=set(map(name, captions.failed)))
+    for image, texts in captions.captions.items():
+        renamed.captions.setdefault(name(image), []).extend(texts)
+    return renamed
+
+
+def _check_single(predictions: CaptionFile) -> None:
+    several = [image for image, texts in predictions.captions.items() if len(texts) > 1]
+    if several:
+        raise EvaluationError(
+            f"{len(several)} images of {predictions.path} have more than one caption: "
+            f"{_some(several)}",
+            hint="a score is of one caption an image: keep one of the variations",
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, for a message."""
+    listed: Sequence[str] = list(names)
+    return ", ".join(listed[:3]) + (f" … ({len(listed)})" if len(listed) > 3 else "")

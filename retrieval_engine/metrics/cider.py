@@ -1,0 +1,89 @@
+"""CIDEr-D: Vedantam et al. (CVPR 2015), section 3, as the COCO caption tools compute it.
+
+The COCO tools call it CIDEr. 1.0 here is 100 in papers. How rare an n-gram is comes from the
+references of the captions that are scored, so a figure belongs to its set of images: scores of two
+subsets do not average to that of their union, and one image alone scores 0.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.metrics.ngrams import Ngram, Tokens, ngram_counts
+
+ORDERS = 4
+SIGMA = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighted:
+    """A caption as n-gram weights, one mapping and one norm for each n; length in bigrams."""
+
+    weights: tuple[Mapping[Ngram, float], ...]
+    norms: tuple[float, ...]
+    length: int
+
+
+def cider_d(
+    captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> NDArray[np.float64]:
+    """CIDEr-D of each caption; a corpus's score is the mean.
+
+    Args:
+        captions: tokens, one caption an image.
+        references: tokens of each image's references, at least one.
+
+    Returns:
+        (n,) float64, at least 0.
+    """
+    counted = [[ngram_counts(r) for r in image] for image in references]
+    documents: Counter[Ngram] = Counter()
+    for image in counted:
+        documents.update(set().union(*image))
+    rarity = _Rarity(documents, len(references))
+    return np.array(
+        [
+            _similarity(rarity.weigh(ngram_counts(c)), [rarity.weigh(r) for r in image])
+            for c, image in zip(captions, counted, strict=True)
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rarity:
+    """In how many images' references each n-gram occurs, of how many images."""
+
+    documents: Counter[Ngram]
+    images: int
+
+    def weigh(self, counts: Counter[Ngram]) -> _Weighted:
+        """tf-idf weights of a caption; the tools' tf is the plain count."""
+        weights: tuple[dict[Ngram, float], ...] = tuple({} for _ in range(ORDERS))
+        for ngram, count in counts.items():
+            idf = math.log(self.images) - math.log(max(1, self.documents[ngram]))
+            weights[len(ngram) - 1][ngram] = count * idf
+        norms = tuple(math.sqrt(sum(w * w for w in side.values())) for side in weights)
+        # The tools add up the counts of bigrams, not of words, and call that the length.
+        length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
+        return _Weighted(weights, norms, length)
+
+
+def _similarity(caption: _Weighted, references: Sequence[_Weighted]) -> float:
+    """Ten times the mean over n and references of the clipped cosine, damped by length."""
+    total = 0.0
+    for reference in references:
+        damping = math.exp(-((caption.length - reference.length) ** 2) / (2 * SIGMA**2))
+        for n in range(ORDERS):
+            theirs = reference.weights[n]
+            dot = sum(
+                min(weight, theirs[ngram]) * theirs[ngram]
+                for ngram, weight in caption.weights[n].items()
+                if ngram in theirs
+            )
+            norm = caption.norms[n] * reference.norms[n]
+            total += damping * (dot / norm if norm else dot)
+    return 10 * total / ORDERS / len(references)

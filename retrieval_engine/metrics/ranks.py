@@ -1,0 +1,278 @@
+"""Exact ranks in both directions from one pass over the similarities, block by block.
+
+The score of an image and a caption is the largest inner product of their vectors, and it is
+defined exactly: on the stored vectors, summed in float64. Blocks are multiplied in float32 for
+speed. The last bits of such products depend on the block's shape and on the device, so they
+decide only what lies further from the positive's score than float32 can be wrong; the few pairs
+within that bound are scored again in float64. Ranks are therefore the same for every block size,
+thread count and device, and equal vectors tie exactly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval_engine.errors import EvaluationError, ShapeError
+from retrieval_engine.metrics.pair_scores import (
+    Ints,
+    Vectors,
+    block_scores,
+    exact_scores,
+    full_float32,
+    largest_norm,
+)
+from retrieval_engine.metrics.race import Race, Ties
+
+ImageBlocks = Callable[[], Iterable[tuple[int, Vectors]]]
+
+NO_QUERY = -1
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Which candidates are one and the same: equal numbers stand for equal bytes or equal text.
+
+    A sentence that is, word for word, a caption of the image is no wrong answer because it was
+    written for another image as well; nor is a second copy of the picture. Such candidates do not
+    beat the positive they equal. (With `Ties.PESSIMISTIC` they do: it is the lower bound.)
+
+    Attributes:
+        images: (n,) of the images.
+        captions: (m,) of the captions.
+    """
+
+    images: Ints
+    captions: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """0-based rank of each query's best-ranked positive.
+
+    Attributes:
+        image_to_text: (n,) int64 over the gallery's images; `NO_QUERY` where an image has no
+            caption. Other captions of the same image never stand in the way.
+        text_to_image: (m,) int64 over the captions.
+        n_tied: queries of both directions whose positive shares its score with a wrong
+            candidate, so that the tie rule has a say.
+    """
+
+    image_to_text: Ints
+    text_to_image: Ints
+    n_tied: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """How much is multiplied at once; it changes speed and memory, never a rank.
+
+    Attributes:
+        vectors: image vectors in a block (an image with 32 vectors counts 32).
+        captions: captions in a block.
+    """
+
+    vectors: int = 512
+    captions: int = 2048
+
+    @classmethod
+    def for_device(cls, device: str) -> "Tiles":
+        """Blocks that stay in a core's cache, or that keep a GPU busy."""
+        return cls() if device == "cpu" else cls(vectors=8192, captions=16384)
+
+
+def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
+    images: ImageBlocks,
+    captions: Vectors,
+    caption_image: Ints,
+    *,
+    n_images: int,
+    contents: Contents | None = None,
+    ties: Ties = Ties.LOWER_INDEX,
+    device: str = "cpu",
+    tiles: Tiles | None = None,
+) -> Ranks:
+    """Ranks of both directions over all images and all captions.
+
+    Args:
+        images: called twice; each call yields (first row, (b, q, d) block) over all images in
+            order. float16 or float32.
+        captions: (m, r, d), r = 1 for BLIP and BLIP-2. float16 or float32.
+        caption_image: (m,) row of each caption's image.
+        n_images: number of images.
+        contents: which images and captions are one and the same; None when all differ.
+        ties: see `Ties`.
+        device: where blocks are multiplied, as torch names it.
+        tiles: block sizes; by default what suits the device.
+
+    Raises:
+        ShapeError: arrays do not fit together.
+        EvaluationError: a vector holds NaN or infinity, or there is no caption.
+    """
+    asked = _Captions.of(captions, caption_image, n_images)
+    same = contents if ties is not Ties.PESSIMISTIC else None
+    to_text = Race.of(n_images, same.captions if same else None, ties)
+    to_image = Race.of(len(captions), same.images if same else None, ties)
+    norms = largest_norm("caption", captions)
+    norms *= _score_positives(images(), asked, to_text, to_image)
+    # |fl(x.y) - x.y| <= g |x||y| with g = d u / (1 - d u) in any order of summation; 4 more
+    # roundings and 1 % cover the norms and the thresholds themselves.
+    margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
+    with full_float32(), torch.inference_mode():
+        for tile in _scored(images(), asked, tiles or Tiles.for_device(device), device):
+            image, caption = to_text.screen(tile.scores, tile.image, margin)
+            exact = exact_scores(tile.images, tile.captions, image, caption)
+            to_text.settle(image + tile.image, caption + tile.caption, exact)
+            caption, image = to_image.screen(tile.scores.T, tile.caption, margin)
+            exact = exact_scores(tile.images, tile.captions, image, caption)
+            to_image.settle(caption + tile.caption, image + tile.image, exact)
+    return Ranks(
+        image_to_text=np.where(np.isfinite(to_text.score), to_text.beaten_by, NO_QUERY),
+        text_to_image=to_image.beaten_by,
+        n_tied=int(to_text.tied.sum() + to_image.tied.sum()),
+    )
+
+
+def ranks_of_scores(
+    scores: Vectors, positive: NDArray[np.bool_], ties: Ties = Ties.LOWER_INDEX
+) -> Ints:
+    """Rank of each query's best-ranked positive among scores that are already known.
+
+    Args:
+        scores: (queries, candidates), larger is closer.
+        positive: (queries, candidates), True where the candidate is right.
+        ties: see `Ties`; of equal positives the lower index stands for the query.
+
+    Returns:
+        (queries,) int64, 0-based; `NO_QUERY` where a query has no positive.
+
+    Raises:
+        ShapeError: the two arrays differ in shape.
+        EvaluationError: a score is NaN.
+    """
+    if scores.shape != positive.shape or scores.ndim != 2:
+        raise ShapeError(f"scores {scores.shape} and positives {positive.shape} must be one shape")
+    if (wrong := int(np.isnan(scores).sum())) > 0:
+        raise EvaluationError(f"{wrong} of {scores.size} scores are NaN")
+    own = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)  # (queries, 1)
+    best = np.argmax(positive & (scores == own), axis=1)
+    equal = (scores == own) & (ties is not Ties.OPTIMISTIC)
+    if ties is Ties.LOWER_INDEX:
+        equal &= np.arange(scores.shape[1]) < best[:, None]
+    beaten_by = (((scores > own) | equal) & ~positive).sum(axis=1, dtype=np.int64)
+    return np.where(positive.any(axis=1), beaten_by, NO_QUERY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Captions:
+    """The captions, and whose they are.
+
+    Attributes:
+        vectors: (m, r, d).
+        image: (m,) row of each caption's image.
+        by_image: (m,) rows of the captions, by image and then by index.
+    """
+
+    vectors: Vectors
+    image: Ints
+    by_image: Ints
+
+    @classmethod
+    def of(cls, vectors: Vectors, image: Ints, n_images: int) -> "_Captions":
+        if vectors.ndim != 3 or image.shape != (len(vectors),):
+            raise ShapeError(
+                f"captions are {vectors.shape} with images {image.shape}; "
+                "expected (m, r, d) and (m,)"
+            )
+        if not len(vectors):
+            raise EvaluationError(
+                f"none of the {n_images} images has a caption: there is nothing to ask",
+                hint="encode a source that has captions, such as a folder with a.txt beside a.jpg",
+            )
+        if image.min() < 0 or image.max() >= n_images:
+            raise ShapeError(f"captions name images {image.min()}..{image.max()} of {n_images}")
+        return cls(vectors=vectors, image=image, by_image=np.argsort(image, kind="stable"))
+
+    def of_images(self, start: int, stop: int) -> Ints:
+        """Rows of the captions of the images in [start, stop), by image and then by index."""
+        edges = np.searchsorted(self.image, (start, stop), sorter=self.by_image)
+        return self.by_image[edges[0] : edges[1]]
+
+
+def _score_positives(
+    blocks: Iterable[tuple[int, Vectors]], captions: _Captions, to_text: Race, to_image: Race
+) -> float:
+    """Fill in the positives of both directions; the result is the images' largest norm."""
+    largest = 0.0
+    for start, block in blocks:
+        if block.shape[-1] != captions.vectors.shape[-1]:
+            raise ShapeError(
+                f"images have {block.shape[-1]} dimensions, captions {captions.vectors.shape[-1]}"
+            )
+        largest = max(largest, largest_norm("image", block, first=start))
+        own = captions.of_images(start, start + len(block))
+        image = captions.image[own]
+        score = exact_scores(block, captions.vectors, image - start, own)
+        to_image.score[own], to_image.index[own] = score, image
+        # Worst to best, so that the last write of an image is its best: highest score, and of
+        # equal ones the lowest index.
+        order = np.lexsort((-own, score))
+        to_text.score[image[order]], to_text.index[image[order]] = score[order], own[order]
+    return largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tile:
+    """Some images against some captions.
+
+    Attributes:
+        image: row of the first image.
+        caption: row of the first caption.
+        images: (b, q, d).
+        captions: (c, r, d).
+        scores: (b, c) float32 on the device; -inf for an image and its own caption, so that a
+            query's own candidates neither beat its best positive nor stand in its way.
+    """
+
+    image: int
+    caption: int
+    images: Vectors
+    captions: Vectors
+    scores: Tensor
+
+
+def _scored(
+    blocks: Iterable[tuple[int, Vectors]], captions: _Captions, tiles: Tiles, device: str
+) -> Iterator[_Tile]:
+    """Every image against every caption, a tile at a time."""
+    resident = torch.from_numpy(np.require(captions.vectors, requirements=["C", "W"])).to(device)
+    for start, block in _blocks_of(blocks, tiles.vectors):
+        vectors = torch.from_numpy(block).to(device, torch.float32)
+        own = captions.of_images(start, start + len(block))
+        for first in range(0, len(resident), tiles.captions):
+            some = slice(first, first + tiles.captions)
+            scores = block_scores(vectors, resident[some].float())
+            here = own[(own >= first) & (own < first + scores.shape[1])]
+            scores[captions.image[here] - start, here - first] = -torch.inf
+            yield _Tile(
+                image=start,
+                caption=first,
+                images=block,
+                captions=captions.vectors[some],
+                scores=scores,
+            )
+
+
+def _blocks_of(
+    blocks: Iterable[tuple[int, Vectors]], vectors: int
+) -> Iterator[tuple[int, Vectors]]:
+    """The same rows in blocks of at most so many vectors, one image at least."""
+    for start, block in blocks:
+        step = max(1, vectors // block.shape[1])
+        for first in range(0, len(block), step):
+            part = np.require(block[first : first + step], requirements=["C", "W"])
+            yield start + first, part

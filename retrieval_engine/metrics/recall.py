@@ -1,0 +1,226 @@
+"""Recall@K of image-caption retrieval: exact, both directions, all captions.
+
+Image to text: an image counts at k when any of its captions is among its k nearest. Text to
+image: each caption asks for its own image. Hodosh et al. (JAIR 2013), with five captions an image
+as in Karpathy and Fei-Fei (CVPR 2015). Ties and NaN as in `ranks`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval_engine.errors import ShapeError, UsageError
+from retrieval_engine.metrics.pair_scores import Ints, Vectors
+from retrieval_engine.metrics.race import Ties
+from retrieval_engine.metrics.ranks import NO_QUERY, Contents, ImageBlocks, Ranks, rank
+from retrieval_engine.records import Json
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionReport:
+    """What one direction came to.
+
+    Attributes:
+        recall: percentage of queries answered within each k.
+        median_rank: 1-based.
+        mean_rank: 1-based.
+        n_queries: number of queries; images without captions ask nothing.
+    """
+
+    recall: dict[int, float]
+    median_rank: float
+    mean_rank: float
+    n_queries: int
+
+    @classmethod
+    def of(cls, ranks: Ints, ks: Sequence[int]) -> "DirectionReport":
+        """The figures of 0-based ranks; those that are `NO_QUERY` do not count."""
+        asked = ranks[ranks != NO_QUERY]
+        return cls(
+            recall={k: 100 * recall_at_k(asked, k) for k in ks},
+            median_rank=float(np.median(asked)) + 1,
+            mean_rank=float(asked.mean()) + 1,
+            n_queries=len(asked),
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        """`R@1`, … in percent, ranks 1-based."""
+        figures: dict[str, Json] = {f"R@{k}": value for k, value in self.recall.items()}
+        return figures | {
+            "median_rank": self.median_rank,
+            "mean_rank": self.mean_rank,
+            "n_queries": self.n_queries,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallReport:
+    """Recall of a gallery, with all that is needed to compute its spread.
+
+    Attributes:
+        n_images: images in the gallery, those without captions included.
+        n_captions: captions in the gallery.
+        n_without_captions: images that only stand in the way: distractors for text to image, no
+            queries for image to text.
+        image_to_text: figures of the images as queries.
+        text_to_image: figures of the captions as queries.
+        ranks: the rank of every query.
+        caption_image: (m,) row of each caption's image.
+        ties: the rule that was used.
+        fingerprint: of the encoder; empty for bare arrays.
+        seconds: wall time of the ranking.
+    """
+
+    n_images: int
+    n_captions: int
+    n_without_captions: int
+    image_to_text: DirectionReport
+    text_to_image: DirectionReport
+    ranks: Ranks
+    caption_image: Ints
+    ties: Ties
+    fingerprint: str = ""
+    seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        ranks: Ranks,
+        caption_image: Ints,
+        *,
+        ks: Sequence[int] = KS,
+        ties: Ties = Ties.LOWER_INDEX,
+        fingerprint: str = "",
+        seconds: float = 0.0,
+    ) -> "RecallReport":
+        """The figures that follow from ranks, wherever those come from.
+
+        Raises:
+            UsageError: a k is below 1.
+        """
+        if not ks or min(ks) < 1:
+            raise UsageError(f"recall needs cutoffs of at least 1, got {list(ks)}")
+        return cls(
+            n_images=len(ranks.image_to_text),
+            n_captions=len(ranks.text_to_image),
+            n_without_captions=int((ranks.image_to_text == NO_QUERY).sum()),
+            image_to_text=DirectionReport.of(ranks.image_to_text, ks),
+            text_to_image=DirectionReport.of(ranks.text_to_image, ks),
+            ranks=ranks,
+            caption_image=caption_image,
+            ties=ties,
+            fingerprint=fingerprint,
+            seconds=seconds,
+        )
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean of all recalls of both directions in percent (the field's R@mean, rsum / 6)."""
+        values = [*self.image_to_text.recall.values(), *self.text_to_image.recall.values()]
+        return sum(values) / len(values)
+
+    def to_json(self) -> dict[str, Json]:
+        """The figures as JSON values; percentages 0-100."""
+        return {
+            "n_images": self.n_images,
+            "n_captions": self.n_captions,
+            "n_images_without_captions": self.n_without_captions,
+            "image_to_text": self.image_to_text.to_json(),
+            "text_to_image": self.text_to_image.to_json(),
+            "mean_recall": self.mean_recall,
+            "ties": self.ties.value,
+            "n_tied_queries": self.ranks.n_tied,
+            "fingerprint": self.fingerprint,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def recall_at_k(ranks: Ints, k: int) -> float:
+    """Fraction of queries whose first relevant item is ranked within k.
+
+    Args:
+        ranks: (q,) 0-based rank of each query's best-ranked relevant item.
+        k: cutoff, at least 1.
+
+    Returns:
+        A value in [0, 1].
+
+    Raises:
+        ValueError: k is below 1 or `ranks` is empty.
+    """
+    if k < 1 or not len(ranks):
+        raise ValueError(f"recall needs k >= 1 and at least one query, got k={k}, {len(ranks)}")
+    return float((ranks < k).mean())
+
+
+def recall(
+    image_vectors: Vectors,
+    caption_vectors: Vectors,
+    caption_image: Ints,
+    *,
+    ks: Sequence[int] = KS,
+    ties: Ties = Ties.LOWER_INDEX,
+    device: str = "cpu",
+) -> RecallReport:
+    """Exact recall of arrays.
+
+    Args:
+        image_vectors: (n, q, d) or (n, d), float16 or float32; the score of an image is the
+            largest inner product over its q vectors.
+        caption_vectors: (m, 1, d) or (m, d).
+        caption_image: (m,) row of each caption's image.
+        ks: cutoffs.
+        ties: see `Ties`.
+        device: where the products are computed, as torch names it.
+
+    Raises:
+        ShapeError: the arrays do not fit together.
+        EvaluationError: a vector holds NaN or infinity, or there is no caption.
+    """
+    images, captions = rows_of_vectors(image_vectors), rows_of_vectors(caption_vectors)
+    return recall_of_blocks(
+        lambda: [(0, images)],
+        captions,
+        np.asarray(caption_image, np.int64),
+        n_images=len(images),
+        ks=ks,
+        ties=ties,
+        device=device,
+    )
+
+
+def recall_of_blocks(  # noqa: PLR0913  as `rank`
+    images: ImageBlocks,
+    captions: Vectors,
+    caption_image: Ints,
+    *,
+    n_images: int,
+    contents: Contents | None = None,
+    ks: Sequence[int] = KS,
+    ties: Ties = Ties.LOWER_INDEX,
+    device: str = "cpu",
+) -> RecallReport:
+    """The same as `recall` for images that come in blocks; arguments as in `ranks.rank`."""
+    started = time.perf_counter()
+    ranks = rank(
+        images,
+        captions,
+        caption_image,
+        n_images=n_images,
+        contents=contents,
+        ties=ties,
+        device=device,
+    )
+    seconds = time.perf_counter() - started
+    return RecallReport.of(ranks, caption_image, ks=ks, ties=ties, seconds=seconds)
+
+
+def rows_of_vectors(vectors: Vectors) -> Vectors:
+    """(n, d) -> (n, 1, d); three axes stay as they are."""
+    if vectors.ndim not in (2, 3):
+        raise ShapeError(f"vectors must be (n, d) or (n, q, d), got {vectors.shape}")
+    return vectors[:, None] if vectors.ndim == 2 else vectors

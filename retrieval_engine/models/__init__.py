@@ -1,0 +1,85 @@
+"""Features out: a family of models is one folder here, and what families share lies beside them.
+
+`open_encoder` finds the family that knows a checkpoint; see `family.Family` for what one consists
+of, `encoder`, `matcher`, `captioner` and `learner` for what its models can do.
+"""
+
+from pathlib import Path
+
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models.adapters import adapted, with_adapter
+from retrieval_engine.models.checkpoint import Checkpoint, resolve
+from retrieval_engine.models.encoder import Arrays, Encoder, ReadsTokens
+from retrieval_engine.models.family import family_of, load_family
+
+__all__ = [
+    "Arrays",
+    "Encoder",
+    "ReadsTokens",
+    "open_checkpoint",
+    "open_encoder",
+    "recorded_name",
+    "reopen_encoder",
+]
+
+
+def open_encoder(
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    family: str = "auto",
+    adapter: str | Path = "",
+) -> Encoder:
+    """Load an encoder.
+
+    Args:
+        checkpoint: a model that ships with the package (`vlre-tiny`), a directory in Hugging Face
+            layout, or a hub id, optionally with `@revision`; or the directory of an adapter that
+            names its base.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
+        dtype: arithmetic of the towers: `float32`, `bfloat16`, `float16`, or `auto` for half
+            precision where the device is fast at it.
+        family: name of a folder in `models/`, or `auto` to tell from the checkpoint's config.
+        adapter: directory of an adapter for the checkpoint; it changes the fingerprint.
+
+    Raises:
+        CheckpointNotFound: neither a directory nor a reachable hub id.
+        CheckpointInvalid: the files are not a model that some family knows.
+        FingerprintMismatch: the adapter was trained on another base.
+    """
+    found = resolve(checkpoint)
+    if adapter:
+        found = with_adapter(found, Path(adapter).resolve())
+    return open_checkpoint(found, device=device, dtype=dtype, family=family)
+
+
+def open_checkpoint(found: Checkpoint, *, device: str, dtype: str, family: str) -> Encoder:
+    """Load an encoder from files that are at hand; see `open_encoder`."""
+    name = family if family != "auto" else family_of(found)
+    known = load_family(name)
+    encoder = known.open_encoder(found, device=device, dtype=dtype)
+    if found.adapter is not None:
+        encoder.spec = adapted(encoder.spec, found.adapter, known.part_of)
+    return encoder
+
+
+def reopen_encoder(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
+    """The encoder that a store, an index or a head was made with.
+
+    Args:
+        spec: as it was recorded.
+        device: where it shall run.
+        model: where the checkpoint is now, if it has moved; the caller checks the fingerprint.
+
+    Raises:
+        EncoderError: it cannot be loaded.
+    """
+    found = resolve(recorded_name(spec, model))
+    return open_checkpoint(found, device=device, dtype=spec.dtype, family=spec.family)
+
+
+def recorded_name(spec: EncoderSpec, model: str = "") -> str:
+    """The checkpoint of a spec as `resolve` takes it, or where it is now."""
+    pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
+    return model or spec.checkpoint + pinned

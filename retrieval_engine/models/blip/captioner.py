@@ -1,0 +1,239 @@
+"""BLIP's image-grounded text decoder (Li et al., ICML 2022), driven from stored vision states.
+
+The same arithmetic as `BlipForConditionalGeneration`, on the same modules; tests compare with the
+authors' token ids and with transformers. What makes it fast: an image's states are never copied
+for its beams, its keys and values are formed only where that pays (`_cross.py`), and the prompt is
+read once for an image.
+
+Traps: a sentence begins with [DEC] (`bos_token_id`) and ends with [SEP] (`sep_token_id`, not
+`eos_token_id`); without a prompt the model writes other sentences than it was trained for; the
+prompt is cut off the decoded text by its length in letters, so `of` + `##hos` leaves `os`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import BertTokenizer, BlipForConditionalGeneration
+
+from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models.attend import split_heads
+from retrieval_engine.models.batching import default_batch_size, halve_on_oom
+from retrieval_engine.models.blip.attention import use_fused_attention
+from retrieval_engine.models.blip.cross_attention import CrossAttention
+from retrieval_engine.models.blip.relevance import token_relevance
+from retrieval_engine.models.blip.settings import captioner_part_of
+from retrieval_engine.models.caption_rows import rows_of, rows_of_images
+from retrieval_engine.models.captioner import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.device import autocast, normalized_pixels, pick_device, pick_dtype
+from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.preprocess import read_preprocessor
+from retrieval_engine.records import Feature, Modality
+
+PROMPT = "a picture of "  # the authors' caption_coco.yaml
+_CPU_SENTENCES, _CUDA_SENTENCES = 48, 384
+
+
+class BlipCaptioner:
+    """See `Captioner`.
+
+    Attributes:
+        model: the transformers model in evaluation mode, with fused attention in its tower.
+        tokenizer: its WordPiece tokenizer.
+    """
+
+    prompt_counts = True
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
+        stored = self.dtype if self.device.type == "cuda" else torch.float32
+        model = _load(checkpoint, stored)
+        use_fused_attention(model)
+        self.model = model.to(self.device)
+        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        vision, words = model.config.vision_config, model.config.text_config
+        self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
+        self.longest = int(words.max_position_embeddings)
+        said = generation_defaults(checkpoint.path, PROMPT)
+        self.prompt, self.default_length = said.prompt, DEFAULT_LENGTH
+        if said.new_tokens is not None:
+            whole = said.new_tokens + len(self.prompt_ids(self.prompt))
+            self.default_length = min(whole, self.longest)
+        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.tokens_per_image = int(vision.image_size // vision.patch_size) ** 2 + 1
+        self.default_batch_size = default_batch_size(self.tokens_per_image, self.device.type)
+        self.captions_at_once = _CUDA_SENTENCES if self.device.type == "cuda" else _CPU_SENTENCES
+        tower = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
+        text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
+        text += [self.start_id, self.end_id]
+        self.spec = EncoderSpec(
+            family="blip",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(
+                checkpoint.path, captioner_part_of, {"vision": tower, "text": text}
+            ),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=vision.image_size,
+            preprocessing=self.preprocessor.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """`tokens` of images; see `Encoder.features`."""
+        if modality is Modality.CAPTIONS:
+            return {}
+        shape = (self.tokens_per_image, self.model.config.vision_config.hidden_size)
+        side = self.spec.part("vision")
+        return {"tokens": Feature(name="tokens", shape=shape, dtype="float32", fingerprint=side)}
+
+    @halve_on_oom
+    @torch.inference_mode()
+    def encode_images(
+        self, pixels: NDArray[np.uint8], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Vision states of a batch of images; see `Encoder.encode_images`."""
+        if unknown := set(features) - {"tokens"}:
+            raise UsageError(f"a captioner emits tokens, not {', '.join(sorted(unknown))}")
+        x = normalized_pixels(pixels, self.preprocessor, self.device)
+        with autocast(self.device, self.dtype):
+            states: Tensor = self.model.vision_model(pixel_values=x).last_hidden_state
+        if self.device.type == "cpu":
+            states = states.float()
+        return {"tokens": states.cpu().numpy()}
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """[DEC] and the prompt's tokens."""
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return [self.start_id, *ids[1:-1]]
+
+    def text(self, ids: Sequence[int], prompt: str) -> str:
+        """The words after the prompt; `caption[len(prompt):]` of the authors' code."""
+        whole: str = self.tokenizer.decode(
+            [*self.prompt_ids(prompt), *ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=True,
+        )
+        return whole[len(prompt) :]
+
+    def relevance(
+        self, tokens: Tensor, prompt: str, ids: Sequence[int]
+    ) -> list[tuple[str, NDArray[np.float32]]]:
+        """See `ExplainingCaptioner.relevance`."""
+        begun = self.prompt_ids(prompt)
+        whole = torch.tensor([*begun, *ids, self.end_id], device=self.device)
+        decoder = self.model.text_decoder.float()
+        found = token_relevance(decoder, tokens.to(self.device).float(), whole, len(begun))
+        decoder.to(self.model.dtype)
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        maps = found[:-1, 1:].view(-1, side, side).cpu().numpy()  # without [SEP], without CLS
+        words: list[tuple[str, list[NDArray[np.float32]]]] = []
+        for token, seen in zip(self.tokenizer.convert_ids_to_tokens(list(ids)), maps, strict=True):
+            if token.startswith("##") and words:
+                words[-1] = (words[-1][0] + token.removeprefix("##"), [*words[-1][1], seen])
+            else:
+                words.append((token, [seen]))
+        return [(word, np.mean(parts, axis=0)) for word, parts in words]
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """See `Captioner.arithmetic`."""
+        return autocast(self.device, self.dtype)
+
+    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipWriting]":
+        """See `Captioner.begin`."""
+        writing = BlipWriting(self.model.text_decoder, tokens)
+        ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
+        return writing.read(ids.expand(len(tokens), 1, -1))[:, 0], writing
+
+
+class BlipWriting:
+    """Sentences under way in BLIP's text decoder; see `Writing`.
+
+    Args:
+        decoder: transformers' `BlipTextLMHeadModel`.
+        tokens: (n, t, w) vision states.
+    """
+
+    def __init__(self, decoder: Any, tokens: Tensor) -> None:
+        self._embeddings = decoder.bert.embeddings
+        self._layers = list(decoder.bert.encoder.layer)
+        self._head = decoder.cls
+        self._tokens = tokens
+        self._images = [CrossAttention(layer.crossattention.self, tokens) for layer in self._layers]
+        self._past: list[tuple[Tensor, Tensor]] = []  # each (n b, h, l, d)
+        self._sentences = 1  # b
+
+    def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
+        """See `Writing.step`."""
+        rows = rows_of(ids, parents, self._sentences)
+        if rows is not None:
+            self._past = [(k[rows], v[rows]) for k, v in self._past]
+        self._sentences = ids.shape[1]
+        return self.read(ids[..., None])
+
+    def keep(self, images: Tensor) -> None:
+        """See `Writing.keep`."""
+        self._tokens = self._tokens[images]
+        for attention in self._images:
+            attention.keep(images, self._tokens)
+        rows = rows_of_images(images, self._sentences)
+        self._past = [(k[rows], v[rows]) for k, v in self._past]
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Append some tokens to each sentence: (n, b, m) ids -> (n, b, v) logits after the last."""
+        n, b, m = ids.shape
+        seen = self._past[0][0].shape[2] if self._past else 0
+        x = self._embeddings(input_ids=ids.reshape(n * b, m), past_key_values_length=seen)
+        past = []
+        for number, layer in enumerate(self._layers):
+            looked, now = self._over_text(layer.attention.self, x, number)
+            past.append(now)
+            x = layer.attention.output(looked, x)
+            x = layer.crossattention.output(self._images[number](x, b), x)
+            x = layer.output(layer.intermediate(x), x)
+        self._past = past
+        # On a CPU the head stays in float32: bfloat16 logits tie where sentences must differ.
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self._head.predictions.decoder.weight
+            logits: Tensor = self._head(x[:, -1].to(weight.dtype))
+        return logits.float().view(n, b, -1)
+
+    def _over_text(
+        self, attention: Any, x: Tensor, number: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Causal self-attention of the new tokens, and all keys and values so far."""
+        heads = attention.num_attention_heads
+        q, k, v = (
+            split_heads(project(x), heads)
+            for project in (attention.query, attention.key, attention.value)
+        )
+        if self._past:
+            before = self._past[number]
+            k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
+        # Tokens are read together only where nothing was read before them.
+        out = scaled_dot_product_attention(q, k, v, is_causal=not self._past and q.shape[2] > 1)
+        return out.transpose(1, 2).flatten(2), (k, v)  # (r, h, m, d) -> (r, m, w)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    try:
+        return load_model(BlipForConditionalGeneration, checkpoint, dtype=dtype)
+    except CheckpointInvalid as error:
+        if "lacks" not in error.message:
+            raise
+        raise CheckpointInvalid(
+            f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
+            hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
+            "the default --model vlre-tiny",
+        ) from error

@@ -1,0 +1,138 @@
+"""BLIP with a hybrid vision tower: a convolutional backbone in the place of the patch projection.
+
+After Dosovitskiy et al. 2021, section 3.1. `vision_config.backbone = {"name": …}` asks for it; all
+else is BLIP. The mean of the backbone's states, mapped by a linear layer, joins the CLS state
+before the last LayerNorm, so that what a small transformer has not learned is still there.
+
+Trap: `patch_size` of such a config is only what makes `image_size // patch_size` the side of the
+backbone's grid; no pixel is cut by it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.blip.modeling_blip import BlipEncoder, BlipPreTrainedModel
+
+from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
+from retrieval_engine.errors import CheckpointInvalid
+
+
+def backbone_name(config: Any) -> str:
+    """Name of the backbone that a BLIP's vision config asks for, or empty.
+
+    Raises:
+        CheckpointInvalid: a backbone that is not known.
+    """
+    asked = getattr(config, "backbone", None)
+    if not asked:
+        return ""
+    name = asked.get("name") if isinstance(asked, dict) else asked
+    if name not in SCALES:
+        raise CheckpointInvalid(
+            f"unknown backbone {name!r} in vision_config", hint=f"known: {', '.join(SCALES)}"
+        )
+    return str(name)
+
+
+class HybridEmbeddings(nn.Module):
+    """Backbone states to tokens: (n, p, c) -> (n, 1 + p, w), CLS first."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, places = config.hidden_size, (config.image_size // config.patch_size) ** 2
+        self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.patch_embedding = nn.Linear(HEAD_CHANNELS, width)
+        self.position_embedding = nn.Parameter(torch.zeros(1, places + 1, width))
+
+    def forward(self, states: Tensor, places: Tensor | None = None) -> Tensor:
+        """Tokens of backbone states.
+
+        Args:
+            states: (n, p, c).
+            places: (n, p) which of the grid's places they are; None for all in order.
+        """
+        positions = self.position_embedding
+        first = (self.class_embedding + positions[:, :1]).expand(len(states), -1, -1)
+        where = positions[:, 1:] if places is None else positions[0, 1:][places]
+        return torch.cat([first, self.patch_embedding(states) + where], dim=1)
+
+
+class HybridVisionModel(BlipPreTrainedModel):  # type: ignore[misc]
+    """`BlipVisionModel` that begins with a frozen backbone; same names where the parts are the same."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.backbone = EfficientNetLite(backbone_name(config)).requires_grad_(False)
+        self.embeddings = HybridEmbeddings(config)
+        self.encoder = BlipEncoder(config)
+        self.mean_projection = nn.Linear(HEAD_CHANNELS, config.hidden_size)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+        """(n, 3, s, s) normalised pixels -> `last_hidden_state` (n, 1 + p, w)."""
+        return BaseModelOutput(last_hidden_state=self.see(self.backbone(pixel_values)))
+
+    def see(self, states: Tensor, places: Tensor | None = None) -> Tensor:
+        """Tokens after the final LayerNorm from backbone states.
+
+        Args:
+            states: (n, p, c) floats from `backbone`.
+            places: (n, p) which of the grid's places they are; None for all in order.
+
+        Returns:
+            (n, 1 + p, w).
+        """
+        tokens = self.encoder(inputs_embeds=self.embeddings(states, places)).last_hidden_state
+        first = tokens[:, :1] + self.mean_projection(states.mean(1, keepdim=True))
+        found: Tensor = self.post_layernorm(torch.cat([first, tokens[:, 1:]], dim=1))
+        return found
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch projection, as in `BlipVisionModel`."""
+        return self.embeddings
+
+
+class HybridImageTextRetrieval(BlipForImageTextRetrieval):  # type: ignore[misc]
+    """`BlipForImageTextRetrieval` with a hybrid vision tower."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = HybridVisionModel(config.vision_config)
+
+
+class HybridConditionalGeneration(BlipForConditionalGeneration):  # type: ignore[misc]
+    """`BlipForConditionalGeneration` with a hybrid vision tower."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = HybridVisionModel(config.vision_config)
+
+
+def retrieval_class(vision_config: Any) -> type[BlipForImageTextRetrieval]:
+    """The class that loads a retrieval checkpoint with this vision config."""
+    hybrid = backbone_name(vision_config)
+    return HybridImageTextRetrieval if hybrid else BlipForImageTextRetrieval
+
+
+def captioning_class(vision_config: Any) -> type[BlipForConditionalGeneration]:
+    """The class that loads a captioning checkpoint with this vision config."""
+    hybrid = backbone_name(vision_config)
+    return HybridConditionalGeneration if hybrid else BlipForConditionalGeneration
+
+
+def pooled_text(states: Tensor, mask: Tensor, config: Any) -> Tensor:
+    """The state that stands for a text: (n, l, w) states and (n, l) mask -> (n, w).
+
+    [CLS] as in BLIP, or the mean over the words, as MiniLM was trained, where the text config says
+    `pooling = "mean"`.
+    """
+    if getattr(config, "pooling", "cls") != "mean":
+        return states[:, 0]
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(1) / weights.sum(1)

@@ -1,0 +1,214 @@
+"""BLIP's text side in training, driven from vision states (Li et al., ICML 2022).
+
+Traps: ITM reads [ENC] first, ITC [CLS]; a caption begins with [DEC]; BLIP's losses skip the prompt
+and padding; what full fine-tuning of the tower changes makes every stored state stale.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, scaled_dot_product_attention
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+)
+from transformers.models.blip.modeling_blip import BlipPreTrainedModel
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
+
+from retrieval_engine.models import text
+from retrieval_engine.models.attend import image_keys_values, look, split_heads
+from retrieval_engine.models.blip.captioner import PROMPT
+from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, part_of
+from retrieval_engine.models.captioner import generation_defaults
+from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.learner import Task
+from retrieval_engine.models.loading import load_model, load_tokenizer
+from retrieval_engine.models.preprocess import read_preprocessor
+
+_CAPTION_TOKENS = 40  # BLIP_Decoder.forward
+Seen = list[tuple[Tensor, Tensor]]
+
+
+class RetrievalSide(BlipPreTrainedModel):  # type: ignore[misc]
+    """`BlipForImageTextRetrieval` without its vision tower."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        words = config.text_config
+        self.text_encoder = BlipTextModel(words, add_pooling_layer=False)
+        self.vision_proj = nn.Linear(
+            config.vision_config.hidden_size, config.image_text_hidden_size
+        )
+        self.text_proj = nn.Linear(words.hidden_size, config.image_text_hidden_size)
+        self.itm_head = nn.Linear(words.hidden_size, 2)
+        self.post_init()
+
+
+class CaptionSide(BlipPreTrainedModel):  # type: ignore[misc]
+    """`BlipForConditionalGeneration` without its vision tower."""
+
+    _tied_weights_keys = BlipForConditionalGeneration._tied_weights_keys
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self.text_decoder = BlipTextLMHeadModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> Any:
+        """Those of the decoder: transformers ties its head to them."""
+        return self.text_decoder.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """See `get_input_embeddings`."""
+        return self.text_decoder.get_output_embeddings()
+
+
+def open_learner(
+    checkpoint: Checkpoint,
+    task: Task,
+    *,
+    with_tower: bool,
+    dtype: torch.dtype,
+    quantize: str,
+) -> "BlipRetrieval | BlipCaption":
+    """See `learner.open_learner`."""
+    kinds = {
+        (Task.RETRIEVAL, False): RetrievalSide,
+        (Task.RETRIEVAL, True): BlipForImageTextRetrieval,
+        (Task.CAPTION, False): CaptionSide,
+        (Task.CAPTION, True): BlipForConditionalGeneration,
+    }
+    model = load_model(kinds[task, with_tower], checkpoint, dtype=dtype, quantize=quantize)
+    return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)
+
+
+class _Blip:
+    """What both tasks share; see `Learner`."""
+
+    frozen: tuple[str, ...] = ()
+    targets = "text"
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.model = model
+        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        config = BlipConfig.from_dict(read_config(checkpoint.path))
+        vision = config.vision_config
+        settings = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
+        weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings})
+        self.vision = weights["vision"]
+        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.width = int(config.text_config.hidden_size)
+        self.pad_id = int(self.tokenizer.pad_token_id)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """See `Learner.see`."""
+        states: Tensor = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        return states
+
+
+class BlipRetrieval(_Blip):
+    """See `RetrievalLearner`."""
+
+    momentum = True
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        super().__init__(checkpoint, model)
+        known = self.tokenizer.get_vocab().get("[ENC]")
+        self._enc = int(model.config.text_config.vocab_size - 1 if known is None else known)
+        self.cross = BlipCrossEncoder(model.text_encoder, model.itm_head)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `RetrievalLearner.tokenize`."""
+        return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
+
+    def match_ids(self, ids: Tensor) -> Tensor:
+        """See `RetrievalLearner.match_ids`."""
+        first = torch.full_like(ids[..., :1], self._enc)
+        return torch.cat((first, ids[..., 1:]), dim=-1)
+
+    def embed_images(self, states: Tensor) -> Tensor:
+        """See `RetrievalLearner.embed_images`."""
+        return normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1)[:, None]
+
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `RetrievalLearner.embed_texts`."""
+        states = self.model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return normalize(self.model.text_proj(states[:, 0]).float(), dim=-1)
+
+    def copy(self) -> "BlipRetrieval":
+        """See `RetrievalLearner.copy`."""
+        twin = copy.copy(self)
+        twin.model = copy.deepcopy(self.model)
+        twin.cross = BlipCrossEncoder(twin.model.text_encoder, twin.model.itm_head)
+        return twin
+
+
+class BlipCaption(_Blip):
+    """See `CaptionLearner`."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        super().__init__(checkpoint, model)
+        words = model.config.text_config
+        self._start, self._end = int(words.bos_token_id), int(words.sep_token_id)
+        self.prompt = generation_defaults(checkpoint.path, PROMPT).prompt
+
+    @property
+    def end_id(self) -> int:
+        """See `CaptionLearner.end_id`."""
+        return self._end
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """See `CaptionLearner.encode`; `BLIP_Decoder.forward` of the authors."""
+        prompted = [self.prompt + text.pre_caption(t, MAX_WORDS) for t in texts]
+        given = len(self.tokenizer(self.prompt)["input_ids"]) - 1
+        rows = self.tokenizer(prompted, truncation=True, max_length=_CAPTION_TOKENS)["input_ids"]
+        return [[self._start, *row[1:]] for row in rows], given
+
+    def words(self, ids: Sequence[int]) -> str:
+        """See `CaptionLearner.words`."""
+        prompt = self.tokenizer(self.prompt)["input_ids"][:-1]
+        whole: str = self.tokenizer.decode(
+            [*prompt, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=True
+        )
+        return whole[len(self.prompt) :]
+
+    def read(self, states: Tensor) -> Seen:
+        """See `CaptionLearner.read`: (i, h, t, d) keys and values of each layer."""
+        layers = self.model.text_decoder.bert.encoder.layer
+        return [image_keys_values(layer.crossattention.self, states) for layer in layers]
+
+    def logits(self, seen: Seen, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `CaptionLearner.logits`.
+
+        Padding stands behind the words and each word looks back only, so it needs no mask.
+        """
+        i, n, length = ids.shape
+        decoder = self.model.text_decoder
+        x = decoder.bert.embeddings(input_ids=ids.view(i * n, length))
+        for layer, (keys, values) in zip(decoder.bert.encoder.layer, seen, strict=True):
+            x = layer.attention.output(_look_back(layer.attention.self, x), x)
+            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
+            x = layer.output(layer.intermediate(x), x)
+        found: Tensor = decoder.cls(x)
+        return found.float().view(i, n, length, -1)
+
+
+def _look_back(attention: Any, x: Tensor) -> Tensor:
+    """Causal self-attention, (b, l, w) -> (b, l, w)."""
+    heads = attention.num_attention_heads
+    q, k, v = (
+        split_heads(project(x), heads)
+        for project in (attention.query, attention.key, attention.value)
+    )
+    out = scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _vision_alone(name: str) -> str | None:
+    return "vision" if part_of(name) == "vision" else None

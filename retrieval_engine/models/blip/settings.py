@@ -1,0 +1,153 @@
+"""What a BLIP checkpoint's files say about its features, told without building the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import text
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.records import Feature, Json, Modality
+
+MAX_WORDS = 30  # BLIP's flickr30k and coco retrieval sets
+MAX_TOKENS = 35  # train_retrieval.py
+
+Arithmetic = tuple[int, float, str]
+
+
+def part_of(name: str) -> str | None:
+    """Part of the encoder that a tensor decides; the caption decoder decides none."""
+    if name.startswith("vision_model."):
+        return "vision"
+    if name.startswith("vision_proj."):
+        return "image"
+    if name.startswith("itm_head.") or ".crossattention." in name:
+        return None if name.startswith("text_decoder.") else "itm"
+    return "text" if name.startswith(("text_encoder.", "text_proj.")) else None
+
+
+def captioner_part_of(name: str) -> str | None:
+    """Part of the captioner that a tensor decides; retrieval heads decide none."""
+    parts = {"vision_model.": "vision", "text_decoder.": "text"}
+    return next((part for start, part in parts.items() if name.startswith(start)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlipSettings:
+    """The part of a BLIP's config.json that shapes features.
+
+    Attributes:
+        dim: of the space that images and texts share.
+        image_size: side of the square input in pixels.
+        patch_size: side of a patch in pixels.
+        vision_width: of the vision tower's states.
+        text_width: of the text tower's states.
+        vision: heads, LayerNorm epsilon and activation of the vision tower.
+        text: the same of the text tower.
+    """
+
+    dim: int
+    image_size: int
+    patch_size: int
+    vision_width: int
+    text_width: int
+    vision: Arithmetic
+    text: Arithmetic
+
+    @classmethod
+    def of(cls, config: Any) -> "BlipSettings":
+        """Those of a transformers `BlipConfig`."""
+        vision, words = config.vision_config, config.text_config
+        return cls(
+            dim=config.image_text_hidden_size,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            vision_width=vision.hidden_size,
+            text_width=words.hidden_size,
+            vision=(vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act),
+            text=(words.num_attention_heads, words.layer_norm_eps, words.hidden_act),
+        )
+
+    @classmethod
+    def stated(cls, config: Mapping[str, Json]) -> "BlipSettings | None":
+        """Those that a config.json states; None where it leaves one to transformers' defaults."""
+
+        def arithmetic(side: Any) -> Arithmetic:
+            return side["num_attention_heads"], side["layer_norm_eps"], side["hidden_act"]
+
+        try:
+            vision: Any = config["vision_config"]
+            words: Any = config["text_config"]
+            return cls(
+                dim=int(config["image_text_hidden_size"]),  # type: ignore[arg-type]
+                image_size=int(vision["image_size"]),
+                patch_size=int(vision["patch_size"]),
+                vision_width=int(vision["hidden_size"]),
+                text_width=int(words["hidden_size"]),
+                vision=arithmetic(vision),
+                text=arithmetic(words),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def tokens(self) -> int:
+        """Vision tokens of an image, the CLS token included."""
+        return int(self.image_size // self.patch_size) ** 2 + 1
+
+    def spec(
+        self,
+        checkpoint: Checkpoint,
+        preprocessor: ImagePreprocessor,
+        *,
+        vocabulary: str,
+        dtype: object,
+    ) -> EncoderSpec:
+        """The spec of an encoder made from a checkpoint.
+
+        Args:
+            checkpoint: its weights are read and hashed.
+            preprocessor: what makes its pixels.
+            vocabulary: digest of its tokenizer.
+            dtype: torch dtype of the towers' arithmetic.
+
+        Raises:
+            CheckpointInvalid: a weight file is damaged.
+        """
+        configs = {"vision": self.vision, "image": [], "text": self.text, "itm": self.text}
+        return EncoderSpec(
+            family="blip",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(checkpoint.path, part_of, configs),
+            vocabulary=vocabulary,
+            image_size=self.image_size,
+            preprocessing=preprocessor.name,
+            text_normaliser=f"{text.VERSION}({MAX_WORDS})",
+            text_length=MAX_TOKENS,
+            dtype=str(dtype).removeprefix("torch."),
+            pooling="cls",
+        )
+
+    def features(self, spec: EncoderSpec, modality: Modality) -> dict[str, Feature]:
+        """The features of an encoder with this spec; see `Encoder.features`."""
+        if modality is Modality.IMAGES:
+            tower, head = spec.part("vision"), spec.part("vision", "image")
+            forms = {
+                "itc": ((1, self.dim), "float32", head),
+                "pooled": ((self.vision_width,), "float32", tower),
+                "tokens": ((self.tokens, self.vision_width), "float32", tower),
+            }
+        else:
+            side = spec.part("text")
+            forms = {
+                "itc": ((1, self.dim), "float32", side),
+                "pooled": ((self.text_width,), "float32", side),
+                "token_ids": ((MAX_TOKENS,), "int32", side),
+                "token_mask": ((MAX_TOKENS,), "uint8", side),
+            }
+        return {
+            name: Feature(name=name, shape=shape, dtype=dtype, fingerprint=fingerprint)
+            for name, (shape, dtype, fingerprint) in forms.items()
+        }

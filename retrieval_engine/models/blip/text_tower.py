@@ -1,0 +1,162 @@
+"""BLIP's text tower (Li et al., ICML 2022) in plain torch, on the tensors of the checkpoint's file.
+
+The operations of transformers' `BlipTextModel` with our fused attention, in their order, so that
+vectors are equal bit by bit; a test compares. Trap: where nothing is padded the mask must be left
+out, or another kernel rounds otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.functional import (
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    normalize,
+    scaled_dot_product_attention,
+)
+
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import text
+from retrieval_engine.models.batching import default_batch_size, in_batches, pad_tokens
+from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
+from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_files
+from retrieval_engine.models.device import autocast, pick_device, pick_dtype
+from retrieval_engine.models.preprocess import read_preprocessor
+from retrieval_engine.models.wordpiece import WordPiece, open_wordpiece
+from retrieval_engine.records import Feature, Modality
+
+_TOWER, _LAYER = "text_encoder.embeddings.", "text_encoder.encoder.layer."
+
+
+def open_text_tower(
+    checkpoint: Checkpoint, spec: EncoderSpec, *, device: str
+) -> "BlipTextTower | None":
+    """The text side of the BLIP that a spec was recorded of, on a CPU.
+
+    None where config.json or the tokenizer leave something to transformers, where the weights are
+    no safetensors or have other names, and where the fingerprint is another one.
+    """
+    place = pick_device(device)
+    dtype = pick_dtype(spec.dtype, place)
+    if place.type != "cpu":
+        return None
+    try:
+        settings = BlipSettings.stated(read_config(checkpoint.path))
+        words = open_wordpiece(checkpoint.path)
+        if settings is None or words is None or settings.text[2] != "gelu":
+            return None
+        found = BlipTextTower(checkpoint, settings, words, dtype=dtype)
+    except (CheckpointInvalid, SafetensorError, OSError, KeyError):
+        return None
+    return found if found.spec.fingerprint == spec.fingerprint else None
+
+
+class BlipTextTower:
+    """See `TextTower`; as `families.blip.BlipEncoder` on a CPU.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: BlipSettings,
+        words: WordPiece,
+        *,
+        dtype: torch.dtype,
+    ) -> None:
+        self._tensors = _read(checkpoint)
+        self.preprocessor = read_preprocessor(checkpoint.path, settings.image_size)
+        self.default_batch_size = default_batch_size(settings.tokens, "cpu")
+        self.spec = settings.spec(
+            checkpoint, self.preprocessor, vocabulary=words.digest, dtype=dtype
+        )
+        self._settings, self._words, self._dtype = settings, words, dtype
+        self._device = torch.device("cpu")
+        starts = {name.removeprefix(_LAYER).partition(".")[0] for name in self._tensors}
+        self._layers = [f"{_LAYER}{i}." for i in range(sum(start.isdigit() for start in starts))]
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """See `Encoder.features`."""
+        return self._settings.features(self.spec, modality)
+
+    @torch.inference_mode()
+    def encode_texts(
+        self, texts: Sequence[str], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """See `Encoder.encode_texts`."""
+        cleaned = [text.pre_caption(t, MAX_WORDS) for t in texts]
+        ids = self._words.ids(cleaned, MAX_TOKENS)
+        padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self._words.pad_token_id)
+        pooled = in_batches(ids, self._states, width=self._settings.text_width)
+        projected = self._linear(torch.from_numpy(pooled), "text_proj")
+        found = {
+            "itc": normalize(projected, dim=-1)[:, None].numpy(),
+            "pooled": pooled,
+            "token_ids": padded.astype(np.int32),
+            "token_mask": mask.astype(np.uint8),
+        }
+        return {name: found[name] for name in features}
+
+    def _states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n, h) [CLS] states of texts of about equal length."""
+        padded, given = pad_tokens(ids, max(map(len, ids)), pad=self._words.pad_token_id)
+        mask = None if given.all() else torch.from_numpy(given)[:, None, None] == 0
+        with autocast(self._device, self._dtype):
+            states = self._embedded(torch.from_numpy(padded))
+            for layer in self._layers:
+                states = self._layer(layer, states, mask)
+        array: NDArray[np.float32] = states[:, 0].float().numpy()
+        return array
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        words = embedding(ids, self._tensors[f"{_TOWER}word_embeddings.weight"])
+        places = self._tensors[f"{_TOWER}position_embeddings.weight"][: ids.shape[1]]
+        return self._norm(words + places, f"{_TOWER}LayerNorm")
+
+    def _layer(self, at: str, states: Tensor, padding: Tensor | None) -> Tensor:
+        b, t, _ = states.shape
+        q, k, v = (
+            self._linear(states, f"{at}attention.self.{name}")
+            .view(b, t, self._settings.text[0], -1)
+            .transpose(1, 2)  # (b, t, w) -> (b, h, t, d)
+            for name in ("query", "key", "value")
+        )
+        mask = None
+        if padding is not None:
+            lowest = torch.finfo(q.dtype).min
+            mask = torch.zeros(b, 1, t, t, dtype=q.dtype).masked_fill(padding, lowest)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = self._linear(out.transpose(1, 2).flatten(2), f"{at}attention.output.dense")
+        states = self._norm(out + states, f"{at}attention.output.LayerNorm")
+        out = self._linear(
+            gelu(self._linear(states, f"{at}intermediate.dense")), f"{at}output.dense"
+        )
+        return self._norm(out + states, f"{at}output.LayerNorm")
+
+    def _linear(self, states: Tensor, name: str) -> Tensor:
+        return linear(states, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
+
+    def _norm(self, states: Tensor, name: str) -> Tensor:
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+        return layer_norm(states, weight.shape, weight, bias, self._settings.text[1])
+
+
+def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """The text side's tensors in float32; nothing else is read from disk."""
+    found: dict[str, Tensor] = {}
+    for file in weight_files(checkpoint.path):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                if name.startswith(("text_encoder.", "text_proj.")) and ".cross" not in name:
+                    found[name] = tensors.get_tensor(name).float()
+    return found

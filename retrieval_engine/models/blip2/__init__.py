@@ -1,0 +1,83 @@
+"""BLIP-2 (Li et al., ICML 2023): the whole family, with and without a language model.
+
+`encoder` gives features of retrieval checkpoints and `language` those of checkpoints that speak,
+both over `image_side`; `cross_encoder` matches (ITM), `captioner` writes (OPT, Flan-T5), `learner`
+is trained, `parts` loads each part of a checkpoint alone, `translation` reads LAVIS's own files.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from retrieval_engine.records import Json
+
+if TYPE_CHECKING:
+    import torch
+
+    from retrieval_engine.models.captioner import Captioner
+    from retrieval_engine.models.checkpoint import Checkpoint
+    from retrieval_engine.models.encoder import Encoder
+    from retrieval_engine.models.learner import Learner, Task
+
+_PARTS = {
+    r"vision_model\.": "vision",
+    r"query_tokens|vision_projection\.": "image",
+    r"qformer\..*\.(crossattention|intermediate_query|output_query)\.": "image",
+    r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\.": "text",
+    r"qformer\.": "shared",  # self-attention serves both sides
+    r"(embeddings|text_projection)\.": "text",
+    r"itm_head\.": "itm",
+    r"language_": "text",  # of a checkpoint with a language model, that an adapter may touch
+}
+_SPEAKING_PARTS = {
+    "vision_model.": "vision",
+    "query_tokens": "image",
+    "qformer.": "image",
+    "language_": "text",
+}
+
+
+def accepts(config: Mapping[str, Json]) -> bool:
+    """Whether a config.json is a BLIP-2's."""
+    return config.get("model_type") == "blip-2"
+
+
+def part_of(name: str) -> str | None:
+    """Part of the encoder that a tensor of a retrieval checkpoint decides."""
+    return next((part for pattern, part in _PARTS.items() if re.match(pattern, name)), None)
+
+
+def captioner_part_of(name: str) -> str | None:
+    """Part of the captioner that a tensor decides."""
+    return next((part for start, part in _SPEAKING_PARTS.items() if name.startswith(start)), None)
+
+
+def open_encoder(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Encoder":
+    """Load a `Blip2ForImageTextRetrieval`, or the features of one with a language model."""
+    from retrieval_engine.models.blip2 import encoder
+
+    return cast("Encoder", encoder.open_encoder(checkpoint, device=device, dtype=dtype))
+
+
+def open_captioner(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Captioner":
+    """Load a `Blip2ForConditionalGeneration`; see `captioner.open_captioner`."""
+    from retrieval_engine.models.blip2 import captioner
+
+    return captioner.open_captioner(checkpoint, device=device, dtype=dtype)
+
+
+def open_learner(
+    checkpoint: "Checkpoint",
+    task: "Task",
+    *,
+    with_tower: bool,
+    dtype: "torch.dtype",
+    quantize: str,
+) -> "Learner":
+    """Load what a task trains; see `learner.open_learner`."""
+    from retrieval_engine.models.blip2 import learner
+
+    opened = learner.open_learner(
+        checkpoint, task, with_tower=with_tower, dtype=dtype, quantize=quantize
+    )
+    return cast("Learner", opened)

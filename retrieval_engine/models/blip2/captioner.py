@@ -1,0 +1,235 @@
+"""BLIP-2 with a language model (OPT, Flan-T5; Li et al., ICML 2023), from stored vision states.
+
+The Q-Former reads the stored states of the vision tower in float32; its projected queries stand
+before the prompt's words. The tower's tokens are those of a BLIP-2 retrieval checkpoint with the
+same tower.
+
+Traps: OPT ends a sentence at the line break (`text_config.eos_token_id`, 50118), not at </s>;
+with T5 the prompt goes to the encoder and the sentence begins with `decoder_start_token_id`; T5
+overflows in float16.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    Blip2Config,
+    DynamicCache,
+    EncoderDecoderCache,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
+
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models.blip2 import captioner_part_of
+from retrieval_engine.models.blip2.image_side import Blip2Images
+from retrieval_engine.models.caption_rows import rows_of, rows_of_images
+from retrieval_engine.models.captioner import DEFAULT_LENGTH, Writing, generation_defaults
+from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.records import Feature
+
+PROMPT = "a photo of"  # the paper's, and LAVIS's blip2_caption_*.yaml
+_CPU_SENTENCES, _CUDA_SENTENCES = 16, 96
+_LONGEST_T5 = 512  # relative positions have no end; captions do
+
+
+def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> "Blip2Captioner":
+    """Load a `Blip2ForConditionalGeneration`; see `captioning.open_captioner`."""
+    config = Blip2Config.from_dict(read_config(checkpoint.path))
+    if "Blip2ForConditionalGeneration" not in (config.architectures or ()):
+        raise CheckpointInvalid(
+            f"{checkpoint.name} writes no captions: it is {', '.join(config.architectures or ())}",
+            hint="use a checkpoint with a language model such as Salesforce/blip2-opt-2.7b",
+        )
+    return Blip2Captioner(checkpoint, config, device=device, dtype=dtype)
+
+
+class SpeakingPart(Blip2PreTrainedModel):  # type: ignore[misc]
+    """The language model and what brings the queries into its space."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__(config)
+        kind = AutoModelForCausalLM
+        if not config.use_decoder_only_language_model:
+            kind = AutoModelForSeq2SeqLM
+        words = config.text_config
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, words.hidden_size)
+        self.language_model = kind.from_config(words)
+        self.post_init()
+
+    def get_output_embeddings(self) -> Any:
+        """Those of the language model: transformers ties them."""
+        return self.language_model.get_output_embeddings()
+
+
+class Blip2Captioner(Blip2Images):
+    """See `Captioner`.
+
+    Attributes:
+        tokenizer: the language model's.
+        start_ids: what a sentence begins with in the decoder, beside a prompt.
+    """
+
+    prompt_counts = False
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: Blip2Config, *, device: str, dtype: str
+    ) -> None:
+        super().__init__(checkpoint, config, device=device, dtype=dtype)
+        self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
+        words = config.text_config
+        self.writes_on = bool(config.use_decoder_only_language_model)
+        end = words.eos_token_id
+        self.end_id = int(end[0] if isinstance(end, list) else end)
+        self.longest = _LONGEST_T5
+        if self.writes_on:
+            self.longest = int(words.max_position_embeddings) - config.num_query_tokens
+        said = generation_defaults(checkpoint.path, PROMPT)
+        self.prompt, self.default_length = said.prompt, said.new_tokens or DEFAULT_LENGTH
+        on_cuda = self.device.type == "cuda"
+        self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
+        settings: dict[str, object] = {
+            "vision": self.tower_settings(),
+            "image": self.qformer_settings(),
+            "text": [words.model_type, words.num_attention_heads, self.end_id],
+        }
+        self.spec = EncoderSpec(
+            family="blip2",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(checkpoint.path, captioner_part_of, settings),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=config.vision_config.image_size,
+            preprocessing=self.preprocessor.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def image_features(self) -> list[Feature]:
+        """`tokens` alone: the queries are made anew for each batch."""
+        shape = (self.tokens_per_image, self.config.vision_config.hidden_size)
+        tower = self.spec.part("vision")
+        return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=tower)]
+
+    def text_features(self) -> list[Feature]:
+        """None."""
+        return []
+
+    @cached_property
+    def speaking(self) -> SpeakingPart:
+        """The language model on the device."""
+        t5 = self.config.text_config.model_type == "t5"
+        dtype = torch.bfloat16 if t5 and self.dtype == torch.float16 else self.dtype
+        loaded: SpeakingPart = load_model(SpeakingPart, self.checkpoint, dtype=dtype)
+        loaded.to(self.device)
+        return loaded
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Nothing: each part has its own precision."""
+        return nullcontext()
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """OPT: the prompt's tokens, </s> first. T5: where its decoder starts."""
+        if self.writes_on:
+            return self._read(prompt)
+        return [int(self.config.text_config.decoder_start_token_id)]
+
+    def _read(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return ids or [int(self.config.text_config.bos_token_id)]
+
+    def text(self, ids: Sequence[int], prompt: str) -> str:
+        """The words that were written, without blanks around them, as LAVIS has it."""
+        words: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return words.strip()
+
+    def begin(self, tokens: Tensor, prompt: str) -> tuple[Tensor, Writing]:
+        """See `Captioner.begin`."""
+        speaking = self.speaking
+        states = self.queries.query_states(tokens)
+        weight = speaking.language_projection.weight
+        queries = speaking.language_projection(states.to(weight.dtype))  # (n, q, h)
+        read = torch.tensor(self._read(prompt), device=tokens.device)
+        words = speaking.language_model.get_input_embeddings()(read)
+        embeds = torch.cat((queries, words.expand(len(tokens), -1, -1)), dim=1)
+        if self.writes_on:
+            writing: OptWriting = OptWriting(speaking.language_model)
+            return writing.read(inputs_embeds=embeds)[:, 0], writing
+        start = self.prompt_ids(prompt)[0]
+        t5 = T5Writing(speaking.language_model, embeds)
+        ids = torch.full((len(tokens), 1), start, device=tokens.device)
+        return t5.read(ids)[:, 0], t5
+
+
+class OptWriting:
+    """Sentences under way in a decoder-only language model; see `Writing`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._cache: Any = DynamicCache(config=model.config)
+        self._sentences = 1
+
+    def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
+        """See `Writing.step`."""
+        rows = rows_of(ids, parents, self._sentences)
+        if rows is not None:
+            self.choose(rows)
+        self._sentences = ids.shape[1]
+        logits = self.read(input_ids=ids.view(-1, 1))
+        return logits.view(*ids.shape, -1)
+
+    def keep(self, images: Tensor) -> None:
+        """See `Writing.keep`."""
+        self.choose(rows_of_images(images, self._sentences))
+
+    def choose(self, rows: Tensor) -> None:
+        """Go on with these sentences, in this order."""
+        self._cache.reorder_cache(rows)
+
+    def read(self, **new: Tensor) -> Tensor:
+        """Append tokens or embeddings to each sentence: (r, 1, v) logits after the last."""
+        (values,) = new.values()
+        length = self._cache.get_seq_length() + values.shape[1]
+        mask = torch.ones(len(values), length, dtype=torch.long, device=values.device)
+        out = self._model(**new, attention_mask=mask, past_key_values=self._cache, use_cache=True)
+        logits: Tensor = out.logits[:, -1:].float()
+        return logits
+
+
+class T5Writing(OptWriting):
+    """Sentences under way in an encoder-decoder language model; see `Writing`.
+
+    Args:
+        model: transformers' `T5ForConditionalGeneration`.
+        embeds: (n, l, h) what its encoder reads of each image.
+    """
+
+    def __init__(self, model: Any, embeds: Tensor) -> None:
+        super().__init__(model)
+        config = model.config
+        self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        self._seen = model.get_encoder()(inputs_embeds=embeds).last_hidden_state
+
+    def choose(self, rows: Tensor) -> None:
+        """See `OptWriting.choose`."""
+        super().choose(rows)
+        self._seen = self._seen[rows]
+
+    def read(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
+        """See `OptWriting.read`."""
+        out = self._model(
+            decoder_input_ids=input_ids,
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._seen),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        logits: Tensor = out.logits[:, -1:].float()
+        return logits

@@ -1,0 +1,162 @@
+"""BLIP-2 (Li et al., ICML 2023): retrieval checkpoints, and those with a language model.
+
+Traps: an image's ITC embedding is 32 vectors, and its score with a text the maximum over them, not
+a mean; the text embedding is that of [CLS], with no [ENC] anywhere; LAVIS cuts captions at 50 words
+where BLIP cuts at 30; bfloat16 through `from_pretrained` would take the Q-Former along, which is
+meant to stay in float32.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import BertTokenizer, Blip2Config
+
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import text
+from retrieval_engine.models.batching import in_batches, pad_tokens
+from retrieval_engine.models.blip2 import part_of
+from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
+from retrieval_engine.models.blip2.image_side import Blip2Images
+from retrieval_engine.models.blip2.language import Blip2LanguageEncoder
+from retrieval_engine.models.blip2.parts import RetrievalPart
+from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
+from retrieval_engine.models.matcher import Matcher
+from retrieval_engine.records import Feature, Modality
+
+MAX_WORDS = 50  # LAVIS's BlipCaptionProcessor
+MAX_TOKENS = 35  # LAVIS's retrieval evaluation
+
+
+def open_encoder(
+    checkpoint: Checkpoint, *, device: str, dtype: str
+) -> "Blip2Encoder | Blip2LanguageEncoder":
+    """Load a `Blip2ForImageTextRetrieval` or the features of a `Blip2ForConditionalGeneration`.
+
+    See `models.open_encoder`.
+    """
+    values = read_config(checkpoint.path)
+    config = Blip2Config.from_dict(values)
+    if {"Blip2ForConditionalGeneration", "Blip2Model"} & set(config.architectures or ()):
+        return Blip2LanguageEncoder(checkpoint, config, device=device, dtype=dtype)
+    return Blip2Encoder(checkpoint, config, device=device, dtype=dtype)
+
+
+class Blip2Encoder(Blip2Images):
+    """Features of `Blip2ForImageTextRetrieval`: `itc` (q, d) of images and (1, d) of texts.
+
+    Attributes:
+        tokenizer: its WordPiece tokenizer.
+    """
+
+    queries_kind = RetrievalPart
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: Blip2Config, *, device: str, dtype: str
+    ) -> None:
+        super().__init__(checkpoint, config, device=device, dtype=dtype)
+        if not config.qformer_config.use_qformer_text_input:
+            raise CheckpointInvalid(
+                f"{checkpoint.name}: use_qformer_text_input is false in config.json, so its "
+                "Q-Former reads no text",
+                hint="use a retrieval (ITM) checkpoint such as Salesforce/blip2-itm-vit-g",
+            )
+        # Both sides need it: fail now, not at the first image.
+        self.queries: RetrievalPart
+        _ = self.queries
+        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        settings = {"vision": self.tower_settings(), "shared": self.qformer_settings()}
+        settings |= {"image": [], "text": [], "itm": []}
+        self.spec = EncoderSpec(
+            family="blip2",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(checkpoint.path, part_of, settings),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=config.vision_config.image_size,
+            preprocessing=self.preprocessor.name,
+            text_normaliser=f"{text.VERSION}({MAX_WORDS})",
+            text_length=MAX_TOKENS,
+            dtype=str(self.dtype).removeprefix("torch."),
+            pooling="mean of queries, cls of texts",
+        )
+
+    def image_features(self) -> list[Feature]:
+        """Those of images."""
+        shape = (self.config.num_query_tokens, self.config.image_text_hidden_size)
+        looked = self.spec.part("vision", "shared", "image")
+        itc = Feature(name="itc", shape=shape, dtype="float32", fingerprint=looked)
+        return [itc, *super().image_features()]
+
+    def text_features(self) -> list[Feature]:
+        """Those of captions."""
+        dim, width = self.config.image_text_hidden_size, self.config.qformer_config.hidden_size
+        forms = {
+            "itc": ((1, dim), "float32"),
+            "pooled": ((width,), "float32"),
+            "token_ids": ((MAX_TOKENS,), "int32"),
+            "token_mask": ((MAX_TOKENS,), "uint8"),
+        }
+        side = self.spec.part("shared", "text")
+        return [
+            Feature(name=name, shape=shape, dtype=dtype, fingerprint=side)
+            for name, (shape, dtype) in forms.items()
+        ]
+
+    def of_queries(self, states: Tensor) -> dict[str, Tensor]:
+        """Features made of (n, q, h) query states, by name."""
+        itc = normalize(self.queries.vision_projection(states), dim=-1)
+        return {"itc": itc, **super().of_queries(states)}
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each cleaned text, [CLS] … [SEP], at most 35 of them."""
+        return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
+
+    @torch.inference_mode()
+    def encode_texts(
+        self, texts: Sequence[str], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of captions or queries; see `Encoder.encode_texts`."""
+        self.require(features, Modality.CAPTIONS)
+        ids = self.tokenize(texts)
+        padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self.tokenizer.pad_token_id)
+        found: dict[str, NDArray[Any]] = {
+            "token_ids": padded.astype(np.int32),
+            "token_mask": mask.astype(np.uint8),
+        }
+        if {"itc", "pooled"} & set(features):
+            width = self.config.qformer_config.hidden_size
+            pooled = found["pooled"] = in_batches(ids, self._text_states, width=width)
+            projected = self.queries.text_projection(torch.from_numpy(pooled).to(self.device))
+            found["itc"] = normalize(projected, dim=-1)[:, None].cpu().numpy()
+        return {name: found[name] for name in features}
+
+    def _text_states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n, h) [CLS] states of texts of about equal length."""
+        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        states = self.queries.text_states(
+            torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
+        )
+        array: NDArray[np.float32] = states[:, 0].cpu().numpy()
+        return array
+
+    def matcher(self) -> Matcher:
+        """Scores of (image, text) pairs from stored `tokens`."""
+        part = self.queries
+        if self.device.type == "cuda" and self.dtype != torch.float32:
+            # Features keep the float32 one; a Tensor Core is idle in float32.
+            part = copy.deepcopy(part).to(self.dtype)
+        return Matcher(
+            Blip2CrossEncoder(part),
+            self.tokenize,
+            pad_token_id=self.tokenizer.pad_token_id,
+            device=self.device,
+            dtype=self.dtype,
+        )

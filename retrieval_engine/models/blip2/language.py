@@ -1,0 +1,118 @@
+"""BLIP-2 with a language model (OPT, Flan-T5): features for heads, where there is no ITC.
+
+The image is the mean of the Q-Former's query states, the text the mean of the language model's
+last hidden states over its tokens. The two live in spaces that have nothing to do with each other:
+cosines between them mean nothing until a projection head is trained.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, Blip2Config
+
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models.batching import in_batches, pad_tokens
+from retrieval_engine.models.blip2.image_side import Blip2Images
+from retrieval_engine.models.blip2.parts import LanguagePart
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.records import Feature, Modality
+
+MAX_TOKENS = 64  # no published figure depends on it; captions are shorter
+_TEXT = ("language_model.shared.", "language_model.encoder.", "language_model.model.")
+
+
+def part_of(name: str) -> str | None:
+    """Part of the encoder that a tensor decides; the T5 decoder and output layers decide none."""
+    if name.startswith("vision_model."):
+        return "vision"
+    if name.startswith(("query_tokens", "qformer.")):
+        return "image"
+    return "text" if name.startswith(_TEXT) else None
+
+
+class Blip2LanguageEncoder(Blip2Images):
+    """Features of `Blip2ForConditionalGeneration`: `pooled` of both sides, `tokens`, `queries`.
+
+    Attributes:
+        tokenizer: the language model's.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: Blip2Config, *, device: str, dtype: str
+    ) -> None:
+        super().__init__(checkpoint, config, device=device, dtype=dtype)
+        self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
+        words = config.text_config
+        settings: dict[str, object] = {
+            "vision": self.tower_settings(),
+            "image": self.qformer_settings(),
+            "shared": [],
+            "text": [words.model_type, words.num_attention_heads],
+        }
+        self.spec = EncoderSpec(
+            family="blip2",
+            checkpoint=checkpoint.name,
+            revision=checkpoint.revision,
+            weights=weight_digests(checkpoint.path, part_of, settings),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=config.vision_config.image_size,
+            preprocessing=self.preprocessor.name,
+            text_normaliser="strip1",
+            text_length=MAX_TOKENS,
+            dtype=str(self.dtype).removeprefix("torch."),
+            pooling="mean",
+        )
+
+    @cached_property
+    def language(self) -> LanguagePart:
+        """The language model's text side, on the device.
+
+        Trap: T5 overflows in float16; it was trained in bfloat16.
+        """
+        t5 = self.config.text_config.model_type == "t5"
+        dtype = torch.bfloat16 if t5 and self.dtype == torch.float16 else self.dtype
+        loaded: LanguagePart = load_model(LanguagePart, self.checkpoint, dtype=dtype)
+        loaded.to(self.device)
+        return loaded
+
+    def text_features(self) -> list[Feature]:
+        """Those of captions."""
+        shape, side = (self.config.text_config.hidden_size,), self.spec.part("text")
+        return [Feature(name="pooled", shape=shape, dtype="float32", fingerprint=side)]
+
+    @torch.inference_mode()
+    def encode_texts(
+        self, texts: Sequence[str], features: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of captions or queries; see `Encoder.encode_texts`."""
+        self.require(features, Modality.CAPTIONS)
+        ids = self.tokenizer(
+            [text.strip() for text in texts],
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_attention_mask=False,
+        )["input_ids"]
+        width = self.config.text_config.hidden_size
+        pooled = in_batches(ids, self._text_means, width=width)
+        return dict.fromkeys(features, pooled)
+
+    def _text_means(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n, h) means over the tokens of texts of about equal length."""
+        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        weights = torch.from_numpy(mask).to(self.device)
+        states = self.language(torch.from_numpy(padded).to(self.device), weights).float()
+        total = (states * weights[..., None]).sum(dim=1)
+        means: NDArray[np.float32] = (total / weights.sum(dim=1, keepdim=True)).cpu().numpy()
+        return means
+
+    def hint(self, unknown: Sequence[str]) -> str:
+        """Where the features are that this kind of checkpoint lacks."""
+        return (
+            "a language-model checkpoint has no contrastive head: use "
+            "Salesforce/blip2-itm-vit-g, or train a projection head on pooled"
+        )

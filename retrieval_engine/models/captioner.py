@@ -1,0 +1,209 @@
+"""Captions out: models that write about a picture from its stored `tokens`.
+
+A family that writes captions has in its `__init__.py`, beside what `family.Family` says,
+
+    def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> Captioner
+    def captioner_part_of(name: str) -> str | None    # part that a tensor of a captioner decides
+
+What word comes next is decided elsewhere (`caption/generating.py`): a captioner gives logits.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import Arrays, Encoder, open_encoder
+from retrieval_engine.models.adapters import adapted
+from retrieval_engine.models.checkpoint import read_config, resolve
+from retrieval_engine.models.family import family_of, family_with
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.records import Feature, Modality
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_LENGTH = 30  # of BLIP's and LAVIS's `generate`
+
+
+class Writing(Protocol):
+    """A batch of captions under way: b sentences for each of n images, all equally long."""
+
+    def step(self, ids: "torch.Tensor", parents: "torch.Tensor | None") -> "torch.Tensor":
+        """Append one token to each sentence.
+
+        Args:
+            ids: (n, b) the token that was chosen last for each sentence.
+            parents: (n, b) which of its image's sentences of the step before each one goes on
+                with; None for its own. The first step may have any b; all go on with sentence 0.
+
+        Returns:
+            (n, b, v) float32 logits of the next token.
+        """
+
+    def keep(self, images: "torch.Tensor") -> None:
+        """Go on with some of the images only.
+
+        Args:
+            images: (m,) positions among the n images.
+        """
+
+
+class Captioner(Protocol):
+    """A model that writes captions; its vision tower is an encoder of `tokens`.
+
+    Attributes:
+        spec: all that decides its numbers; the part `vision` is that of a retrieval encoder with
+            the same tower, whose stored `tokens` serve both.
+        preprocessor: as of an `Encoder`.
+        default_batch_size: images per call of `encode_images`.
+        captions_at_once: sentences of a batch that suit the device.
+        prompt: what it was trained to go on from.
+        end_id: token that ends a sentence.
+        default_length: tokens of a sentence where nobody says, counted as `prompt_counts` says.
+        longest: number of tokens of a sentence at most, `prompt_ids` included.
+        prompt_counts: whether limits of length count `prompt_ids`, as the authors' do or do not.
+        device: where it runs.
+        dtype: arithmetic; float32, or half precision through autocast on a CPU.
+    """
+
+    spec: EncoderSpec
+    preprocessor: ImagePreprocessor
+    default_batch_size: int
+    captions_at_once: int
+    prompt: str
+    end_id: int
+    default_length: int
+    longest: int
+    prompt_counts: bool
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """The features it can emit; `tokens` of images at least."""
+
+    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+        """Features of images; see `Encoder.encode_images`."""
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens that count as the beginning of every sentence, e.g. [DEC] a picture of."""
+
+    def text(self, ids: Sequence[int], prompt: str) -> str:
+        """The words of a sentence, without the prompt, by the authors' own rule.
+
+        Args:
+            ids: what was written after `prompt_ids(prompt)`, without the end token.
+            prompt: what it went on from.
+        """
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """The context that `begin` and all steps run in; one for a whole batch, as it caches."""
+
+    def begin(self, tokens: "torch.Tensor", prompt: str) -> "tuple[torch.Tensor, Writing]":
+        """Read the images and the prompt.
+
+        Args:
+            tokens: (n, t, w) vision states on the device.
+            prompt: the beginning of every sentence.
+
+        Returns:
+            (n, v) float32 logits of the first token, and the state to go on with.
+        """
+
+
+@runtime_checkable
+class ExplainingCaptioner(Protocol):
+    """A captioner that can tell where it looked."""
+
+    def relevance(
+        self, tokens: "torch.Tensor", prompt: str, ids: Sequence[int]
+    ) -> list[tuple[str, NDArray[np.float32]]]:
+        """Where the picture mattered to each word.
+
+        Args:
+            tokens: (1, t, w) vision states of the picture.
+            prompt: what the sentence went on from.
+            ids: its tokens after the prompt, without the end token.
+
+        Returns:
+            Each word and its (g, g) map over the picture, at least 0; larger mattered more.
+        """
+
+
+def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto") -> Captioner:
+    """Load a model that writes captions.
+
+    Args:
+        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-tiny`;
+            see `models.open_encoder`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
+        dtype: as of `models.open_encoder`.
+
+    Raises:
+        CheckpointNotFound: neither a directory nor a reachable hub id.
+        CheckpointInvalid: the files are no captioning model that some family knows.
+    """
+    found = resolve(checkpoint)
+    known = family_with(family_of(found), "open_captioner", "writes captions")
+    captioner: Captioner = known.open_captioner(found, device=device, dtype=dtype)
+    if found.adapter is not None:
+        captioner.spec = adapted(captioner.spec, found.adapter, known.captioner_part_of)
+    return captioner
+
+
+def open_tower(
+    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str = ""
+) -> Encoder:
+    """What encodes images alone: an encoder, or a captioner where a checkpoint is nothing else.
+
+    A captioner has no features of captions and no matcher; for `tokens` of images it will do.
+    Arguments and errors are those of `open_encoder`.
+    """
+    known = read_config(resolve(checkpoint).path).get("architectures")
+    if known == ["BlipForConditionalGeneration"] and not adapter:
+        return cast("Encoder", open_captioner(checkpoint, device=device, dtype=dtype))
+    return open_encoder(checkpoint, device=device, dtype=dtype, adapter=adapter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What a checkpoint's generation_config.json says of writing.
+
+    Attributes:
+        prompt: what sentences go on from.
+        new_tokens: how long they are after it, or None.
+    """
+
+    prompt: str
+    new_tokens: int | None
+
+
+def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
+    """Read `prompt` and `max_new_tokens` of a checkpoint.
+
+    Args:
+        path: its directory.
+        prompt: where the file names none.
+
+    Raises:
+        CheckpointInvalid: the file is no JSON object.
+    """
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return GenerationDefaults(prompt=prompt, new_tokens=None)
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        length = said.get("max_new_tokens")
+        return GenerationDefaults(
+            prompt=str(said.get("prompt", prompt)),
+            new_tokens=None if length is None else int(length),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointInvalid(f"{file} cannot be read: {error}") from error

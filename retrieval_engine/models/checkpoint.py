@@ -1,0 +1,209 @@
+"""Finds a checkpoint's files and says what is in them, without building a model."""
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
+from retrieval_engine.fingerprint import digest
+from retrieval_engine.network import hub_is_reachable
+from retrieval_engine.records import Json
+
+_SMALL_FILES = ["*.json", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Where a model's files are.
+
+    Attributes:
+        name: as the user gave it.
+        path: directory with config.json, weights and tokenizer files.
+        revision: hub commit, or empty.
+        adapter: directory of an adapter that is merged into the weights on loading, or None.
+    """
+
+    name: str
+    path: Path
+    revision: str = ""
+    adapter: Path | None = None
+
+
+def shipped() -> dict[str, Path]:
+    """Directories of the models that ship with the package, by name."""
+    shipped_ones = Path(str(resources.files("retrieval_engine"))) / "checkpoints"
+    return {p.name: p for p in sorted(shipped_ones.glob("*")) if (p / "config.json").is_file()}
+
+
+def resolve(name: str) -> Checkpoint:
+    """Find a checkpoint: a directory, a shipped model, or a hub id with optional `@revision`.
+
+    A directory may also hold an adapter; then the base it names is found and adapted.
+
+    Raises:
+        CheckpointNotFound: it is none of them, or the hub cannot be reached and holds no copy here.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+            return _adapted(path.resolve())
+        if not (path / "config.json").is_file():
+            raise CheckpointInvalid(
+                f"{name} is a directory without config.json",
+                hint="give a directory in Hugging Face layout; `vlre import-checkpoint` makes one "
+                "from an original .pth file",
+            )
+        path = path.resolve()
+        return Checkpoint(name=str(path), path=path)
+    if name in shipped():
+        return Checkpoint(name=name, path=shipped()[name])
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointNotFound(
+            f"no checkpoint {name!r}: not a directory, nor shipped ({', '.join(shipped())}), "
+            "nor a hub id such as Salesforce/blip-itm-base-coco",
+        )
+    return _from_hub(name)
+
+
+def _adapted(path: Path) -> Checkpoint:
+    # Reading an adapter takes a checkpoint's digest: the two files know each other.
+    from retrieval_engine.models.adapters import read_adapter, with_adapter
+
+    adapter = read_adapter(path)
+    if not adapter.base:
+        raise CheckpointInvalid(
+            f"the adapter in {path} does not say what it was trained on",
+            hint="name the base as the model and the directory as its adapter",
+        )
+    return with_adapter(resolve(adapter.base), path)
+
+
+def _from_hub(name: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    online = hub_is_reachable()
+
+    def download(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=patterns,
+                local_files_only=not online,
+            )
+        )
+
+    try:
+        path = download([*_SMALL_FILES, "*.safetensors"])
+        if not list(path.glob("*.safetensors")):
+            path = download([*_SMALL_FILES, "*.bin"])
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        why = f"the hub answered: {error}" if online else "the hub cannot be reached from here"
+        raise CheckpointNotFound(
+            f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
+            hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
+            "copy DIR here and use --model DIR; or use the default --model vlre-tiny",
+        ) from error
+    return Checkpoint(name=name, path=path, revision=path.name)
+
+
+def read_config(path: Path) -> dict[str, Json]:
+    """The checkpoint's config.json.
+
+    Raises:
+        CheckpointInvalid: it is no JSON object.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointInvalid(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointInvalid(f"{path / 'config.json'} is not a JSON object")
+    return config
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights: safetensors, else PyTorch's own.
+
+    Raises:
+        CheckpointInvalid: there are none.
+    """
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(path.glob(pattern)):
+            return files
+    raise CheckpointInvalid(
+        f"{path} has no weights", hint="expected model.safetensors or pytorch_model.bin"
+    )
+
+
+def weight_digests(
+    path: Path, part_of: Callable[[str], str | None], configs: Mapping[str, object]
+) -> dict[str, str]:
+    """Digest of each part of a model: its tensors and the configuration that shapes their use.
+
+    Args:
+        path: the checkpoint's directory.
+        part_of: part that a tensor of this name belongs to; None for one that decides nothing.
+        configs: by part, JSON values of its configuration.
+
+    Raises:
+        CheckpointInvalid: a weight file is damaged.
+    """
+    tensors: dict[str, dict[str, str]] = {part: {} for part in configs}
+    for file in weight_files(path):
+        reader = _safetensors if file.suffix == ".safetensors" else _pickled
+        for name, value in reader(file, part_of):
+            tensors[str(part_of(name))][name] = value
+    return {part: digest([configs[part], found]) for part, found in tensors.items()}
+
+
+def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    """Name and sha256 of each tensor, read from the mapped file as the format lays it out."""
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                for name, entry in sorted(header.items()):
+                    if name == "__metadata__" or part_of(name) is None:
+                        continue
+                    start, end = (8 + length + offset for offset in entry["data_offsets"])
+                    if end > len(mapped):
+                        raise ValueError(f"ends before tensor {name}")
+                    view = memoryview(mapped)[start:end]
+                    head = f"{entry['dtype']}{entry['shape']}".encode()
+                    value = hashlib.sha256(head)
+                    value.update(view)
+                    view.release()
+                    yield name, value.hexdigest()
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise CheckpointInvalid(
+            f"{file} is damaged: {error}", hint="download or copy the file again"
+        ) from error
+
+
+def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    import pickle
+
+    import torch
+
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointInvalid(
+            f"{file} cannot be read: {str(error).splitlines()[0]}",
+            hint="only plain tensors are accepted; download or copy the file again",
+        ) from error
+    for name, tensor in sorted(tensors.items()):
+        if part_of(name) is not None:
+            head = f"{tensor.dtype}{list(tensor.shape)}".encode()
+            value = hashlib.sha256(head)
+            value.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            yield name, value.hexdigest()

@@ -1,0 +1,90 @@
+"""Which device and which arithmetic a model runs in."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import UsageError
+from retrieval_engine.models.preprocess import ImagePreprocessor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device of this name; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        UsageError: the device is not on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device {name!r}; try auto, cpu, cuda or cuda:1") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(
+            f"device {name} is not here; this machine has {count or 'no'} CUDA devices",
+            hint="use --device auto or --device cpu",
+        )
+    return device
+
+
+def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
+    """The arithmetic for `auto`, `float32`, `bfloat16` or `float16`.
+
+    `auto` is float16 on CUDA, bfloat16 on a CPU with avx512_bf16 or AMX, else float32.
+
+    Raises:
+        UsageError: another name.
+    """
+    import torch
+
+    known = {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    if name in known:
+        found: torch.dtype = known[name]
+        return found
+    if name != "auto":
+        raise UsageError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
+    if device.type == "cuda":
+        return torch.float16
+    fast_bf16 = device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if fast_bf16 else torch.float32
+
+
+def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
+    """Make float32 mean float32 on CUDA; cuDNN's convolutions round to TF32 otherwise."""
+    import torch
+
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:
+    """Half-precision arithmetic over float32 weights on a CPU; nothing elsewhere or in float32."""
+    import torch
+
+    if device.type == "cuda" or dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def normalized_pixels(
+    pixels: NDArray[np.uint8], preprocessor: ImagePreprocessor, device: "torch.device"
+) -> "torch.Tensor":
+    """(n, s, s, 3) uint8 pixels -> (n, 3, s, s) float32, normalised, on the device."""
+    import torch
+
+    mean = torch.tensor(preprocessor.mean, device=device)
+    std = torch.tensor(preprocessor.std, device=device)
+    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
+    return ((x.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

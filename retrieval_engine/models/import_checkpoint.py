@@ -1,0 +1,152 @@
+"""Turns checkpoints of BLIP's and LAVIS's own code (.pth) into Hugging Face directories."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval_engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, PreTrainedConfig
+
+    from retrieval_engine.models.import_names import Translation
+    from retrieval_engine.models.import_settings import Settings
+    from retrieval_engine.models.import_shapes import Tensors
+
+_POSITIONS = "vision_model.embeddings.position_embedding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What an import made. The same is in the directory's `vlre-import.json`.
+
+    Attributes:
+        kind: what the file was recognised as, e.g. `blip-retrieval`.
+        models: transformers classes that load the directory.
+        source: name of the file.
+        source_sha256: of its bytes.
+        parameters: numbers in all tensors that were kept.
+        image_size: side of the model's pictures in pixels.
+        stored_image_size: side that the position embedding in the file is for.
+        vocabulary_size: rows of the word embeddings.
+        temperature: `temp` of the contrastive loss, or None.
+        dropped: by rule, the authors' names of what was left out.
+        heads: attention heads, which shapes do not tell, of the vision tower and the text side.
+        notes: what a reader should know, one line each.
+    """
+
+    kind: str
+    models: list[str]
+    source: str
+    source_sha256: str
+    parameters: int
+    image_size: int
+    stored_image_size: int
+    vocabulary_size: int
+    temperature: float | None
+    dropped: dict[str, list[str]]
+    heads: dict[str, int]
+    notes: list[str]
+
+
+def import_checkpoint(
+    file: Path,
+    out: Path,
+    *,
+    config: Path | None = None,
+    vocab: Path | None = None,
+    image_size: int | None = None,
+    vision: Path | None = None,
+) -> ImportReport:
+    """Turn an original .pth checkpoint into a directory that transformers and `vlre` load.
+
+    Recognised by their keys: BLIP retrieval, captioning and pre-training, and LAVIS's BLIP-2
+    Q-Former. The architecture is read from the tensors' shapes; nothing pickled is run. The
+    numbers are those of the authors' code: float for float the tensors of the file, in the
+    dtypes they have there.
+
+    Args:
+        file: the checkpoint as the authors' code saved it.
+        out: directory to make; it exists only when it is whole.
+        config: JSON with what shapes do not tell (see `import_settings.py`).
+        vocab: vocab.txt; bert-base-uncased's when None.
+        image_size: side in pixels to interpolate the position embedding for.
+        vision: a BLIP-2 vision tower's own file, for checkpoints saved without it.
+
+    Raises:
+        CheckpointInvalid: the file is damaged, holds code, is of no known kind, or tensors are
+            missing, unexpected or of other shapes than they must be.
+        CheckpointNotFound: the default vocabulary is not to be had.
+        UsageError: an option contradicts the checkpoint, or `out` exists.
+    """
+    from retrieval_engine.models import import_files as reading
+    from retrieval_engine.models import import_names as translation
+    from retrieval_engine.models import import_settings as settings
+    from retrieval_engine.models import import_writing as writing
+
+    writing.check_free(out)
+    options = settings.read_settings(config)
+    tensors = reading.read_tensors(file)
+    found = _translate(tensors, reading.read_tensors(vision) if vision else None, options)
+    stored_image_size = found.config.vision_config.image_size
+    found = _resize(found, image_size or options.top.get("image_size") or stored_image_size)
+    translation.check(found)
+    tokenizer, text = _fit_vocabulary(found, vocab)
+    report = ImportReport(
+        kind=found.kind,
+        models=[model.__name__ for model in found.models],
+        source=file.name,
+        source_sha256=writing.sha256_of(file),
+        parameters=sum(tensor.numel() for tensor in found.tensors.values()),
+        image_size=found.config.vision_config.image_size,
+        stored_image_size=stored_image_size,
+        vocabulary_size=text.vocab_size,
+        temperature=found.temperature,
+        dropped={rule: names for rule, names in found.dropped.items() if names},
+        heads={
+            "vision": found.config.vision_config.num_attention_heads,
+            "text": text.num_attention_heads,
+        },
+        notes=found.notes,
+    )
+    writing.write_directory(found, tokenizer, asdict(report), out)
+    return report
+
+
+def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings") -> "Translation":
+    from retrieval_engine.models import import_kinds as kinds
+    from retrieval_engine.models import import_names as translation
+    from retrieval_engine.models.blip import translation as blip
+    from retrieval_engine.models.blip2 import translation as blip2
+
+    kind = kinds.recognise(tensors)
+    if kind is translation.Kind.BLIP2_QFORMER:
+        whole = tensors if tower is None else blip2.add_vision(tensors, tower, options)
+        return blip2.translate(whole, options)
+    if tower is not None:
+        raise UsageError("--vision is for BLIP-2 checkpoints saved without their vision tower")
+    return blip.translate(tensors, kind, options)
+
+
+def _resize(found: "Translation", image_size: int) -> "Translation":
+    from retrieval_engine.models import import_positions as positions
+
+    vision = found.config.vision_config
+    side = positions.patches_of(image_size, vision.patch_size)
+    old = found.tensors[_POSITIONS]
+    vision.image_size = image_size
+    return replace(found, tensors={**found.tensors, _POSITIONS: positions.interpolate(old, side)})
+
+
+def _fit_vocabulary(
+    found: "Translation", vocab: Path | None
+) -> "tuple[BertTokenizer, PreTrainedConfig]":
+    """The tokenizer, and the text side's config with its ids written in."""
+    from retrieval_engine.models import import_vocabulary as vocabulary
+
+    text = getattr(found.config, "qformer_config", None) or found.config.text_config
+    tokenizer = vocabulary.build_tokenizer(vocab, text.vocab_size, found.special_tokens)
+    text.pad_token_id = tokenizer.pad_token_id
+    text.bos_token_id = tokenizer.bos_token_id
+    text.sep_token_id = text.eos_token_id = tokenizer.sep_token_id
+    return tokenizer, text

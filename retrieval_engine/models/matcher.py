@@ -1,0 +1,169 @@
+"""Matches images with texts through the cross-encoder (ITM), from stored image states.
+
+Only the text side runs for each pair. The keys and values that cross-attention makes of an image
+are computed once for all its candidate texts (for ViT-B/16 at 384 pixels they are two thirds of a
+pair's arithmetic), the candidates of an image are batched by length, and nobody runs the vision
+tower again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval_engine.models.batching import pad_tokens
+from retrieval_engine.models.device import autocast
+
+KeysValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+_CPU_TEXTS, _CUDA_TEXTS = 64, 512
+_IMAGES_PER_TEXTS = 4  # keys and values of an image weigh as much as several texts
+
+
+class CrossEncoder(Protocol):
+    """A family's text encoder that looks at an image; plain torch, so that it can be trained."""
+
+    def keys_values(self, tokens: torch.Tensor) -> KeysValues:
+        """What each cross-attention makes of images.
+
+        Args:
+            tokens: (i, t, w) vision states of i images.
+
+        Returns:
+            For each cross-attention layer (i, h, t, d) keys and values.
+        """
+
+    def logits(self, seen: KeysValues, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Matching logits of each image's own texts.
+
+        Args:
+            seen: from `keys_values`.
+            ids: (i, n, l) token ids of n texts for each of the i images.
+            mask: (i, n, l) 1 on tokens, 0 on padding.
+
+        Returns:
+            (i, n, 2) logits: no match, match.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Pairs that are scored in one go: n texts for each of i images, some of them fillers."""
+
+    images: NDArray[np.int64]  # (i,)
+    texts: NDArray[np.int64]  # (i, n)
+    pairs: NDArray[np.int64]  # (i, n) position in the caller's list, -1 for fillers
+
+
+class Matcher:
+    """Scores of (image, text) pairs.
+
+    Args:
+        cross: the family's cross-encoder.
+        tokenize: token ids of cleaned texts, with the first token ITM was trained with.
+        pad_token_id: fills short texts.
+        device: where it runs.
+        dtype: arithmetic; float32, or half precision through autocast on a CPU.
+    """
+
+    def __init__(
+        self,
+        cross: CrossEncoder,
+        tokenize: Callable[[Sequence[str]], list[list[int]]],
+        *,
+        pad_token_id: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._cross = cross
+        self._tokenize = tokenize
+        self._pad = pad_token_id
+        self._device = device
+        self._dtype = dtype
+        self._texts_at_once = _CUDA_TEXTS if device.type == "cuda" else _CPU_TEXTS
+
+    def score_pairs(
+        self,
+        read_tokens: Callable[[NDArray[np.int64]], NDArray[Any]],
+        texts: Sequence[str],
+        pairs: NDArray[np.int64],
+        *,
+        advance: Callable[[int], None] = lambda pairs: None,
+        as_probability: bool = False,
+    ) -> NDArray[np.float32]:
+        """The match logit of each pair, `itm_logit[1]` of the authors' evaluation code.
+
+        Args:
+            read_tokens: gives the (i, t, w) vision states of i images by their numbers.
+            texts: captions as people wrote them.
+            pairs: (p, 2) numbers of image and text.
+            advance: told how many pairs were just scored.
+            as_probability: softmax over both logits instead, the probability of a match.
+
+        Returns:
+            (p,) float32 logits, or probabilities; larger is a better match.
+        """
+        ids = self._tokenize(texts)
+        lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        # One autocast context for all: it keeps the half-precision weights it has made.
+        with torch.inference_mode(), autocast(self._device, self._dtype):
+            for images, blocks in _by_images(pairs, lengths, self._texts_at_once):
+                tokens = torch.from_numpy(read_tokens(images)).to(self._device, self._dtype)
+                seen = self._cross.keys_values(tokens)
+                for block in blocks:
+                    wanted = block.pairs >= 0
+                    logits = self._block_logits(seen, ids, block)
+                    found = logits.softmax(-1) if as_probability else logits
+                    scores[block.pairs[wanted]] = found[..., 1].cpu().numpy()[wanted]
+                    advance(int(wanted.sum()))
+        return scores
+
+    def _block_logits(
+        self, seen: KeysValues, ids: Sequence[Sequence[int]], block: _Block
+    ) -> torch.Tensor:
+        rows = [ids[text] for text in block.texts.ravel().tolist()]
+        padded, mask = pad_tokens(rows, max(map(len, rows)), pad=self._pad)
+        shape = (*block.texts.shape, padded.shape[1])
+        logits = self._cross.logits(
+            seen,
+            torch.from_numpy(padded.reshape(shape)).to(self._device),
+            torch.from_numpy(mask.reshape(shape)).to(self._device),
+        )
+        return logits.float()
+
+
+def _by_images(
+    pairs: NDArray[np.int64], lengths: NDArray[np.int64], texts_at_once: int
+) -> Iterator[tuple[NDArray[np.int64], list[_Block]]]:
+    """Groups of images with about equally many texts, and the blocks each group is scored in.
+
+    An image with many texts is a group of its own, its texts cut into blocks by length; images
+    with few texts share a block of `texts_at_once` pairs.
+    """
+    order = np.lexsort((lengths[pairs[:, 1]], pairs[:, 0]))  # by image, then by length
+    starts = np.flatnonzero(np.diff(pairs[order, 0], prepend=-1))
+    counts = np.diff(np.append(starts, len(order)))
+    by_count = np.argsort(-counts, kind="stable")
+    at = 0
+    while at < len(by_count):
+        most = int(counts[by_count[at]])
+        group = by_count[at : at + max(1, texts_at_once // max(most, _IMAGES_PER_TEXTS))]
+        at += len(group)
+        members = [order[starts[g] : starts[g] + counts[g]] for g in group]
+        table = np.full((len(group), most), -1, dtype=np.int64)
+        for row, member in enumerate(members):
+            table[row, : len(member)] = member
+        filled = np.where(table >= 0, table, table[:, :1])  # fillers repeat the first text
+        blocks = [
+            _Block(
+                images=pairs[table[:, 0], 0],
+                texts=pairs[filled[:, cut : cut + texts_at_once], 1],
+                pairs=table[:, cut : cut + texts_at_once],
+            )
+            for cut in range(0, most, texts_at_once)
+        ]
+        yield pairs[table[:, 0], 0], blocks

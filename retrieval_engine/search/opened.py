@@ -1,0 +1,52 @@
+"""Opens an engine over what is there: a store and an index, or one of them."""
+
+from pathlib import Path
+
+from retrieval_engine.encoding.projected import open_through
+from retrieval_engine.errors import FingerprintMismatch, IndexFailure, StoreNotFound
+from retrieval_engine.search.engine import SearchEngine
+from retrieval_engine.store import Store
+
+
+def open_engine(
+    store: Path,
+    index: Path | None = None,
+    *,
+    default_index: Path | None = None,
+    head: Path | None = None,
+    split: str | None = None,
+    device: str = "auto",
+    model: str = "",
+) -> SearchEngine:
+    """An engine over paths, which says in its `notes` what it does without.
+
+    Args:
+        store: directory of the store. It may be missing when `index` is given.
+        index: an index that must be used, or fail.
+        default_index: an index that is used when `index` is None, when it is there, and when it
+            goes with the store and the split; else every image of the store is compared.
+        head: directory of a head through which the store is seen; needs the store.
+        split: see `SearchEngine`.
+        device: for the encoder.
+        model: where the store's checkpoint is now, if it has moved.
+
+    Raises:
+        StoreNotFound: no store, and no index was asked for.
+        VlreError: as `SearchEngine`.
+    """
+    opened: Store | None = None
+    notes: list[str] = []
+    try:
+        opened = open_through(store, head)
+    except StoreNotFound:
+        if index is None or head is not None:
+            raise
+        notes.append(f"no store at {store}: searching {index} alone")
+    if index is None and default_index is not None and default_index.exists():
+        try:
+            return SearchEngine(opened, default_index, split=split, device=device, model=model)
+        except (FingerprintMismatch, IndexFailure) as error:
+            notes.append(f"{default_index} is not used: {error.message}")
+    engine = SearchEngine(opened, index, split=split, device=device, model=model)
+    engine.notes = (*notes, *engine.notes)
+    return engine

@@ -1,1 +1,0 @@
-"""What is trained, one file per encoder family; see `learning.py`."""

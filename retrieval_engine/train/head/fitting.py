@@ -1,0 +1,238 @@
+"""The epochs of a training: start, contrast, validate, keep the best."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retrieval_engine.errors import TrainingError
+from retrieval_engine.heads import Head
+from retrieval_engine.progress import Progress
+from retrieval_engine.records import Json
+from retrieval_engine.train.head import closed_form, contrastive, sampler
+from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs
+from retrieval_engine.train.head.pairs import Pairs, TrainingData
+from retrieval_engine.train.head.precision import half_precision
+from retrieval_engine.train.head.ranks import ValRecall, scores, val_recall
+from retrieval_engine.train.head.recipe import Captions, HeadRecipe, Loss, Start
+
+_WARM_UP = 0.1
+_SCALE_BATCH = 256
+_SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
+
+
+class Run:
+    """The state of one training.
+
+    Args:
+        recipe: every choice.
+        data: what is read.
+        head: with random weights, on the device; `head` is the trained one in the end.
+        log: file that gets a line an epoch added.
+        progress: told about every epoch.
+        began: `time.perf_counter()` from which the log counts seconds.
+
+    Attributes:
+        first: validation recall before the first step.
+        best: that of the weights that are kept.
+        best_epoch: where they are from; 0 is the start.
+        epochs: epochs run.
+    """
+
+    def __init__(
+        self,
+        recipe: HeadRecipe,
+        data: TrainingData,
+        head: Head,
+        log: Path,
+        progress: Progress,
+        began: float,
+    ) -> None:
+        self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
+        self.log, self.progress, self.began = log, progress, began
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.epochs = 0
+        self.best_epoch = 0
+        self._start(self.val)
+        self.first = self.best = self._validate(None)
+
+    @torch.no_grad()
+    def _start(self, held_out: Pairs | None) -> None:
+        """Give the head its first weights and temperature; `held_out` helps to choose them."""
+        if self.recipe.start is Start.CLOSED_FORM:
+            maps = start_closed_form(self.head, self.train, held_out, self.recipe.seed)
+            form = f"closed form, ridge {maps.ridge:g}, power {maps.power:g}"
+            self.progress.say(f"start: {form if maps.ridge else 'the features as they are'}")
+        else:
+            self.progress.say("start: random weights")
+        if self.recipe.start is Start.RANDOM and self.recipe.loss is not Loss.DIAGONAL:
+            standardise(self.head, self.train, self.recipe.seed)
+        if self.recipe.loss is Loss.SIGMOID:
+            self.head.log_scale.fill_(math.log(10))
+            self.head.offset.fill_(-10)
+        elif self.recipe.start is Start.CLOSED_FORM:
+            self._fit_scale()
+
+    def fit(self) -> None:
+        """Run the epochs; the head ends with the weights that are kept."""
+        recipe = self.recipe
+        optimiser, pace = self._optimiser()
+        kept = deepcopy(self.head.state_dict())
+        self.progress.start("epochs", recipe.epochs)
+        for number in range(1, recipe.epochs + 1):
+            loss = self._epoch(optimiser, pace)
+            self.epochs = number
+            now = self._validate(loss)
+            if not recipe.select_best or now.rank > self.best.rank:
+                self.best, self.best_epoch = now, number
+                kept = deepcopy(self.head.state_dict())
+            self.progress.advance()
+            if recipe.patience and number - self.best_epoch >= recipe.patience:
+                break
+        self.progress.stop()
+        self.head.load_state_dict(kept)
+
+    def refit(self) -> None:
+        """Train a new head on both sets for as many epochs as were best."""
+        head = Head(self.head.config).to(self.train.images.device)
+        first_only = self.recipe.captions is Captions.FIRST
+        self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
+        self._start(None)
+        optimiser, pace = self._optimiser()
+        for _ in range(self.best_epoch):
+            self._epoch(optimiser, pace)
+
+    def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        recipe = self.recipe
+        optimiser = torch.optim.AdamW(
+            self.head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        steps = -(-len(self.train) // sampler.batch_size(recipe, len(self.train)))
+        pace = self._pace(steps * recipe.epochs)
+        return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, pace)
+
+    def _epoch(
+        self, optimiser: torch.optim.Optimizer, pace: torch.optim.lr_scheduler.LRScheduler
+    ) -> float:
+        recipe, train = self.recipe, self.train
+        mined = None
+        if recipe.hard_negatives:
+            self.head.eval()
+            mined = sampler.mine(self.head, train, recipe.hard_negatives)
+        self.head.train()
+        total, steps = 0.0, 0
+        for batch in sampler.epoch(train, recipe, self.generator, mined):
+            loss = self._loss(batch)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            pace.step()
+            total, steps = total + float(loss.detach()), steps + 1
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"the loss became {total} in epoch {self.epochs + 1}",
+                hint=f"use a smaller --lr than {recipe.lr:g}",
+            )
+        return total / steps
+
+    def _loss(self, batch: sampler.Batch) -> Tensor:
+        return self._loss_of(self._cosines(batch) * self.head.scale, batch)
+
+    def _cosines(self, batch: sampler.Batch) -> Tensor:
+        """(b, u) scores of a batch's images and texts."""
+        head, train = self.head, self.train
+        with half_precision(train.images):
+            images = head.images(train.images[batch.images])
+            texts = head.texts(train.texts[batch.texts])
+        return scores(images, texts)
+
+    def _loss_of(self, logits: Tensor, batch: sampler.Batch) -> Tensor:
+        if self.recipe.loss is Loss.SIGMOID:
+            return contrastive.sigmoid(logits + self.head.offset, batch.positive)
+        if self.recipe.loss is Loss.DIAGONAL:
+            return contrastive.diagonal(logits)
+        return contrastive.info_nce(logits, batch.positive)
+
+    @torch.no_grad()
+    def _fit_scale(self) -> None:
+        """Begin with the temperature that suits the start; learning it would take many steps."""
+        self.head.eval()
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        few = replace(self.recipe, batch_size=min(_SCALE_BATCH, len(self.train)))
+        batch = next(sampler.epoch(self.train, few, generator, None))
+        cosines = self._cosines(batch)
+        tried = {scale: float(self._loss_of(cosines * scale, batch)) for scale in _SCALES}
+        self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
+
+    @torch.no_grad()
+    def _validate(self, loss: float | None) -> ValRecall:
+        head, val = self.head, self.val
+        head.eval()
+        image, row = val.owners
+        found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
+        line: dict[str, Json] = {"epoch": self.epochs}
+        if loss is not None:
+            line["loss"] = round(loss, 5)
+        line |= {
+            "scale": round(float(head.scale), 3),
+            **found.to_json(),
+            "seconds": round(time.perf_counter() - self.began, 3),
+        }
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return found
+
+    def _pace(self, steps: int) -> Callable[[int], float]:
+        """Factor of the learning rate at each step: warm-up, then a cosine down to nothing."""
+        warm_up = max(1, round(_WARM_UP * steps))
+
+        def factor(step: int) -> float:
+            if self.recipe.constant_lr:
+                return 1.0
+            if step < warm_up:
+                return (step + 1) / warm_up
+            return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))
+
+        return factor
+
+
+def start_closed_form(head: Head, pairs: Pairs, held_out: Pairs | None, seed: int) -> LinearMaps:
+    """Make a head compute the closed-form maps of some pairs, and say which these are."""
+    rows = standardise(head, pairs, seed)
+    others = None
+    if held_out is not None:
+        others = _standardised(head, closed_form.one_to_one(held_out, _generator(seed)))
+    dim = head.config.dim
+    aligned = rows.images.shape[1] == rows.texts.shape[1] == dim
+    forms = (head.image.mean, head.image.scale), (head.text.mean, head.text.scale)
+    as_is = closed_form.identity(*forms) if aligned else None
+    maps = closed_form.choose_maps(rows, dim, as_is, others)
+    head.image.start_from(*maps.image)
+    head.text.start_from(*maps.text)
+    return maps
+
+
+def standardise(head: Head, pairs: Pairs, seed: int) -> TruePairs:
+    """Make a head bring features to mean 0 and mean square 1 first; the true pairs, so brought."""
+    rows = closed_form.one_to_one(pairs, _generator(seed))
+    head.image.standardise(*closed_form.standardisation(rows.images))
+    head.text.standardise(*closed_form.standardisation(rows.texts))
+    return _standardised(head, rows)
+
+
+def _standardised(head: Head, rows: TruePairs) -> TruePairs:
+    return TruePairs(
+        images=(rows.images - head.image.mean) * head.image.scale,
+        texts=(rows.texts - head.text.mean) * head.text.scale,
+        image=rows.image,
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,237 @@
+"""Trains a head on cached features. No image is touched: an epoch is a few matrix products.
+
+read (once, to the device) -> start (closed form) -> epochs (contrast, validate) -> save best
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from retrieval_engine.errors import FeatureMissing, TrainingError
+from retrieval_engine.heads import Head, HeadConfig, HeadKind, SavedHead, TrainedOn, save_head
+from retrieval_engine.models.device import pick_device
+from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Json, Modality
+from retrieval_engine.store import Store
+from retrieval_engine.train.head.curves import draw_curves
+from retrieval_engine.train.head.fitting import Run
+from retrieval_engine.train.head.pairs import Pairs, TrainingData, read_training_data
+from retrieval_engine.train.head.ranks import ValRecall
+from retrieval_engine.train.head.recipe import HeadRecipe
+
+LOG = "log.jsonl"
+CURVES = "curves.png"
+_USUAL_DIM = 512
+_USUAL_HIDDEN = 2048
+_WIDEST_DIM = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadReport:
+    """What a training came to.
+
+    Attributes:
+        saved: the head.
+        recipe: how it was trained.
+        train: images and captions learned from.
+        val: images and captions selected on.
+        start: validation recall before the first step.
+        best: that of the weights that were kept.
+        best_epoch: where they are from; 0 is the start.
+        refitted: whether it was then trained as long again on both sets, and `best` is that of
+            the head before.
+        epochs: epochs run.
+        seconds: wall time, reading included.
+    """
+
+    saved: SavedHead
+    recipe: HeadRecipe
+    train: Pairs
+    val: Pairs
+    start: ValRecall
+    best: ValRecall
+    best_epoch: int
+    epochs: int
+    refitted: bool
+    seconds: float
+
+    def to_json(self) -> dict[str, Json]:
+        """The report in the form of `vlre train-head --json`."""
+        return {
+            "head": str(self.saved.path),
+            "kind": self.saved.config.kind.value,
+            "feature": self.saved.config.feature,
+            "dim": self.saved.config.dim,
+            "parameters": sum(p.numel() for p in self.saved.head.parameters()),
+            **_facts(self),
+        }
+
+
+def _facts(report: HeadReport) -> dict[str, Json]:
+    def size(pairs: Pairs) -> dict[str, Json]:
+        return {"images": len(pairs), "captions": int((pairs.captions >= 0).sum())}
+
+    return {
+        "train": size(report.train),
+        "val": size(report.val),
+        "start": report.start.to_json(),
+        "metrics": report.best.to_json(),
+        "best_epoch": report.best_epoch,
+        "epochs": report.epochs,
+        "refitted": report.refitted,
+        "seconds": round(report.seconds, 3),
+        "fingerprint": report.saved.encoder,
+    }
+
+
+def train_head(
+    store: Store,
+    out: str | Path,
+    recipe: HeadRecipe | None = None,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> HeadReport:
+    """Train a head on the features of a store and save it.
+
+    Args:
+        store: where the features are.
+        out: directory of the head, made when absent.
+        recipe: every choice.
+        device: see `pick_device`.
+        progress: told about every epoch.
+
+    Raises:
+        FeatureMissing: the store lacks the feature.
+        TrainingError: too few images, no validation, or the loss is no number.
+        UsageError: a split or a choice makes no sense here.
+    """
+    began = time.perf_counter()
+    recipe, progress, out = recipe or HeadRecipe(), progress or Silent(), Path(out)
+    where = pick_device(device)
+    data = read_training_data(store, recipe, where)
+    _refuse_nan(data)
+    _refuse_constant(data.train)
+    with _seeded(recipe.seed):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LOG).unlink(missing_ok=True)
+
+        head = Head(_config(recipe, data.train)).to(where)
+        run = Run(recipe, data, head, out / LOG, progress, began)
+        run.fit()
+        refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
+        if refitted:
+            torch.manual_seed(recipe.seed)
+            run.refit()
+    draw_curves(out / LOG, out / CURVES)
+    report = HeadReport(
+        saved=_saved(store, run.head, out, {}),
+        recipe=recipe,
+        refitted=refitted,
+        train=data.train,
+        val=data.val,
+        start=run.first,
+        best=run.best,
+        best_epoch=run.best_epoch,
+        epochs=run.epochs,
+        seconds=time.perf_counter() - began,
+    )
+    record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
+    trained_on = data.trained_on
+    if refitted:
+        trained_on = replace(trained_on, roles=["train"] * len(trained_on))
+    saved = save_head(_saved(store, run.head, out, record), trained_on)
+    return replace(report, saved=saved)
+
+
+def untrained_head(store: Store, out: str | Path, recipe: HeadRecipe) -> SavedHead:
+    """Random linear maps, saved as a head that has seen no image: the floor to compare with.
+
+    Args:
+        store: where the features are.
+        out: directory of the head.
+        recipe: its `feature`, `dim` and `seed` count.
+
+    Raises:
+        FeatureMissing: the store lacks the feature.
+    """
+    widths = {}
+    for modality in Modality:
+        forms = store.features(modality)
+        if recipe.feature not in forms:
+            raise FeatureMissing(f"{store.path} has no {recipe.feature} of {modality}")
+        widths[modality] = forms[recipe.feature].shape[-1]
+    config = HeadConfig(
+        kind=HeadKind.LINEAR,
+        feature=recipe.feature,
+        image_width=widths[Modality.IMAGES],
+        text_width=widths[Modality.CAPTIONS],
+        dim=recipe.dim or 768,
+        bias=False,
+    )
+    with _seeded(recipe.seed):
+        head = Head(config)
+    record: dict[str, Json] = {"store": str(store.path), "untrained": True}
+    return save_head(_saved(store, head, Path(out), record), TrainedOn())
+
+
+def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
+    widths = pairs.images.shape[2], pairs.texts.shape[1]
+    usual = _USUAL_DIM if widths[0] != widths[1] else _WIDEST_DIM
+    dim = recipe.dim or min(usual, *widths)
+    is_mlp = recipe.kind is HeadKind.MLP
+    return HeadConfig(
+        kind=recipe.kind,
+        feature=recipe.feature,
+        image_width=widths[0],
+        text_width=widths[1],
+        dim=dim,
+        hidden=(recipe.hidden or min(8 * dim, max(_USUAL_HIDDEN, 2 * dim))) if is_mlp else 0,
+        dropout=recipe.dropout if is_mlp else 0.0,
+        residual=recipe.residual and is_mlp,
+        bias=recipe.bias,
+    )
+
+
+def _saved(store: Store, head: Head, path: Path, record: dict[str, Json]) -> SavedHead:
+    name = head.config.feature
+    return SavedHead(
+        path=path,
+        head=head.cpu().eval(),
+        encoder=store.fingerprint,
+        checkpoint=store.spec.checkpoint,
+        inputs={m: store.features(m)[name].fingerprint for m in Modality},
+        record=record,
+    )
+
+
+def _refuse_nan(data: TrainingData) -> None:
+    for name, part in (("train", data.train), ("validation", data.val)):
+        for side, x in (("images", part.images), ("texts", part.texts)):
+            if not x.sum(dtype=torch.float32).isfinite():  # one pass; rows only when they matter
+                bad = int((~x.isfinite()).flatten(1).any(1).sum())
+                raise TrainingError(
+                    f"{bad} of {len(x)} {side} of the {name} set hold NaN or infinity",
+                    hint="the store refuses such vectors: check it with `vlre store verify`",
+                )
+
+
+def _refuse_constant(train: Pairs) -> None:
+    for side, x in (("images", train.images), ("texts", train.texts)):
+        if bool((x == x[:1]).all()):
+            raise TrainingError(
+                f"all {len(x)} {side} to train on have the same features: nothing tells them apart",
+                hint="look at what was encoded, and at the encoder: it has collapsed",
+            )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers that depend on the seed alone, and leave the process's own as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,119 @@
+"""Writes a trained model as a directory: the base's own files, with only the trained tensors new.
+
+What was not trained keeps its bytes. What was is float32, whatever the base has: rounding it back
+to half precision would lose small steps.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval_engine.errors import TrainingError
+from retrieval_engine.models.checkpoint import weight_files
+from retrieval_engine.records import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_NOT_COPIED = ("README.md", "training.json", "log.jsonl", "curves.png", "samples.jsonl")
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".ckpt", ".onnx")
+_INDEX = ".index.json"
+
+
+def trained_tensors(model: "nn.Module") -> "dict[str, Tensor]":
+    """What was trained, under every name that the model has for it, float32 on the CPU."""
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    return {
+        name: value.detach().float().cpu().clone()
+        for name, value in model.state_dict().items()
+        if value.data_ptr() in trained
+    }
+
+
+def write_model(base: Path, changed: "Mapping[str, Tensor]", out: Path) -> None:
+    """Write a checkpoint that differs from its base in some tensors.
+
+    Args:
+        base: directory of the base.
+        changed: new values by name.
+        out: directory; made where missing.
+
+    Raises:
+        TrainingError: a tensor of another shape than the base's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(base.iterdir()):
+        weighty = file.suffix in _WEIGHTS or file.name.endswith(_INDEX)
+        if file.is_file() and not weighty and file.name not in _NOT_COPIED:
+            shutil.copyfile(file, out / file.name)
+    index: dict[str, str] = {}
+    left = dict(changed)
+    files = weight_files(base)
+    for number, file in enumerate(files):
+        # The same file names, so that the shards' index of the base stays true.
+        name = file.name if file.suffix == ".safetensors" else _safe_name(number, len(files))
+        index |= dict.fromkeys(_rewrite(file, left, out / name), name)
+    if left:
+        raise TrainingError(f"the base has no tensor {next(iter(left))}, which was trained")
+    if len(files) > 1:
+        value = {"metadata": {}, "weight_map": dict(sorted(index.items()))}
+        (out / f"model.safetensors{_INDEX}").write_text(json.dumps(value, indent=2))
+
+
+def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
+    """Copy a file with new values for what it holds of `left`; returns all its names."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if file.suffix == ".safetensors":
+        tensors = load_file(file)
+    else:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        tensors = {name: value.clone() for name, value in loaded.items()}
+    mine = [name for name in left if name in tensors]
+    if not mine and file.suffix == ".safetensors":
+        shutil.copyfile(file, to)
+        return list(tensors)
+    for name in mine:
+        value = left.pop(name)
+        if value.shape != tensors[name].shape:
+            raise TrainingError(
+                f"{name} is {list(value.shape)}, the base has {list(tensors[name].shape)}"
+            )
+        tensors[name] = value
+    # What the base stores once under one of two tied names is trained under both.
+    stored = set(tensors)
+    for name in [n for n in left if _is_tied(n, stored)]:
+        del left[name]
+    partial = to.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(to)
+    return list(tensors)
+
+
+def _is_tied(name: str, stored: set[str]) -> bool:
+    """Whether a tensor is another name of one that is stored."""
+    heads = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+    for end, twin in heads.items():
+        if name.endswith(end):
+            return name.removesuffix(end) + twin in stored
+        if name.endswith(twin):
+            return name.removesuffix(twin) + end in stored
+    return False
+
+
+def _safe_name(number: int, count: int) -> str:
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_json(path: Path, value: Mapping[str, Json]) -> None:
+    """Write a JSON object for people and programs."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
