@@ -147,5 +147,11 @@ def _names(published: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
         if key.startswith("_blocks.") and key.endswith("_conv.weight"):
             block, convolution = key.removesuffix(".weight").rsplit(".", 1)
             ours, norm = parts[convolution]
-            names.append((f"{block.removeprefix('_')}.{ours}", f"{block}.{convolution}", f"{block}._bn{norm}"))
+            names.append(
+                (
+                    f"{block.removeprefix('_')}.{ours}",
+                    f"{block}.{convolution}",
+                    f"{block}._bn{norm}",
+                )
+            )
     return names

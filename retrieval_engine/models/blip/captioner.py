@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import BertTokenizer, BlipForConditionalGeneration
+from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
@@ -27,13 +27,19 @@ from retrieval_engine.models.attend import split_heads
 from retrieval_engine.models.batching import default_batch_size, halve_on_oom
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
+from retrieval_engine.models.blip.hybrid import load_captioning
 from retrieval_engine.models.blip.relevance import token_relevance
-from retrieval_engine.models.blip.settings import captioner_part_of
+from retrieval_engine.models.blip.settings import (
+    BlipSettings,
+    captioner_part_of,
+    shares_decoder,
+    sharing_part_of,
+)
 from retrieval_engine.models.caption_rows import rows_of, rows_of_images
 from retrieval_engine.models.captioner import DEFAULT_LENGTH, generation_defaults
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import autocast, normalized_pixels, pick_device, pick_dtype
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
 
@@ -74,16 +80,15 @@ class BlipCaptioner:
         self.tokens_per_image = int(vision.image_size // vision.patch_size) ** 2 + 1
         self.default_batch_size = default_batch_size(self.tokens_per_image, self.device.type)
         self.captions_at_once = _CUDA_SENTENCES if self.device.type == "cuda" else _CPU_SENTENCES
-        tower = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
+        tower = BlipSettings.of(model.config).tower
+        part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of
         text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
         text += [self.start_id, self.end_id]
         self.spec = EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
-            weights=weight_digests(
-                checkpoint.path, captioner_part_of, {"vision": tower, "text": text}
-            ),
+            weights=weight_digests(checkpoint.path, part_of, {"vision": tower, "text": text}),
             vocabulary=vocabulary_digest(self.tokenizer),
             image_size=vision.image_size,
             preprocessing=self.preprocessor.name,
@@ -228,7 +233,7 @@ class BlipWriting:
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     try:
-        return load_model(BlipForConditionalGeneration, checkpoint, dtype=dtype)
+        return load_captioning(checkpoint, dtype=dtype)
     except CheckpointInvalid as error:
         if "lacks" not in error.message:
             raise

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import BertTokenizer, BlipForImageTextRetrieval
+from transformers import BertTokenizer
 
 from retrieval_engine.models import text
 from retrieval_engine.models.batching import (
@@ -24,6 +24,7 @@ from retrieval_engine.models.batching import (
 )
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import load_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.device import (
@@ -33,7 +34,7 @@ from retrieval_engine.models.device import (
     pick_device,
     pick_dtype,
 )
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
@@ -56,7 +57,7 @@ class BlipEncoder:
         forbid_tf32(self.device, self.dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
-        model = load_model(BlipForImageTextRetrieval, checkpoint, dtype=stored)
+        model = load_retrieval(checkpoint, dtype=stored)
         use_fused_attention(model)
         model.vision_proj.float()
         model.text_proj.float()
@@ -141,14 +142,16 @@ class BlipEncoder:
         return {name: found[name] for name in features}
 
     def _text_states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """(n, h) [CLS] states of texts of about equal length."""
-        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        """(n, h) pooled states of texts of about equal length."""
+        padded, given = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        mask = torch.from_numpy(given).to(self.device)
         with autocast(self.device, self.dtype):
             states = self.model.text_encoder(
                 input_ids=torch.from_numpy(padded).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
+                attention_mask=mask,
             ).last_hidden_state
-        array: NDArray[np.float32] = states[:, 0].float().cpu().numpy()
+        pooled = text.pooled(states, mask, self._settings.pooling)
+        array: NDArray[np.float32] = pooled.float().cpu().numpy()
         return array
 
     def matcher(self) -> Matcher:

@@ -16,20 +16,25 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip.modeling_blip import BlipEncoder, BlipPreTrainedModel
 
-from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
+from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder, stated
+from retrieval_engine.models.checkpoint import Checkpoint, read_config
+from retrieval_engine.models.loading import load_model
 
 
-def backbone_name(config: Any) -> str:
+def backbone_name(vision_config: Any) -> str:
     """Name of the backbone that a BLIP's vision config asks for, or empty.
+
+    Args:
+        vision_config: transformers' object, or the part of a config.json.
 
     Raises:
         CheckpointInvalid: a backbone that is not known.
     """
-    asked = getattr(config, "backbone", None)
-    if not asked:
+    name = stated(stated(vision_config, "backbone") or {}, "name")
+    if not name:
         return ""
-    name = asked.get("name") if isinstance(asked, dict) else asked
     if name not in SCALES:
         raise CheckpointInvalid(
             f"unknown backbone {name!r} in vision_config", hint=f"known: {', '.join(SCALES)}"
@@ -114,25 +119,35 @@ class HybridConditionalGeneration(BlipForConditionalGeneration):  # type: ignore
         self.vision_model = HybridVisionModel(config.vision_config)
 
 
-def retrieval_class(vision_config: Any) -> type[BlipForImageTextRetrieval]:
-    """The class that loads a retrieval checkpoint with this vision config."""
-    hybrid = backbone_name(vision_config)
-    return HybridImageTextRetrieval if hybrid else BlipForImageTextRetrieval
+def load_retrieval(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
+    """`BlipForImageTextRetrieval`, with a hybrid tower where the checkpoint has one."""
+    hybrid = backbone_name(read_config(checkpoint.path).get("vision_config"))
+    kind = HybridImageTextRetrieval if hybrid else BlipForImageTextRetrieval
+    return load_model(kind, checkpoint, dtype=dtype, quantize=quantize)
 
 
-def captioning_class(vision_config: Any) -> type[BlipForConditionalGeneration]:
-    """The class that loads a captioning checkpoint with this vision config."""
-    hybrid = backbone_name(vision_config)
-    return HybridConditionalGeneration if hybrid else BlipForConditionalGeneration
+def load_captioning(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
+    """`BlipForConditionalGeneration`, with a hybrid tower where the checkpoint has one."""
+    hybrid = backbone_name(read_config(checkpoint.path).get("vision_config"))
+    kind = HybridConditionalGeneration if hybrid else BlipForConditionalGeneration
+    return load_decoder(kind, checkpoint, dtype=dtype, quantize=quantize)
 
 
-def pooled_text(states: Tensor, mask: Tensor, config: Any) -> Tensor:
-    """The state that stands for a text: (n, l, w) states and (n, l) mask -> (n, w).
+def load_decoder(
+    kind: type[Any], checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = ""
+) -> Any:
+    """A model of a class with `text_decoder`.
 
-    [CLS] as in BLIP, or the mean over the words, as MiniLM was trained, where the text config says
-    `pooling = "mean"`.
+    What the file holds once for both text towers, the decoder takes from the encoder.
     """
-    if getattr(config, "pooling", "cls") != "mean":
-        return states[:, 0]
-    weights = mask.to(states.dtype)[..., None]
-    return (states * weights).sum(1) / weights.sum(1)
+    fill = decoder_from_encoder if shares_decoder(read_config(checkpoint.path)) else None
+    return load_model(kind, checkpoint, dtype=dtype, quantize=quantize, fill=fill)
+
+
+def decoder_from_encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, with the encoder's under the decoder's names that are not there."""
+    filled = dict(tensors)
+    for name, tensor in tensors.items():
+        if twin := decoder_twin(name):
+            filled.setdefault(twin, tensor)
+    return filled

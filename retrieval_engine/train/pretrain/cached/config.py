@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass
 
-from retrieval_engine.models.blip.backbone import SCALES
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.blip.backbone import SCALES
 from retrieval_engine.records import Json
 
 
@@ -29,9 +29,13 @@ class CachedConfig:
             such a run is not repeatable bit by bit. 0 is no limit.
         contrast_share: part of the run with the contrastive loss alone.
         batch_size: pictures of the contrastive loss.
-        fused_size: pictures of the matching and caption losses among them.
+        fused_size: pictures of the caption loss among them.
+        matched_size: pictures of the matching loss among those.
+        contrast_every: once matching and captions have joined, the contrastive loss is a part of
+            every so manieth step.
         captions_told: captions of each of those that the decoder learns in a step.
         prototypes: in a step.
+        frozen_layers: of the text side, from below, that stay as the BERT had them.
         text_lr: peak step of what the BERT had.
         image_lr: peak step of the image side and of the projections.
         fusion_lr: peak step of cross-attention, decoder head and matching head.
@@ -59,11 +63,14 @@ class CachedConfig:
     text_pooling: str = "mean"
     steps: int = 900
     minutes: float = 0.0
-    contrast_share: float = 0.35
+    contrast_share: float = 0.25
     batch_size: int = 128
-    fused_size: int = 32
+    fused_size: int = 48
+    matched_size: int = 32
+    contrast_every: int = 2
     captions_told: int = 2
     prototypes: int = 48
+    frozen_layers: int = 3
     text_lr: float = 7e-5
     image_lr: float = 1e-3
     fusion_lr: float = 5e-4
@@ -71,7 +78,7 @@ class CachedConfig:
     warmup: float = 0.05
     clip: float = 2.0
     label_smoothing: float = 0.1
-    places_kept: float = 0.5
+    places_kept: float = 0.4
     dropout: float = 0.1
     seed: int = 0
     eval_every: int = 150
@@ -92,11 +99,19 @@ class CachedConfig:
             )
         if self.text_pooling not in ("mean", "cls"):
             raise UsageError(f"`text_pooling` is {self.text_pooling!r}; allowed: mean, cls")
-        if not 2 <= self.fused_size <= self.batch_size:
+        if not 2 <= self.matched_size <= self.fused_size <= self.batch_size:
             raise UsageError(
-                f"`fused_size` is {self.fused_size}; allowed: 2 to `batch_size` {self.batch_size}"
+                f"`matched_size` {self.matched_size}, `fused_size` {self.fused_size} and "
+                f"`batch_size` {self.batch_size} must be 2 or more and rise in this order"
             )
-        for name in ("steps", "eval_every", "vision_layers", "embed_dim", "captions_told"):
+        for name in (
+            "steps",
+            "contrast_every",
+            "eval_every",
+            "vision_layers",
+            "embed_dim",
+            "captions_told",
+        ):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}; allowed: 1 or more")
         for name in ("contrast_share", "dropout"):

@@ -9,16 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_engine.models.blip.backbone import EfficientNetLite
-from retrieval_engine.models.text import pre_caption
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.text import pre_caption
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import open_source
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.states import encode_states
-from retrieval_engine.train.pretrain.training_set import MAX_WORDS, TRAIN_SPLITS, captioned, held_out_split
+from retrieval_engine.train.pretrain.training_set import (
+    MAX_WORDS,
+    TRAIN_SPLITS,
+    captioned,
+    held_out_split,
+)
 
 _ROWS = 128
 
@@ -152,13 +157,13 @@ class Batcher:
     def __init__(self, data: Described, scale: Scale, config: CachedConfig) -> None:
         self._data, self._scale, self._config = data, scale, config
 
-    def batch(self, step: int) -> Seen:
-        """The batch of a step."""
+    def batch(self, step: int, size: int) -> Seen:
+        """The first `size` pictures of a step's batch."""
         config, data = self._config, self._data
         rng = np.random.default_rng((config.seed, 1, step))
         epoch, at = divmod(step, len(data) // config.batch_size)
         order = np.random.default_rng((config.seed, 0, epoch)).permutation(len(data))
-        items = order[at * config.batch_size : (at + 1) * config.batch_size]
+        items = order[at * config.batch_size : (at + 1) * config.batch_size][:size]
         is_mirrored = bool(rng.random() < 0.5)
         count = config.grid**2
         kept = max(1, round(config.places_kept * count))
@@ -166,9 +171,7 @@ class Batcher:
         read = places // config.grid * config.grid + config.grid - 1 - places % config.grid
         read = read if is_mirrored else places
         views = rng.integers(len(data.views), size=len(items))
-        states = np.stack(
-            [data.views[v][i][p] for v, i, p in zip(views, items, read, strict=True)]
-        )
+        states = np.stack([data.views[v][i][p] for v, i, p in zip(views, items, read, strict=True)])
         starts, ends = data.starts[items], data.starts[items + 1]
         return Seen(
             items=items,

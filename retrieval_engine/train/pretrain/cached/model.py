@@ -9,10 +9,11 @@ from torch.nn.functional import dropout, linear, normalize, scaled_dot_product_a
 from transformers import BlipConfig
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval, pooled_text
-from retrieval_engine.models.matcher import KeysValues
-from retrieval_engine.models.attend import look, split_heads
+from retrieval_engine.models import text
+from retrieval_engine.models.attend import attend, look, split_heads
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval
+from retrieval_engine.models.matcher import KeysValues
 
 _TEMPERATURE = 0.05
 _NEVER = -30.0  # bias of a piece that no caption uses
@@ -31,10 +32,18 @@ class CachedModel(nn.Module):
         bert: weights of the text encoder; cross-attention is not among them.
         said: ids of the pieces that the decoder may write; the others are never learned.
         drop: part of the states' channels that are dropped in training.
+        frozen_layers: of the text encoder, from below, whose own weights stay as they are; there
+            is no dropout in them, and none in the embeddings.
     """
 
     def __init__(
-        self, config: BlipConfig, bert: dict[str, Tensor], said: Tensor, drop: float
+        self,
+        config: BlipConfig,
+        bert: dict[str, Tensor],
+        said: Tensor,
+        *,
+        drop: float,
+        frozen_layers: int,
     ) -> None:
         super().__init__()
         self.config = config
@@ -61,7 +70,15 @@ class CachedModel(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE))
         self.cross = BlipCrossEncoder(encoder, self.retrieval.itm_head)
         self.register_buffer("said", said, persistent=False)
-        self._drop = drop
+        self._drop, self._frozen = drop, frozen_layers
+        still = [encoder.embeddings]
+        for layer in encoder.encoder.layer[:frozen_layers]:
+            still += [layer.attention, layer.intermediate, layer.output]
+        for part in still:
+            part.requires_grad_(part is encoder.embeddings)  # the decoder's head learns them
+            for module in part.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
 
     def see(self, states: Tensor, places: Tensor | None = None) -> Tensor:
         """Tokens of pictures: (b, p, c) standardised states -> (b, 1 + p, w)."""
@@ -87,11 +104,23 @@ class CachedModel(nn.Module):
         for rows in order.chunk(_GROUPS):
             longest = int(lengths[rows].max())
             kept = mask[rows, :longest]
-            states = self.retrieval.text_encoder(
-                input_ids=ids[rows, :longest], attention_mask=kept
-            ).last_hidden_state
-            parts.append(pooled_text(states, kept, self.config.text_config))
+            states = self._read(ids[rows, :longest], kept)
+            parts.append(text.pooled(states, kept, self.config.text_config.pooling))
         return torch.cat(parts)[order.argsort()]
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(t, l, w) states of texts alone; no gradient goes below the first layer that learns."""
+        encoder = self.retrieval.text_encoder
+        keep = mask[:, None, None].bool()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            x = encoder.embeddings(input_ids=ids)
+        for number, layer in enumerate(encoder.encoder.layer):
+            learns = torch.is_grad_enabled() and number >= self._frozen
+            with torch.set_grad_enabled(learns):
+                x = layer.attention.output(attend(layer.attention.self, x, x, keep), x)
+                x = layer.output(layer.intermediate(x), x)
+        states: Tensor = x
+        return states
 
     def caption_logits(self, seen: KeysValues, ids: Tensor) -> Tensor:
         """Logits of each next token among those that may be written.
@@ -125,11 +154,13 @@ class CachedModel(nn.Module):
         """
         sides: list[list[nn.Parameter]] = [[], [], []]
         image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
-        fusion = ("crossattention", "itm_head", "text_decoder.cls.predictions.transform", "bias")
+        fusion = ("crossattention", "itm_head", "text_decoder.cls.predictions.")
         for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if name.startswith(image):
                 sides[1].append(parameter)
-            elif any(part in name for part in fusion[:3]) or name.endswith("predictions.bias"):
+            elif any(part in name for part in fusion):
                 sides[2].append(parameter)
             else:
                 sides[0].append(parameter)

@@ -1,6 +1,7 @@
 """What a step minimises: the contrastive loss, and then matching and captions beside it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +24,23 @@ _MADE, _NONSENSE = 0.4, 0.1  # of the second ones: made by changing words, or tr
 _LONGEST = 22  # tokens of a caption that is matched or told; few are longer
 _GROUPS = 4
 _PROTOTYPE_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What a step is made of.
+
+    Attributes:
+        step: with the seed, decides what is drawn.
+        contrast: the contrastive loss and the prototypes.
+        fused: matching and captions.
+        hardness: of the false captions, 0 to 1.
+    """
+
+    step: int
+    contrast: bool
+    fused: bool
+    hardness: float
 
 
 class Objective:
@@ -58,33 +76,37 @@ class Objective:
         self._slots = Slots(data.captions)
         self._words = frozenset(w for text in data.captions for w in text.split())
 
-    def losses(self, seen: Seen, step: int, *, fused: bool, hardness: float) -> dict[str, Tensor]:
-        """The losses by name, to be summed.
-
-        Args:
-            seen: the step's pictures.
-            step: with the seed, decides what is drawn.
-            fused: matching and captions too.
-            hardness: of the false captions, 0 to 1.
-        """
-        rng = np.random.default_rng((self._config.seed, 2, step))
+    def losses(self, seen: Seen, draw: Draw) -> dict[str, Tensor]:
+        """The losses of a step's pictures by name, to be summed."""
+        rng = np.random.default_rng((self._config.seed, 2, draw.step))
         tokens = self._model.see(seen.states.to(self._device), seen.places.to(self._device))
         images = self._model.embed_images(tokens)
-        words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
-        texts = self._model.embed_texts(words.ids, words.mask)
         temperature = self._model.temperature.clamp(_COLDEST, _WARMEST)
-        parts = {"itc": self._contrast(texts @ images.T / temperature, seen)}
-        if self._prototypes is not None:
-            parts["prototypes"] = self._named(temperature, rng)
-        self._bank[seen.captions] = texts.detach().cpu()
-        self._known[seen.captions] = True
-        if fused:
+        parts = {}
+        if draw.contrast:
+            words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
+            texts = self._model.embed_texts(words.ids, words.mask)
+            parts["itc"] = self._contrast(texts @ images.T / temperature, seen)
+            if self._prototypes is not None:
+                parts["prototypes"] = self._named(temperature, rng)
+            self._bank[seen.captions] = texts.detach().cpu()
+            self._known[seen.captions] = True
+        if draw.fused:
             size = self._config.fused_size
             keys_values = self._model.cross.keys_values(tokens[:size])
-            false = self._false(images[:size].detach().cpu() / float(temperature), seen, hardness)
+            looked = (images[: self._config.matched_size] / temperature).detach().cpu()
+            false = self._false(looked, seen, draw, rng)
             parts["itm"] = self._matching(keys_values, seen, false, rng)
             parts["lm"] = self._captions(keys_values, seen, rng)
         return parts
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs to draw the same false captions."""
+        return {"bank": self._bank, "known": torch.from_numpy(self._known)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
+        self._bank, self._known = state["bank"], state["known"].numpy()
 
     def _contrast(self, scores: Tensor, seen: Seen) -> Tensor:
         """Both directions; captions worded alike share the target."""
@@ -115,16 +137,16 @@ class Objective:
         ]
         return _PROTOTYPE_WEIGHT * (both[0] + both[1]) / 2
 
-    def _false(self, images: Tensor, seen: Seen, hardness: float) -> NDArray[np.int64]:
-        """(f, 2) captions of other pictures, the likelier the more alike; Gumbel's trick."""
-        rng = np.random.default_rng((self._config.seed, 3, *seen.captions[:2].tolist()))
+    def _false(
+        self, images: Tensor, seen: Seen, draw: Draw, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """(f, 2) captions of other pictures, the likelier the more alike (Gumbel's trick)."""
         known = np.flatnonzero(self._known)
         drawn = rng.choice(known, min(_CANDIDATES, len(known)), replace=False)
-        scores = hardness * (images @ self._bank[drawn].T).numpy()
+        scores = draw.hardness * (images @ self._bank[drawn].T).numpy()
         own = {self._data.captions[i] for i in seen.captions[: len(images)]}
         scores[self._owner[drawn][None] == seen.items[: len(images), None]] = -np.inf
-        worded = np.array([self._data.captions[i] in own for i in drawn])
-        scores[:, worded] -= 1e4
+        scores[:, np.array([self._data.captions[i] in own for i in drawn])] -= 1e4
         ranked = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
         return drawn[ranked[:, :_FALSE]]
 

@@ -56,7 +56,9 @@ def read_class_names(path: Path, rows: int) -> list[ClassName]:
     found = []
     for number, line in enumerate(lines, start=1):
         names, _, kinds = line.partition(";")
-        sides = [[part.strip() for part in side.split("|") if part.strip()] for side in (names, kinds)]
+        sides = [
+            [part.strip() for part in side.split("|") if part.strip()] for side in (names, kinds)
+        ]
         if not sides[0]:
             raise UsageError(f"`class_names` {path}, line {number} names nothing")
         found.append(ClassName(names=sides[0], kinds=sides[1]))
@@ -69,24 +71,22 @@ class Prototypes:
     Args:
         rows: (k, c) weights of the backbone's classifier.
         names: of the k rows.
-        shift: (c,) the states' mean over pictures and places.
-        scale: (c,) their spread.
+        scale: (c,) the states' spread over pictures and places.
     """
 
     def __init__(
         self,
         rows: NDArray[np.float32],
         names: Sequence[ClassName],
-        shift: NDArray[np.float32],
         scale: NDArray[np.float32],
     ) -> None:
-        del shift  # the mean of standardised states is 0: only the way from it is left
+        # The mean of standardised states is 0: only the way from it is left.
         length = float((rows.astype(np.float64) ** 2).sum(1).mean())
         self._ways = (_LENGTH * rows / length / scale).astype(np.float32)
         self._names = names
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], list[str]]:
-        """n things: (n, p, c) states and n texts, each of another class."""
+        """N things: (n, p, c) states and n texts, each of another class."""
         classes = rng.permutation(len(self._names))[: 2 * n]
         paired = rng.random(n) < _PAIR
         states = np.repeat(self._ways[classes[:n], None], _PLACES, axis=1)

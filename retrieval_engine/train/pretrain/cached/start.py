@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipTextConfig, BlipVisionConfig
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.models.blip.backbone import EfficientNetLite, folded
 from retrieval_engine.models.checkpoint import read_config
-from retrieval_engine.errors import UsageError
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.tokenizer import DECODE, ENCODE, load_tokenizer
 
@@ -108,6 +108,7 @@ def blip_config(config: CachedConfig, tokenizer: BertTokenizer) -> BlipConfig:
         sep_token_id=sep,
         pad_token_id=0,
         pooling=config.text_pooling,
+        decoder_shares_encoder=True,
     )
     vision = BlipVisionConfig(
         hidden_size=width,

@@ -4,6 +4,7 @@ The mirrored picture needs no view of its own: the states' grid is turned instea
 that was trained on mirrored pictures gives nearly the mirrored states.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from retrieval_engine.errors import SourceError, TrainingError
+from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.preprocess import ImagePreprocessor
-from retrieval_engine.errors import SourceError, TrainingError
-from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
@@ -73,8 +74,11 @@ def encode_states(
     Raises:
         TrainingError: not one item could be read.
     """
-    weights = digest([float(p.double().sum()) for p in backbone.parameters()])
-    key = digest([weights, image_size, [[i.uri, i.size_bytes, i.mtime_ns] for i in items]])
+    weights = hashlib.sha256()
+    for parameter in backbone.parameters():
+        weights.update(parameter.detach().cpu().contiguous().numpy().data)
+    files = [[item.uri, item.size_bytes, item.mtime_ns] for item in items]
+    key = digest([weights.hexdigest(), image_size, files])
     home = folder / key[:16]
     home.mkdir(parents=True, exist_ok=True)
     progress.start("encoding states", views * len(items))
