@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from retrieval_engine import open_encoder
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.encoder import Blip2Encoder
 from retrieval_engine.models.blip2.encoder import open_encoder as open_blip2
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.text import pre_caption
 from tests.golden import GOLDEN, images, import_golden
