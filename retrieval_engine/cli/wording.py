@@ -20,12 +20,17 @@ COMMAND_OF = {
     "evaluate_store": "eval --recall",
     "import_checkpoint": "import-checkpoint",
     "merge_adapters": "merge-adapter",
+    "open_encoder": "encode",
     "repair_store": "store repair",
     "train_head": "train-head",
     "verify": "store verify",
 }
 """Public functions, and classes of their settings, with the command that does the same."""
-_OTHER_NAMES = {("index", "out"): "index", ("merge-adapter", "base"): "model"}
+_OTHER_NAMES = {
+    ("eval", "dataset"): "published",
+    ("index", "out"): "index",
+    ("merge-adapter", "base"): "model",
+}
 _EXPRESSION = re.compile(r"`([^`\n]+)`")
 
 
@@ -71,18 +76,28 @@ def _worded(expression: str, context: click.Context) -> str:
 
 def _options(call: ast.Call, context: click.Context) -> Iterator[str]:
     """Arguments as words of a command line; LookupError when the command lacks one of them."""
-    known = {parameter.name: parameter for parameter in context.command.params}
+    spelled = _spellings(context.command)
     named = [ast.keyword(ast.unparse(name), ast.Constant(True)) for name in call.args]
     for word in [*named, *call.keywords]:
         name, value = str(word.arg), ast.unparse(word.value)
-        parameter = known[_OTHER_NAMES.get((str(context.info_name), name), name)]
-        if isinstance(parameter, click.Argument):
-            yield parameter.human_readable_name if value == "True" else _shown(word.value)
+        option = spelled[_OTHER_NAMES.get((str(context.info_name), name), name)]
+        if value == "True":
+            yield option
         elif value == "False":
-            yield parameter.secondary_opts[0]
+            yield spelled[f"no_{name}"]
         else:
-            option = max(parameter.opts, key=len)
-            yield option if value == "True" else f"{option} {_shown(word.value)}"
+            yield f"{option} {_shown(word.value)}" if option[0] == "-" else _shown(word.value)
+
+
+def _spellings(command: click.Command) -> dict[str, str]:
+    """How arguments are typed: `from_pixels` is `--from-pixels`, `source` is `SOURCE`."""
+    found = {}
+    for known in command.params:
+        for option in (*known.opts, *known.secondary_opts):
+            found[option.lstrip("-").replace("-", "_")] = option
+        is_word = isinstance(known, click.Argument)
+        found[str(known.name)] = known.human_readable_name if is_word else max(known.opts, key=len)
+    return found
 
 
 def _shown(value: ast.expr) -> str:

@@ -75,7 +75,7 @@ class EncodeReport:
     failures: list[Failure] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre encode --json`."""
+        """The report as one JSON object."""
 
         def tally(t: Tally) -> dict[str, Json]:
             return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}

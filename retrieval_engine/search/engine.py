@@ -148,7 +148,7 @@ class SearchEngine:
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
         if rerank and rerank < k:
-            raise UsageError(f"--rerank is {rerank}; it must be at least -k, which is {k}")
+            raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
         scores, items = self.index.search(self.encode_texts(texts), max(k, rerank))
         if rerank:
             scores, items = rerank_images(
