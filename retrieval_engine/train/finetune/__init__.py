@@ -28,7 +28,7 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("PRESETS", "FinetuneConfig", "Select", "Task", "configure"), "config"),
-    "FinetuneReport": "output",
+    "FinetuneReport": "model_output",
     "finetune": "trainer",
 }
 

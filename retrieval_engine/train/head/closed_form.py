@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retrieval_engine.train.head.pairs import Pairs
 from retrieval_engine.train.head.precision import is_half_fast
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.val_recall import val_recall
 
 _RIDGES = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 _USUAL_RIDGE = 1.0
@@ -279,5 +279,4 @@ def reciprocal_rank(images: Tensor, texts: Tensor, image: Tensor) -> float:
     row = torch.arange(len(number), device=images.device)
     first = first.scatter_reduce(0, number, row, "amin")
     unit = torch.nn.functional.normalize
-    similarity = scores(unit(images[first], dim=-1)[:, None], unit(texts, dim=-1))
-    return val_recall(similarity, number).reciprocal
+    return val_recall(unit(images[first], dim=-1), unit(texts, dim=-1), number).reciprocal

@@ -20,8 +20,8 @@ from retrieval_engine.store import Store
 from retrieval_engine.train.head.curves import draw_curves
 from retrieval_engine.train.head.fitting import Run
 from retrieval_engine.train.head.pairs import Pairs, TrainingData, read_training_data
-from retrieval_engine.train.head.ranks import ValRecall
 from retrieval_engine.train.head.recipe import HeadRecipe
+from retrieval_engine.train.head.val_recall import ValRecall
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
