@@ -9,8 +9,11 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import click
+
+from retrieval_engine.errors import PluginBroken
 
 COMMAND_OF = {
     "EncodeOptions": "encode",
@@ -42,11 +45,12 @@ def context_of(root: click.Command, args: Sequence[str]) -> click.Context:
         args: what was typed after it; options before a command's name are passed over.
     """
     context = click.Context(root, info_name="vlre")
-    for word in args:
-        if not isinstance(context.command, click.Group):
-            break
-        if command := context.command.get_command(context, word):
-            context = click.Context(command, parent=context, info_name=word)
+    with suppress(PluginBroken):  # a command that cannot be imported has no options to speak of
+        for word in args:
+            if not isinstance(context.command, click.Group):
+                break
+            if command := context.command.get_command(context, word):
+                context = click.Context(command, parent=context, info_name=word)
     return context
 
 

@@ -261,7 +261,7 @@ class SearchEngine:
     @staticmethod
     def _check_k(k: int) -> None:
         if k < 1:
-            raise UsageError(f"k is {k}; it must be at least 1")
+            raise UsageError(f"`k` is {k}; it must be at least 1")
 
 
 class _Captions:
