@@ -120,7 +120,7 @@ def resolve(name: str) -> Checkpoint:
     if not adapter.base:
         raise CheckpointInvalid(
             f"the adapter in {path} does not say what it was trained on",
-            hint="name the base as the model and the directory as its adapter",
+            hint="name the base as `model` and the directory as its `adapter`",
         )
     return with_adapter(resolve(adapter.base), path)
 

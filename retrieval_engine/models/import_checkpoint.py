@@ -124,7 +124,7 @@ def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings")
         whole = tensors if tower is None else blip2.add_vision(tensors, tower, options)
         return blip2.translate(whole, options)
     if tower is not None:
-        raise UsageError("--vision is for BLIP-2 checkpoints saved without their vision tower")
+        raise UsageError("`vision` is for BLIP-2 checkpoints saved without their vision tower")
     return blip.translate(tensors, kind, options)
 
 

@@ -33,7 +33,7 @@ def patches_of(image_size: int, patch_size: int) -> int:
     if image_size < patch_size or image_size % patch_size:
         raise UsageError(
             f"image size {image_size} is not a multiple of the patch size {patch_size}",
-            hint=f"try --image-size {max(1, round(image_size / patch_size)) * patch_size}",
+            hint=f"try `image_size={max(1, round(image_size / patch_size)) * patch_size}`",
         )
     return image_size // patch_size
 

@@ -19,7 +19,7 @@ def vision_config(tensors: Tensors, settings: Settings) -> dict[str, Any]:
     Trap: HF's default eps is 1e-5 for BLIP; both ViTs were trained with 1e-6.
 
     Raises:
-        CheckpointInvalid: a tensor that says so is absent, or `--config` says otherwise.
+        CheckpointInvalid: a tensor that says so is absent, or `config` says otherwise.
     """
     width, _, patch, _ = _shape(tensors, f"{VISION}patch_embed.proj.weight", 4)
     depth = depth_of(tensors, f"{VISION}blocks.")
@@ -49,7 +49,7 @@ def text_config(tensors: Tensors, prefix: str, settings: Settings) -> dict[str, 
         settings: what the shapes cannot tell.
 
     Raises:
-        CheckpointInvalid: a tensor that says so is absent, or `--config` says otherwise.
+        CheckpointInvalid: a tensor that says so is absent, or `config` says otherwise.
     """
     vocabulary, width = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight", 2)
     positions, _ = _shape(tensors, f"{prefix}embeddings.position_embeddings.weight", 2)

@@ -25,7 +25,7 @@ def open_query_encoder(
         raise UsageError(
             f"the vectors of {spec.checkpoint!r} were imported: words and pictures cannot be "
             "encoded here",
-            hint="encode the query where the vectors come from, and search with --vectors Q.npy",
+            hint="encode the query where the vectors come from, and search with those `vectors`",
         )
     encoder = reopen_for_words(spec, device=device, model=model)
     if not isinstance(store, ProjectedStore):
@@ -50,5 +50,5 @@ def check_head(encoder: Encoder, store: Store | None, index: Index, feature: str
     if emitted is not None and held is not None and emitted.fingerprint != held:
         raise IndexFailure(
             f"what is searched holds other {feature} vectors than {encoder.spec.checkpoint} emits",
-            hint="an index built with --head DIR is searched with its store and the same --head",
+            hint="an index built with `head=DIR` is searched with its store and the same `head`",
         )

@@ -1,4 +1,4 @@
-"""`vlre encode --head`: the way of `vlre encode` that runs no model."""
+"""`vlre encode --head`: what a head makes of stored features; no model is run."""
 
 from pathlib import Path
 
