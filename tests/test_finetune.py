@@ -33,8 +33,8 @@ from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
 from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
-from retrieval_engine.train.finetune.augment import augmented
 from retrieval_engine.train.finetune.captioned import Order, load_sets
+from retrieval_engine.train.finetune.vision_states import augmented
 from tests import tiny
 from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store

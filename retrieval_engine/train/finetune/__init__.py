@@ -1,6 +1,6 @@
 """Fine-tuning on what a store holds: `finetune(configure(Task.CAPTION, store=…), out)`.
 
-The recipe is in `trainer.py`; what a family gives to it in `learning.py`.
+The recipe is in `trainer.py`; what a family gives to it in `models/learner.py`.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("PRESETS", "FinetuneConfig", "Select", "Task", "configure"), "config"),
-    "FinetuneReport": "output",
+    "FinetuneReport": "model_output",
     "finetune": "trainer",
 }
 
