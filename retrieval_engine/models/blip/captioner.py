@@ -29,8 +29,12 @@ from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.relevance import token_relevance
 from retrieval_engine.models.blip.settings import captioner_part_of
-from retrieval_engine.models.caption_rows import rows_of, rows_of_images
-from retrieval_engine.models.captioner import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.models.captioner import (
+    DEFAULT_LENGTH,
+    generation_defaults,
+    rows_of,
+    rows_of_images,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import autocast, normalized_pixels, pick_device, pick_dtype
 from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
@@ -150,15 +154,15 @@ class BlipCaptioner:
         """See `Captioner.arithmetic`."""
         return autocast(self.device, self.dtype)
 
-    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipWriting]":
+    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipDecodingState]":
         """See `Captioner.begin`."""
-        writing = BlipWriting(self.model.text_decoder, tokens)
+        state = BlipDecodingState(self.model.text_decoder, tokens)
         ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
-        return writing.read(ids.expand(len(tokens), 1, -1))[:, 0], writing
+        return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
 
-class BlipWriting:
-    """Sentences under way in BLIP's text decoder; see `Writing`.
+class BlipDecodingState:
+    """Decoding state of BLIP's text decoder: keys and values of the words so far and of the images.
 
     Args:
         decoder: transformers' `BlipTextLMHeadModel`.
@@ -175,7 +179,7 @@ class BlipWriting:
         self._sentences = 1  # b
 
     def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
-        """See `Writing.step`."""
+        """See `DecodingState.step`."""
         rows = rows_of(ids, parents, self._sentences)
         if rows is not None:
             self._past = [(k[rows], v[rows]) for k, v in self._past]
@@ -183,7 +187,7 @@ class BlipWriting:
         return self.read(ids[..., None])
 
     def keep(self, images: Tensor) -> None:
-        """See `Writing.keep`."""
+        """See `DecodingState.keep`."""
         self._tokens = self._tokens[images]
         for attention in self._images:
             attention.keep(images, self._tokens)
