@@ -17,7 +17,7 @@ from retrieval_engine.models.learner import (
 )
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
-from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
+from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
@@ -57,7 +57,7 @@ class Parts:
     scaler: torch.amp.GradScaler
 
 
-def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None) -> Parts:
+def open_parts(config: FinetuneConfig, processes: Processes) -> Parts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
@@ -89,7 +89,7 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
         objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
     else:
         assert isinstance(learner, CaptionLearner)
-        objective = CaptionObjective(learner, loader, config, processes, arithmetic, judge)
+        objective = CaptionObjective(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
     return Parts(
         checkpoint=checkpoint,
