@@ -161,8 +161,8 @@ def test_the_whole_study(tmp_path: Path) -> None:
     assert [row.name for row in found.rows] == [
         "ITC as encoded",
         "untrained projection",
-        "seed linear",
-        'seed "MLP"',
+        "notebook linear",
+        'notebook "MLP"',
         "linear, first caption",
         "linear",
         "MLP",

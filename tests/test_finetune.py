@@ -33,8 +33,8 @@ from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
 from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
-from retrieval_engine.train.finetune.augment import augmented
 from retrieval_engine.train.finetune.captioned import Order, load_sets
+from retrieval_engine.train.finetune.vision_states import augmented
 from tests import tiny
 from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store
@@ -221,15 +221,15 @@ def test_a_run_stopped_and_taken_up_again_equals_one_that_was_not(
     config = configure(Task.RETRIEVAL, **settings(store, max_steps=9, eval_every=3, micro_batch=6))
     whole = finetune(config, tmp_path / "whole")
     steps: list[int] = []
-    plain = trainer_module.Run._step
+    plain = trainer_module.FinetuneRun._step
 
-    def dies(self: trainer_module.Run) -> None:
+    def dies(self: trainer_module.FinetuneRun) -> None:
         if self.state.step == 7 and not steps:
             steps.append(7)
             raise KeyboardInterrupt
         plain(self)
 
-    monkeypatch.setattr(trainer_module.Run, "_step", dies)
+    monkeypatch.setattr(trainer_module.FinetuneRun, "_step", dies)
     with pytest.raises(KeyboardInterrupt):
         finetune(config, tmp_path / "parts")
     assert (tmp_path / "parts" / "run" / "checkpoint.pt").exists()
@@ -479,7 +479,7 @@ def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, st
     peaks = []
     for name, lora in (("full", ""), ("lora", "r=2")):
         config = configure(Task.RETRIEVAL, **settings(store, lora=lora))
-        made = trainer_module.Run(config, tmp_path / name, None, Silent())
+        made = trainer_module.FinetuneRun(config, tmp_path / name, None, Silent())
         peaks.append(made.peak)
         made.close()
     assert peaks == pytest.approx([1e-5 * (768 / 32) ** 2, 1e-4 * (768 / 32) ** 2])

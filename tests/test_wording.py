@@ -135,7 +135,8 @@ def test_what_messages_name_in_backticks_is_there() -> None:
         for expression in EXPRESSION.findall(OTHER_TOOLS.sub("", text)):
             said = ast.parse(f"_({expression})", mode="eval").body
             assert isinstance(said, ast.Call), (where, expression)
-            [word] = [*said.args, *said.keywords]
+            words: list[ast.expr | ast.keyword] = [*said.args, *said.keywords]
+            [word] = words
             match word:
                 case ast.Call(func=ast.Name(id=function)):
                     given = {one.id for one in word.args if isinstance(one, ast.Name)}

@@ -16,7 +16,7 @@ from retrieval_engine.caption.beams import BeamSearch, Candidate, Sentence
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.logit_rules import LogitRules, draw
 from retrieval_engine.errors import UsageError
-from retrieval_engine.models.captioner import Captioner, Writing
+from retrieval_engine.models.captioner import Captioner, DecodingState
 
 
 def write_captions(
@@ -41,8 +41,8 @@ def write_captions(
     try:
         with torch.inference_mode(), captioner.autocast():
             states = tokens.to(captioner.device, captioner.dtype)
-            logits, writing = captioner.begin(states, prompt)
-            batch = _Batch(captioner, options, logits, writing)
+            logits, decoding = captioner.begin(states, prompt)
+            batch = _Batch(captioner, options, logits, decoding)
             if options.method is Method.BEAMS:
                 return batch.search()
             uniform = None
@@ -109,7 +109,7 @@ class _Batch:
         captioner: Captioner,
         options: DecodingOptions,
         logits: Tensor,
-        writing: Writing,
+        decoding: DecodingState,
     ) -> None:
         self.options = options
         prompt, self.max_length = _checked(captioner, options)
@@ -117,7 +117,7 @@ class _Batch:
         not_counted = 0 if captioner.prompt_counts else len(self.prompt)
         self.end_id = captioner.end_id
         self.logits = logits[:, None]  # (n, b, v), b = 1 at first
-        self.writing = writing
+        self.decoding = decoding
         self.active = torch.arange(len(logits), device=logits.device)
         self.rules = LogitRules(
             end_id=self.end_id,
@@ -137,7 +137,7 @@ class _Batch:
         left = int(going.sum())
         if left and left <= len(going) // 2:
             stay = going.nonzero()[:, 0]
-            self.writing.keep(stay)
+            self.decoding.keep(stay)
             self.active, self.sentences = self.active[stay], self.sentences[stay]
         return left > 0
 
@@ -166,7 +166,7 @@ class _Batch:
                 break
             if len(self.active) < before:
                 chosen, open_rows = chosen[going], open_rows[going]
-            self.logits = self.writing.step(chosen, None)
+            self.logits = self.decoding.step(chosen, None)
         scores = sums / lengths.clamp(min=1)
         return [
             _sorted([self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)])
@@ -222,7 +222,7 @@ class _Batch:
             if steps is None:
                 break
             chosen, parents, totals = steps
-            self.logits = self.writing.step(chosen, parents)
+            self.logits = self.decoding.step(chosen, parents)
         return [search.finished[: options.num_captions] for search in searches]
 
     def _advance(

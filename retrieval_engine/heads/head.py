@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrieval_engine.errors import ShapeError, UsageError
-from retrieval_engine.heads.linear import LinearProjection
-from retrieval_engine.heads.mlp import MlpProjection
-from retrieval_engine.heads.projection import Projection
+from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
 from retrieval_engine.records import Json, Modality
 
 _BLOCK_VECTORS = 8192

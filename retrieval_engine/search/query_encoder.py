@@ -5,7 +5,7 @@ from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.index import Index, SavedIndex
 from retrieval_engine.models import Encoder
-from retrieval_engine.models.text_tower import reopen_for_words
+from retrieval_engine.models.text_tower import reopen_for_texts
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
@@ -27,7 +27,7 @@ def open_query_encoder(
             "encoded here",
             hint="encode the query where the vectors come from, and search with those `vectors`",
         )
-    encoder = reopen_for_words(spec, device=device, model=model)
+    encoder = reopen_for_texts(spec, device=device, model=model)
     if not isinstance(store, ProjectedStore):
         return encoder
     from retrieval_engine.heads import HeadedEncoder

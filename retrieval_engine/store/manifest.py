@@ -25,7 +25,7 @@ REPAIR_HINT = "drop what is damaged with `repair_store()`, then encode again"
 Features = Mapping[Modality, Mapping[str, Feature]]
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What a file of a part holds."""
 
     IMAGES = "images"
@@ -47,7 +47,7 @@ class FileEntry:
     """
 
     name: str
-    kind: Kind
+    kind: FileKind
     rows: int
     size_bytes: int
     sha256: str
@@ -75,7 +75,7 @@ class Manifest:
     next_part: int = 0
     parts: tuple[Part, ...] = ()
 
-    def files(self, kind: Kind | Modality | None = None) -> list[FileEntry]:
+    def files(self, kind: FileKind | Modality | None = None) -> list[FileEntry]:
         """The files of one kind, or all, oldest first."""
         every = [entry for part in self.parts for entry in part.files]
         return [entry for entry in every if kind is None or entry.kind == kind]
@@ -229,7 +229,7 @@ def _entry(value: Mapping[str, Any]) -> FileEntry:
         raise ValueError(f"{name!r} is no plain file name")
     return FileEntry(
         name=name,
-        kind=Kind(value["kind"]),
+        kind=FileKind(value["kind"]),
         rows=int(value["rows"]),
         size_bytes=int(value["bytes"]),
         sha256=str(value["sha256"]),

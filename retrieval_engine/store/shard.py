@@ -19,7 +19,7 @@ from retrieval_engine.store.keys import KEY_HEX, hex_keys, raw_keys
 from retrieval_engine.store.manifest import (
     FORMAT_VERSION,
     FileEntry,
-    Kind,
+    FileKind,
 )
 
 KEY = "key"
@@ -187,7 +187,7 @@ class ShardWriter:
             size_bytes, sha256 = publish(self._partial, self.path)
         return FileEntry(
             name=self.path.name,
-            kind=Kind(self.modality),
+            kind=FileKind(self.modality),
             rows=self.rows,
             size_bytes=size_bytes,
             sha256=sha256,

@@ -12,7 +12,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.translation import VISION_NAMES
-from retrieval_engine.models.import_names import Kind, Translation, drop, rename
+from retrieval_engine.models.import_names import ImportKind, Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import (
     VISION,
@@ -82,7 +82,7 @@ def translate(tensors: Tensors, settings: Settings) -> Translation:
     kept = _join_biases(kept)
     mean, std = settings.normalisation()
     return Translation(
-        kind=Kind.BLIP2_QFORMER,
+        kind=ImportKind.BLIP2_QFORMER,
         config=_config(kept, settings),
         models=(Blip2ForImageTextRetrieval,),
         tensors={rename(name, _NAMES): tensor for name, tensor in kept.items()},

@@ -25,7 +25,7 @@ class FinetuneConfig:
         task: `retrieval` (ITC and ITM) or `caption` (language-model loss).
         store: the store with images, captions, and `tokens` unless `from_pixels`.
         model: checkpoint to start from; empty for the one that made the store.
-        from_pixels: read the pictures and run the vision tower in each step.
+        from_pixels: read the images and run the vision tower in each step.
         freeze_vision: do not train the tower that `from_pixels` runs.
         augment: crop, RandAugment and flips; only with `from_pixels`.
         checkpointing: recompute the tower's activations instead of keeping them.
@@ -170,8 +170,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "flickr8k-caption": Preset(
             task=Task.CAPTION,
-            source="seed VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
-            differs="selected on the official dev split by CIDEr; pictures are not mirrored when a "
+            source="VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
+            differs="selected on the official dev split by CIDEr; images are not mirrored when a "
             "caption says left or right; cached tokens unless --from-pixels",
             values={
                 "epochs": 70,
@@ -184,8 +184,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "flickr8k-lora": Preset(
             task=Task.CAPTION,
-            source="seed LoRA-BLIP2-Flickr8K",
-            differs="targets exist in the model (the seed's o_proj does not, and 100 % of its "
+            source="LoRA-BLIP2-Flickr8K",
+            differs="targets exist in the model (that recipe's o_proj does not, and 100 % of its "
             "weights trained); all five captions, not the first; no loss on padding or on the "
             "prompt, which training and writing share; selected on dev",
             values={"epochs": 5, "batch_size": 32, "lora": "r=16,alpha=32,dropout=0.05"},

@@ -1,6 +1,5 @@
 """What a run leaves: the model or adapter, its record, its log and the plot of it."""
 
-import importlib.util
 import json
 import struct
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from retrieval_engine.errors import MissingExtra
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
@@ -204,20 +202,6 @@ def _tower_size(path: Path) -> int:
                     size *= side
                 count += size
     return count
-
-
-def open_board(folder: Path) -> Any:
-    """A writer of TensorBoard's files.
-
-    Raises:
-        MissingExtra: TensorBoard is not installed.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtra("tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter
-    return writer(str(folder))
 
 
 CURVES = (

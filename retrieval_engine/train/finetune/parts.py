@@ -16,14 +16,13 @@ from retrieval_engine.models.learner import (
     open_learner,
 )
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.finetune.arithmetic import Arithmetic, training_dtype
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
-from retrieval_engine.train.finetune.captioning import Captions, Judge
+from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.objective import Objective
-from retrieval_engine.train.finetune.retrieval import Retrieval
-from retrieval_engine.train.finetune.states import CachedStates, Loader, PixelStates
+from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
+from retrieval_engine.train.finetune.retrieval import RetrievalObjective
+from retrieval_engine.train.finetune.vision_states import CachedStates, Loader, PixelStates
 from retrieval_engine.train.lora import LoraOptions, attach, matching_modules
 
 _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
@@ -52,7 +51,7 @@ class Parts:
     learner: Learner
     wrapped: Any
     loader: Loader
-    objective: Objective
+    objective: TaskObjective
     optimiser: torch.optim.Optimizer
     peak: float
     scaler: torch.amp.GradScaler
@@ -85,12 +84,12 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     dtype = training_dtype(config.dtype, device)
     loader = _loader(config, learner, store, sets, device)
     arithmetic = Arithmetic(device, dtype, config.seed)
-    objective: Objective
+    objective: TaskObjective
     if isinstance(learner, RetrievalLearner):
-        objective = Retrieval(learner, loader, config, processes, arithmetic)
+        objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
     else:
         assert isinstance(learner, CaptionLearner)
-        objective = Captions(learner, loader, config, processes, arithmetic, judge)
+        objective = CaptionObjective(learner, loader, config, processes, arithmetic, judge)
     optimiser, peak = _optimiser(config, learner, objective)
     return Parts(
         checkpoint=checkpoint,
@@ -106,7 +105,7 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     )
 
 
-def trained_parameters(learner: Learner, objective: Objective) -> list[nn.Parameter]:
+def trained_parameters(learner: Learner, objective: TaskObjective) -> list[nn.Parameter]:
     """All that a step moves."""
     model = [p for p in learner.model.parameters() if p.requires_grad]
     return [*model, *objective.parameters()]
@@ -184,7 +183,7 @@ def _loader(
 
 
 def _optimiser(
-    config: FinetuneConfig, learner: Learner, objective: Objective
+    config: FinetuneConfig, learner: Learner, objective: TaskObjective
 ) -> tuple[torch.optim.Optimizer, float]:
     trained = trained_parameters(learner, objective)
     groups = [

@@ -14,7 +14,7 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import TrainedOn
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
-from retrieval_engine.train.head.recipe import Captions, HeadRecipe, Loss
+from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
+class FeaturePairs:
     """Images and their captions on one device.
 
     Attributes:
@@ -46,7 +46,7 @@ class Pairs:
         image, column = (self.captions >= 0).nonzero(as_tuple=True)
         return image, self.captions[image, column]
 
-    def joined(self, other: "Pairs", *, first_only: bool) -> "Pairs":
+    def joined(self, other: "FeaturePairs", *, first_only: bool) -> "FeaturePairs":
         """These images and others; of the others' captions only the first when asked for."""
         theirs = other.captions[:, :1] if first_only else other.captions
         theirs = torch.where(theirs >= 0, theirs + len(self.texts), theirs)
@@ -55,7 +55,7 @@ class Pairs:
             functional.pad(table, (0, width - table.shape[1]), value=-1)
             for table in (self.captions, theirs)
         ]
-        return Pairs(
+        return FeaturePairs(
             images=torch.cat([self.images, other.images]),
             texts=torch.cat([self.texts, other.texts]),
             captions=torch.cat(tables),
@@ -72,15 +72,15 @@ class TrainingData:
         trained_on: both, by source, id and key.
     """
 
-    train: Pairs
-    val: Pairs
+    train: FeaturePairs
+    val: FeaturePairs
     trained_on: TrainedOn
 
 
 def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -> TrainingData:
     """Read the features of both sides once, and move them to the device.
 
-    Items of equal picture bytes count as one image with the captions of all; no image is in both
+    Items of equal image bytes count as one image with the captions of all; no image is in both
     sets.
 
     Raises:
@@ -90,7 +90,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
     """
     gallery = store.gallery()
     train, val = _choose(gallery, recipe)
-    captions = _captions_by_row(gallery, first_only=recipe.captions is Captions.FIRST)
+    captions = _captions_by_row(gallery, first_only=recipe.captions is CaptionChoice.FIRST)
     every = _captions_by_row(gallery, first_only=False)
     return TrainingData(
         train=_pairs(store, recipe.feature, gallery.image_rows[train], captions, device),
@@ -100,7 +100,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
 
 
 def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:
-    """Gallery indices to learn from and to select on, one for each picture.
+    """Gallery indices to learn from and to select on, one for each image.
 
     Chosen by a hash of their ids, so that neither depends on the order of the store.
     """
@@ -177,7 +177,7 @@ def _captions_by_row(gallery: Gallery, *, first_only: bool) -> dict[int, list[in
 
 def _pairs(
     store: Store, feature: str, rows: Ints, captions: dict[int, list[int]], device: torch.device
-) -> Pairs:
+) -> FeaturePairs:
     mine: Sequence[list[int]] = [captions[row] for row in rows.tolist()]
     flat = np.array([row for some in mine for row in some], np.int64)
     distinct, place = np.unique(flat, return_inverse=True)
@@ -194,7 +194,7 @@ def _pairs(
             f"{feature} of images has shape {images.shape[1:]}: a head reads vectors",
             hint="use --feature pooled or itc",
         )
-    return Pairs(
+    return FeaturePairs(
         images=torch.from_numpy(images).to(device),
         texts=torch.from_numpy(texts.reshape(len(texts), -1)).to(device),
         captions=torch.from_numpy(table).to(device),
@@ -202,7 +202,7 @@ def _pairs(
 
 
 def _trained_on(store: Store, gallery: Gallery, chosen: dict[str, Ints]) -> TrainedOn:
-    """Every item whose picture is in one of the sets, copies under other ids included."""
+    """Every item whose image is in one of the sets, copies under other ids included."""
     role_of_row = {
         row: role for role, images in chosen.items() for row in gallery.image_rows[images].tolist()
     }
