@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path, store: P
         TrainingError, match=r"not finite at step \d+ .*the batch is scene-7"
     ) as caught:
         finetune(configure(Task.RETRIEVAL, **settings(store, lr=1e30, clip=1e30)), out)
-    assert "lower --lr" in caught.value.hint
+    assert "lower `lr`" in caught.value.hint
     assert not (out / "training.json").exists()
 
 

@@ -78,7 +78,7 @@ class FinetuneRun:
         self, config: FinetuneConfig, out: Path, judge: Judge | None, progress: Progress
     ) -> None:
         if (out / "training.json").exists():
-            raise TrainingError(f"{out} already holds a trained model", hint="give another --out")
+            raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         if config.select is Select.CIDER and judge is None:
             raise UsageError("selecting by CIDEr needs a judge of captions")
         self.config, self.out = config, out
@@ -178,7 +178,7 @@ class FinetuneRun:
         raise TrainingError(
             f"loss or gradient is not finite at step {self.state.step} ({values}); the batch is "
             f"{shown}",
-            hint="lower --lr, or use --dtype float32; the run before this step is kept",
+            hint="lower `lr`, or use `dtype='float32'`; the run before this step is kept",
         )
 
     def _is_over(self) -> bool:
