@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path, store: P
         TrainingError, match=r"not finite at step \d+ .*the batch is scene-7"
     ) as caught:
         finetune(configure(Task.RETRIEVAL, **settings(store, lr=1e30, clip=1e30)), out)
-    assert "lower --lr" in caught.value.hint
+    assert "lower `lr`" in caught.value.hint
     assert not (out / "training.json").exists()
 
 
@@ -479,9 +479,10 @@ def test_python_selects_by_cider_too(tmp_path: Path, store: Path, captioner: Pat
     report = finetune(config, tmp_path / "out")
     log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     lines = [line for line in map(json.loads, log) if "cider" in line]
-    best = max(lines, key=lambda line: line["cider"])
-    assert report.final["cider"] == pytest.approx(best["cider"], abs=1e-6)
-    assert report.best_step == best["step"]
+    best = max(line["cider"] for line in lines)
+    [kept] = [line for line in lines if line["step"] == report.best_step]
+    assert report.final["cider"] == pytest.approx(best, abs=1e-4)
+    assert kept["cider"] == best
 
 
 def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, store: Path) -> None:

@@ -64,7 +64,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> Parts:
     if checkpoint.adapter is not None:
         raise UsageError(
             f"{checkpoint.name} is an adapter; training starts from a whole model",
-            hint="merge it first with `vlre merge-adapter`",
+            hint="merge it first with `merge_adapters(out=DIR)`",
         )
     sets = load_sets(store, from_cache=not config.from_pixels)
     images = config.batch_size // config.captions_per_image
@@ -76,7 +76,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> Parts:
     )
     if images % processes.size:
         raise UsageError(
-            f"batch_size {config.batch_size} is not divided by {processes.size} processes"
+            f"`batch_size={config.batch_size}` is not divided by {processes.size} processes"
         )
     device = processes.device
     learner = _open_learner(config, checkpoint, store, device)
@@ -130,7 +130,7 @@ def _open_learner(
             seen=made_by,
             expected=learner.vision,
             hint=f"they are of {store.spec.checkpoint}: use a model with the same vision tower, "
-            "encode with this one, or train --from-pixels",
+            "encode with this one, or train with `from_pixels`",
         )
     if not config.quantize:  # bitsandbytes has put it there already
         learner.model.to(device)

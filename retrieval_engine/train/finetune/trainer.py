@@ -74,7 +74,7 @@ class FinetuneRun:
 
     def __init__(self, config: FinetuneConfig, out: Path, progress: Progress) -> None:
         if (out / "training.json").exists():
-            raise TrainingError(f"{out} already holds a trained model", hint="give another --out")
+            raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         self.config, self.out = config, out
         self.processes = Processes(config.device)
         self.progress = progress if self.processes.is_first else Silent()
@@ -172,7 +172,7 @@ class FinetuneRun:
         raise TrainingError(
             f"loss or gradient is not finite at step {self.state.step} ({values}); the batch is "
             f"{shown}",
-            hint="lower --lr, or use --dtype float32; the run before this step is kept",
+            hint="lower `lr`, or use `dtype='float32'`; the run before this step is kept",
         )
 
     def _is_over(self) -> bool:
