@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.recall import recall
 from retrieval_engine.models.blip.learner import BlipCaption, BlipRetrieval
 from retrieval_engine.models.blip2.learner import Blip2Retrieval
 from retrieval_engine.models.checkpoint import resolve
@@ -31,7 +32,7 @@ from retrieval_engine.train.finetune.captioning import (
     variety,
 )
 from retrieval_engine.train.finetune.config import Task, configure
-from retrieval_engine.train.finetune.recall import recall
+from retrieval_engine.train.finetune.retrieval import recall_figures
 from retrieval_engine.train.finetune.retrieval_losses import (
     draw_matching_pairs,
     itc_in_batch,
@@ -236,11 +237,13 @@ def test_in_batch_loss_is_label_smoothed_cross_entropy_and_shares_over_equal_ima
 def test_recall_takes_the_best_vector_and_any_caption_and_gives_ties_to_the_lower_index() -> None:
     images = torch.tensor([[[1.0, 0], [0, 1]], [[0, -1], [0, 1]], [[0, 0.5], [0, 0.5]]])
     texts = torch.tensor([[0.0, 1], [1, 0], [0, -1], [0.0, 1]])
-    found = recall(images, texts, torch.tensor([0, 0, 1, 2]))
+    owner = torch.tensor([0, 0, 1, 2])
+    found = recall_figures(recall(images.numpy(), texts.numpy(), owner.numpy()))
     assert found["text_to_image@1"] == 75.0  # the last text is image 2's, and it comes third
     # images 1 and 2 score text 0 as high as their own, and 0 is the lower number
     assert found["image_to_text@1"] == pytest.approx(100 / 3)
-    collapsed = recall(torch.ones(20, 1, 1), torch.ones(20, 1), torch.arange(20))
+    ones = np.ones((20, 1), np.float32)
+    collapsed = recall_figures(recall(ones, ones, np.arange(20)))
     assert collapsed["text_to_image@1"] == 5.0
 
 

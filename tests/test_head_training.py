@@ -25,8 +25,8 @@ from retrieval_engine.train.head import (
 )
 from retrieval_engine.train.head.closed_form import Axes, Moments, TruePairs
 from retrieval_engine.train.head.pairs import FeaturePairs, read_training_data
-from retrieval_engine.train.head.ranks import scores, val_recall
 from retrieval_engine.train.head.sampler import epoch, mine
+from retrieval_engine.train.head.val_recall import val_recall
 from retrieval_engine.train.runlog import read_log
 from tests.paired_vectors import embeddings, paired_store, views
 from tests.vector_store import write_store
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def recall_of(head: Head, images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> float:
     a = torch.from_numpy(head.project(Modality.IMAGES, images))
     b = torch.from_numpy(head.project(Modality.CAPTIONS, texts))[:, 0]
-    return val_recall(scores(a, b), torch.from_numpy(owner)).mean
+    return val_recall(a, b, torch.from_numpy(owner)).mean
 
 
 def ridge_recall(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) -> float:
@@ -57,8 +57,8 @@ def ridge_recall(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) ->
         found = torch.from_numpy((test[1] - texts.mean(0)) @ w).float()
         right = torch.from_numpy(test[0] - images.mean(0)).float()
         unit = torch.nn.functional.normalize
-        similarity = scores(unit(right, dim=-1)[:, None], unit(found, dim=-1))
-        best = max(best, val_recall(similarity, torch.from_numpy(test[2])).mean)
+        sides = unit(right, dim=-1), unit(found, dim=-1)
+        best = max(best, val_recall(*sides, torch.from_numpy(test[2])).mean)
     return best
 
 
@@ -155,7 +155,7 @@ def test_from_a_thousand_images_on_the_validation_set_shapes_the_start(tmp_path:
     test = TruePairs(images=x[1400:], texts=y[1400:], image=torch.arange(300))
     plain = Axes(Moments(rows), 1.0, 300).maps(0.5, 300)(test)
     a, b = (torch.nn.functional.normalize(side) for side in plain)
-    assert ours > 1.5 * val_recall(a @ b.T, torch.arange(300)).mean
+    assert ours > 1.5 * val_recall(a, b, torch.arange(300)).mean
 
 
 def test_equal_seeds_give_equal_heads(store: Store, tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ from retrieval_engine.heads import (
     save_head,
 )
 from retrieval_engine.heads.projection import LinearProjection, MlpProjection
+from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.train.head import closed_form, fitting
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.val_recall import val_recall
 from tests.paired_vectors import views
 
 CONFIG = HeadConfig(
@@ -242,18 +243,18 @@ def test_features_that_agree_already_stay_as_they_are() -> None:
     )
 
 
-def test_validation_recall_counts_ties_against_the_right_answer() -> None:
+def test_validation_recall_gives_ties_to_the_lower_index() -> None:
     images = torch.nn.functional.one_hot(torch.arange(3), 3).float()[:, None]
     texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0, 0.8], [0, 0.8, 0.6]])
-    found = val_recall(scores(images, texts), torch.tensor([0, 1, 2, 2]))
+    found = val_recall(images, texts, torch.tensor([0, 1, 2, 2]))
     assert found.text_to_image[0] == 75
     assert found.image_to_text[0] == 100
-    collapsed = val_recall(torch.ones(20, 20), torch.arange(20))
-    assert collapsed.mean == 0
+    collapsed = val_recall(torch.ones(20, 1), torch.ones(20, 1), torch.arange(20))
+    assert collapsed.image_to_text == collapsed.text_to_image == (5, 25, 50)
 
 
 def test_score_of_several_vectors_is_their_maximum() -> None:
     images = torch.randn(5, 4, 8)
     texts = torch.randn(6, 8)
     expected = torch.einsum("nqd,md->nqm", images, texts).amax(1)
-    assert torch.allclose(scores(images, texts), expected, atol=1e-5)
+    assert torch.allclose(block_scores(images, texts[:, None]), expected, atol=1e-5)

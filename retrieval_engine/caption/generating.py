@@ -39,7 +39,7 @@ def write_captions(
     options = complete(options, captioner)
     prompt, _ = _checked(captioner, options)
     try:
-        with torch.inference_mode(), captioner.arithmetic():
+        with torch.inference_mode(), captioner.autocast():
             states = tokens.to(captioner.device, captioner.dtype)
             logits, decoding = captioner.begin(states, prompt)
             batch = _Batch(captioner, options, logits, decoding)

@@ -52,7 +52,10 @@ class VisionModel(Protocol):
     """The image side of an encoder or a captioner."""
 
     preprocessor: ImagePreprocessor
-    default_batch_size: int
+
+    @property
+    def default_batch_size(self) -> int:
+        """See `Encoder.default_batch_size`."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """See `Encoder.features`."""

@@ -123,6 +123,12 @@ class RecallReport:
         values = [*self.image_to_text.recall.values(), *self.text_to_image.recall.values()]
         return sum(values) / len(values)
 
+    @property
+    def mean_reciprocal_rank(self) -> float:
+        """Mean over both directions of the mean of 1 / (1 + rank), in [0, 1]."""
+        directions = (self.ranks.image_to_text, self.ranks.text_to_image)
+        return float(np.mean([(1 / (1 + r[r != NO_QUERY])).mean() for r in directions]))
+
     def to_json(self) -> dict[str, Json]:
         """The figures as JSON values; percentages 0-100."""
         return {

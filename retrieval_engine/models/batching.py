@@ -68,22 +68,23 @@ def pad_tokens(
 def in_batches(
     ids: Sequence[Sequence[int]],
     states: Callable[[Sequence[Sequence[int]]], NDArray[np.float32]],
-    *,
-    width: int,
 ) -> NDArray[np.float32]:
     """Run texts in batches of about equal length, so that little is spent on padding.
 
     Args:
-        ids: token ids of n texts.
+        ids: token ids of n texts, at least one.
         states: gives (b, width) states of b texts.
-        width: of the states.
 
     Returns:
         (n, width) states in the order of `ids`.
     """
-    result = np.empty((len(ids), width), dtype=np.float32)
     order = np.argsort([len(tokens) for tokens in ids], kind="stable")
-    for start in range(0, len(order), TEXTS_PER_BATCH):
-        rows = order[start : start + TEXTS_PER_BATCH]
-        result[rows] = states([ids[row] for row in rows])
+    sorted_states = np.concatenate(
+        [
+            states([ids[row] for row in order[start : start + TEXTS_PER_BATCH]])
+            for start in range(0, len(order), TEXTS_PER_BATCH)
+        ]
+    )
+    result = np.empty_like(sorted_states)
+    result[order] = sorted_states
     return result

@@ -63,7 +63,6 @@ class Captioner(Protocol):
         spec: all that decides its numbers; the part `vision` is that of a retrieval encoder with
             the same tower, whose stored `tokens` serve both.
         preprocessor: as of an `Encoder`.
-        default_batch_size: images per call of `encode_images`.
         captions_at_once: sentences of a batch that suit the device.
         prompt: what it was trained to go on from.
         end_id: token that ends a sentence.
@@ -76,7 +75,6 @@ class Captioner(Protocol):
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
-    default_batch_size: int
     captions_at_once: int
     prompt: str
     end_id: int
@@ -85,6 +83,10 @@ class Captioner(Protocol):
     prompt_counts: bool
     device: "torch.device"
     dtype: "torch.dtype"
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call of `encode_images` that suit the device."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """The features it can emit; `tokens` of images at least."""
@@ -103,7 +105,7 @@ class Captioner(Protocol):
             prompt: what it went on from.
         """
 
-    def arithmetic(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context that `begin` and all steps run in; one for a whole batch, as it caches."""
 
     def begin(self, tokens: "torch.Tensor", prompt: str) -> "tuple[torch.Tensor, DecodingState]":

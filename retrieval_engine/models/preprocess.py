@@ -7,6 +7,7 @@ antialiased bicubic filter. The same resize through torch or OpenCV moves cosine
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,35 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePreprocessor:
-    """Resizes a decoded picture; the normalisation is left to the device that runs the model.
+class ImagePreprocessor(Protocol):
+    """Makes of a decoded image the pixels that a tower reads; light, picklable, without torch.
 
-    Attributes:
-        image_size: side of the square in pixels.
-        mean: of each channel, on the scale 0-1.
-        std: of each channel, on the scale 0-1.
+    The normalisation is left to the device that runs the model.
     """
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square in pixels."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of each channel, on the scale 0-1."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of each channel, on the scale 0-1."""
+
+    @property
+    def name(self) -> str:
+        """Name and version for the fingerprint: all that decides the normalised pixels."""
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(image_size, image_size, 3) pixels of an RGB image of any size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashToSquare:
+    """BLIP's and BLIP-2's: the whole image, squashed to a square; see `ImagePreprocessor`."""
 
     image_size: int
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -81,4 +102,4 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
         raise CheckpointInvalid(
             f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
         )
-    return ImagePreprocessor(image_size=image_size, mean=m, std=s)
+    return SquashToSquare(image_size=image_size, mean=m, std=s)

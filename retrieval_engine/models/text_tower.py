@@ -33,7 +33,10 @@ class TextTower(Protocol):
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
-    default_batch_size: int
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call of `encode_images` that suit the device."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """See `Encoder.features`; those of images too."""

@@ -98,11 +98,11 @@ def _print(report: "HeadReport") -> None:
     from rich.table import Table
 
     from retrieval_engine.cli.output import table_console
-    from retrieval_engine.train.head.ranks import CUTOFFS
+    from retrieval_engine.metrics.recall import KS
 
     table = Table(title=f"{report.saved.config.kind} head {report.saved.path}, validation")
     table.add_column("start -> best")
-    for k in CUTOFFS:
+    for k in KS:
         table.add_column(f"R@{k}", justify="right")
     for name in ("image_to_text", "text_to_image"):
         pairs = zip(getattr(report.start, name), getattr(report.best, name), strict=True)

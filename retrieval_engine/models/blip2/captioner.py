@@ -10,7 +10,6 @@ overflows in float16.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -124,10 +123,6 @@ class Blip2Captioner(Blip2Images):
         tower = self.spec.part("vision")
         return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=tower)]
 
-    def text_features(self) -> list[Feature]:
-        """None."""
-        return []
-
     @cached_property
     def speaking(self) -> SpeakingPart:
         """The language model on the device."""
@@ -136,10 +131,6 @@ class Blip2Captioner(Blip2Images):
         loaded: SpeakingPart = load_model(SpeakingPart, self.checkpoint, dtype=dtype)
         loaded.to(self.device)
         return loaded
-
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """Nothing: each part has its own precision."""
-        return nullcontext()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """OPT: the prompt's tokens, </s> first. T5: where its decoder starts."""

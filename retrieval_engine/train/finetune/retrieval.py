@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.models.learner import RetrievalLearner
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Group
 from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.objective import Arithmetic
-from retrieval_engine.train.finetune.recall import recall
 from retrieval_engine.train.finetune.retrieval_losses import (
     MomentumCopy,
     draw_matching_pairs,
@@ -258,7 +258,17 @@ class RetrievalObjective:
             device = self._processes.device
             with self._arithmetic.plain():
                 texts.append(self._learner.embed_texts(ids.to(device), mask.to(device)).cpu())
-        return recall(torch.cat(images), torch.cat(texts), torch.from_numpy(data.owner))
+        report = recall(torch.cat(images).numpy(), torch.cat(texts).numpy(), data.owner)
+        return recall_figures(report)
+
+
+def recall_figures(report: RecallReport) -> dict[str, float]:
+    """`mean_recall` and the recall of each direction as `text_to_image@1`, …, in per cent."""
+    figures = {"mean_recall": report.mean_recall}
+    for name in ("text_to_image", "image_to_text"):
+        for k, value in getattr(report, name).recall.items():
+            figures[f"{name}@{k}"] = value
+    return figures
 
 
 def _pieces(size: int, most: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from retrieval_engine.train.head.pairs import FeaturePairs
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.val_recall import val_recall
 
 _RIDGES = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 _USUAL_RIDGE = 1.0
@@ -280,8 +280,7 @@ def reciprocal_rank(images: Tensor, texts: Tensor, image: Tensor) -> float:
     row = torch.arange(len(number), device=images.device)
     first = first.scatter_reduce(0, number, row, "amin")
     unit = torch.nn.functional.normalize
-    similarity = scores(unit(images[first], dim=-1)[:, None], unit(texts, dim=-1))
-    return val_recall(similarity, number).reciprocal
+    return val_recall(unit(images[first], dim=-1), unit(texts, dim=-1), number).reciprocal
 
 
 def _is_half_fast(x: Tensor) -> bool:

@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
+from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.head import closed_form, sampler
 from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_precision
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
-from retrieval_engine.train.head.ranks import ValRecall, scores, val_recall
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
+from retrieval_engine.train.head.val_recall import ValRecall, val_recall
 
 _WARM_UP = 0.1
 _SCALE_BATCH = 256
@@ -151,7 +152,7 @@ class HeadRun:
         with half_precision(train.images):
             images = head.images(train.images[batch.images])
             texts = head.texts(train.texts[batch.texts])
-        return scores(images, texts)
+        return block_scores(images, texts[:, None])
 
     def _loss_of(self, logits: Tensor, batch: sampler.HeadBatch) -> Tensor:
         if self.recipe.loss is Loss.SIGMOID:
@@ -176,7 +177,7 @@ class HeadRun:
         head, val = self.head, self.val
         head.eval()
         image, row = val.owners
-        found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
+        found = val_recall(head.images(val.images), head.texts(val.texts)[row], image)
         line: dict[str, Json] = {"epoch": self.epochs}
         if loss is not None:
             line["loss"] = round(loss, 5)

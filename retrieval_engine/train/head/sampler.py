@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from retrieval_engine.heads import Head
+from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.train.head.pairs import FeaturePairs
-from retrieval_engine.train.head.ranks import scores
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
 _SMALLEST_BATCH, _LARGEST_BATCH = 64, 1024
@@ -100,7 +100,7 @@ def mine(head: Head, pairs: FeaturePairs, count: int) -> Tensor:
     found = []
     for start in range(0, len(pairs), _MINED_ROWS):
         part = pairs.images[start : start + _MINED_ROWS]
-        similarity = scores(head.images(part), texts)
+        similarity = block_scores(head.images(part), texts[:, None])
         own = owner == torch.arange(start, start + len(part), device=owner.device)[:, None]
         best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         similarity = similarity.masked_fill(own | (similarity > best), -torch.inf)

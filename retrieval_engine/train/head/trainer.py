@@ -20,8 +20,8 @@ from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
 from retrieval_engine.train.head.fitting import HeadRun
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
-from retrieval_engine.train.head.ranks import ValRecall
 from retrieval_engine.train.head.recipe import HeadRecipe
+from retrieval_engine.train.head.val_recall import ValRecall
 from retrieval_engine.train.runlog import read_log
 
 LOG = "log.jsonl"

@@ -205,7 +205,7 @@ class Run:
         )
         if not (state.in_joint_stage or self._is_over()):
             return
-        mean = found.recall.mean
+        mean = found.recall.mean_recall
         state.stale, state.best = (0, mean) if mean > state.best else (state.stale + 1, state.best)
         if mean > state.best - _NOISE:  # of equals the later: its captions are better
             state.kept, state.kept_step = mean, state.step

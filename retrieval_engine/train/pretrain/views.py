@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.models.preprocess import SquashToSquare
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
@@ -150,7 +150,7 @@ def _draw_chunk(items: Sequence[Item], *, size: ModelSize, labels: Labelled | No
 
 
 def _draw_one(item: Item, size: ModelSize, labels: Labelled | None) -> _Drawn:
-    look = ImagePreprocessor(image_size=size.image_size)
+    look = SquashToSquare(image_size=size.image_size)
     try:
         pixels = look.pixels(decode(read_bytes(item.uri)))
     except SourceError as error:
