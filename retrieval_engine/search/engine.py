@@ -28,8 +28,7 @@ from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
-from retrieval_engine.search.pairing import check_pair
-from retrieval_engine.search.query_encoder import check_head, open_query_encoder
+from retrieval_engine.search.pairing import check_head, check_pair, open_query_encoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode

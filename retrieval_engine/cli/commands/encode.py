@@ -1,8 +1,6 @@
 """`vlre encode`: pictures and captions into features."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +15,6 @@ from retrieval_engine.cli.options import (
     store_option,
 )
 from retrieval_engine.cli.output import SOME_FAILED
-
-if TYPE_CHECKING:
-    from retrieval_engine.encoding.from_source import EncodeReport
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
@@ -101,10 +96,12 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
+    from retrieval_engine.cli.encode_output import show_encoded, show_projected
     from retrieval_engine.cli.output import progress_bar
-    from retrieval_engine.cli.projecting import project
     from retrieval_engine.encoding.from_source import EncodeOptions, encode
+    from retrieval_engine.encoding.projected import project_store
     from retrieval_engine.encoding.stale import encode_stale
+    from retrieval_engine.heads import load_head
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
     from retrieval_engine.sources import open_source
@@ -112,7 +109,9 @@ def command(
     if head is not None:
         if source is not None or only_stale:
             raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
-        project(store, head, as_json=as_json)
+        with progress_bar() as progress:
+            projected = project_store(store, load_head(head), progress=progress)
+        show_projected(projected, as_json=as_json)
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
@@ -138,24 +137,10 @@ def command(
             )
         else:
             report = encode(opened, store, encoder=encoder, options=options, progress=progress)
-    _tell(report, notes=opened.notes if opened else (), as_json=as_json)
+    show_encoded(report, notes=opened.notes if opened else (), as_json=as_json)
     if report.failures:
         ctx.exit(SOME_FAILED)
 
 
 def _allowing_missing(source: str) -> str:
     return f"{source}{'&' if '?' in source else '?'}allow_missing=true"
-
-
-def _tell(report: "EncodeReport", *, notes: Sequence[str], as_json: bool) -> None:
-    """The report on stdout; what the source remarked and what failed on stderr."""
-    from retrieval_engine.cli.encode_summary import encode_summary
-    from retrieval_engine.cli.output import emit, note, note_failures
-
-    for line in notes:
-        note(line)
-    note_failures(report.failures, f"{report.store}/failures.jsonl")
-    if as_json:
-        emit(report.to_json())
-    else:
-        click.echo(encode_summary(report.to_json()))

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.compare.runs import Run
-from retrieval_engine.evaluate.compare.tables import markdown_table
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.intervals import difference_interval, recall_intervals
@@ -240,3 +239,12 @@ def _saved_row(run: Run) -> Row:
 
 def _latex(text: str) -> str:
     return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a README or an issue: names on the left, figures on the right."""
+    lines = ["| " + " | ".join(headings) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(headings) - 1))
+    for name, *figures in rows:
+        lines.append("| " + " | ".join([name.replace("|", "\\|"), *figures]) + " |")
+    return "\n".join(lines)
