@@ -11,9 +11,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from retrieval_engine import open_encoder
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.attention import use_eager_attention, use_fused_attention
 from retrieval_engine.models.blip.encoder import BlipEncoder
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.records import Modality
 from tests import tiny
 

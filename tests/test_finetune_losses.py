@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.metrics.recall import recall
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.learner import BlipCaption, BlipRetrieval
 from retrieval_engine.models.blip2.learner import Blip2Retrieval
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.learner import open_learner
 from retrieval_engine.progress import Silent
 from retrieval_engine.records import Json

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.encoder import BlipEncoder
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.matcher import _by_images
 from tests import tiny
 

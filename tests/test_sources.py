@@ -297,7 +297,7 @@ def test_flickr8k_missing_images_are_told_before_the_first_item(tmp_path: Path) 
 
     with pytest.raises(SourceError, match=r"2 of 5 images are not in .*: 2\.jpg, 4\.jpg") as caught:
         next(iter(open_source(f"flickr8k:{tmp_path}").items()))
-    assert "--allow-missing" in caught.value.hint
+    assert "`allow_missing`" in caught.value.hint
 
     source: Any = open_source(f"flickr8k:{tmp_path}?allow_missing=true")
     assert [item.id for item in source.items()] == ["1.jpg", "3.jpg", "5.jpg"]

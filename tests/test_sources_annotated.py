@@ -285,7 +285,7 @@ def test_missing_image_of_a_json_is_one_line_with_the_way_out(tmp_path: Path) ->
 
     with pytest.raises(SourceError, match=r"1 of 3 images are not in .*: 2\.jpg$") as caught:
         list(open_source(f"karpathy:{tmp_path}/d.json").items())
-    assert "--allow-missing" in caught.value.hint
+    assert "`allow_missing`" in caught.value.hint
     assert len(list(open_source(f"karpathy:{tmp_path}/d.json?allow-missing").items())) == 2
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(SourceError, match=r"none of 3 images is in .*elsewhere"):

@@ -73,7 +73,7 @@ class CapFiltRequest:
             UsageError: a threshold that is no probability.
         """
         if not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold is {self.threshold}, must be between 0 and 1")
+            raise UsageError(f"`threshold` is {self.threshold}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class CapFiltReport:
     failures: list[Failure]
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre capfilt --json`."""
+        """The report as one JSON object."""
         return {
             "out": self.out,
             "pictures": self.pictures,
@@ -160,7 +160,7 @@ class CapFiltJob:
         if written.unreachable and not request.with_images:
             self.notes.append(
                 f"{written.unreachable:,} pictures are no files of their own: read the cleaned "
-                "set as a source with --with-images"
+                "set as a source with `with_images`"
             )
         return CapFiltReport(
             out=str(request.out),

@@ -61,7 +61,7 @@ class CaptionFile:
     ) -> None:
         if path.suffix not in SUFFIXES:
             raise UsageError(
-                f"--out {path} ends in {path.suffix or 'nothing'}, must end in "
+                f"`out={str(path)!r}` ends in {path.suffix or 'nothing'}, must end in "
                 f"{', '.join(SUFFIXES)}"
             )
         self.path = path
@@ -130,14 +130,14 @@ class CaptionFile:
             row = None
         if not isinstance(row, dict) or not {"image", "source", "run"} <= row.keys():
             raise UsageError(
-                f"{self.journal}, line {number}, is none of `vlre caption`",
-                hint="use another --out, or --overwrite",
+                f"{self.journal}, line {number}, is no row of captions",
+                hint="use another `out`, or `overwrite`",
             )
         if row["run"] != self._run:
             raise UsageError(
                 f"{self.journal} holds captions of another model or other settings "
                 f"(run {row['run']}, this is {self._run})",
-                hint=f"see {self.path.name}.run.json; use another --out, or --overwrite",
+                hint=f"see {self.path.name}.run.json; use another `out`, or `overwrite`",
             )
         return row
 
@@ -265,7 +265,7 @@ class TextFiles:
         path = Path(picture.item.uri)
         if not path.is_absolute():  # scenes:…, parquet:…
             raise UsageError(
-                f"--txt-beside: {picture.item.uri} is no file of its own",
-                hint="use --out for pictures that are not files",
+                f"`txt_beside`: {picture.item.uri} is no file of its own",
+                hint="use `out` for pictures that are not files",
             )
         return path.with_suffix(".txt")

@@ -49,7 +49,7 @@ def draw_explanation(
     """
     if not isinstance(captioner, ExplainingCaptioner):
         raise UsageError(
-            f"--explain: {captioner.spec.checkpoint} looks at the picture through a Q-Former, "
+            f"`explain`: {captioner.spec.checkpoint} looks at the picture through a Q-Former, "
             "whose queries have no place in it",
             hint="use a BLIP captioner, e.g. Salesforce/blip-image-captioning-base",
         )
@@ -91,7 +91,9 @@ def _save(
     try:
         figure.savefig(out, dpi=130)
     except ValueError as error:
-        raise UsageError(f"--explain {out}: {error}", hint="use .png, .svg or .pdf") from error
+        raise UsageError(
+            f"`explain={str(out)!r}`: {error}", hint="use .png, .svg or .pdf"
+        ) from error
     except OSError as error:
         raise VlreError(f"cannot write {out}: {error.strerror}") from error
 

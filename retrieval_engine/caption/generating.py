@@ -76,13 +76,13 @@ def _checked(captioner: Captioner, options: DecodingOptions) -> tuple[str, int]:
     begun = len(captioner.prompt_ids(options.prompt))
     if captioner.prompt_counts and begun >= options.max_length:
         raise UsageError(
-            f"--max-length {options.max_length} leaves no room after the {begun} tokens of "
+            f"`max_length={options.max_length}` leaves no room after the {begun} tokens of "
             f"{options.prompt!r}"
         )
     whole = options.max_length + (0 if captioner.prompt_counts else begun)
     if whole > captioner.longest:
         raise UsageError(
-            f"--max-length {options.max_length} is more than {captioner.spec.checkpoint} can write "
+            f"`max_length={options.max_length}` is more than {captioner.spec.checkpoint} can write "
             f"({captioner.longest} tokens, the prompt among them)"
         )
     return options.prompt, whole

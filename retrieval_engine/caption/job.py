@@ -67,13 +67,13 @@ class CaptionRequest:
             UsageError: an option that would have no effect.
         """
         if self.overwrite and not self.out:
-            raise UsageError("--overwrite needs --out")
+            raise UsageError("`overwrite` needs `out`")
         if self.ranker and not self.rank:
-            raise UsageError(f"--ranker {self.ranker} has no effect without --rank")
+            raise UsageError(f"`ranker={self.ranker!r}` has no effect without `rank`")
         if self.explain and not self.is_single:
-            raise UsageError("--explain draws one picture: name one picture file")
+            raise UsageError("`explain` draws one picture: name one picture file")
         if self.explain and (self.out or self.txt_beside or self.options.num_captions > 1):
-            raise UsageError("--explain draws one caption and writes no other file")
+            raise UsageError("`explain` draws one caption and writes no other file")
 
     @property
     def is_single(self) -> bool:

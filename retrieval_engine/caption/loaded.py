@@ -75,7 +75,7 @@ def open_judge(
             continue
     raise UsageError(
         f"nothing can judge captions: {' and '.join(tried)} have no matching head",
-        hint="name a retrieval checkpoint with --ranker, e.g. Salesforce/blip-itm-base-coco",
+        hint="name a retrieval checkpoint as `ranker`, e.g. Salesforce/blip-itm-base-coco",
     )
 
 

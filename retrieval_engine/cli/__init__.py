@@ -7,6 +7,7 @@ at once.
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -46,14 +47,15 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and end with the right exit code and at most two lines on an explained failure."""
-        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        typed = list(kwargs.get("args") or sys.argv[1:])
+        debug = "--debug" in typed
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
         except VlreError as error:
             if debug:
                 raise
-            _explain(error)
+            _explain(error, typed)
             code = error.exit_code
         except click.exceptions.Abort:
             click.echo("interrupted", err=True)
@@ -69,7 +71,7 @@ class Commands(click.Group):
             explained = _of_the_machine(error)
             if debug or explained is None:
                 raise
-            _explain(explained)
+            _explain(explained, typed)
             code = explained.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -86,10 +88,13 @@ def _of_the_machine(error: Exception) -> VlreError | None:
     return None
 
 
-def _explain(error: VlreError) -> None:
-    click.echo(f"Error: {error.message}", err=True)
+def _explain(error: VlreError, typed: Sequence[str]) -> None:
+    from retrieval_engine.cli.wording import as_options, context_of
+
+    context = context_of(main, typed)
+    click.echo(f"Error: {as_options(error.message, context)}", err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {as_options(error.hint, context)}", err=True)
 
 
 @click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})

@@ -29,8 +29,11 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def note(line: str) -> None:
-    """One line for people, on stderr."""
-    click.echo(line, err=True)
+    """One line for people, on stderr; arguments that it names are worded as options."""
+    from retrieval_engine.cli.wording import as_options
+
+    context = click.get_current_context(silent=True)
+    click.echo(as_options(line, context) if context else line, err=True)
 
 
 def note_failures(failures: "Sequence[Failure]", ledger: str = "") -> None:

@@ -220,7 +220,7 @@ def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -
         what += f": {spec}"
     elif not items and not keys:
         raise EvaluationError(
-            f"{file} names no training item", hint="it needs `ids`, `keys` or `source`"
+            f"{file} names no training item", hint="it needs 'ids', 'keys' or 'source'"
         )
     return TrainingSet(what=what, items=frozenset(items), keys=keys)
 

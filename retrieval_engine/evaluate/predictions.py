@@ -1,6 +1,6 @@
 """Captions and references out of files, in whatever common form they come.
 
-Understood: our JSON lines (`vlre caption`), COCO results (`[{"image_id", "caption"}]`), COCO
+Understood: our JSON lines, COCO results (`[{"image_id", "caption"}]`), COCO
 annotations (`{"annotations": […], "images": […]}`), lists of `{"image", "caption"}` or
 `{"image", "captions": […]}`, `{"image": "caption"}`, CSV with a header, and `name.jpg#k<TAB>caption`.
 """
@@ -64,7 +64,7 @@ class PairedCaptions:
 def read_captions(path: Path) -> CaptionFile:
     """Read a file of captions or of references.
 
-    The ledger that `vlre caption` keeps beside its output, `NAME.failures.jsonl`, is read too.
+    The ledger that a captioning run keeps beside its output, `NAME.failures.jsonl`, is read too.
 
     Raises:
         EvaluationError: the file is not there, is no such file, or a row lacks its image or
@@ -116,7 +116,7 @@ def pair_captions(
             f"{lacking} of {len(wanted)} images have no caption to score "
             f"({len(missing)} missing, {len(empty)} empty, {len(failed)} failed): "
             f"{_some([*missing, *empty, *failed])}",
-            hint="caption them, or score the others with --allow-missing",
+            hint="caption them, or score the others with `allow_missing`",
         )
     images = [image for image in present if image not in set(empty)]
     if not images:
@@ -173,7 +173,7 @@ def _json_rows(path: Path, whole: Any, found: CaptionFile) -> Iterable[Mapping[s
     if isinstance(whole, dict):
         return [whole]
     if not all(isinstance(row, dict) for row in whole):
-        raise EvaluationError(f"{path}: expected a list of objects with `image` and `caption`")
+        raise EvaluationError(f"{path}: expected a list of objects with 'image' and 'caption'")
     return whole  # type: ignore[no-any-return]
 
 
@@ -205,8 +205,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
     names = [name.strip().lower() for name in rows.fieldnames or ()]
     if not set(names) & set(_IMAGE_NAMES) or not set(names) & set(_CAPTION_NAMES):
         raise EvaluationError(
-            f"{path}: no JSON, and as CSV its first line must name the columns `image` and "
-            f"`caption`; it is {first[:60]!r}"
+            f"{path}: no JSON, and as CSV its first line must name the columns 'image' and "
+            f"'caption'; it is {first[:60]!r}"
         )
     for row in rows:
         yield {str(k).strip().lower(): v for k, v in row.items()}

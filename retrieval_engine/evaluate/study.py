@@ -125,6 +125,6 @@ def _plan(store: Store, study: HeadStudy) -> tuple[HeadRecipe, str | None]:
     if train < 2 or val < 2:
         raise TrainingError(
             f"{images:,} images are too few for {study.test_size:,} to test on and some to train",
-            hint="take a larger source, or a smaller --test-size",
+            hint="take a larger source, or a smaller `test_size`",
         )
     return replace(recipe, train_size=train, val_size=val), None

@@ -64,7 +64,7 @@ class HeadConfig:
         if self.kind is HeadKind.MLP and self.hidden < 2:
             raise UsageError(f"an MLP head needs at least 2 hidden units, got {self.hidden}")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is a share in [0, 1), got {self.dropout}")
+            raise UsageError(f"`dropout` is a share in [0, 1), got {self.dropout}")
 
     def to_json(self) -> dict[str, Json]:
         """The form as JSON values; `from_json` reads it back."""

@@ -135,7 +135,7 @@ class SavedHead:
                     f"head {self.path} (of {self.checkpoint})",
                     seen=self.encoder,
                     expected=encoder,
-                    hint="train a head for this store: `vlre train-head --store STORE --out DIR`",
+                    hint="train a head for this store: `train_head(store=STORE, out=DIR)`",
                 )
 
     def trained_on(self) -> TrainedOn:
@@ -214,7 +214,7 @@ def load_head(path: str | Path) -> SavedHead:
     if not (path / RECORD).is_file():
         raise CheckpointNotFound(
             f"no head at {path}: {RECORD} is not there",
-            hint="train one with `vlre train-head --out DIR`",
+            hint="train one with `train_head(out=DIR)`",
         )
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ class IndexReport:
     remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre index --json`."""
+        """The report as one JSON object."""
         value: dict[str, Json] = asdict(self)
         return value | {"remarks": list(self.remarks)}
 

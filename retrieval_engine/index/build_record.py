@@ -104,13 +104,13 @@ class Manifest:
         Raises:
             IndexFailure: there is none, or it cannot be understood.
         """
-        rebuild = "build it again with `vlre index`"
+        rebuild = "build it again with `build_index()`"
         path = folder / MANIFEST
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise IndexFailure(
-                f"no index at {folder}", hint="build one with `vlre index`"
+                f"no index at {folder}", hint="build one with `build_index()`"
             ) from error
         except (OSError, ValueError) as error:
             raise IndexFailure(f"cannot read {path}: {error}", hint=rebuild) from error

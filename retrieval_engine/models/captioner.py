@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_encoder
-from retrieval_engine.models.adapters import adapted
-from retrieval_engine.models.checkpoint import read_config, resolve
+from retrieval_engine.models.adapters import adapted, resolve
+from retrieval_engine.models.checkpoint import read_config
 from retrieval_engine.models.family import family_of, family_with
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality

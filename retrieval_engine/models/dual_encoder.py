@@ -115,7 +115,7 @@ class ImageEncoder(ABC):
         known = self.features(modality)
         if unknown := [name for name in features if name not in known]:
             raise UsageError(
-                f"{self.checkpoint.name} emits no {', '.join(unknown)} of {modality}; it emits "
+                f"{self.checkpoint.name} emits no {', '.join(unknown)} for {modality}; it has "
                 f"{', '.join(known) or 'nothing of them'}",
                 hint=self.hint(unknown),
             )

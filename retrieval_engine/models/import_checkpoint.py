@@ -125,7 +125,7 @@ def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings")
         whole = tensors if tower is None else blip2.add_vision(tensors, tower, options)
         return blip2.translate(whole, options)
     if tower is not None:
-        raise UsageError("--vision is for BLIP-2 checkpoints saved without their vision tower")
+        raise UsageError("`vision` is for BLIP-2 checkpoints saved without their vision tower")
     return blip.translate(tensors, kind, options)
 
 
@@ -175,7 +175,7 @@ def build_tokenizer(
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--vocab {file} cannot be read: {error}") from error
+        raise UsageError(f"`vocab={str(file)!r}` cannot be read: {error}") from error
     words = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
     tokens = [*words, *(token for token in special_tokens if token not in words)]
     if len(tokens) != rows or len(set(tokens)) != rows:
@@ -183,7 +183,7 @@ def build_tokenizer(
         raise CheckpointInvalid(
             f"the checkpoint's word embeddings have {rows} rows; {file.name} has {len(words)} "
             f"words ({len(set(tokens))} different ones with {added or 'none'} added)",
-            hint="give the vocab.txt the checkpoint was trained with: --vocab FILE",
+            hint="give the vocab.txt the checkpoint was trained with: `vocab=FILE`",
         )
     tokenizer = BertTokenizer(vocab={t: n for n, t in enumerate(words)}, do_lower_case=True)
     tokenizer.add_special_tokens({"bos_token": special_tokens[0]})
@@ -205,5 +205,5 @@ def _default_file() -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointNotFound(
             f"no vocabulary: {DEFAULT_VOCABULARY} is not on this machine and the hub cannot be reached",
-            hint="give BERT's uncased vocabulary (30,522 lines): --vocab vocab.txt",
+            hint="give BERT's uncased vocabulary (30,522 lines): `vocab='vocab.txt'`",
         ) from error

@@ -108,7 +108,9 @@ def check_free(out: Path) -> None:
         UsageError: something is there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} exists", hint="choose another directory or remove it first")
+        raise UsageError(
+            f"`out={str(out)!r}` exists", hint="choose another directory or remove it first"
+        )
 
 
 def write_directory(

@@ -20,7 +20,7 @@ def vision_config(tensors: Tensors, settings: Settings) -> dict[str, Any]:
     Trap: HF's default eps is 1e-5 for BLIP; both ViTs were trained with 1e-6.
 
     Raises:
-        CheckpointInvalid: a tensor that says so is absent, or `--config` says otherwise.
+        CheckpointInvalid: a tensor that says so is absent, or `config` says otherwise.
     """
     width, _, patch, _ = _shape(tensors, f"{VISION}patch_embed.proj.weight", 4)
     depth = depth_of(tensors, f"{VISION}blocks.")
@@ -50,7 +50,7 @@ def text_config(tensors: Tensors, prefix: str, settings: Settings) -> dict[str, 
         settings: what the shapes cannot tell.
 
     Raises:
-        CheckpointInvalid: a tensor that says so is absent, or `--config` says otherwise.
+        CheckpointInvalid: a tensor that says so is absent, or `config` says otherwise.
     """
     vocabulary, width = _shape(tensors, f"{prefix}embeddings.word_embeddings.weight", 2)
     positions, _ = _shape(tensors, f"{prefix}embeddings.position_embeddings.weight", 2)
@@ -112,7 +112,7 @@ def patches_of(image_size: int, patch_size: int) -> int:
     if image_size < patch_size or image_size % patch_size:
         raise UsageError(
             f"image size {image_size} is not a multiple of the patch size {patch_size}",
-            hint=f"try --image-size {max(1, round(image_size / patch_size)) * patch_size}",
+            hint=f"try `image_size={max(1, round(image_size / patch_size)) * patch_size}`",
         )
     return image_size // patch_size
 

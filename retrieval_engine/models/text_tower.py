@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_name
-from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.family import load_family
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality

@@ -147,7 +147,7 @@ class SearchEngine:
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
         if rerank and rerank < k:
-            raise UsageError(f"--rerank is {rerank}; it must be at least -k, which is {k}")
+            raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
         scores, items = self.index.search(self.encode_texts(texts), max(k, rerank))
         if rerank:
             scores, items = rerank_images(
@@ -260,7 +260,7 @@ class SearchEngine:
     @staticmethod
     def _check_k(k: int) -> None:
         if k < 1:
-            raise UsageError(f"k is {k}; it must be at least 1")
+            raise UsageError(f"`k` is {k}; it must be at least 1")
 
 
 class _Captions:

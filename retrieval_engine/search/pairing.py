@@ -31,7 +31,7 @@ def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tup
         raise IndexFailure(
             f"{index.path} holds {f'split {held!r}' if held else 'all items'}, "
             f"not {f'split {split!r}' if split else 'all items'}",
-            hint=f"build one with `vlre index --index OUT{f' --split {split}' if split else ''}`",
+            hint=f"build one with `build_index(out=OUT{f', split={split!r}' if split else ''})`",
         )
     if store is None:
         return ()
@@ -46,12 +46,12 @@ def _check_encoder(index: SavedIndex, store: Store) -> None:
     # Not the encoder's fingerprint: one whose text side alone has changed keeps its images.
     if feature is not None and feature.fingerprint == index.manifest.feature_fingerprint:
         return
-    again = f"build it again with `vlre index --store {store.path} --index {index.path}`"
+    again = f"build it again with {_build(store, index)}"
     if index.manifest.fingerprint == store.fingerprint:
         raise IndexFailure(
             f"{index.path} holds other {index.manifest.feature} vectors than {store.path} does: "
             "one of the two is seen through a head, or through another one",
-            hint=f"search with the --head that it was built with, or {again}",
+            hint=f"search with the `head` that it was built with, or {again}",
         )
     raise FingerprintMismatch(
         f"index {index.path}",
@@ -68,15 +68,19 @@ def _differences(index: SavedIndex, store: Store, split: str | None) -> tuple[st
         raise IndexFailure(
             f"{index.path} was built from {index.manifest.store} and holds none of the items of "
             f"{store.path}",
-            hint=f"build one with `vlre index --store {store.path} --index OUT`",
+            hint=f"build one with `build_index(store={str(store.path)!r}, out=OUT)`",
         )
-    again = f"`vlre index --store {store.path} --index {index.path}` brings it up to date"
+    again = f"{_build(store, index)} brings it up to date"
     notes = []
     if newer := len(now - then):
         notes.append(f"{newer:,} items are newer than {index.path} and not found by it; {again}")
     if gone := len(then - now):
         notes.append(f"{gone:,} items of {index.path} are no longer in {store.path}; {again}")
     return tuple(notes)
+
+
+def _build(store: Store, index: SavedIndex) -> str:
+    return f"`build_index(store={str(store.path)!r}, out={str(index.path)!r})`"
 
 
 def open_query_encoder(
@@ -92,7 +96,7 @@ def open_query_encoder(
         raise UsageError(
             f"the vectors of {spec.checkpoint!r} were imported: words and pictures cannot be "
             "encoded here",
-            hint="encode the query where the vectors come from, and search with --vectors Q.npy",
+            hint="encode the query where the vectors come from, and search with those `vectors`",
         )
     encoder = reopen_for_texts(spec, device=device, model=model)
     if not isinstance(store, ProjectedStore):
@@ -117,5 +121,5 @@ def check_head(encoder: Encoder, store: Store | None, index: Index, feature: str
     if emitted is not None and held is not None and emitted.fingerprint != held:
         raise IndexFailure(
             f"what is searched holds other {feature} vectors than {encoder.spec.checkpoint} emits",
-            hint="an index built with --head DIR is searched with its store and the same --head",
+            hint="an index built with `head=DIR` is searched with its store and the same `head`",
         )

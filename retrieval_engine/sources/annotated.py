@@ -246,5 +246,5 @@ class AnnotatedImages:
                 hint="say where they are with ?images=DIR",
             )
         if not self._allow_missing:
-            raise SourceError(line, hint="go on without them with --allow-missing")
+            raise SourceError(line, hint="go on without them with `allow_missing`")
         self.notes.append(line)

@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 LOCK = "store.lock"
 SHARDS = "shards"
-REPAIR_HINT = "drop what is damaged with `vlre store repair`, then encode again"
+REPAIR_HINT = "drop what is damaged with `repair_store()`, then encode again"
 
 Features = Mapping[Modality, Mapping[str, Feature]]
 
@@ -129,7 +129,7 @@ def read_header(path: Path) -> Header:
     if not (path / HEADER).is_file():
         raise StoreNotFound(
             f"no store at {path}",
-            hint="make one with `vlre encode SOURCE --store PATH`, or name another --store",
+            hint="make one with `encode(source, store=PATH)`, or name another `store`",
         )
     value = _read_json(path / HEADER)
     try:
@@ -178,7 +178,8 @@ def read_manifest(path: Path) -> Manifest:
     """
     if not (path / MANIFEST).is_file():
         raise StoreDamaged(
-            f"{path / MANIFEST} is missing", hint="encode again with `vlre encode --overwrite`"
+            f"{path / MANIFEST} is missing",
+            hint="encode again with `EncodeOptions(overwrite=True)`",
         )
     value = _read_json(path / MANIFEST)
     try:
@@ -272,5 +273,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _not_understood(path: Path, error: Exception) -> StoreDamaged:
     return StoreDamaged(
         f"{path} cannot be understood ({type(error).__name__}: {error})",
-        hint="restore it from a copy, or encode again with `vlre encode --overwrite`",
+        hint="restore it from a copy, or encode again with `EncodeOptions(overwrite=True)`",
     )

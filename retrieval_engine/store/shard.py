@@ -94,7 +94,7 @@ def _refused(what: str, feature: Feature, key: np.bytes_, found: str) -> StoreEr
     name = hex_keys(np.array([key], "S32"))[0].decode()
     return StoreError(
         f"{feature.name} of {what} {name} holds {found} and is not stored",
-        hint="encode with --dtype float32; if it stays, the checkpoint is broken",
+        hint="encode with `open_encoder(dtype='float32')`; if it stays, the checkpoint is broken",
     )
 
 

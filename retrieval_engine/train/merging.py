@@ -12,9 +12,9 @@ from retrieval_engine.models.adapters import (
     apply_adapter,
     module_of,
     read_adapter,
+    resolve,
     with_adapter,
 )
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.learner import open_learner
 from retrieval_engine.records import Json
 from retrieval_engine.train.finetune.config import Task

@@ -1,6 +1,7 @@
 """`vlre encode`: pictures and captions into features."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,25 +70,12 @@ from retrieval_engine.cli.output import SOME_FAILED
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     source: str | None,
     store: Path,
     head: Path | None,
-    model: str,
-    features: str,
-    split: str | None,
-    limit: int | None,
-    device: str,
-    dtype: str,
-    store_dtype: str,
-    batch_size: int | None,
-    workers: int | None,
-    worker_kind: str,
-    shard_rows: int,
-    overwrite: bool,
     only_stale: bool,
-    adapter: str,
-    allow_missing: bool,
-    as_json: bool,
+    **given: Any,
 ) -> None:
     """Encode the pictures and captions of SOURCE into a store.
 
@@ -96,51 +84,15 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
-    from retrieval_engine.cli.encode_output import show_encoded, show_projected
-    from retrieval_engine.cli.output import progress_bar
-    from retrieval_engine.encoding.from_source import EncodeOptions, encode
-    from retrieval_engine.encoding.projected import project_store
-    from retrieval_engine.encoding.stale import encode_stale
-    from retrieval_engine.heads import load_head
-    from retrieval_engine.models import open_encoder
-    from retrieval_engine.models.captioner import open_tower
-    from retrieval_engine.sources import open_source
+    from retrieval_engine.cli.encode_ways import encode_source, project, renew
 
     if head is not None:
         if source is not None or only_stale:
             raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
-        with progress_bar() as progress:
-            projected = project_store(store, load_head(head), progress=progress)
-        show_projected(projected, as_json=as_json)
+        project(store, head, as_json=given["as_json"])
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
-    options = EncodeOptions(
-        features=tuple(name.strip() for name in features.split(",") if name.strip()),
-        store_dtype=store_dtype,
-        split=split or "",
-        limit=limit or 0,
-        batch_size=batch_size or 0,
-        workers=workers or 0,
-        worker_kind=worker_kind,
-        part_rows=shard_rows,
-        overwrite=overwrite,
-    )
-    opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
-    # For `tokens` alone the tower of a captioning checkpoint will do.
-    opener = open_tower if options.features == ("tokens",) or only_stale else open_encoder
-    encoder = opener(model, device=device, dtype=dtype, adapter=adapter)
-    with progress_bar() as progress:
-        if opened is None:
-            report = encode_stale(
-                store, encoder, batch_size=batch_size or 0, workers=workers or 0, progress=progress
-            )
-        else:
-            report = encode(opened, store, encoder=encoder, options=options, progress=progress)
-    show_encoded(report, notes=opened.notes if opened else (), as_json=as_json)
+    report = renew(store, given) if source is None else encode_source(source, store, given)
     if report.failures:
         ctx.exit(SOME_FAILED)
-
-
-def _allowing_missing(source: str) -> str:
-    return f"{source}{'&' if '?' in source else '?'}allow_missing=true"

@@ -38,7 +38,7 @@ class CaptionRow:
     gain: tuple[float, Interval] | None
 
     def to_json(self) -> dict[str, Json]:
-        """The row in the form of `vlre compare --references … --json`."""
+        """The row as one JSON object."""
         value: dict[str, Json] = {
             "run": self.name,
             "metrics": dict(self.scores.metrics),
@@ -115,7 +115,7 @@ def compare_captions(
     """Score several files of captions on the same pictures.
 
     Args:
-        runs: files in any form that `vlre eval --captions` reads; `NAME=FILE` names one.
+        runs: files in any form that `read_captions` takes; `NAME=FILE` names one.
         references: file of references.
         allow_missing: leave out pictures that some run has no caption for, for every run.
         bootstrap: how intervals are drawn.

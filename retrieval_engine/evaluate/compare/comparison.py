@@ -51,7 +51,7 @@ class Row:
     captions: int
 
     def to_json(self) -> dict[str, Json]:
-        """The row in the form of `vlre compare --json`."""
+        """The row as one JSON object."""
         value: dict[str, Json] = {"run": self.name, "kind": self.kind, "note": self.note}
         for side in SIDES:
             value[side] = dict(self.recall[side])
@@ -184,7 +184,7 @@ def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str,
     if not allowed:
         raise EvaluationError(
             f"every one of the {len(first):,} images was seen in training by some head",
-            hint="compare on another --split or --store",
+            hint="compare on another `split` or `store`",
         )
     kept = [pair for pair in first if pair in allowed]
     galleries = {}

@@ -27,7 +27,7 @@ class Run:
         kind: `linear`, `mlp`, `untrained`, `itc`, or `figures`.
         note: a few words about it.
         store: what its vectors are read from; None for figures alone.
-        figures: what a certificate or `vlre eval --json` said; None where it is computed.
+        figures: what a certificate or a file of figures said; None where it is computed.
         log: epochs of its training.
     """
 
@@ -77,7 +77,7 @@ def _open(text: str, store: Path) -> Run:
         )
     raise EvaluationError(
         f"{place} is no head, no store and no file of figures",
-        hint="runs are directories from `vlre train-head`, stores, files from `vlre eval --json`, "
+        hint="runs are directories from `train_head()`, stores, certificates of `evaluate_store()`, "
         "or the word itc",
     )
 
@@ -107,7 +107,7 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _figures(file: Path) -> dict[str, Json]:
-    """Both directions of a certificate or of the output of `vlre eval --json`."""
+    """Both directions of a certificate or of an evaluation as JSON."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if "results" in value:
@@ -120,5 +120,5 @@ def _figures(file: Path) -> dict[str, Json]:
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise EvaluationError(
             f"{file} holds no figures of recall: {error}",
-            hint="write them with `vlre eval --recall --json > FILE`",
+            hint="certificates of `evaluate_store()` hold them",
         ) from error

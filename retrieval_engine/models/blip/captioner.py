@@ -219,5 +219,5 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise CheckpointInvalid(
             f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
-            "the default --model vlre-tiny",
+            "the default, `model='vlre-tiny'`",
         ) from error

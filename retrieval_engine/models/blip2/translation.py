@@ -53,7 +53,7 @@ def add_vision(tensors: Tensors, tower: Tensors, settings: Settings) -> dict[str
         UsageError: the checkpoint has a vision tower already.
     """
     if any(name.startswith(VISION) for name in tensors):
-        raise UsageError("--vision is given, but the checkpoint holds its own vision tower")
+        raise UsageError("`vision` is given, but the checkpoint holds its own vision tower")
     kept, _ = drop({n.removeprefix(VISION): t for n, t in tower.items()}, _EVA_RULES)
     blocks = depth_of(kept, "blocks.")
     wide = "cls_token" in kept and kept["cls_token"].shape[-1] == _EVA_WIDTH
@@ -76,7 +76,7 @@ def translate(tensors: Tensors, settings: Settings) -> Translation:
     if not any(name.startswith(VISION) for name in tensors):
         raise CheckpointInvalid(
             "the checkpoint holds no vision tower: LAVIS does not save what it keeps frozen",
-            hint="give the tower's own file too: --vision eva_vit_g.pth",
+            hint="give the tower's own file too: `vision='eva_vit_g.pth'`",
         )
     kept, dropped = drop(tensors, _RULES)
     kept = _join_biases(kept)

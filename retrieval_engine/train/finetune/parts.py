@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from retrieval_engine.errors import FingerprintMismatch, UsageError
-from retrieval_engine.models.adapters import peft_quiet
-from retrieval_engine.models.checkpoint import Checkpoint, resolve
+from retrieval_engine.models.adapters import peft_quiet, resolve
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.learner import (
     CaptionLearner,
     Learner,
