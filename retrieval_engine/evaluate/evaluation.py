@@ -7,7 +7,12 @@ from pathlib import Path
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
-from retrieval_engine.evaluate.leaks import LeakReport, TrainingSet, find_leaks, known_training_sets
+from retrieval_engine.evaluate.leaks import (
+    LeakReport,
+    TrainingRecord,
+    find_leaks,
+    known_training_records,
+)
 from retrieval_engine.evaluate.reranked import rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.heads import SavedHead
@@ -125,9 +130,9 @@ def evaluate_store(
     results = [(protocol, report)]
     if settings.rerank:
         results.append(_reranked(gallery, settings, progress))
-    training, unknown = known_training_sets(gallery, settings.trained_on)
+    training, unknown = known_training_records(gallery, settings.trained_on)
     if isinstance(store, ProjectedStore):
-        training.append(_head_training_set(store.saved))
+        training.append(_head_training_record(store.saved))
     return Evaluation(
         gallery=gallery,
         results=results,
@@ -161,10 +166,10 @@ def _head_protocol(saved: SavedHead) -> Protocol:
     return replace(ITC, name="head", score=score)
 
 
-def _head_training_set(saved: SavedHead) -> TrainingSet:
+def _head_training_record(saved: SavedHead) -> TrainingRecord:
     """What a head has seen, to look for leaks."""
     seen = saved.trained_on()
-    return TrainingSet(
+    return TrainingRecord(
         what=f"head {saved.path}",
         items=frozenset(zip(seen.sources, seen.ids, strict=True)),
         keys=frozenset(seen.keys),

@@ -248,9 +248,9 @@ class SearchEngine:
         ]
 
     @cached_property
-    def _captions(self) -> "_Captions":
+    def _captions(self) -> "_CaptionIndex":
         store = self._needed_store("searching captions")
-        return _Captions(store.gallery(self.split), self.feature)
+        return _CaptionIndex(store.gallery(self.split), self.feature)
 
     def _needed_store(self, what: str) -> Store:
         if self.store is None:
@@ -263,7 +263,7 @@ class SearchEngine:
             raise UsageError(f"`k` is {k}; it must be at least 1")
 
 
-class _Captions:
+class _CaptionIndex:
     """The captions of a gallery that have features, searched exactly."""
 
     def __init__(self, gallery: Gallery, feature: str) -> None:

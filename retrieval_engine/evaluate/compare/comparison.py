@@ -10,7 +10,7 @@ import numpy as np
 
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.compare.runs import Run
+from retrieval_engine.evaluate.compare.runs import ComparedRun
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.intervals import difference_interval, recall_intervals
@@ -84,7 +84,7 @@ class Comparison:
     """
 
     rows: Sequence[Row]
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
     galleries: Mapping[str, Gallery]
     left_out: int
     remarks: Sequence[str] = field(default=())
@@ -132,7 +132,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run], *, split: str | None = None, bootstrap: Bootstrap | None = None
+    runs: Sequence[ComparedRun], *, split: str | None = None, bootstrap: Bootstrap | None = None
 ) -> Comparison:
     """Measure runs on the same images: those of a split that no head among them has seen.
 
@@ -163,7 +163,9 @@ def compare(
     )
 
 
-def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str, Gallery], int]:
+def _common_galleries(
+    runs: Sequence[ComparedRun], split: str | None
+) -> tuple[dict[str, Gallery], int]:
     """Each run's gallery: one and the same list of images, none of them seen in training."""
     if not runs:
         return {}, 0
@@ -194,7 +196,9 @@ def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str,
     return galleries, len(first) - len(kept)
 
 
-def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap) -> Row:
+def _row(
+    run: ComparedRun, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap
+) -> Row:
     spread = recall_intervals(report, bootstrap)
     gain = None
     if first is not None and spread and first.n_captions == report.n_captions:
@@ -217,7 +221,7 @@ def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: 
     )
 
 
-def _saved_row(run: Run) -> Row:
+def _saved_row(run: ComparedRun) -> Row:
     figures: Mapping[str, Any] = run.figures or {}
     interval = figures.get("interval")
     bounds = None
