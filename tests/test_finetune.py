@@ -27,7 +27,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.encoding.stale import encode_stale
 from retrieval_engine.errors import FingerprintMismatch, TrainingError
-from retrieval_engine.evaluate.leaks import find_leaks, known_training_sets
+from retrieval_engine.evaluate.leaks import find_leaks, known_training_records
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
@@ -295,7 +295,7 @@ def test_the_record_lets_evaluation_find_the_leak(tmp_path: Path, store: Path, b
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     encode_stale(copy, open_encoder(str(out), device="cpu", dtype="float32"))
     gallery = open_store(copy).gallery()
-    known, unknown = known_training_sets(gallery)
+    known, unknown = known_training_records(gallery)
     assert not unknown
     report = find_leaks(gallery, known)
     assert report.shared_ids == len(sets.train)

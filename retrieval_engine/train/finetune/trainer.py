@@ -27,8 +27,8 @@ from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
-from retrieval_engine.train.finetune.objective import RunState
-from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
+from retrieval_engine.train.finetune.objective import FinetuneState
+from retrieval_engine.train.finetune.run_parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.vision_states import Ahead
 from retrieval_engine.train.lora import refuse_dead
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
@@ -87,7 +87,7 @@ class FinetuneRun:
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
-        self.state = RunState()
+        self.state = FinetuneState()
         self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ class FinetuneRun:
 
     def _resume(self) -> None:
         saved = load_checkpoint(self._checkpoint_path, identity=self.identity)
-        self.state = RunState(**saved["state"])
+        self.state = FinetuneState(**saved["state"])
         self._set_weights(saved["weights"])
         with torch.no_grad():
             for mine, value in zip(self.objective.parameters(), saved["beside"], strict=True):

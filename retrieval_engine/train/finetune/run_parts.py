@@ -29,7 +29,7 @@ _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class RunParts:
     """A run before its first step.
 
     Attributes:
@@ -57,7 +57,7 @@ class Parts:
     scaler: torch.amp.GradScaler
 
 
-def open_parts(config: FinetuneConfig, processes: Processes) -> Parts:
+def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
@@ -91,7 +91,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> Parts:
         assert isinstance(learner, CaptionLearner)
         objective = CaptionObjective(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
-    return Parts(
+    return RunParts(
         checkpoint=checkpoint,
         sets=sets,
         order=order,
