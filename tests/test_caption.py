@@ -241,13 +241,13 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
-    from retrieval_engine.caption.caption_writer import CaptionFile
+    from retrieval_engine.caption.caption_writer import CaptionWriter
 
     with (
-        CaptionFile(tmp_path / "a.jsonl", {}, "run"),
+        CaptionWriter(tmp_path / "a.jsonl", {}, "run"),
         pytest.raises(VlreError, match="another run"),
     ):
-        CaptionFile(tmp_path / "a.jsonl", {}, "run")
+        CaptionWriter(tmp_path / "a.jsonl", {}, "run")
 
 
 def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(

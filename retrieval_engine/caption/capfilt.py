@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.caption.caption_writer import CaptionFile
-from retrieval_engine.caption.cleaned import Tally, write_cleaned
+from retrieval_engine.caption.caption_writer import CaptionWriter
+from retrieval_engine.caption.cleaned import CleaningTally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.images import Asked, Picture
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
@@ -93,8 +93,8 @@ class CapFiltReport:
     out: str
     pictures: int
     encoded: int
-    original: Tally
-    synthetic: Tally
+    original: CleaningTally
+    synthetic: CleaningTally
     empty: int
     failures: list[Failure]
 
@@ -137,7 +137,7 @@ class CapFiltJob:
         failures: list[Failure] = []
         with ExitStack() as stack:
             file = stack.enter_context(
-                CaptionFile(
+                CaptionWriter(
                     request.out / DECISIONS,
                     run.settings,
                     run.name,
@@ -186,7 +186,7 @@ class CapFiltJob:
         )
 
 
-def _left(asked: Asked, file: CaptionFile, progress: Progress) -> Iterator[Picture]:
+def _left(asked: Asked, file: CaptionWriter, progress: Progress) -> Iterator[Picture]:
     for picture in asked.pictures:
         if picture.name in file.done:
             progress.advance()

@@ -32,7 +32,7 @@ SUFFIXES = (".jsonl", ".csv", ".json")
 _COCO = re.compile(r"(?:COCO_\w+_)?(\d{12})")
 
 
-class CaptionFile:
+class CaptionWriter:
     """Captions of one run in a file, which a later run of the same settings goes on with.
 
     Args:
@@ -85,7 +85,7 @@ class CaptionFile:
         text = json.dumps({"run": run, **settings}, indent=2, ensure_ascii=False)
         replace_file(path.with_name(path.name + ".run.json"), text.encode() + b"\n")
 
-    def __enter__(self) -> "CaptionFile":
+    def __enter__(self) -> "CaptionWriter":
         return self
 
     def __exit__(

@@ -34,7 +34,7 @@ _IMAGE = ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class CleaningTally:
     """How many captions of one kind stayed and went."""
 
     kept: int = 0
@@ -42,7 +42,7 @@ class Tally:
 
 
 @dataclass(slots=True, kw_only=True)
-class Written:
+class CleanedData:
     """What a cleaned data set holds.
 
     Attributes:
@@ -56,8 +56,8 @@ class Written:
     pictures: int = 0
     empty: int = 0
     unreachable: int = 0
-    original: Tally = field(default_factory=Tally)
-    synthetic: Tally = field(default_factory=Tally)
+    original: CleaningTally = field(default_factory=CleaningTally)
+    synthetic: CleaningTally = field(default_factory=CleaningTally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def write_cleaned(
     *,
     threshold: float,
     with_images: bool,
-) -> Written:
+) -> CleanedData:
     """Write the three files; each is replaced when it is whole.
 
     Args:
@@ -87,7 +87,7 @@ def write_cleaned(
         VlreError: the disk refuses.
         SourceError: a picture can no longer be read.
     """
-    written = Written()
+    written = CleanedData()
     names = ("captions.jsonl", "dropped.jsonl", "captions.parquet")
     partial = {name: out / f"{name}.partial" for name in names}
     schema = pa.schema([*_FIELDS, *([_IMAGE] if with_images else [])])
@@ -112,7 +112,7 @@ def write_cleaned(
 
 
 def _write_row(
-    row: dict[str, Any], threshold: float, written: Written, kept: TextIO, dropped: TextIO
+    row: dict[str, Any], threshold: float, written: CleanedData, kept: TextIO, dropped: TextIO
 ) -> Iterator[dict[str, Any]]:
     """Write a picture's captions; its row of the table, where it kept any."""
     verdicts = list(_judged(row, threshold))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.caption.caption_writer import CaptionFile, TextFiles, row_of
+from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
 from retrieval_engine.caption.images import Asked, Picture, Targets
@@ -150,16 +150,16 @@ class CaptionJob:
             self.notes.extend(states_notes(run, store, request.model))
         return run
 
-    def _file(self, run: CaptionRun) -> CaptionFile:
+    def _file(self, run: CaptionRun) -> CaptionWriter:
         assert self.request.out is not None
-        return CaptionFile(
+        return CaptionWriter(
             self.request.out, run.settings, run.name, overwrite=self.request.overwrite
         )
 
     def _left(
         self,
         pictures: Iterator[Picture],
-        file: CaptionFile | None,
+        file: CaptionWriter | None,
         texts: TextFiles | None,
         progress: Progress,
     ) -> Iterator[Picture]:

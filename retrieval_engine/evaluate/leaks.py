@@ -27,7 +27,7 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSet:
+class TrainingRecord:
     """What something was trained on, as far as it is known.
 
     Attributes:
@@ -86,32 +86,32 @@ class LeakReport:
         }
 
 
-def known_training_sets(
+def known_training_records(
     gallery: Gallery, named: Sequence[Path] = ()
-) -> tuple[list[TrainingSet], list[str]]:
+) -> tuple[list[TrainingRecord], list[str]]:
     """What is known of the training: named records, the checkpoint's own, the store's train split.
 
     Args:
         gallery: what will be evaluated.
-        named: records that the user names; see `read_training_set`.
+        named: records that the user names; see `read_training_record`.
 
     Returns:
         The training sets, and for what is not known a line each.
     """
     store, unknown, sources = gallery.store, [], set(gallery.sources)
-    found = [read_training_set(path, sources) for path in named]
+    found = [read_training_record(path, sources) for path in named]
     checkpoint = store.spec.checkpoint
     folder = shipped().get(checkpoint, Path(checkpoint))
     if (folder / RECORD).is_file():
         try:
-            found.append(read_training_set(folder, sources))
+            found.append(read_training_record(folder, sources))
         except EvaluationError as error:
             unknown.append(error.message)
     elif not named:
         unknown.append(f"{checkpoint} says nothing of what it was trained on")
     if gallery.split not in (None, "train") and "train" in _splits(store):
         found.append(
-            TrainingSet(
+            TrainingRecord(
                 what="split train of this store",
                 items=frozenset(_items(store, "train")),
                 keys=frozenset(store.items("train")["key"].to_pylist()),
@@ -122,7 +122,7 @@ def known_training_sets(
     return found, unknown
 
 
-def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
+def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord:
     """What a record says.
 
     Args:
@@ -137,7 +137,7 @@ def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
     if (path / "store.json").is_file():
         store = open_store(path)
         split = "train" if "train" in _splits(store) else None
-        return TrainingSet(
+        return TrainingRecord(
             what=f"store {path}" + (f", split {split}" if split else ""),
             items=frozenset(_items(store, split)),
             keys=frozenset(store.items(split)["key"].to_pylist()),
@@ -158,7 +158,7 @@ def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
 
 def find_leaks(
     gallery: Gallery,
-    training: Sequence[TrainingSet],
+    training: Sequence[TrainingRecord],
     *,
     unknown: Sequence[str] = (),
     near: float = NEAR,
@@ -209,7 +209,7 @@ def gallery_keys(gallery: Gallery) -> list[str]:
     return [keys[pair] for pair in zip(gallery.sources, gallery.ids, strict=True)]
 
 
-def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingSet:
+def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingRecord:
     config = record.get("config")
     settings = record | config if isinstance(config, dict) else record
     items = {("", str(i)) for i in settings.get("ids", ())}
@@ -222,7 +222,7 @@ def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -
         raise EvaluationError(
             f"{file} names no training item", hint="it needs 'ids', 'keys' or 'source'"
         )
-    return TrainingSet(what=what, items=frozenset(items), keys=keys)
+    return TrainingRecord(what=what, items=frozenset(items), keys=keys)
 
 
 def _source_items(
@@ -259,7 +259,7 @@ def _comparable(ours: Store, theirs: Store) -> str:
     return ""
 
 
-def _near(gallery: Gallery, known: TrainingSet, feature: str, near: float) -> NDArray[np.bool_]:
+def _near(gallery: Gallery, known: TrainingRecord, feature: str, near: float) -> NDArray[np.bool_]:
     """(n,) whether a training image's features nearly equal each gallery image's."""
     assert known.store is not None
     trained = known.store.gallery(known.split)

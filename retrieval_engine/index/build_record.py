@@ -31,7 +31,7 @@ class IndexFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class IndexManifest:
     """What an index is, and everything it must agree with.
 
     Attributes:
@@ -98,7 +98,7 @@ class Manifest:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path) -> "IndexManifest":
         """The manifest of a folder.
 
         Raises:

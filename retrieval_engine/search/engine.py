@@ -28,8 +28,7 @@ from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
-from retrieval_engine.search.pairing import check_pair
-from retrieval_engine.search.query_encoder import check_head, open_query_encoder
+from retrieval_engine.search.pairing import check_head, check_pair, open_query_encoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
@@ -249,9 +248,9 @@ class SearchEngine:
         ]
 
     @cached_property
-    def _captions(self) -> "_Captions":
+    def _captions(self) -> "_CaptionIndex":
         store = self._needed_store("searching captions")
-        return _Captions(store.gallery(self.split), self.feature)
+        return _CaptionIndex(store.gallery(self.split), self.feature)
 
     def _needed_store(self, what: str) -> Store:
         if self.store is None:
@@ -264,7 +263,7 @@ class SearchEngine:
             raise UsageError(f"`k` is {k}; it must be at least 1")
 
 
-class _Captions:
+class _CaptionIndex:
     """The captions of a gallery that have features, searched exactly."""
 
     def __init__(self, gallery: Gallery, feature: str) -> None:

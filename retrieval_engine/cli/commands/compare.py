@@ -57,7 +57,7 @@ def command(
     """Parse, compare, print."""
     form = "json" if as_json else form or ""
     if references is not None:
-        from retrieval_engine.cli.caption_table import compare_caption_runs
+        from retrieval_engine.cli.comparison_table import compare_caption_runs
 
         compare_caption_runs(
             runs,

@@ -84,9 +84,7 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
-    from retrieval_engine.cli.encode_head import project
-    from retrieval_engine.cli.encode_source import encode_source
-    from retrieval_engine.cli.encode_stale import renew
+    from retrieval_engine.cli.encode_ways import encode_source, project, renew
 
     if head is not None:
         if source is not None or only_stale:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.compare.runs import Run
-from retrieval_engine.evaluate.compare.tables import markdown_table
+from retrieval_engine.evaluate.compare.runs import ComparedRun
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.intervals import difference_interval, recall_intervals
@@ -85,7 +84,7 @@ class Comparison:
     """
 
     rows: Sequence[Row]
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
     galleries: Mapping[str, Gallery]
     left_out: int
     remarks: Sequence[str] = field(default=())
@@ -133,7 +132,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run], *, split: str | None = None, bootstrap: Bootstrap | None = None
+    runs: Sequence[ComparedRun], *, split: str | None = None, bootstrap: Bootstrap | None = None
 ) -> Comparison:
     """Measure runs on the same images: those of a split that no head among them has seen.
 
@@ -164,7 +163,9 @@ def compare(
     )
 
 
-def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str, Gallery], int]:
+def _common_galleries(
+    runs: Sequence[ComparedRun], split: str | None
+) -> tuple[dict[str, Gallery], int]:
     """Each run's gallery: one and the same list of images, none of them seen in training."""
     if not runs:
         return {}, 0
@@ -195,7 +196,9 @@ def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str,
     return galleries, len(first) - len(kept)
 
 
-def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap) -> Row:
+def _row(
+    run: ComparedRun, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap
+) -> Row:
     spread = recall_intervals(report, bootstrap)
     gain = None
     if first is not None and spread and first.n_captions == report.n_captions:
@@ -218,7 +221,7 @@ def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: 
     )
 
 
-def _saved_row(run: Run) -> Row:
+def _saved_row(run: ComparedRun) -> Row:
     figures: Mapping[str, Any] = run.figures or {}
     interval = figures.get("interval")
     bounds = None
@@ -240,3 +243,12 @@ def _saved_row(run: Run) -> Row:
 
 def _latex(text: str) -> str:
     return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a README or an issue: names on the left, figures on the right."""
+    lines = ["| " + " | ".join(headings) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(headings) - 1))
+    for name, *figures in rows:
+        lines.append("| " + " | ".join([name.replace("|", "\\|"), *figures]) + " |")
+    return "\n".join(lines)

@@ -36,14 +36,14 @@ td.best { font-weight: 700; } .key { display: inline-block; width: .8em; height:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class ReportFiles:
     """Files that a report consists of: the page, and its pictures as files of their own."""
 
     page: Path
     pictures: tuple[Path, ...]
 
 
-def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> Written:
+def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> ReportFiles:
     """Write `report.html`, `comparison.csv` and the pictures into a directory.
 
     Args:
@@ -177,7 +177,7 @@ def _thumbnail(uri: str) -> NDArray[np.uint8] | None:
     return np.asarray(image)
 
 
-def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> Written:
+def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> ReportFiles:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.html").write_text(page, encoding="utf-8")
@@ -186,4 +186,6 @@ def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> Written
             (out / f"{name}.png").write_bytes(png)
     except OSError as error:
         raise EvaluationError(f"cannot write the report to {out}: {error.strerror}") from error
-    return Written(page=out / "report.html", pictures=tuple(out / f"{name}.png" for name in drawn))
+    return ReportFiles(
+        page=out / "report.html", pictures=tuple(out / f"{name}.png" for name in drawn)
+    )

@@ -19,7 +19,7 @@ _FIGURES = "metrics.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class ComparedRun:
     """One thing to compare.
 
     Attributes:
@@ -39,7 +39,7 @@ class Run:
     log: Sequence[Mapping[str, Any]] = ()
 
 
-def open_runs(names: Sequence[str], store: Path) -> list[Run]:
+def open_runs(names: Sequence[str], store: Path) -> list[ComparedRun]:
     """Runs by name.
 
     Args:
@@ -60,19 +60,21 @@ def open_runs(names: Sequence[str], store: Path) -> list[Run]:
     return runs
 
 
-def _open(text: str, store: Path) -> Run:
+def _open(text: str, store: Path) -> ComparedRun:
     given, _, place = text.rpartition("=")
     path = Path(place)
     if place == ITC:
-        return Run(name=given or "ITC", kind=ITC, note="as encoded", store=open_store(store))
+        return ComparedRun(
+            name=given or "ITC", kind=ITC, note="as encoded", store=open_store(store)
+        )
     name = given or path.stem
     if (path / "head.json").is_file():
         return _head(name, path, store)
     if (path / "store.json").is_file():
-        return Run(name=name, kind=ITC, note="as encoded", store=open_store(path))
+        return ComparedRun(name=name, kind=ITC, note="as encoded", store=open_store(path))
     file = path / _FIGURES if path.is_dir() else path
     if file.is_file():
-        return Run(
+        return ComparedRun(
             name=name, kind="figures", note=str(file), figures=_figures(file), log=_log(path)
         )
     raise EvaluationError(
@@ -82,7 +84,7 @@ def _open(text: str, store: Path) -> Run:
     )
 
 
-def _head(name: str, path: Path, store: Path) -> Run:
+def _head(name: str, path: Path, store: Path) -> ComparedRun:
     saved = load_head(path)
     config, record = saved.config, saved.record
     untrained = bool(record.get("untrained"))
@@ -92,7 +94,7 @@ def _head(name: str, path: Path, store: Path) -> Run:
         train = record.get("train")
         images = train.get("images") if isinstance(train, dict) else None
         note += f", {images:,} images, {recipe.get('captions')} captions"
-    return Run(
+    return ComparedRun(
         name=name,
         kind="untrained" if untrained else config.kind.value,
         note=note,

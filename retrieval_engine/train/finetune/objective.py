@@ -48,7 +48,7 @@ class TaskObjective(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class RunState:
+class FinetuneState:
     """Where a run stands, besides weights and optimiser.
 
     Attributes:

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import TrainingError, UsageError
+from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
-from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
-from retrieval_engine.train.finetune.config import FinetuneConfig, Select
+from retrieval_engine.train.finetune.captioning import CaptionObjective
+from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
-from retrieval_engine.train.finetune.objective import RunState
-from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
+from retrieval_engine.train.finetune.objective import FinetuneState
+from retrieval_engine.train.finetune.run_parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.vision_states import Ahead
 from retrieval_engine.train.lora import refuse_dead
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
@@ -44,7 +44,6 @@ def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
-    judge: Judge | None = None,
     progress: Progress | None = None,
 ) -> FinetuneReport:
     """Fine-tune a model and write it as a directory that `open_encoder` or a captioner opens.
@@ -53,7 +52,6 @@ def finetune(
         config: store, task and recipe.
         out: directory of the model or adapter; `out/run` holds what a killed run goes on from and
             is gone when the run is complete.
-        judge: scores written captions against references; needed for `Select.CIDER`.
         progress: told about the run.
 
     Raises:
@@ -62,7 +60,7 @@ def finetune(
         FingerprintMismatch: the model's vision tower did not make the store's states.
         UsageError: an option that cannot be.
     """
-    run = FinetuneRun(config, out, judge, progress or Silent())
+    run = FinetuneRun(config, out, progress or Silent())
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             run.train()
@@ -74,17 +72,13 @@ def finetune(
 class FinetuneRun:
     """One fine-tuning, from the store to the directory."""
 
-    def __init__(
-        self, config: FinetuneConfig, out: Path, judge: Judge | None, progress: Progress
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, out: Path, progress: Progress) -> None:
         if (out / "training.json").exists():
             raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
-        if config.select is Select.CIDER and judge is None:
-            raise UsageError("selecting by CIDEr needs a judge of captions")
         self.config, self.out = config, out
         self.processes = Processes(config.device)
         self.progress = progress if self.processes.is_first else Silent()
-        parts = open_parts(config, self.processes, judge)
+        parts = open_parts(config, self.processes)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
@@ -93,7 +87,7 @@ class FinetuneRun:
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
-        self.state = RunState()
+        self.state = FinetuneState()
         self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
@@ -249,7 +243,7 @@ class FinetuneRun:
 
     def _resume(self) -> None:
         saved = load_checkpoint(self._checkpoint_path, identity=self.identity)
-        self.state = RunState(**saved["state"])
+        self.state = FinetuneState(**saved["state"])
         self._set_weights(saved["weights"])
         with torch.no_grad():
             for mine, value in zip(self.objective.parameters(), saved["beside"], strict=True):

@@ -17,7 +17,7 @@ from retrieval_engine.models.learner import (
 )
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
-from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
+from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
@@ -29,7 +29,7 @@ _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class RunParts:
     """A run before its first step.
 
     Attributes:
@@ -57,7 +57,7 @@ class Parts:
     scaler: torch.amp.GradScaler
 
 
-def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None) -> Parts:
+def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
@@ -89,9 +89,9 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
         objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
     else:
         assert isinstance(learner, CaptionLearner)
-        objective = CaptionObjective(learner, loader, config, processes, arithmetic, judge)
+        objective = CaptionObjective(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
-    return Parts(
+    return RunParts(
         checkpoint=checkpoint,
         sets=sets,
         order=order,
