@@ -85,4 +85,4 @@ def states_notes(run: CaptionRun, store: Store | None, model: str) -> list[str]:
         return []
     has = "tokens" in store.features(Modality.IMAGES)
     why = "are of another vision tower" if has else "are not there"
-    return [f"tokens in {store.path} {why}: pictures are encoded for {model}"]
+    return [f"tokens in {store.path} {why}: images are encoded for {model}"]

@@ -35,7 +35,7 @@ class HeadStudy:
     """What is studied.
 
     Attributes:
-        source: pictures with captions.
+        source: images with captions.
         model: the encoder's checkpoint.
         feature: what heads read.
         train_size: images to train on at most.

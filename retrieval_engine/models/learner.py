@@ -37,7 +37,7 @@ class Learner(Protocol):
 
     Attributes:
         model: the modules, by the checkpoint's names.
-        preprocessor: for pictures, with a tower.
+        preprocessor: for images, with a tower.
         vision: digest of the weights of the vision tower whose states it reads.
         frozen: parameters (by the start of their names) that full fine-tuning leaves alone.
         targets: name of the preset of modules that adapters go to by default.

@@ -23,7 +23,7 @@ class ComparedRun:
     """One thing to compare.
 
     Attributes:
-        name: for tables and pictures.
+        name: for tables and plots.
         kind: `linear`, `mlp`, `untrained`, `itc`, or `figures`.
         note: a few words about it.
         store: what its vectors are read from; None for figures alone.
