@@ -78,7 +78,7 @@ class Way:
             device="cpu",
             dtype="float32",
         )
-        self.run = FinetuneRun(config, out, None, Silent())
+        self.run = FinetuneRun(config, out, Silent())
         self.run.learner.model.eval()  # without dropout both see the same numbers
         self.seeing = 0.0
         loader: Any = self.run.loader

@@ -36,7 +36,7 @@ def main(options: str, out: str) -> None:
     """
     runs = []
     for task, given in json.loads(options).items():
-        run = FinetuneRun(configure(Task(task), **given), Path(out) / task, None, Silent())
+        run = FinetuneRun(configure(Task(task), **given), Path(out) / task, Silent())
         found, losses = gradients(run)
         if run.processes.is_first:
             torch.save({"gradients": found, "losses": losses}, Path(out) / f"{task}.pt")

@@ -26,7 +26,7 @@ from retrieval_engine import open_encoder, open_store
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.encoding.stale import encode_stale
-from retrieval_engine.errors import FingerprintMismatch, TrainingError, UsageError
+from retrieval_engine.errors import FingerprintMismatch, TrainingError
 from retrieval_engine.evaluate.leaks import find_leaks, known_training_records
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Caption, Item, Json, Modality
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path, store: P
         TrainingError, match=r"not finite at step \d+ .*the batch is scene-7"
     ) as caught:
         finetune(configure(Task.RETRIEVAL, **settings(store, lr=1e30, clip=1e30)), out)
-    assert "lower --lr" in caught.value.hint
+    assert "lower `lr`" in caught.value.hint
     assert not (out / "training.json").exists()
 
 
@@ -468,9 +468,21 @@ def test_an_option_of_another_run_is_not_taken_up(tmp_path: Path, store: Path) -
         finetune(configure(Task.RETRIEVAL, **settings(store, max_steps=1)), out)
 
 
-def test_selecting_by_cider_needs_a_judge(tmp_path: Path, store: Path) -> None:
-    with pytest.raises(UsageError, match="judge"):
-        finetune(configure(Task.CAPTION, **settings(store, select="cider")), tmp_path / "out")
+def test_python_selects_by_cider_too(tmp_path: Path, store: Path, captioner: Path) -> None:
+    given: dict[str, Json] = {
+        "model": str(captioner),
+        "max_steps": 20,
+        "eval_every": 10,
+        "lr": 5e-3,
+    }
+    config = configure(Task.CAPTION, **settings(store, select="cider", **given))
+    report = finetune(config, tmp_path / "out")
+    log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, log) if "cider" in line]
+    best = max(line["cider"] for line in lines)
+    [kept] = [line for line in lines if line["step"] == report.best_step]
+    assert report.final["cider"] == pytest.approx(best, abs=1e-4)
+    assert kept["cider"] == best
 
 
 def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, store: Path) -> None:
@@ -479,7 +491,7 @@ def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, st
     peaks = []
     for name, lora in (("full", ""), ("lora", "r=2")):
         config = configure(Task.RETRIEVAL, **settings(store, lora=lora))
-        made = trainer_module.FinetuneRun(config, tmp_path / name, None, Silent())
+        made = trainer_module.FinetuneRun(config, tmp_path / name, Silent())
         peaks.append(made.peak)
         made.close()
     assert peaks == pytest.approx([1e-5 * (768 / 32) ** 2, 1e-4 * (768 / 32) ** 2])

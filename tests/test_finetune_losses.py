@@ -262,7 +262,7 @@ def options(store: Path, **given: Json) -> dict[str, Json]:
 def one_step(
     task: Task, out: Path, given: Mapping[str, Json]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    run = FinetuneRun(configure(task, **given), out, None, Silent())
+    run = FinetuneRun(configure(task, **given), out, Silent())
     try:
         return gradients(run)
     finally:
@@ -313,9 +313,7 @@ def test_cached_states_give_the_losses_and_gradients_of_pixels_with_a_frozen_tow
 def test_keys_and_values_of_an_image_are_computed_once_for_all_its_pairs(
     tmp_path: Path, blip_store: Path
 ) -> None:
-    run = FinetuneRun(
-        configure(Task.RETRIEVAL, **options(blip_store)), tmp_path / "run", None, Silent()
-    )
+    run = FinetuneRun(configure(Task.RETRIEVAL, **options(blip_store)), tmp_path / "run", Silent())
     rows: list[int] = []
     model: Any = run.learner.model
     key = model.text_encoder.encoder.layer[0].crossattention.self.key
@@ -360,7 +358,7 @@ def test_the_queue_holds_a_pass_at_most_and_knows_equal_images(
     tmp_path: Path, blip_store: Path
 ) -> None:
     config = configure(Task.RETRIEVAL, **options(blip_store, queue=20))
-    run = FinetuneRun(config, tmp_path / "run", None, Silent())
+    run = FinetuneRun(config, tmp_path / "run", Silent())
     for step in range(4):
         gradients(run, step)
     images, texts, same = run.objective.state_dict()["queue"]
@@ -373,7 +371,7 @@ def test_the_queue_holds_a_pass_at_most_and_knows_equal_images(
 
 def test_no_caption_of_the_same_image_is_ever_a_negative(tmp_path: Path, blip_store: Path) -> None:
     given = options(blip_store, batch_size=64)
-    run = FinetuneRun(configure(Task.RETRIEVAL, **given), tmp_path / "run", None, Silent())
+    run = FinetuneRun(configure(Task.RETRIEVAL, **given), tmp_path / "run", Silent())
     same = torch.from_numpy(run.sets.train.same[run.order(0).images])
     assert len(set(same.tolist())) < 64, "some image is twice in the batch"
     scores = torch.eye(64) * 20 + (same[:, None] == same[None]) * 20.0

@@ -220,7 +220,7 @@ def test_named_splits_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (HeadRecipe(batch_size=4000), "--batch-size 4000 is more than the 192 images"),
+        (HeadRecipe(batch_size=4000), "`batch_size=4000` is more than the 192 images"),
         (HeadRecipe(val_split="val"), "no item has split 'val'; splits here: \\(none\\)"),
         (HeadRecipe(val_size=1), "the validation set has 1 images"),
         (HeadRecipe(val_size=239), "1 images with captions are left to train on"),

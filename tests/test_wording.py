@@ -16,7 +16,7 @@ from retrieval_engine.cli.wording import COMMAND_OF, as_options, context_of
 PACKAGE = Path(retrieval_engine.__file__).parent
 # A style sheet has `--names` of its own; a model card says with which command the model was made.
 NO_MESSAGES = ("cli/", "search/contact_sheet.py", "train/pretrain/export.py")
-OTHER_TOOLS = re.compile(r"`(hf|pip|torchrun) [^`]*`")
+OTHER_TOOLS = re.compile(r"`(hf|pip|if) [^`]*`")
 EXPRESSION = re.compile(r"`([^`\n]+)`")
 
 
@@ -138,7 +138,8 @@ def test_what_messages_name_in_backticks_is_there() -> None:
             words: list[ast.expr | ast.keyword] = [*said.args, *said.keywords]
             [word] = words
             match word:
-                case ast.Call(func=ast.Name(id=function)):
+                case ast.Call():
+                    function = ast.unparse(word.func).rpartition(".")[2]
                     given = {one.id for one in word.args if isinstance(one, ast.Name)}
                     given |= {str(one.arg) for one in word.keywords}
                     assert given <= known[function], (where, expression)

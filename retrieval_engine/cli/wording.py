@@ -19,9 +19,9 @@ COMMAND_OF = {
     "EncodeOptions": "encode",
     "build_index": "index",
     "encode": "encode",
-    "encode_stale": "encode --only-stale",
     "evaluate_store": "eval --recall",
     "import_checkpoint": "import-checkpoint",
+    "import_embeddings": "import-embeddings",
     "merge_adapters": "merge-adapter",
     "open_encoder": "encode",
     "repair_store": "store repair",
@@ -38,12 +38,7 @@ _EXPRESSION = re.compile(r"`([^`\n]+)`")
 
 
 def context_of(root: click.Command, args: Sequence[str]) -> click.Context:
-    """The context of the command that a command line names, for `as_options`.
-
-    Args:
-        root: the group `vlre`.
-        args: what was typed after it; options before a command's name are passed over.
-    """
+    """The context of the command that the words after `vlre`, the root, name."""
     context = click.Context(root, info_name="vlre")
     with suppress(PluginBroken):  # a command that cannot be imported has no options to speak of
         for word in args:
@@ -55,17 +50,12 @@ def context_of(root: click.Command, args: Sequence[str]) -> click.Context:
 
 
 def as_options(text: str, context: click.Context) -> str:
-    """The text with its arguments and calls in backticks as options and commands.
-
-    Args:
-        text: a message, hint or note of the library.
-        context: of the command that runs; its parameters are what arguments become.
-    """
+    """A message of the library in the words of the command that runs: options and commands."""
     return _EXPRESSION.sub(lambda found: _worded(found[1], context) or found[0], text)
 
 
 def _worded(expression: str, context: click.Context) -> str:
-    try:
+    with suppress(SyntaxError, LookupError):
         match ast.parse(f"_({expression})", mode="eval").body:
             case ast.Call(args=[ast.Call() as call], keywords=[]):
                 line = COMMAND_OF[ast.unparse(call.func).rpartition(".")[2]]
@@ -73,8 +63,6 @@ def _worded(expression: str, context: click.Context) -> str:
                 return f"`{' '.join(['vlre', line, *words])}`"
             case ast.Call() as arguments:
                 return " ".join(_options(arguments, context))
-    except (SyntaxError, LookupError):
-        pass
     return ""
 
 

@@ -88,8 +88,8 @@ def load_sets(store: Store, *, from_cache: bool) -> Sets:
         raise FeatureMissing(
             f"{store.path} has no tokens, which training from the cache reads; it has "
             f"{', '.join(store.features(Modality.IMAGES))}",
-            hint="run the same `vlre encode` again with --features itc,pooled,tokens, or train "
-            "--from-pixels",
+            hint="encode its source again with "
+            "`EncodeOptions(features=('itc', 'pooled', 'tokens'))`, or train with `from_pixels`",
         )
     splits = set(store.items()["split"].to_pylist())
     known = [name for name in _VAL_SPLITS if name in splits]
@@ -215,7 +215,7 @@ class Order:
             raise UsageError(
                 f"a batch of {batch_size} captions is larger than the data: {len(data.texts)} "
                 f"captions of {len(data)} images",
-                hint="lower --batch-size",
+                hint="lower `batch_size`",
             )
         self._epoch = -1
         self._groups: tuple[Ints, Ints] = (

@@ -5,7 +5,7 @@ smoothed. Validation reports it without smoothing: the mean surprise of a token,
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.cider import cider_d
+from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.models.learner import CaptionLearner
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Group, Ints
 from retrieval_engine.train.finetune.config import FinetuneConfig, Select
@@ -24,7 +26,6 @@ from retrieval_engine.train.finetune.objective import Arithmetic
 from retrieval_engine.train.finetune.vision_states import Loader, padded
 
 IGNORED = -100
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 _VAL_IMAGES = 32
 _WRITTEN = 64  # images whose captions are written at each validation
@@ -65,7 +66,6 @@ class CaptionObjective:
         config: the recipe.
         processes: who shares a batch.
         arithmetic: context of every forward pass.
-        judge: gives a set of captions a score against references; needed to select by CIDEr.
     """
 
     def __init__(
@@ -75,10 +75,9 @@ class CaptionObjective:
         config: FinetuneConfig,
         processes: Processes,
         arithmetic: Arithmetic,
-        judge: Judge | None,
     ) -> None:
         self._learner, self._loader, self._config = learner, loader, config
-        self._processes, self._arithmetic, self._judge = processes, arithmetic, judge
+        self._processes, self._arithmetic = processes, arithmetic
         self.higher_is_better = config.select is Select.CIDER
         self.metric = "cider" if self.higher_is_better else "caption_loss"
         self.samples: dict[str, str] = {}
@@ -155,8 +154,8 @@ class CaptionObjective:
         self.samples = {data.ids[i]: texts[i] for i in shown}
         found = variety(texts)
         self.warning = collapse(texts, found)
-        if self._judge is not None:
-            found["cider"] = self._judge(texts, [data.captions_of(i) for i in images.tolist()])
+        references = [[ptb_tokens(text) for text in data.captions_of(i)] for i in images.tolist()]
+        found["cider"] = float(cider_d([ptb_tokens(text) for text in texts], references).mean())
         return found
 
 

@@ -99,11 +99,11 @@ class FinetuneConfig:
         """Refuse what cannot be meant."""
         for name in ("epochs", "batch_size", "captions_per_image"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be at least 1")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")
         counts = ("max_steps", "micro_batch", "lr", "eval_every", "patience", "keep_every", "queue")
         for name in counts:
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.task is Task.RETRIEVAL and (self.captions_per_image > 1 or self.batch_size < 2):
             raise UsageError(
                 "retrieval takes one caption of an image at a time and at least two in a batch, "
@@ -111,17 +111,17 @@ class FinetuneConfig:
             )
         if self.batch_size % self.captions_per_image:
             raise UsageError(
-                f"batch_size {self.batch_size} is no multiple of captions_per_image "
-                f"{self.captions_per_image}"
+                f"`batch_size={self.batch_size}` is no multiple of "
+                f"`captions_per_image={self.captions_per_image}`"
             )
         if self.quantize not in ("", "8bit", "4bit"):
-            raise UsageError(f"quantize is {self.quantize!r}, must be 8bit or 4bit")
+            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
         if self.quantize and not self.lora:
             raise UsageError(
-                f"{self.quantize} weights cannot be trained", hint="train an adapter with --lora"
+                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
             )
         if not self.from_pixels and (self.freeze_vision or self.checkpointing):
-            raise UsageError("freeze_vision and checkpointing need from_pixels")
+            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
 
     def to_json(self) -> dict[str, Json]:
         """All settings as JSON values."""
@@ -172,7 +172,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             task=Task.CAPTION,
             source="VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
             differs="selected on the official dev split by CIDEr; images are not mirrored when a "
-            "caption says left or right; cached tokens unless --from-pixels",
+            "caption says left or right; cached tokens unless `from_pixels`",
             values={
                 "epochs": 70,
                 "batch_size": 64,

@@ -3,7 +3,7 @@
 Each process runs its share of a batch. The contrastive loss is computed from the gathered vectors
 in every process alike, the other losses are divided by counts over all processes; so the sum of the
 processes' gradients is the gradient of one process with the whole batch, and no more than that is
-exchanged. Start with `torchrun --nproc-per-node N cli.py finetune …`.
+exchanged. Start it with torchrun.
 """
 
 import os

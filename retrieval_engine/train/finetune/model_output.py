@@ -79,7 +79,7 @@ class FinetuneReport:
     fingerprint: str
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre finetune … --json`."""
+        """The report as one JSON object."""
         return {
             "out": str(self.out),
             "steps": self.steps,
@@ -165,7 +165,7 @@ class Output:
         return report
 
     def _record(self, report: FinetuneReport) -> dict[str, Json]:
-        """What `vlre eval` compares a gallery with, and all settings and figures."""
+        """What an evaluation compares a gallery with, and all settings and figures."""
         train = self._sets.train
         ids, keys = sorted(train.ids), sorted(set(train.keys))
         return {

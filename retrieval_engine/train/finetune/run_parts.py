@@ -17,7 +17,7 @@ from retrieval_engine.models.learner import (
 )
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
-from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
+from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
@@ -57,14 +57,14 @@ class RunParts:
     scaler: torch.amp.GradScaler
 
 
-def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None) -> RunParts:
+def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
     if checkpoint.adapter is not None:
         raise UsageError(
             f"{checkpoint.name} is an adapter; training starts from a whole model",
-            hint="merge it first with `vlre merge-adapter`",
+            hint="merge it first with `merge_adapters(out=DIR)`",
         )
     sets = load_sets(store, from_cache=not config.from_pixels)
     images = config.batch_size // config.captions_per_image
@@ -76,7 +76,7 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     )
     if images % processes.size:
         raise UsageError(
-            f"batch_size {config.batch_size} is not divided by {processes.size} processes"
+            f"`batch_size={config.batch_size}` is not divided by {processes.size} processes"
         )
     device = processes.device
     learner = _open_learner(config, checkpoint, store, device)
@@ -89,7 +89,7 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
         objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
     else:
         assert isinstance(learner, CaptionLearner)
-        objective = CaptionObjective(learner, loader, config, processes, arithmetic, judge)
+        objective = CaptionObjective(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
     return RunParts(
         checkpoint=checkpoint,
@@ -130,7 +130,7 @@ def _open_learner(
             seen=made_by,
             expected=learner.vision,
             hint=f"they are of {store.spec.checkpoint}: use a model with the same vision tower, "
-            "encode with this one, or train --from-pixels",
+            "encode with this one, or train with `from_pixels`",
         )
     if not config.quantize:  # bitsandbytes has put it there already
         learner.model.to(device)

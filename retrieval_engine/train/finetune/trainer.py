@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import TrainingError, UsageError
+from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
-from retrieval_engine.train.finetune.captioning import CaptionObjective, Judge
-from retrieval_engine.train.finetune.config import FinetuneConfig, Select
+from retrieval_engine.train.finetune.captioning import CaptionObjective
+from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
 from retrieval_engine.train.finetune.objective import FinetuneState
@@ -44,7 +44,6 @@ def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
-    judge: Judge | None = None,
     progress: Progress | None = None,
 ) -> FinetuneReport:
     """Fine-tune a model and write it as a directory that `open_encoder` or a captioner opens.
@@ -53,7 +52,6 @@ def finetune(
         config: store, task and recipe.
         out: directory of the model or adapter; `out/run` holds what a killed run goes on from and
             is gone when the run is complete.
-        judge: scores written captions against references; needed for `Select.CIDER`.
         progress: told about the run.
 
     Raises:
@@ -62,7 +60,7 @@ def finetune(
         FingerprintMismatch: the model's vision tower did not make the store's states.
         UsageError: an option that cannot be.
     """
-    run = FinetuneRun(config, out, judge, progress or Silent())
+    run = FinetuneRun(config, out, progress or Silent())
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             run.train()
@@ -74,17 +72,13 @@ def finetune(
 class FinetuneRun:
     """One fine-tuning, from the store to the directory."""
 
-    def __init__(
-        self, config: FinetuneConfig, out: Path, judge: Judge | None, progress: Progress
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, out: Path, progress: Progress) -> None:
         if (out / "training.json").exists():
-            raise TrainingError(f"{out} already holds a trained model", hint="give another --out")
-        if config.select is Select.CIDER and judge is None:
-            raise UsageError("selecting by CIDEr needs a judge of captions")
+            raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         self.config, self.out = config, out
         self.processes = Processes(config.device)
         self.progress = progress if self.processes.is_first else Silent()
-        parts = open_parts(config, self.processes, judge)
+        parts = open_parts(config, self.processes)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
@@ -178,7 +172,7 @@ class FinetuneRun:
         raise TrainingError(
             f"loss or gradient is not finite at step {self.state.step} ({values}); the batch is "
             f"{shown}",
-            hint="lower --lr, or use --dtype float32; the run before this step is kept",
+            hint="lower `lr`, or use `dtype='float32'`; the run before this step is kept",
         )
 
     def _is_over(self) -> bool:

@@ -139,7 +139,7 @@ class HeadRun:
         if not math.isfinite(total):
             raise TrainingError(
                 f"the loss became {total} in epoch {self.epochs + 1}",
-                hint=f"use a smaller --lr than {recipe.lr:g}",
+                hint=f"use a smaller `lr` than {recipe.lr:g}",
             )
         return total / steps
 

@@ -110,10 +110,10 @@ def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:
     _, first = np.unique(gallery.image_rows, return_index=True)
     order = _by_hash(gallery, np.sort(first[captioned[first]]), recipe.seed)
     present = set(splits.tolist())
-    pool = order[_is_in(splits[order], recipe.split, "train", present, "--split")]
+    pool = order[_is_in(splits[order], recipe.split, "train", present, "`split`")]
     named = recipe.val_split or "val" in present
     if named:
-        val = order[_is_in(splits[order], recipe.val_split, "val", present, "--val-split")]
+        val = order[_is_in(splits[order], recipe.val_split, "val", present, "`val_split`")]
         val = val[: recipe.val_size or _LARGEST_VAL]
         pool = pool[~np.isin(pool, val)]
     else:
@@ -130,7 +130,9 @@ def _is_in(
 ) -> NDArray[np.bool_]:
     if asked and asked not in present:
         known = ", ".join(sorted(name or "(none)" for name in present))
-        raise TrainingError(f"no item has split {asked!r}; splits here: {known}", hint=option)
+        raise TrainingError(
+            f"no item has split {asked!r}; splits here: {known}", hint=f"give another {option}"
+        )
     name = asked or (usual if usual in present else "")
     chosen: NDArray[np.bool_]
     chosen = splits == name if name else ~np.isin(splits.astype(str), _HELD_OUT)
@@ -141,18 +143,18 @@ def _check(train: Ints, val: Ints, recipe: HeadRecipe) -> None:
     if len(train) < 2:
         raise TrainingError(
             f"{len(train)} images with captions are left to train on; at least 2 are needed",
-            hint="encode more pairs, or ask for fewer with --val-size",
+            hint="encode more pairs, or ask for fewer with `val_size`",
         )
     if len(val) < 2:
         raise TrainingError(
             f"the validation set has {len(val)} images; at least 2 are needed to select on",
-            hint="give --val-size, or another --val-split",
+            hint="give `val_size`, or another `val_split`",
         )
     if recipe.batch_size > len(train) and recipe.loss is not Loss.DIAGONAL:
         raise TrainingError(
-            f"--batch-size {recipe.batch_size} is more than the {len(train)} images there are to "
+            f"`batch_size={recipe.batch_size}` is more than the {len(train)} images there are to "
             "train on",
-            hint=f"use --batch-size {len(train)} or less, or leave it out",
+            hint=f"use `batch_size={len(train)}` or less, or leave it out",
         )
 
 
@@ -192,7 +194,7 @@ def _pairs(
     if images.ndim != 3:
         raise TrainingError(
             f"{feature} of images has shape {images.shape[1:]}: a head reads vectors",
-            hint="use --feature pooled or itc",
+            hint="use `feature='pooled'` or `feature='itc'`",
         )
     return FeaturePairs(
         images=torch.from_numpy(images).to(device),

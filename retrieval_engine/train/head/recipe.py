@@ -105,12 +105,13 @@ class HeadRecipe:
         counts = ("dim", "hidden", "train_size", "val_size", "epochs", "batch_size", "patience")
         for name in (*counts, "hard_negatives", "refit_below"):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.batch_size == 1 or 0 < self.train_size < 2:
             raise UsageError("contrast needs at least 2 images in a batch and in training")
         if not self.lr > 0 or self.weight_decay < 0:
             raise UsageError(
-                f"lr must be above 0 and weight_decay not below, got {self.lr}, {self.weight_decay}"
+                f"`lr` must be above 0 and `weight_decay` not below, got {self.lr}, "
+                f"{self.weight_decay}"
             )
 
     def to_json(self) -> dict[str, Json]:

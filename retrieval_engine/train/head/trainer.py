@@ -61,7 +61,7 @@ class HeadReport:
     seconds: float
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre train-head --json`."""
+        """The report as one JSON object."""
         return {
             "head": str(self.saved.path),
             "kind": self.saved.config.kind.value,
@@ -244,7 +244,7 @@ def _refuse_nan(data: TrainingData) -> None:
                 bad = int((~x.isfinite()).flatten(1).any(1).sum())
                 raise TrainingError(
                     f"{bad} of {len(x)} {side} of the {name} set hold NaN or infinity",
-                    hint="the store refuses such vectors: check it with `vlre store verify`",
+                    hint="the store refuses such vectors: check it with `store.verify()`",
                 )
 
 
