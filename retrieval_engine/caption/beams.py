@@ -12,7 +12,7 @@ from retrieval_engine.caption.decoding import BeamRule
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence that was written.
+    """A caption as token ids, with the score that beam search or sampling gave it.
 
     Attributes:
         ids: its tokens after the prompt, without the end token.
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(slots=True, kw_only=True)
 class BeamSearch:
-    """The search of one image.
+    """Beam search over the sentences of one image.
 
     Attributes:
         width: number of beams.
@@ -67,7 +67,7 @@ class BeamSearch:
     is_done: bool = False
 
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Take one step.
+        """Extend every beam by one token.
 
         Args:
             candidates: the 2 x width best continuations, best first.

@@ -78,7 +78,7 @@ class CapFiltRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapFiltReport:
-    """What a CapFilt run did.
+    """How many images and captions a CapFilt run saw, kept and dropped.
 
     Attributes:
         out: directory of the cleaned data set.
@@ -112,7 +112,7 @@ class CapFiltReport:
 
 
 class CapFiltJob:
-    """Runs a request.
+    """One run of CapFilt: writes, judges and cleans captions.
 
     Attributes:
         notes: lines for people.

@@ -119,7 +119,7 @@ class CaptionWriter:
         return done
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        """A row of this run.
+        """A journal line as a row of this run.
 
         Raises:
             UsageError: it is of another run, or no row of ours: then nothing may be written here.

@@ -43,7 +43,7 @@ class CleaningTally:
 
 @dataclass(slots=True, kw_only=True)
 class CleanedData:
-    """What a cleaned data set holds.
+    """How many images and captions a cleaned data set holds, and how many were dropped.
 
     Attributes:
         images: looked at.

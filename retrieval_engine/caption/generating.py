@@ -22,7 +22,7 @@ from retrieval_engine.models.captioner import Captioner, DecodingState
 def write_captions(
     captioner: Captioner, tokens: Tensor, names: Sequence[str], options: DecodingOptions
 ) -> list[list[Sentence]]:
-    """Captions of images.
+    """Write captions for a batch of images.
 
     Args:
         captioner: the model.
@@ -203,7 +203,7 @@ class _Batch:
         return Sentence(tuple(ids[:end]), score)
 
     def search(self) -> list[list[Sentence]]:
-        """Beam search."""
+        """Write the captions of the batch by beam search."""
         options = self.options
         searches = [
             BeamSearch(

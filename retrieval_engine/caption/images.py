@@ -29,7 +29,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceImage:
-    """One image to write about.
+    """One image that is to be captioned.
 
     Attributes:
         source: name of the source it is from.
@@ -44,7 +44,7 @@ class SourceImage:
 
     @property
     def name(self) -> str:
-        """What it is told from all others by."""
+        """Source and id, which together tell this image from every other."""
         return f"{self.source}\t{self.item.id}"
 
 
@@ -87,7 +87,7 @@ class VisionStates:
         self.encoded = 0
 
     def read(self, rows: Sequence[int], pixels: Sequence[NDArray[np.uint8] | None]) -> NDArray[Any]:
-        """States of some images.
+        """Vision states of a batch of images.
 
         Args:
             rows: (n,) rows in the store.
@@ -122,7 +122,7 @@ class VisionStates:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An image that can be worked on.
+    """What a worker has loaded of an image: a row of the store, or pixels for the model.
 
     Attributes:
         row: of its states in the store, or below 0.

@@ -82,7 +82,7 @@ class CaptionRequest:
 
 
 class CaptionJob:
-    """Runs a request.
+    """One captioning run over everything that a request names.
 
     Attributes:
         captioned: images that got captions in this run.

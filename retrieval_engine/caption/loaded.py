@@ -52,7 +52,7 @@ def open_judge(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Judge:
-    """What orders and filters captions.
+    """Load the judge that orders and filters captions.
 
     Args:
         ranker: a retrieval checkpoint, or None: the captioner's own, else the store's.

@@ -43,7 +43,7 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A batch that is finished.
+    """A batch of captioned images, and the images that failed meanwhile.
 
     Attributes:
         captioned: in the order of the images.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_comparison(comparison: "Comparison", form: str) -> None:
-    """Print the figures.
+    """Print the figures of a comparison.
 
     Args:
         comparison: what `compare` gave.

@@ -123,7 +123,7 @@ def known_training_records(
 
 
 def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord:
-    """What a record says.
+    """Read from a record what a model was trained on.
 
     Args:
         sources: names of the gallery's sources; another source's items are not listed, for none

@@ -32,7 +32,7 @@ _TITLE = "Projection heads on cached features"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadStudy:
-    """What is studied.
+    """Settings of a study of projection heads.
 
     Attributes:
         source: images with captions.

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Task(StrEnum):
-    """What a model is fine-tuned for."""
+    """Task that a model is fine-tuned for."""
 
     RETRIEVAL = "retrieval"
     CAPTION = "caption"
 
 
 class Learner(Protocol):
-    """A model in training.
+    """A model as fine-tuning drives it.
 
     Attributes:
         model: the modules, by the checkpoint's names.
@@ -118,7 +118,7 @@ def open_learner(
     dtype: "torch.dtype",
     quantize: str = "",
 ) -> Learner:
-    """Load what a task trains.
+    """Load the modules of a checkpoint that a task trains.
 
     Args:
         checkpoint: where the files are.

@@ -42,7 +42,7 @@ small { color: var(--soft); overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One query and its hits.
+    """One query of a contact sheet, and its hits.
 
     Attributes:
         title: the words asked for, or what else to call the query.

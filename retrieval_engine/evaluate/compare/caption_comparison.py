@@ -21,7 +21,7 @@ METRICS = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionRow:
-    """One run's figures.
+    """Caption metrics of one run in a comparison.
 
     Attributes:
         name: of the run.

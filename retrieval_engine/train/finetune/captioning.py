@@ -53,7 +53,7 @@ class CaptionBatch:
 
     @property
     def count(self) -> int:
-        """Number of learned tokens."""
+        """Number of tokens in the batch that count in the loss."""
         return int((self.labels[..., 1:] != IGNORED).sum())
 
 
