@@ -102,8 +102,8 @@ class CaptionLearner(Learner, Protocol):
     def logits(self, seen: Any, ids: "Tensor", mask: "Tensor") -> "Tensor":
         """(i, n, l) ids and mask of n texts per image -> (i, n, l, v) logits of each next token."""
 
-    def words(self, ids: Sequence[int]) -> str:
-        """The text after the given beginning."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens that were written after the prompt."""
 
     @property
     def end_id(self) -> int:
