@@ -198,7 +198,7 @@ def test_txt_beside_leaves_what_is_there(tmp_path: Path, model: Path) -> None:
     assert set(written) == {"0.txt", "1.txt", "2.txt", "3.txt"}
     assert "0 captioned" in run(*arguments).stderr
     both = run(*arguments, "--out", tmp_path / "out.jsonl")
-    assert "4 pictures had a .txt" in both.stderr
+    assert "4 images had a .txt" in both.stderr
     assert {p.name: p.read_text() for p in sorted(tmp_path.glob("*.txt"))} == written
     scenes = run("scenes:2", "--model", model, "--txt-beside")
     assert scenes.exit_code == 2
@@ -315,7 +315,7 @@ def test_a_mended_picture_leaves_the_ledger(tmp_path: Path, model: Path) -> None
         (["scenes:2", "--temperature", "0.5"], 2, "has no effect on beam search"),
         (["scenes:2", "--overwrite"], 2, "--overwrite needs --out"),
         (["scenes:2", "--ranker", "x"], 2, "no effect without --rank"),
-        (["scenes:2", "--explain", "x.png"], 2, "one picture"),
+        (["scenes:2", "--explain", "x.png"], 2, "one image"),
         (["no-such-thing"], 2, "neither a directory nor a source"),
         ([], 1, "no store at"),
         (["scenes:2", "--model", "no-such-model"], 1, "no checkpoint"),
@@ -402,7 +402,7 @@ def test_lit_pictures_are_bright_where_the_map_is_high() -> None:
 
 
 def test_requests_refuse_what_has_no_effect() -> None:
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         CaptionRequest(explain=Path("x.png"))
 
 

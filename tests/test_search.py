@@ -185,7 +185,7 @@ def test_what_cannot_be_asked_is_explained(engine: SearchEngine, tmp_path: Path)
     (tmp_path / "bad.jpg").write_bytes(b"no picture at all")
     with pytest.raises(DecodeError, match=r"bad\.jpg: not a picture"):
         engine.search_image(tmp_path / "bad.jpg")
-    with pytest.raises(DecodeError, match="the query picture: the file is empty"):
+    with pytest.raises(DecodeError, match="the query image: the file is empty"):
         engine.search_image(b"")
 
 

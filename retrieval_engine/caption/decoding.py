@@ -21,7 +21,7 @@ class BeamRule(StrEnum):
     """How finished sentences of a beam search are compared, and when the search ends.
 
     ORIGINAL is what BLIP and LAVIS were published with (transformers 4.15): the log-probability
-    over the number of tokens with the prompt and without the end token; a picture is done when its
+    over the number of tokens with the prompt and without the end token; an image is done when its
     worst kept sentence is no worse than the best continuation at the present length.
     TRANSFORMERS is what transformers 5 does: the number of tokens without the prompt and with the
     end token.
@@ -42,8 +42,8 @@ class DecodingOptions:
         top_k: sample among so many words only.
         top_p: sample among the likeliest words that make up this probability (nucleus sampling,
             Holtzman et al., ICLR 2020); default 0.9, as BLIP's authors have it, or 1 with `top_k`.
-        seed: of sampling; a picture's captions depend on it and the picture's name alone.
-        num_captions: different sentences for each picture.
+        seed: of sampling; an image's captions depend on it and the image's name alone.
+        num_captions: different sentences for each image.
         max_length: tokens of a sentence at most, as the authors count: BLIP's include [DEC] and
             the prompt ("a picture of" is 4 with it), BLIP-2's are those written after it. None is
             what the checkpoint's generation_config.json says, else 30.
@@ -149,7 +149,7 @@ class DecodingOptions:
 
     @property
     def width(self) -> int:
-        """Sentences of a picture under way at once."""
+        """Sentences of an image under way at once."""
         if self.method is Method.BEAMS:
             return BEAMS if self.beams is None else self.beams
         return self.num_captions

@@ -1,6 +1,6 @@
-"""Writes the captions of a batch of pictures from their vision states.
+"""Writes the captions of a batch of images from their vision states.
 
-Pictures that are done leave the batch when half of it is, so that one long sentence does not keep
+Images that are done leave the batch when half of it is, so that one long sentence does not keep
 the others' keys and values alive; a caption depends on what else is in its batch by rounding alone.
 """
 
@@ -22,16 +22,16 @@ from retrieval_engine.models.captioner import Captioner, DecodingState
 def write_captions(
     captioner: Captioner, tokens: Tensor, names: Sequence[str], options: DecodingOptions
 ) -> list[list[Sentence]]:
-    """Captions of pictures.
+    """Write captions for a batch of images.
 
     Args:
         captioner: the model.
         tokens: (n, t, w) vision states.
-        names: (n,) what the pictures are called; with the seed they decide what is drawn.
+        names: (n,) what the images are called; with the seed they decide what is drawn.
         options: how to choose words.
 
     Returns:
-        For each picture `options.num_captions` sentences, best first.
+        For each image `options.num_captions` sentences, best first.
 
     Raises:
         UsageError: the prompt leaves no room, or the model cannot write so long a sentence.
@@ -89,7 +89,7 @@ def _checked(captioner: Captioner, options: DecodingOptions) -> tuple[str, int]:
 
 
 def _uniform(names: Sequence[str], options: DecodingOptions, length: int) -> Tensor:
-    """(n, b, length) float64 in [0, 1), a stream of its own for each picture."""
+    """(n, b, length) float64 in [0, 1), a stream of its own for each image."""
     drawn = []
     for name in names:
         seed = hashlib.sha256(f"{options.seed or 0}:{name}".encode()).digest()
@@ -99,9 +99,9 @@ def _uniform(names: Sequence[str], options: DecodingOptions, length: int) -> Ten
 
 
 class _Batch:
-    """The pictures under way, and what is known of their sentences.
+    """The images under way, and what is known of their sentences.
 
-    `self.active` has the numbers of the pictures that are still in the batch, in its order.
+    `self.active` has the numbers of the images that are still in the batch, in its order.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class _Batch:
         self.sentences = begun.expand(len(logits), 1, -1)  # (n, b, l)
 
     def leave(self, going: Tensor) -> bool:
-        """Drop the pictures that are done, when they are many. False when none is left.
+        """Drop the images that are done, when they are many. False when none is left.
 
         Args:
-            going: (n,) bool, whether each picture goes on.
+            going: (n,) bool, whether each image goes on.
         """
         left = int(going.sum())
         if left and left <= len(going) // 2:
@@ -203,7 +203,7 @@ class _Batch:
         return Sentence(tuple(ids[:end]), score)
 
     def search(self) -> list[list[Sentence]]:
-        """Beam search."""
+        """Write the captions of the batch by beam search."""
         options = self.options
         searches = [
             BeamSearch(
@@ -243,7 +243,7 @@ class _Batch:
         for number, beams, tokens, sums in table:
             search = searches[number]
             candidates = [Candidate(*c) for c in zip(beams, tokens, sums, strict=True)]
-            # A picture that is done stays in the batch for a while; its rows mean nothing.
+            # An image that is done stays in the batch for a while; its rows mean nothing.
             steps.append(
                 candidates[: self.options.width] if search.is_done else search.advance(candidates)
             )

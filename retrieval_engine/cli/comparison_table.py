@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_comparison(comparison: "Comparison", form: str) -> None:
-    """Print the figures.
+    """Print the figures of a comparison.
 
     Args:
         comparison: what `compare` gave.
@@ -75,8 +75,8 @@ def compare_caption_runs(
         references: file of references.
         form: `json` (a line a run), `markdown`, or empty for people.
         out: directory for the page, or None.
-        images: folder of the pictures, where the files do not say where they are.
-        allow_missing: leave out pictures that some run has no caption for.
+        images: folder of the images, where the files do not say where they are.
+        allow_missing: leave out images that some run has no caption for.
         title: of the page.
 
     Raises:
@@ -96,7 +96,7 @@ def compare_caption_runs(
     else:
         _print_captions(comparison)
     if comparison.left_out:
-        note(f"{comparison.left_out:,} pictures lack a caption of some run and are left out")
+        note(f"{comparison.left_out:,} images lack a caption of some run and are left out")
     if out is not None:
         note(f"page: {write_caption_page(comparison, out, images=images, title=title)}")
 
@@ -104,7 +104,7 @@ def compare_caption_runs(
 def _print_captions(comparison: "CaptionComparison") -> None:
     from rich.table import Table
 
-    table = Table(title=f"{len(comparison.images):,} pictures", title_justify="left")
+    table = Table(title=f"{len(comparison.images):,} images", title_justify="left")
     for number, heading in enumerate(comparison.HEADINGS):
         table.add_column(heading, justify="right" if number else "left")
     for row in comparison.rows:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.cli.figures import interval_range, print_wide
-from retrieval_engine.cli.output import emit, note, table_console
+from retrieval_engine.cli.output import emit, interval_range, note, print_wide, table_console
 
 if TYPE_CHECKING:
     from rich.table import Table

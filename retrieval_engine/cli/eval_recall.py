@@ -3,8 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.cli.figures import interval_range, print_wide
-from retrieval_engine.cli.output import emit, note, progress_bar, table_console
+from retrieval_engine.cli.output import (
+    emit,
+    interval_range,
+    note,
+    print_wide,
+    progress_bar,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,7 +28,7 @@ from retrieval_engine.store import Gallery, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallSettings:
-    """What is to be evaluated, and how.
+    """Settings of a recall evaluation.
 
     Attributes:
         split: only items of this split; None takes all.
@@ -59,7 +59,7 @@ class RecallSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What came out.
+    """Recall of a store by each protocol, with intervals and leaks.
 
     Attributes:
         gallery: what was evaluated.
@@ -110,7 +110,7 @@ class Evaluation:
 def evaluate_store(
     store: Store, settings: RecallSettings | None = None, *, progress: Progress | None = None
 ) -> Evaluation:
-    """Evaluate a store.
+    """Recall@K of a store, its intervals, and what gallery and training share.
 
     Args:
         store: with `itc` features of images and captions, or seen through a head.

@@ -20,7 +20,7 @@ from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
 
 RECORD = "training.json"
-NEAR = 0.98  # cosine of image features from which two different files count as nearly one picture
+NEAR = 0.98  # cosine of image features from which two different files count as nearly one image
 _TRAINED_SPLITS = ("train", "")
 _EXAMPLES = 10
 _ROWS = 4096
@@ -123,7 +123,7 @@ def known_training_records(
 
 
 def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord:
-    """What a record says.
+    """Read from a record what a model was trained on.
 
     Args:
         sources: names of the gallery's sources; another source's items are not listed, for none
@@ -169,7 +169,7 @@ def find_leaks(
         gallery: what is evaluated.
         training: what is known of the training.
         unknown: remarks to pass on.
-        near: cosine from which two pictures count as nearly one.
+        near: cosine from which two images count as nearly one.
     """
     keys = np.array(gallery_keys(gallery))
     ids = list(zip(gallery.sources, gallery.ids, strict=True))
@@ -228,7 +228,7 @@ def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -
 def _source_items(
     file: Path, spec: str, split: object, sources: Collection[str]
 ) -> set[tuple[str, str]]:
-    """(source, id) of what a training on a source saw; no picture is read."""
+    """(source, id) of what a training on a source saw; no image is read."""
     try:
         source = open_source(spec)
         if source.name not in sources:

@@ -213,7 +213,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _add(found: CaptionFile, number: int, row: Mapping[str, Any]) -> None:
-    """Put one row where it belongs."""
+    """Add one row to the captions of its image."""
     image = next((str(row[n]) for n in _IMAGE_NAMES if row.get(n) is not None), None)
     if image is None:
         raise EvaluationError(

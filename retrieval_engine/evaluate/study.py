@@ -32,10 +32,10 @@ _TITLE = "Projection heads on cached features"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadStudy:
-    """What is studied.
+    """Settings of a study of projection heads.
 
     Attributes:
-        source: pictures with captions.
+        source: images with captions.
         model: the encoder's checkpoint.
         feature: what heads read.
         train_size: images to train on at most.

@@ -20,7 +20,7 @@ _LARGEST_SCALE = 100.0  # as CLIP clamps it: a larger one makes training unstabl
 
 
 class HeadKind(StrEnum):
-    """What a side of a head is."""
+    """Kind of a head's two projections: linear, or an MLP."""
 
     LINEAR = "linear"
     MLP = "mlp"
@@ -28,7 +28,7 @@ class HeadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """The form of a head.
+    """Kind and sizes of a head: all that its weights must fit.
 
     Attributes:
         kind: linear, or Linear -> GELU -> Linear.

@@ -54,7 +54,7 @@ class Projection(nn.Module, ABC):
 
 
 class LinearProjection(Projection):
-    """x @ weight.T + bias.
+    """A linear projection: x @ weight.T + bias.
 
     Args:
         width: of the input.
@@ -67,7 +67,7 @@ class LinearProjection(Projection):
         self.linear = nn.Linear(width, dim, bias=bias)
 
     def net(self, x: Tensor) -> Tensor:
-        """See `Projection`."""
+        """See `Projection.net`."""
         out: Tensor = self.linear(x)
         return out
 
@@ -105,7 +105,7 @@ class MlpProjection(Projection):
         self.skip = nn.Linear(width, dim, bias=False) if residual else None
 
     def net(self, x: Tensor) -> Tensor:
-        """See `Projection`."""
+        """See `Projection.net`."""
         out: Tensor = self.second(self.dropout(nn.functional.gelu(self.first(x))))
         return out if self.skip is None else out + self.skip(x)
 

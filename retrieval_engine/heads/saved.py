@@ -91,7 +91,7 @@ class SavedHead:
 
     @property
     def config(self) -> HeadConfig:
-        """Its form."""
+        """Kind and sizes of the head."""
         return self.head.config
 
     @property
@@ -100,7 +100,7 @@ class SavedHead:
         return f"head-{self.weights[:12]}"
 
     def emits(self, modality: Modality, vectors: int, dtype: str) -> Feature:
-        """The form of what it emits.
+        """Shape, dtype and fingerprint of the feature that the head emits.
 
         Args:
             modality: which side.
@@ -139,7 +139,7 @@ class SavedHead:
                 )
 
     def trained_on(self) -> TrainedOn:
-        """The images it has seen.
+        """The images that the head was trained on or selected with.
 
         Raises:
             CheckpointInvalid: the list is damaged.

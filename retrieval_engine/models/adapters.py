@@ -36,7 +36,7 @@ _SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "us
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter's files.
+    """An adapter on disk: its files and what it belongs to.
 
     Attributes:
         path: directory in peft's layout.
@@ -82,7 +82,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """The adapter in a directory.
+    """Read the adapter in a directory.
 
     Raises:
         CheckpointInvalid: there is none, or its JSON cannot be understood.

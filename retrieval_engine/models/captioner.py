@@ -1,4 +1,4 @@
-"""Captions out: models that write about a picture from its stored `tokens`.
+"""Captions out: models that write about an image from its stored `tokens`.
 
 A family that writes captions has in its `__init__.py`, beside what `family.Family` says,
 
@@ -127,15 +127,15 @@ class ExplainingCaptioner(Protocol):
     def relevance(
         self, tokens: "torch.Tensor", prompt: str, ids: Sequence[int]
     ) -> list[tuple[str, NDArray[np.float32]]]:
-        """Where the picture mattered to each word.
+        """Where the image mattered to each word.
 
         Args:
-            tokens: (1, t, w) vision states of the picture.
+            tokens: (1, t, w) vision states of the image.
             prompt: what the sentence went on from.
             ids: its tokens after the prompt, without the end token.
 
         Returns:
-            Each word and its (g, g) map over the picture, at least 0; larger mattered more.
+            Each word and its (g, g) map over the image, at least 0; larger mattered more.
         """
 
 

@@ -40,7 +40,7 @@ class Family(Protocol):
 
 
 def load_family(name: str) -> Family:
-    """The family of this name.
+    """Import the model family of a name.
 
     Raises:
         UsageError: there is none.

@@ -29,7 +29,7 @@ class ImportedCheckpoint:
         source: name of the file.
         source_sha256: of its bytes.
         parameters: numbers in all tensors that were kept.
-        image_size: side of the model's pictures in pixels.
+        image_size: side of the model's images in pixels.
         stored_image_size: side that the position embedding in the file is for.
         vocabulary_size: rows of the word embeddings.
         temperature: `temp` of the contrastive loss, or None.

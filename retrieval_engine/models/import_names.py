@@ -33,7 +33,7 @@ class ImportKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """A checkpoint ready to be written.
+    """An authors' checkpoint in Hugging Face's names, ready to be written.
 
     Attributes:
         kind: what it was recognised as.

@@ -88,7 +88,7 @@ def depth_of(tensors: Iterable[str], prefix: str) -> int:
 
 
 def grid_side(positions: torch.Tensor) -> int:
-    """Patches along one side of the picture that a position embedding is made for.
+    """Patches along one side of the image that a position embedding is made for.
 
     Args:
         positions: (1, 1 + g * g, width); the first is that of the class token.
@@ -104,10 +104,10 @@ def grid_side(positions: torch.Tensor) -> int:
 
 
 def patches_of(image_size: int, patch_size: int) -> int:
-    """Patches along one side of a picture.
+    """Patches along one side of an image.
 
     Raises:
-        UsageError: the picture does not divide into whole patches.
+        UsageError: the image does not divide into whole patches.
     """
     if image_size < patch_size or image_size % patch_size:
         raise UsageError(
@@ -124,7 +124,7 @@ def interpolate(positions: torch.Tensor, side: int) -> torch.Tensor:
 
     Args:
         positions: (1, 1 + g * g, width).
-        side: patches along one side of the new picture.
+        side: patches along one side of the new image.
 
     Returns:
         (1, 1 + side * side, width); the argument itself where g == side.

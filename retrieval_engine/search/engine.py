@@ -1,6 +1,6 @@
-"""Words or a picture in, ranked pictures or captions out.
+"""Words or an image in, ranked images or captions out.
 
-    query ──► encoder (or the store, for a picture it knows) ──► index or exact search ──► hits
+    query ──► encoder (or the store, for an image it knows) ──► index or exact search ──► hits
 
 Each step is a method, so that what comes later (re-ranking, filters) goes between two of them.
 """
@@ -45,7 +45,7 @@ class SearchEngine:
 
     Args:
         store: where features are; None when the index alone is at hand, which answers words and
-            pictures with pictures.
+            images with images.
         index: an index over the store, or the path of one; None compares with every image.
         encoder: turns queries into vectors. By default the checkpoint that the store names is
             opened, in the store's dtype, when it is first needed.
@@ -164,7 +164,7 @@ class SearchEngine:
     def search_image(
         self, image: bytes | str | Path, k: int = 10, captions: bool = False
     ) -> list[Hit]:
-        """The k images most like a picture, or the k captions that fit it best.
+        """The k images most like an image, or the k captions that fit it best.
 
         With several vectors an image (BLIP-2) the candidates of each of the query's vectors are
         ranked by late interaction, which reads them from the store.
@@ -175,7 +175,7 @@ class SearchEngine:
             captions: search the store's captions, exactly, instead of its images.
 
         Raises:
-            SourceError: the picture cannot be read or decoded.
+            SourceError: the image cannot be read or decoded.
             FeatureMissing: captions are wanted and the store has no features of any.
             UsageError: k is below 1, or a store is needed and there is none: for captions, and
                 for several vectors an image.
@@ -187,7 +187,7 @@ class SearchEngine:
         if len(query) == 1:
             scores, items = self.index.search(query, k)
             return self.hits(scores[0], items[0])
-        store = self._needed_store("searching like pictures with several vectors each")
+        store = self._needed_store("searching like images with several vectors each")
         scores, items = self.index.search(query, max(4 * k, 64))
         _, candidates = merge_queries(scores, items, scores.size)
         rows = self.catalog.image_rows(store, candidates)
@@ -214,7 +214,7 @@ class SearchEngine:
         return np.concatenate(vectors)[:, 0].astype(np.float32)  # (n, 1, d) -> (n, d)
 
     def encode_image(self, image: bytes | str | Path) -> NDArray[np.float32]:
-        """(q, d) float32 vectors of a picture; from the store, when it knows these very bytes."""
+        """(q, d) float32 vectors of an image; from the store, when it knows these very bytes."""
         data = image if isinstance(image, bytes) else read_bytes(str(image))
         known = self._stored(data)
         if known is not None:
@@ -222,7 +222,7 @@ class SearchEngine:
         try:
             pixels = self.encoder.preprocessor.pixels(decode(data))
         except DecodeError as error:
-            what = "the query picture" if isinstance(image, bytes) else str(image)
+            what = "the query image" if isinstance(image, bytes) else str(image)
             raise DecodeError(f"{what}: {error.message}") from error
         features = self.encoder.encode_images(pixels[None], [self.feature])
         vectors: NDArray[np.float32] = features[self.feature][0].astype(np.float32)

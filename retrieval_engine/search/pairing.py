@@ -94,7 +94,7 @@ def open_query_encoder(
     """
     if spec.family == IMPORTED:
         raise UsageError(
-            f"the vectors of {spec.checkpoint!r} were imported: words and pictures cannot be "
+            f"the vectors of {spec.checkpoint!r} were imported: words and images cannot be "
             "encoded here",
             hint="encode the query where the vectors come from, and search with those `vectors`",
         )

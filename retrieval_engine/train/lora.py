@@ -200,5 +200,5 @@ def base_name(base: Checkpoint) -> str:
 
 
 def options_json(options: LoraOptions) -> dict[str, Json]:
-    """The options as JSON values."""
+    """LoRA options as JSON values."""
     return asdict(options)

@@ -13,7 +13,7 @@ from retrieval_engine.records import Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One plot of a run.
+    """One plot among those drawn of a run's log.
 
     Attributes:
         names: figures in the log's lines.

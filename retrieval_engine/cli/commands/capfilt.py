@@ -69,7 +69,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
     else:
         for kind, tally in (("original", report.original), ("synthetic", report.synthetic)):
             click.echo(f"{kind:9} {tally.kept:,} kept, {tally.dropped:,} dropped")
-        click.echo(f"pictures  {report.pictures:,}, {report.empty:,} without a caption left out")
+        click.echo(f"pictures  {report.images:,}, {report.empty:,} without a caption left out")
         click.echo(f"written   {report.out}")
     if report.failures:
         ctx.exit(SOME_FAILED)

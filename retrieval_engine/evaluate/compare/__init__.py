@@ -1,4 +1,4 @@
-"""Several runs side by side: figures, pictures, and one report."""
+"""Several runs side by side: figures, plots, and one report."""
 
 from retrieval_engine.evaluate.compare.comparison import Comparison, Row, compare
 from retrieval_engine.evaluate.compare.run_page import write_report

@@ -24,7 +24,7 @@ SIDES = ("image_to_text", "text_to_image")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One run's figures in percent.
+    """Recall of one run in a comparison, in percent.
 
     Attributes:
         name: of the run.
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Everything a report shows.
+    """Runs measured on one gallery, a row for each.
 
     Attributes:
         rows: figures, in the order of the runs.

@@ -20,10 +20,10 @@ _FIGURES = "metrics.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRun:
-    """One thing to compare.
+    """One run to compare: a head, the encoder's own ITC, a store, or saved figures.
 
     Attributes:
-        name: for tables and pictures.
+        name: for tables and plots.
         kind: `linear`, `mlp`, `untrained`, `itc`, or `figures`.
         note: a few words about it.
         store: what its vectors are read from; None for figures alone.
@@ -40,7 +40,7 @@ class ComparedRun:
 
 
 def open_runs(names: Sequence[str], store: Path) -> list[ComparedRun]:
-    """Runs by name.
+    """Open the runs that are to be compared, by name.
 
     Args:
         names: each a directory of a head, a store, a JSON file or a directory of figures, or the

@@ -128,7 +128,7 @@ def _config(tensors: Tensors, settings: Settings) -> Blip2Config:
 
 
 def _cross_attention_frequency(tensors: Tensors, depth: int) -> int:
-    """Every how many layers the Q-Former looks at the picture, from the layers that can."""
+    """Every how many layers the Q-Former looks at the image, from the layers that can."""
     prefix = f"{_BERT}encoder.layer."
     looking = [
         layer

@@ -57,7 +57,7 @@ class CaptionedImages:
 
     @property
     def digest(self) -> str:
-        """Tells this data from any other."""
+        """Digest of ids, bytes and texts: equal for equal data only."""
         return digest([list(self.ids), list(self.keys), list(self.texts)])
 
 
@@ -224,7 +224,7 @@ class Order:
         )
 
     def __call__(self, step: int) -> Group:
-        """The batch of a step."""
+        """Images and captions of the batch of a step."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._groups, self._epoch = self._pass(epoch), epoch

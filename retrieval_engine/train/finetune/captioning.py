@@ -53,7 +53,7 @@ class CaptionBatch:
 
     @property
     def count(self) -> int:
-        """Number of learned tokens."""
+        """Number of tokens in the batch that count in the loss."""
         return int((self.labels[..., 1:] != IGNORED).sum())
 
 
@@ -216,7 +216,7 @@ def greedy_captions(learner: CaptionLearner, states: Tensor) -> list[str]:
     texts = []
     for row in ids[:, 0, given:].tolist():
         end = row.index(learner.end_id) if learner.end_id in row else len(row)
-        texts.append(learner.words(row[:end]))
+        texts.append(learner.decode(row[:end]))
     return texts
 
 

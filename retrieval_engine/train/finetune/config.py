@@ -96,7 +96,7 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse settings that contradict each other or are out of range."""
         for name in ("epochs", "batch_size", "captions_per_image"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")

@@ -24,7 +24,7 @@ from retrieval_engine.train.runlog import Panel, draw_curves
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """How much of a model is trained.
+    """How many of a model's weights are trained.
 
     Attributes:
         parameters: number of trained weights, as peft counts them.
@@ -36,7 +36,7 @@ class Counted:
 
     @property
     def percent(self) -> float:
-        """Trained weights of a hundred."""
+        """Share of the weights that is trained, in per cent."""
         return 100 * self.parameters / self.total
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneReport:
-    """What a run came to.
+    """What a fine-tuning came to.
 
     Attributes:
         out: directory of the model or adapter.
@@ -96,7 +96,7 @@ class FinetuneReport:
 
 
 class Output:
-    """Writes the directory of a run.
+    """Writes the directory of a fine-tuning: model or adapter, record, samples, plot.
 
     Args:
         config: of the run.

@@ -25,13 +25,13 @@ class TaskObjective(Protocol):
     higher_is_better: bool
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained beside the model."""
+        """Parameters that are trained beside the model's own."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs beside parameters."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Take up what `state_dict` gave."""
 
     def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> Any:
         """A batch of this process; runs in another thread."""
@@ -44,7 +44,7 @@ class TaskObjective(Protocol):
         """
 
     def validate(self, data: CaptionedImages) -> dict[str, float]:
-        """Figures on held-out images."""
+        """Figures on held-out images, by name; `metric` is among them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class Arithmetic:
         return self.plain()
 
     def plain(self) -> AbstractContextManager[object]:
-        """Autocast alone."""
+        """Autocast alone; random numbers are left as they are."""
         enabled = self._dtype != torch.float32
         return torch.autocast(
             self._device.type, self._dtype if enabled else torch.bfloat16, enabled=enabled

@@ -95,7 +95,7 @@ class RetrievalObjective:
         self._slow = MomentumCopy(learner, config) if learner.momentum else None
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained beside the model."""
+        """The temperature, which is trained beside the model."""
         return [self.temperature]
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class RetrievalObjective:
         return {} if self._slow is None else self._slow.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Take up what `state_dict` gave."""
         if self._slow is not None:
             self._slow.load_state_dict(state)
 

@@ -207,7 +207,7 @@ class MomentumCopy:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Take up what `state_dict` gave."""
         slow = dict(self.learner.model.named_parameters())
         for name, value in state["slow"].items():
             slow[name].copy_(value)

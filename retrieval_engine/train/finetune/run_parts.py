@@ -30,7 +30,7 @@ _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
-    """A run before its first step.
+    """Everything a fine-tuning works with, before its first step.
 
     Attributes:
         checkpoint: what it starts from.
@@ -106,7 +106,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
 
 
 def trained_parameters(learner: Learner, objective: TaskObjective) -> list[nn.Parameter]:
-    """All that a step moves."""
+    """Parameters that the optimiser moves, those beside the model included."""
     model = [p for p in learner.model.parameters() if p.requires_grad]
     return [*model, *objective.parameters()]
 

@@ -34,7 +34,7 @@ _SMALLEST = 1e-12  # of a trace: all rows of a fold may be equal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruePairs:
-    """Rows that belong together.
+    """Image and text features, row by row of one pair.
 
     Attributes:
         images: (m, w) float32.
@@ -47,7 +47,7 @@ class TruePairs:
     image: Tensor
 
     def part(self, rows: Tensor) -> "TruePairs":
-        """Those of a mask."""
+        """The pairs whose (m,) mask is True."""
         return TruePairs(images=self.images[rows], texts=self.texts[rows], image=self.image[rows])
 
 

@@ -30,7 +30,7 @@ _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
 
 
 class HeadRun:
-    """The state of one training.
+    """One training of a head, from the start to the weights that are kept.
 
     Args:
         recipe: every choice.

@@ -64,7 +64,7 @@ class FeaturePairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a training reads.
+    """Features to train a head on and to select it on.
 
     Attributes:
         train: to learn from.

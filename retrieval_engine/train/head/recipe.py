@@ -11,7 +11,7 @@ from retrieval_engine.records import Json
 
 
 class Loss(StrEnum):
-    """What is minimised.
+    """The loss that a head is trained with.
 
     `INFONCE` is the symmetric softmax loss; captions of one image are its positives and never its
     negatives. `SIGMOID` asks of each pair by itself whether it belongs together (SigLIP, Zhai et
@@ -115,7 +115,7 @@ class HeadRecipe:
             )
 
     def to_json(self) -> dict[str, Json]:
-        """The choices as JSON values."""
+        """The recipe as JSON values."""
         return asdict(self)
 
 

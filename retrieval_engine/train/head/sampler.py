@@ -43,7 +43,7 @@ def batch_size(recipe: HeadRecipe, images: int) -> int:
 def epoch(
     pairs: FeaturePairs, recipe: HeadRecipe, generator: torch.Generator, mined: Tensor | None
 ) -> Iterator[HeadBatch]:
-    """Every image once, in random order.
+    """Batches of one epoch: every image once, in random order.
 
     Args:
         pairs: what is learned from.

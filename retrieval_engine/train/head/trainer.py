@@ -33,7 +33,7 @@ _WIDEST_DIM = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadReport:
-    """What a training came to.
+    """What the training of a head came to.
 
     Attributes:
         saved: the head.
