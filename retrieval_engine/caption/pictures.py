@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retrieval_engine.encoders import Arrays
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.records import Caption, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Gallery, Store
 
@@ -152,13 +152,13 @@ class LoadPicture:
         data: bytes | None = None
         row = picture.row
         if row == _NOT_LOOKED_UP and self._store is not None:
-            data = read_bytes(picture.item.uri)
+            data = read_item(picture.item)
             key = hashlib.sha256(data).hexdigest()
             row = int(self._store.rows(Modality.IMAGES, [key], FEATURE)[0])
         wanted = [not (used and row >= 0) for used in self._uses_store]
         if not any(wanted):
             return Loaded(row, (None,) * len(wanted))
-        image = decode(read_bytes(picture.item.uri) if data is None else data)
+        image = decode(read_item(picture.item) if data is None else data)
         pixels = (
             preprocessor.pixels(image) if needed else None
             for preprocessor, needed in zip(self._preprocessors, wanted, strict=True)

@@ -12,7 +12,8 @@ What this does beyond `Image.open(...).convert("RGB")`, whose pixels it otherwis
 * The number of pixels is checked before any is decoded, and a broken picture is an error, never
   a grey patch.
 * Memory of one picture is bounded to about 1 GB: above `REDUCED_ABOVE` pixels a picture is decoded
-  at a half or less of its width and height, in strips, and one such picture at a time in a process.
+  at a half or less of its width and height, in strips; of those above 50 million pixels a process
+  decodes one at a time.
 """
 
 import importlib
@@ -46,6 +47,7 @@ _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 # Their libraries hold some 20 bytes a pixel while they decode.
 _HEAVY_FORMATS = {"WEBP", "JPEG2000", "AVIF", "HEIF"}
 _HEAVY_SHARE = 3
+_ALONE_ABOVE = 50_000_000
 _STRIP_PIXELS = 1 << 22
 _large = threading.Lock()
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -89,13 +91,14 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise DecodeError(f"{image.format} of {width}x{height} pixels has no pixels")
-    most = max_pixels // _HEAVY_SHARE if image.format in _HEAVY_FORMATS else max_pixels
+    weight = _HEAVY_SHARE if image.format in _HEAVY_FORMATS else 1
+    most = max_pixels // weight
     if width * height > most:
         raise DecodeError(
             f"{image.format} of {width}x{height} = {width * height:,} pixels; "
             f"at most {most:,} are decoded"
         )
-    if width * height <= REDUCED_ABOVE:
+    if weight * width * height <= _ALONE_ABOVE:
         return _decoded(image, data, 1)
     with _large:
         return _decoded(image, data, _reduction(width * height))
@@ -180,7 +183,7 @@ def _rgb(image: Image.Image, by: int) -> Image.Image:
     try:
         if by == 1 and not deep:
             return image if image.mode == "RGB" else image.convert("RGB")
-        out = Image.new("RGB", tuple(-(-edge // by) for edge in image.size))
+        out = Image.new("RGB", (-(-image.width // by), -(-image.height // by)))
         for top, strip in _strips(image, by):
             plain = _eight_bits(strip, black, white) if deep else strip
             plain = plain.convert("RGB")
