@@ -5,6 +5,7 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -205,7 +206,7 @@ class Targets:
     """
 
     def __init__(self, targets: Sequence[str], split: str | None = None) -> None:
-        self._opened = [Path(t) if Path(t).is_file() else open_source(t) for t in targets]
+        self._opened = [_file(target) or open_source(target) for target in targets]
         self._split = split
 
     def count(self) -> int | None:
@@ -222,6 +223,11 @@ class Targets:
                 yield Picture(source=FILES, item=item)
             else:
                 yield from of_source(target, self._split)
+
+
+def _file(target: str) -> Path | None:
+    path = Path(os.path.expanduser(target))
+    return path if path.is_file() else None
 
 
 def of_source(source: Source, split: str | None = None) -> Iterator[Picture]:

@@ -130,6 +130,8 @@ def read_bytes(uri: str) -> bytes:
     kind, colon, _ = uri.partition(":")
     if colon and kind in plugins.names(KINDS):
         module = plugins.load(KINDS, kind, noun="source")
+        if not hasattr(module, "read_bytes"):
+            raise SourceError(f"{uri} names a source, not a picture", hint="name one file of it")
         data: bytes = module.read_bytes(uri)
         return data
     return read_whole(uri)

@@ -99,19 +99,22 @@ class _Member:
         stem: its name without the last ending.
         ending: that ending in lower case, with its dot.
         place: offset and length of its bytes.
+        is_second: another member of its name came before.
     """
 
     stem: str
     ending: str
     place: tuple[int, int]
+    is_second: bool
 
 
 @dataclass(slots=True)
 class _Sample:
-    """The members of one key."""
+    """The members of one key, and why they cannot be told apart, or empty."""
 
     pictures: list[_Member] = field(default_factory=list)
     texts: list[_Member] = field(default_factory=list)
+    fault: str = ""
 
     def own(self, picture: _Member) -> list[_Member]:
         """The texts that go with one of its pictures: not those that another is called like."""
@@ -210,7 +213,8 @@ def _shard_records(shard: Path, left: _Left) -> Iterator[tuple[_Member, Record, 
                     left.samples.append(key)
                 for picture in sample.pictures:
                     name = key if len(sample.pictures) == 1 else picture.stem
-                    yield picture, *_record(file, name, sample.own(picture))
+                    record, damaged = _record(file, name, sample.own(picture))
+                    yield picture, replace(record, fault=sample.fault or record.fault), damaged
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SourceError(f"{shard} is damaged, cut off, or no plain tar: {error}") from error
 
@@ -227,8 +231,12 @@ def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
                 continue
             folder, slash, name = member.stem.rpartition("/")
             sample = samples.setdefault(folder + slash + name.partition(".")[0], _Sample())
-            pictures = member.ending in picture_suffixes()
-            (sample.pictures if pictures else sample.texts).append(member)
+            if member.is_second:
+                sample.fault = f"{shard} has two members called {member.stem}{member.ending}"
+            elif member.ending in picture_suffixes():
+                sample.pictures.append(member)
+            else:
+                sample.texts.append(member)
         end = tar.offset
     file.seek(end)
     # `tarfile` takes a damaged header for the end: two empty blocks are there at a true one
@@ -256,16 +264,12 @@ def _member(
         return None
     if sum(place) > (size_bytes := shard.stat().st_size):  # `tarfile` would not look
         raise tarfile.ReadError(f"{name} ends at byte {sum(place):,}, the file at {size_bytes:,}")
-    if name in places:
-        raise SourceError(
-            f"{shard} has two members called {name}",
-            hint="write the shard again with a name of its own for each member",
-        )
+    is_second = name in places
     places[name] = place
     if ending not in picture_suffixes() and ending not in (*_TEXTS, ".json"):
         left.others[ending or "(none)"] += 1
         return None
-    return _Member(stem=folder + slash + stem, ending=ending, place=place)
+    return _Member(folder + slash + stem, ending, place, is_second)
 
 
 def _record(file: BinaryIO, name: str, texts: list[_Member]) -> tuple[Record, bool]:
