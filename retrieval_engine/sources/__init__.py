@@ -59,24 +59,22 @@ def open_source(spec: str) -> Source:
         UsageError: no such kind, or a malformed or unknown option.
         SourceError: the data is not there.
     """
+    argument, query = _argument(spec)
     kind, colon, rest = spec.partition(":")
-    if Path(spec).expanduser().is_dir():
-        kind, rest = "folder", spec
-    elif not colon or kind not in plugins.names(KINDS):
-        before = spec.partition("?")[0]
-        if Path(before).expanduser().is_dir():
-            kind, rest = "folder", spec
-        elif Path(before).expanduser().is_file():
-            raise UsageError(
-                f"{before} is a file", hint=f"name it as a source: {_kind_of(before)}:{spec}"
-            )
-        elif not colon:
-            known = ", ".join(plugins.names(KINDS))
-            raise UsageError(
-                f"{spec!r} is neither a directory nor a source",
-                hint=f"name a source as kind:argument; kinds: {known}",
-            )
-    argument, query = _argument(rest)
+    if Path(argument).expanduser().is_dir():
+        kind = "folder"
+    elif colon and kind in plugins.names(KINDS):
+        argument, query = _argument(rest)
+    elif Path(argument).expanduser().is_file():
+        raise UsageError(
+            f"{argument} is a file", hint=f"name it as a source: {_kind_of(argument)}:{spec}"
+        )
+    elif not colon:
+        known = ", ".join(plugins.names(KINDS))
+        raise UsageError(
+            f"{spec!r} is neither a directory nor a source",
+            hint=f"name a source as kind:argument; kinds: {known}",
+        )
     # not `parse_qsl`: it would read the `+` of a path as a blank
     pairs = [part.partition("=") for part in query.split("&") if part]
     module = plugins.load(KINDS, kind, noun="source")

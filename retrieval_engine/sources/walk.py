@@ -18,6 +18,7 @@ _STORE_FILE = "store.json"
 _STORE_KEYS = frozenset(("format_version", "spec", "fingerprint"))
 _STORE_BYTES = 4 << 20
 _SIDECAR = ".txt"
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,9 @@ class Walk:
         """Lines for people about what was left out, after the last picture."""
         lines = [f"{count:,} {what}" for what, count in self.skipped.items() if count]
         if self.others:
-            kinds = ", ".join(f"{name} {count:,}" for name, count in self.others.most_common(8))
-            more = ", …" if len(self.others) > 8 else ""
+            most = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN]
+            kinds = ", ".join(f"{name} {count:,}" for name, count in most)
+            more = ", …" if len(self.others) > _SHOWN else ""
             total = self.others.total()
             lines.append(f"{total:,} other files are no pictures by their endings: {kinds}{more}")
         return lines
