@@ -26,7 +26,7 @@ from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import PartWriter, StoreWriter
 from retrieval_engine.workers import Failed, open_pool
@@ -128,7 +128,7 @@ class _Load:
     known: Set[str]
 
     def __call__(self, item: Item) -> _Loaded:
-        data = read_bytes(item.uri)
+        data = read_item(item)
         key = hashlib.sha256(data).hexdigest()
         if key in self.known:
             return _Loaded(key, None)
@@ -157,7 +157,7 @@ class _Run:
         items = (item for item in self.source.items() if not split or item.split == split)
         for item in islice(items, self.options.limit or None):
             self.seen.add(item.id)
-            if self.writer.unchanged(item, self.source.name):
+            if not item.fault and self.writer.unchanged(item, self.source.name):
                 self.report.images.reused += 1
                 self.report.captions.reused += len(item.captions)
                 self.progress.advance()
