@@ -420,7 +420,7 @@ def test_presets_are_complete_and_say_what_differs(name: str) -> None:
             "tensorboard is not installed",
             marks=pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is"),
         ),
-        (["--freeze-vision"], 2, "need from_pixels"),
+        (["--freeze-vision"], 2, "--freeze-vision and --checkpointing need --from-pixels"),
         (["--model", "no-such"], 1, "no checkpoint 'no-such'"),
         (["--epochs", "0"], 2, "epochs is 0, must be at least 1"),
     ],

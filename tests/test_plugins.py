@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 import retrieval_engine
@@ -30,27 +31,49 @@ def test_all_that_is_shipped_is_listed_by_kind() -> None:
     assert [line.split() for line in lines] == [list(row.values()) for row in rows]
 
 
-def test_a_member_of_another_distribution_is_listed_under_its_name(tmp_path: Path) -> None:
+@pytest.fixture
+def acme(tmp_path: Path) -> Path:
+    """A folder with another distribution, whose modules are not there."""
     info = tmp_path / "acme_pictures-2.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-pictures\nVersion: 2.1\n")
     (info / "entry_points.txt").write_text(
         "[vlre.sources]\nacme-bucket = acme.bucket\nfolder = acme.folder\n\n"
-        "[vlre.commands]\nacme = acme.command\n"
+        "[vlre.commands]\nacme-sort = acme.sort\n"
     )
+    return tmp_path
+
+
+def vlre(beside: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with the distributions in a folder installed."""
     code = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
-        "from retrieval_engine.cli import main\n"
-        "main(['plugins', '--json'])\n"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(beside)!r}]\n"
+        f"from retrieval_engine.cli import main; main({list(words)!r})\n"
     )
-    listed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=beside, check=False
     )
-    rows = [json.loads(line) for line in listed.stdout.splitlines()]
+
+
+def test_a_member_of_another_distribution_is_listed_under_its_name(acme: Path) -> None:
+    rows = [json.loads(line) for line in vlre(acme, "plugins", "--json").stdout.splitlines()]
     assert {"kind": "source", "name": "acme-bucket", "from": "acme-pictures"} in rows
-    assert {"kind": "command", "name": "acme", "from": "acme-pictures"} in rows
-    # A shipped member is not replaced; and listing has imported nothing of what is not there.
+    assert {"kind": "command", "name": "acme-sort", "from": "acme-pictures"} in rows
+    # A shipped member is not replaced.
     assert {"kind": "source", "name": "folder", "from": "shipped"} in rows
+
+
+def test_a_broken_command_fails_alone(acme: Path) -> None:
+    shown = vlre(acme, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "acme-sort" in shown.stdout
+    assert "search" in shown.stdout
+    failed = vlre(acme, "acme-sort", "photos", "--fast")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines() == [
+        "Error: command 'acme-sort' of acme-pictures cannot be imported: No module named 'acme'",
+        "hint: install acme-pictures again, or remove it",
+    ]
 
 
 def test_kinds_without_a_group_are_all_shipped() -> None:

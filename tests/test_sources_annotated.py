@@ -256,14 +256,14 @@ def test_coco_of_2014_tells_the_split_by_its_file_names(tmp_path: Path) -> None:
         ("karpathy", '{"images": [{"filename": "1.jpg", ', "damaged or cut off at character"),
         ("karpathy", "[3]", "object 1: expected a JSON object"),
         ("coco", '{"images": [{"file_name": "1.jpg"}], "annotations": []}', "no id or file_name"),
-        ("coco", '{"annotations": [{"bbox": [1]}], "images": []}', "no image_id or caption"),
+        ("coco", '{"annotations": [{"bbox": [1]}], "images": []}', "no annotation has an image_id"),
         (
             "coco",
             '{"annotations": [{"image_id": 7, "id": 1, "caption": "x"}], "images": []}',
-            "captions of 1 images that it does not list, such as image_id 7",
+            "it lists no images",
         ),
         ("captions", '{"images": []}', "expected a list of objects"),
-        ("captions", "[{]", "is no JSON"),
+        ("captions", "[{]", "no JSON: damaged or cut off"),
     ],
 )
 def test_annotation_that_makes_no_sense_is_one_line(

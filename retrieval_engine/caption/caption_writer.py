@@ -25,6 +25,7 @@ from retrieval_engine.caption.images import SourceImage
 from retrieval_engine.caption.run import Captioned, Done
 from retrieval_engine.errors import UsageError, VlreError
 from retrieval_engine.records import Failure, Json
+from retrieval_engine.sources.reading import split_lines
 from retrieval_engine.store.durable import replace_file
 
 ToRow = Callable[[Captioned, str], dict[str, Any]]
@@ -214,7 +215,8 @@ def _read_failures(path: Path) -> dict[tuple[str, str], Failure]:
     if not path.exists():
         return {}
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # `splitlines` would cut a line at U+2028, which JSON leaves as it is
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         failure = Failure(**json.loads(line))
         found[failure.source, failure.item_id] = failure
     return found
@@ -259,7 +261,8 @@ class TextFiles:
             if path.exists():
                 self.kept += 1
             else:
-                replace_file(path, ("\n".join(captioned.captions) + "\n").encode())
+                lines = [" ".join(split_lines(caption)) for caption in captioned.captions]
+                replace_file(path, ("\n".join(lines) + "\n").encode())
 
     def _path(self, image: SourceImage) -> Path:
         path = Path(image.item.uri)

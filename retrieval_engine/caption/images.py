@@ -5,6 +5,7 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from retrieval_engine.models import Arrays
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Caption, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Gallery, Store
 
@@ -155,13 +156,13 @@ class LoadImage:
         data: bytes | None = None
         row = image.row
         if row == _NOT_LOOKED_UP and self._store is not None:
-            data = read_bytes(image.item.uri)
+            data = read_item(image.item)
             key = hashlib.sha256(data).hexdigest()
             row = int(self._store.rows(Modality.IMAGES, [key], FEATURE)[0])
         wanted = [not (used and row >= 0) for used in self._uses_store]
         if not any(wanted):
             return Loaded(row, (None,) * len(wanted))
-        decoded = decode(read_bytes(image.item.uri) if data is None else data)
+        decoded = decode(read_item(image.item) if data is None else data)
         pixels = (
             preprocessor.pixels(decoded) if needed else None
             for preprocessor, needed in zip(self._preprocessors, wanted, strict=True)
@@ -208,7 +209,7 @@ class Targets:
     """
 
     def __init__(self, targets: Sequence[str], split: str | None = None) -> None:
-        self._opened = [Path(t) if Path(t).is_file() else open_source(t) for t in targets]
+        self._opened = [_file(target) or open_source(target) for target in targets]
         self._split = split
 
     def count(self) -> int | None:
@@ -225,6 +226,11 @@ class Targets:
                 yield SourceImage(source=FILES, item=item)
             else:
                 yield from of_source(target, self._split)
+
+
+def _file(target: str) -> Path | None:
+    path = Path(os.path.expanduser(target))
+    return path if path.is_file() else None
 
 
 def of_source(source: Source, split: str | None = None) -> Iterator[SourceImage]:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from retrieval_engine import __version__
-from retrieval_engine.errors import VlreError
+from retrieval_engine.errors import PluginBroken, VlreError
 from retrieval_engine.plugins import Plugins
 
 COMMANDS = Plugins(package="retrieval_engine.cli.commands", noun="command", group="vlre.commands")
@@ -42,7 +42,10 @@ class Commands(click.Group):
         """The command in the file of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = COMMANDS.load(cmd_name).command
+        try:
+            command: click.Command = COMMANDS.load(cmd_name).command
+        except PluginBroken as error:
+            return _broken(cmd_name, error)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,6 +77,22 @@ class Commands(click.Group):
             _explain(explained, typed)
             code = explained.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _broken(name: str, error: PluginBroken) -> click.Command:
+    """Stands for a command that cannot be imported, so that the help of the others is shown."""
+
+    def explain() -> None:
+        raise error
+
+    any_words = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(
+        name,
+        callback=explain,
+        short_help="cannot be imported",
+        add_help_option=False,
+        context_settings=any_words,
+    )
 
 
 def _of_the_machine(error: Exception) -> VlreError | None:

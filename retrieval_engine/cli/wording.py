@@ -13,8 +13,6 @@ from contextlib import suppress
 
 import click
 
-from retrieval_engine.errors import PluginBroken
-
 COMMAND_OF = {
     "EncodeOptions": "encode",
     "build_index": "index",
@@ -40,12 +38,11 @@ _EXPRESSION = re.compile(r"`([^`\n]+)`")
 def context_of(root: click.Command, args: Sequence[str]) -> click.Context:
     """The context of the command that the words after `vlre`, the root, name."""
     context = click.Context(root, info_name="vlre")
-    with suppress(PluginBroken):  # a command that cannot be imported has no options to speak of
-        for word in args:
-            if not isinstance(context.command, click.Group):
-                break
-            if command := context.command.get_command(context, word):
-                context = click.Context(command, parent=context, info_name=word)
+    for word in args:
+        if not isinstance(context.command, click.Group):
+            break
+        if command := context.command.get_command(context, word):
+            context = click.Context(command, parent=context, info_name=word)
     return context
 
 

@@ -6,6 +6,7 @@ annotations (`{"annotations": […], "images": […]}`), lists of `{"image", "ca
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ def _json_rows(path: Path, whole: Any, found: CaptionFile) -> Iterable[Mapping[s
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
         try:
@@ -191,8 +192,8 @@ def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        name, tab, caption = line.partition("\t")
+    for number, line in enumerate(io.StringIO(text), 1):
+        name, tab, caption = line.rstrip("\r\n").partition("\t")
         if not tab:
             raise EvaluationError(f"{path}, line {number}: expected name#k<TAB>caption")
         yield {"image": name.rpartition("#")[0], "caption": caption}
@@ -201,7 +202,7 @@ def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
     first = text.partition("\n")[0]
     separator = max(",|\t;", key=first.count)
-    rows = csv.DictReader(text.splitlines(), delimiter=separator)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     names = [name.strip().lower() for name in rows.fieldnames or ()]
     if not set(names) & set(_IMAGE_NAMES) or not set(names) & set(_CAPTION_NAMES):
         raise EvaluationError(

@@ -1,6 +1,7 @@
 """The log of a run: one JSON object per line, TensorBoard's files when asked for, and a plot."""
 
 import importlib.util
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _open_board(folder: Path) -> Any:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; one cut off by a crash is left out."""
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in io.StringIO(text) if line.endswith("\n")]
 
 
 def draw_curves(log: Path, plot: Path, panels: Sequence[Panel]) -> bool:

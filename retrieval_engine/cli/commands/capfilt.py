@@ -1,12 +1,12 @@
 """`vlre capfilt`: captions added to a noisy corpus, wrong ones taken out."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     dtype_option,
     example,
@@ -22,7 +22,7 @@ from retrieval_engine.cli.output import SOME_FAILED
 @click.argument("targets", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     required=True,
     help="Directory of the cleaned data set; a run goes on where it stopped.",
 )

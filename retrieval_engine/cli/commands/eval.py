@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     example,
     head_option,
@@ -27,7 +28,7 @@ index is first; NaN is an error. A certificate for reviewers is written beside t
 Captions are scored by BLEU, ROUGE-L and CIDEr-D as the COCO tools compute them. Both files may be
 JSON lines, COCO results or annotations, lists of {"image", "caption"}, or CSV.
 """
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = UserPath(dir_okay=False)
 _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 
 
@@ -52,7 +53,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @device_option
 @click.option(
     "--trained-on",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     multiple=True,
     help="What the model saw: a store, a model directory, or JSON of ids. Looks for leaks.",
 )

@@ -1,21 +1,18 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval_engine.cli.options import device_option, example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
 
 if TYPE_CHECKING:
     from retrieval_engine.train.finetune import Task
 
 _SHARED = (
     store_option,
-    click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="Directory of the result."
-    ),
+    click.option("--out", type=UserPath(), required=True, help="Directory of the result."),
     click.option("--model", default="", help="Checkpoint to start from  [default: the store's]"),
     click.option(
         "--from-cache/--from-pixels",

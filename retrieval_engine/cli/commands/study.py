@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import device_option, example, json_option, model_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, model_option
 
 _EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
 
@@ -24,7 +24,7 @@ def command() -> None:
 @model_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default="study",
     show_default=True,
     help="Store, heads and report go here; a second run goes on where the first stopped.",

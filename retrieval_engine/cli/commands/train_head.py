@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from retrieval_engine.cli.options import device_option, example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
 
 if TYPE_CHECKING:
     from retrieval_engine.train.head import HeadReport
@@ -20,7 +20,7 @@ Captions of one image are its positives and never its negatives. Use it with `vl
 
 @click.command(help=_HELP, epilog=example("vlre train-head --kind mlp --out heads/mlp"))
 @store_option
-@click.option("--out", type=click.Path(path_type=Path), help="Directory.  [default: heads/KIND]")
+@click.option("--out", type=UserPath(), help="Directory.  [default: heads/KIND]")
 @click.option("--kind", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
     "--recipe",

@@ -194,7 +194,7 @@ def _uris(files: Sequence[Path]) -> dict[str, str]:
     for path in files:
         if path.suffix != ".jsonl":
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             row = json.loads(line) if line.strip() else {}
             if "uri" in row and "image" in row:
                 found.setdefault(str(row["image"]), str(row["uri"]))
