@@ -196,8 +196,7 @@ class EncoderContract(ABC):
     def test_its_matcher_scores_or_says_that_there_is_none(self, encoder: Encoder) -> None:
         try:
             matcher = encoder.matcher()
-        except UsageError as refused:
-            assert refused.message
+        except UsageError:
             return
         tokens = self.encode(encoder, Modality.IMAGES, ["tokens"])["tokens"]
         pairs = np.array([(4, 0), (0, 1), (2, 2)])
