@@ -32,7 +32,7 @@ from retrieval_engine.encoding.vector_set import Vectors
 from retrieval_engine.heads import Head, HeadConfig, HeadKind
 from retrieval_engine.store import open_store
 from retrieval_engine.train.head import HeadRecipe, train_head
-from retrieval_engine.train.head.contrastive import diagonal
+from retrieval_engine.train.head.fitting import diagonal_loss
 from retrieval_engine.train.head.val_recall import val_recall
 
 Array = NDArray[np.float32]
@@ -85,7 +85,7 @@ def seed_loop(images: Array, texts: Array, train: int, dim: int, epochs: int) ->
         for image, text in loader:
             image_z = nn.functional.normalize(head.image.net(image), dim=-1)
             text_z = nn.functional.normalize(head.text.net(text), dim=-1)
-            loss = diagonal(head.log_scale.exp() * image_z @ text_z.T)
+            loss = diagonal_loss(head.log_scale.exp() * image_z @ text_z.T)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

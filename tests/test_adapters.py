@@ -290,4 +290,4 @@ def test_a_target_that_matches_nothing_names_those_that_do(tmp_path: Path, store
         train(Task.RETRIEVAL, store, tmp_path / "a", lora="targets=o_proj")
     with pytest.raises(UsageError, match="'vision' matches") as caught:
         train(Task.RETRIEVAL, store, tmp_path / "b", lora="targets=vision")
-    assert "--from-pixels" in caught.value.hint
+    assert "`from_pixels`" in caught.value.hint

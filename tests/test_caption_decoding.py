@@ -267,20 +267,20 @@ def test_rules_equal_transformers_processors() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"temperature": 0.7}, "--temperature 0.7 has no effect on beam search"),
-        ({"beams": 1, "top_p": 0.9}, "--top-p 0.9 has no effect on greedy decoding"),
-        ({"top_k": 5}, "--top-k 5 has no effect on beam search"),
-        ({"seed": 5}, "--seed 5 has no effect"),
+        ({"temperature": 0.7}, "`temperature` 0.7 has no effect on beam search"),
+        ({"beams": 1, "top_p": 0.9}, "`top_p` 0.9 has no effect on greedy decoding"),
+        ({"top_k": 5}, "`top_k` 5 has no effect on beam search"),
+        ({"seed": 5}, "`seed` 5 has no effect"),
         ({"sample": True, "beams": 3}, "contradict"),
         ({"beams": 1, "num_captions": 2}, "greedy decoding knows one"),
-        ({"beams": 2, "num_captions": 3}, "--num-captions 3 is more than --beams 2"),
-        ({"beams": 1, "length_penalty": 2.0}, "--length-penalty 2.0 has no effect"),
+        ({"beams": 2, "num_captions": 3}, "`num_captions=3` is more than `beams=2`"),
+        ({"beams": 1, "length_penalty": 2.0}, "`length_penalty` 2.0 has no effect"),
         ({"sample": True, "beam_rule": BeamRule.ORIGINAL}, "has no effect on sampling"),
-        ({"min_length": 31, "max_length": 30}, "--min-length 31 is above --max-length 30"),
-        ({"sample": True, "temperature": 0.0}, "--temperature is 0.0, must be above 0"),
-        ({"sample": True, "top_p": 1.5}, "--top-p is 1.5"),
-        ({"beams": 0}, "--beams is 0"),
-        ({"repetition_penalty": -1.0}, "--repetition-penalty"),
+        ({"min_length": 31, "max_length": 30}, "`min_length=31` is above `max_length=30`"),
+        ({"sample": True, "temperature": 0.0}, "`temperature` is 0.0, must be above 0"),
+        ({"sample": True, "top_p": 1.5}, "`top_p` is 1.5"),
+        ({"beams": 0}, "`beams` is 0"),
+        ({"repetition_penalty": -1.0}, "`repetition_penalty` is"),
     ],
 )
 def test_contradictions_are_refused(changes: Any, line: str) -> None:
@@ -302,7 +302,7 @@ def test_lengths_are_counted_as_the_authors_do(captioner: Captioner, tokens: tor
     assert max(len(sentence) for (sentence,) in found) == 3  # [DEC] a picture of
     with pytest.raises(UsageError, match="leaves no room after the 4 tokens"):
         write_captions(captioner, tokens, NAMES, DecodingOptions(max_length=4))
-    with pytest.raises(UsageError, match="--max-length 65 is more than"):
+    with pytest.raises(UsageError, match="`max_length=65` is more than"):
         write_captions(captioner, tokens, NAMES, DecodingOptions(max_length=65))
 
 

@@ -25,13 +25,11 @@ from retrieval_engine.heads import (
     load_head,
     save_head,
 )
-from retrieval_engine.heads.linear import LinearProjection
-from retrieval_engine.heads.mlp import MlpProjection
-from retrieval_engine.heads.projection import Projection
+from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
 from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.records import Modality
 from retrieval_engine.testing import HeadContract, ProjectionContract
-from retrieval_engine.train.head import closed_form, contrastive
+from retrieval_engine.train.head import closed_form, fitting
 from retrieval_engine.train.head.val_recall import val_recall
 from tests.paired_vectors import views
 
@@ -149,13 +147,13 @@ def test_captions_of_one_image_are_never_its_negatives(seed: int, b: int, each: 
         to_image = -np.log(e[i, j] / (e[i, j] + e[:, j][~positive[:, j]].sum()))
         expected += to_text / positive[i].sum() / b / 2
         expected += to_image / positive[:, j].sum() / (b * each) / 2
-    got = contrastive.info_nce(torch.from_numpy(logits), torch.from_numpy(positive))
+    got = fitting.info_nce_loss(torch.from_numpy(logits), torch.from_numpy(positive))
     assert float(got) == pytest.approx(expected, rel=1e-6)
 
 
 def test_loss_without_any_negative_is_nothing_and_has_gradients() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
-    loss = contrastive.info_nce(logits, torch.ones(3, 4, dtype=torch.bool))
+    loss = fitting.info_nce_loss(logits, torch.ones(3, 4, dtype=torch.bool))
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert logits.grad is not None
@@ -165,15 +163,15 @@ def test_loss_without_any_negative_is_nothing_and_has_gradients() -> None:
 def test_with_one_caption_each_the_loss_is_plain_cross_entropy() -> None:
     torch.manual_seed(0)
     logits = torch.randn(8, 8) * 3
-    ours = contrastive.info_nce(logits, torch.eye(8, dtype=torch.bool))
-    assert float(ours) == pytest.approx(float(contrastive.diagonal(logits)), rel=1e-5)
+    ours = fitting.info_nce_loss(logits, torch.eye(8, dtype=torch.bool))
+    assert float(ours) == pytest.approx(float(fitting.diagonal_loss(logits)), rel=1e-5)
 
 
 def test_sigmoid_loss_by_hand() -> None:
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     signs = np.array([[1, -1], [-1, 1]])
     expected = np.log1p(np.exp(-signs * logits.numpy())).sum() / 2
-    assert float(contrastive.sigmoid(logits, torch.eye(2).bool())) == pytest.approx(
+    assert float(fitting.sigmoid_loss(logits, torch.eye(2).bool())) == pytest.approx(
         expected, rel=1e-6
     )
 

@@ -80,7 +80,7 @@ def _forms(store: Store, encoder: Encoder) -> Forms:
             raise UsageError(
                 f"{store.path} has {unknown[0]} of {modality}, which {encoder.spec.checkpoint} does "
                 f"not emit; it emits {', '.join(offered)}",
-                hint="encode into a new --store",
+                hint="encode into a new `store`",
             )
         forms[modality] = [replace(offered[n], dtype=form.dtype) for n, form in kept.items()]
     return forms

@@ -36,7 +36,7 @@ _SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "us
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter's files.
+    """An adapter on disk: its files and what it belongs to.
 
     Attributes:
         path: directory in peft's layout.
@@ -82,7 +82,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """The adapter in a directory.
+    """Read the adapter in a directory.
 
     Raises:
         CheckpointInvalid: there is none, or its JSON cannot be understood.
@@ -120,7 +120,7 @@ def resolve(name: str) -> Checkpoint:
     if not adapter.base:
         raise CheckpointInvalid(
             f"the adapter in {path} does not say what it was trained on",
-            hint="name the base as the model and the directory as its adapter",
+            hint="name the base as `model` and the directory as its `adapter`",
         )
     return with_adapter(resolve(adapter.base), path)
 

@@ -52,7 +52,7 @@ def find_model(name: str) -> Checkpoint:
         if not (path / "config.json").is_file():
             raise CheckpointInvalid(
                 f"{name} is a directory without config.json",
-                hint="give a directory in Hugging Face layout; `vlre import-checkpoint` makes one "
+                hint="give a directory in Hugging Face layout; `import_checkpoint()` makes one "
                 "from an original .pth file",
             )
         path = path.resolve()
@@ -93,7 +93,7 @@ def _from_hub(name: str) -> Checkpoint:
         raise CheckpointNotFound(
             f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
             hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
-            "copy DIR here and use --model DIR; or use the default --model vlre-tiny",
+            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-tiny'`",
         ) from error
     return Checkpoint(name=name, path=path, revision=path.name)
 

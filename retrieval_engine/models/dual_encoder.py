@@ -19,7 +19,6 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.batching import (
     default_batch_size,
-    halve_on_oom,
     in_batches,
     pad_tokens,
 )
@@ -120,12 +119,25 @@ class ImageEncoder(ABC):
                 hint=self.hint(unknown),
             )
 
-    @halve_on_oom
     @torch.inference_mode()
     def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
-        """Features of a batch of images; see `Encoder.encode_images`."""
+        """Features of a batch of images, in halves where it does not fit into the device's memory.
+
+        See `Encoder.encode_images`.
+        """
         self.require(features, Modality.IMAGES)
-        return self._of_states(self.vision_states(pixels), features)
+        try:
+            x = normalized_pixels(pixels, self.preprocessor, self.device)
+            with self.autocast():
+                states = self.vision_tower(x)
+            return self._of_states(states, features)
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+        torch.cuda.empty_cache()
+        middle = len(pixels) // 2
+        halves = [self.encode_images(p, features) for p in (pixels[:middle], pixels[middle:])]
+        return {name: np.concatenate([half[name] for half in halves]) for name in features}
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: NDArray[Any], features: Sequence[str]) -> Arrays:
@@ -141,13 +153,6 @@ class ImageEncoder(ABC):
             # NumPy knows float16, but no bfloat16.
             found["tokens"] = states if states.dtype == torch.float16 else states.float()
         return {name: found[name].cpu().numpy() for name in features}
-
-    @torch.inference_mode()
-    def vision_states(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(n, s, s, 3) uint8 pixels -> (n, t, w) states after the final norm, on the device."""
-        x = normalized_pixels(pixels, self.preprocessor, self.device)
-        with self.autocast():
-            return self.vision_tower(x)
 
 
 class DualEncoder(ImageEncoder):

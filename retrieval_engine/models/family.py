@@ -40,7 +40,7 @@ class Family(Protocol):
 
 
 def load_family(name: str) -> Family:
-    """The family of this name.
+    """Import the model family of a name.
 
     Raises:
         UsageError: there is none.
@@ -82,5 +82,5 @@ def family_of(checkpoint: Checkpoint) -> str:
     raise CheckpointInvalid(
         f"{checkpoint.name} holds a model of type {seen!r}, which no model family knows",
         hint=f"families: {', '.join(FAMILIES.names())}; other encoders' vectors can be "
-        "brought in with `import_embeddings`",
+        "brought in with `import_embeddings()`",
     )

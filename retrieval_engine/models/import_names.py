@@ -1,4 +1,4 @@
-"""An authors' checkpoint in Hugging Face's names, and the check that nothing is amiss."""
+"""An authors' checkpoint: recognised by its keys, put in Hugging Face's names, and checked."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 Names = Sequence[tuple[str, str]]
 Rules = Mapping[str, str]
 _SHOWN = 20
+_KNOWN = (
+    "known: BLIP retrieval (text_encoder, itm_head), captioning (text_decoder), pre-training "
+    "(both), and LAVIS's BLIP-2 Q-Former (Qformer.bert, itm_head)"
+)
 
 
-class Kind(StrEnum):
+class ImportKind(StrEnum):
     """The checkpoints that can be imported."""
 
     BLIP_RETRIEVAL = "blip-retrieval"
@@ -29,7 +33,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """A checkpoint ready to be written.
+    """An authors' checkpoint in Hugging Face's names, ready to be written.
 
     Attributes:
         kind: what it was recognised as.
@@ -45,7 +49,7 @@ class Translation:
         notes: what a reader of the import should know, one line each.
     """
 
-    kind: Kind
+    kind: ImportKind
     config: "PreTrainedConfig"
     models: "tuple[type[PreTrainedModel], ...]"
     tensors: Mapping[str, torch.Tensor]
@@ -56,6 +60,43 @@ class Translation:
     std: list[float]
     temperature: float | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def recognise(names: Iterable[str]) -> ImportKind:
+    """The kind of a checkpoint with tensors of these names.
+
+    Raises:
+        CheckpointInvalid: it is of none that can be imported; the message says what it seems to be.
+    """
+    parts = {name.split(".")[0] for name in names}
+    matches = {"vision_proj", "text_proj", "itm_head"} & parts
+    seems = ""
+    if {"vision_model", "qformer"} & parts:
+        seems = "is in Hugging Face's names already: put it beside its config.json"
+    elif {"opt_proj", "t5_proj", "llm_proj"} & parts:
+        seems = (
+            "is BLIP-2 with a language model: use the hub's Salesforce/blip2-opt-2.7b and others"
+        )
+    elif "cls_head" in parts:
+        seems = "is BLIP for NLVR2, which has nothing to retrieve with"
+    elif "Qformer" in parts and matches:
+        return ImportKind.BLIP2_QFORMER
+    elif {"text_encoder", "text_decoder"} <= parts:
+        if matches:
+            return ImportKind.BLIP_PRETRAINING
+        seems = "is BLIP for question answering, which has nothing to retrieve with"
+    elif "text_encoder" in parts:
+        return ImportKind.BLIP_RETRIEVAL
+    elif "text_decoder" in parts:
+        return ImportKind.BLIP_CAPTIONING
+    raise CheckpointInvalid(
+        f"the checkpoint {seems}" if seems else f"unknown checkpoint: keys {_first(parts)}",
+        hint=_KNOWN,
+    )
+
+
+def _first(parts: set[str]) -> str:
+    return ", ".join(sorted(parts)[:12]) + (" …" if len(parts) > 12 else "")
 
 
 def rename(name: str, names: Names) -> str:

@@ -1,6 +1,6 @@
-"""Pictures to pixels, exactly as BLIP does it, without torch.
+"""Images to pixels, exactly as BLIP does it, without torch.
 
-Trap: BLIP and BLIP-2 squash the picture to a square (the aspect ratio is not kept) with Pillow's
+Trap: BLIP and BLIP-2 squash the image to a square (the aspect ratio is not kept) with Pillow's
 antialiased bicubic filter. The same resize through torch or OpenCV moves cosines by up to .03.
 """
 
@@ -61,7 +61,7 @@ class SquashToSquare:
         return f"{VERSION}({numbers})"
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A picture as the model reads it.
+        """An image as the model reads it.
 
         Args:
             image: RGB, any size.
@@ -80,7 +80,7 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
 
     Args:
         checkpoint: directory that may hold preprocessor_config.json or processor_config.json.
-        image_size: side of the model's pictures; it decides, not the size in those files.
+        image_size: side of the model's images; it decides, not the size in those files.
 
     Raises:
         CheckpointInvalid: the normalisation is not three positive numbers each.

@@ -1,4 +1,4 @@
-"""The text side of a checkpoint alone, for questions in tower.
+"""The text side of a checkpoint alone, for questions in words.
 
 A search reads one sentence. Building the whole model for it means importing transformers, which
 takes longer than everything else together. A family whose text tower is short enough has in its
@@ -46,7 +46,7 @@ class TextTower(Protocol):
 
 
 class TextTowerFirst:
-    """An encoder whose text side is open; the whole model is built when pictures come.
+    """An encoder whose text side is open; the whole model is built when images come.
 
     Args:
         tower: the text side.
@@ -74,7 +74,7 @@ class TextTowerFirst:
         return self._whole.matcher()
 
 
-def reopen_for_words(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
+def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
     """The encoder that a store or an index was made with, ready for sentences soon.
 
     Args:

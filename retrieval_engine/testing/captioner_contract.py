@@ -14,7 +14,7 @@ from retrieval_engine.caption.decoding import BeamRule, DecodingOptions
 from retrieval_engine.caption.generating import write_captions
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.captioner import Captioner, Writing
+from retrieval_engine.models.captioner import Captioner, DecodingState
 from retrieval_engine.records import Modality
 from retrieval_engine.testing.encoder_contract import image_batch
 
@@ -33,7 +33,7 @@ class Written(NamedTuple):
     captioner: Captioner
     tokens: Tensor
 
-    def begin(self, images: list[int]) -> tuple[Tensor, Writing]:
+    def begin(self, images: list[int]) -> tuple[Tensor, DecodingState]:
         """Logits of the first token for some of the images, and the state to go on with."""
         return self.captioner.begin(self.tokens[images], self.captioner.prompt)
 

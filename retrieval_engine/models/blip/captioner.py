@@ -27,8 +27,12 @@ from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.relevance import token_relevance
 from retrieval_engine.models.blip.settings import captioner_part_of
-from retrieval_engine.models.caption_rows import rows_of, rows_of_images
-from retrieval_engine.models.captioner import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.models.captioner import (
+    DEFAULT_LENGTH,
+    generation_defaults,
+    rows_of,
+    rows_of_images,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
@@ -130,15 +134,15 @@ class BlipCaptioner(ImageEncoder):
                 words.append((token, [seen]))
         return [(word, np.mean(parts, axis=0)) for word, parts in words]
 
-    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipWriting]":
+    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipDecodingState]":
         """See `Captioner.begin`."""
-        writing = BlipWriting(self.model.text_decoder, tokens)
+        state = BlipDecodingState(self.model.text_decoder, tokens)
         ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
-        return writing.read(ids.expand(len(tokens), 1, -1))[:, 0], writing
+        return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
 
-class BlipWriting:
-    """Sentences under way in BLIP's text decoder; see `Writing`.
+class BlipDecodingState:
+    """Decoding state of BLIP's text decoder: keys and values of the words so far and of the images.
 
     Args:
         decoder: transformers' `BlipTextLMHeadModel`.
@@ -155,7 +159,7 @@ class BlipWriting:
         self._sentences = 1  # b
 
     def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
-        """See `Writing.step`."""
+        """See `DecodingState.step`."""
         rows = rows_of(ids, parents, self._sentences)
         if rows is not None:
             self._past = [(k[rows], v[rows]) for k, v in self._past]
@@ -163,7 +167,7 @@ class BlipWriting:
         return self.read(ids[..., None])
 
     def keep(self, images: Tensor) -> None:
-        """See `Writing.keep`."""
+        """See `DecodingState.keep`."""
         self._tokens = self._tokens[images]
         for attention in self._images:
             attention.keep(images, self._tokens)
@@ -215,5 +219,5 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise CheckpointInvalid(
             f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
-            "the default --model vlre-tiny",
+            "the default, `model='vlre-tiny'`",
         ) from error

@@ -1,6 +1,6 @@
 """Fine-tuning on what a store holds: `finetune(configure(Task.CAPTION, store=…), out)`.
 
-The recipe is in `trainer.py`; what a family gives to it in `learning.py`.
+The recipe is in `trainer.py`; what a family gives to it in `models/learner.py`.
 """
 
 import importlib

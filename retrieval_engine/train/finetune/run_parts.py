@@ -16,22 +16,21 @@ from retrieval_engine.models.learner import (
     open_learner,
 )
 from retrieval_engine.store import Store, open_store
-from retrieval_engine.train.finetune.arithmetic import Arithmetic, training_dtype
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
-from retrieval_engine.train.finetune.captioning import Captions, Judge
+from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.objective import Objective
-from retrieval_engine.train.finetune.retrieval import Retrieval
-from retrieval_engine.train.finetune.states import CachedStates, Loader, PixelStates
+from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
+from retrieval_engine.train.finetune.retrieval import RetrievalObjective
+from retrieval_engine.train.finetune.vision_states import CachedStates, Loader, PixelStates
 from retrieval_engine.train.lora import LoraOptions, attach, matching_modules
 
 _REFERENCE_WIDTH, _REFERENCE_LR, _ADAPTERS = 768, 1e-5, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """A run before its first step.
+class RunParts:
+    """Everything a fine-tuning works with, before its first step.
 
     Attributes:
         checkpoint: what it starts from.
@@ -52,20 +51,20 @@ class Parts:
     learner: Learner
     wrapped: Any
     loader: Loader
-    objective: Objective
+    objective: TaskObjective
     optimiser: torch.optim.Optimizer
     peak: float
     scaler: torch.amp.GradScaler
 
 
-def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None) -> Parts:
+def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
     if checkpoint.adapter is not None:
         raise UsageError(
             f"{checkpoint.name} is an adapter; training starts from a whole model",
-            hint="merge it first with `vlre merge-adapter`",
+            hint="merge it first with `merge_adapters(out=DIR)`",
         )
     sets = load_sets(store, from_cache=not config.from_pixels)
     images = config.batch_size // config.captions_per_image
@@ -77,7 +76,7 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     )
     if images % processes.size:
         raise UsageError(
-            f"batch_size {config.batch_size} is not divided by {processes.size} processes"
+            f"`batch_size={config.batch_size}` is not divided by {processes.size} processes"
         )
     device = processes.device
     learner = _open_learner(config, checkpoint, store, device)
@@ -85,14 +84,14 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     dtype = training_dtype(config.dtype, device)
     loader = _loader(config, learner, store, sets, device)
     arithmetic = Arithmetic(device, dtype, config.seed)
-    objective: Objective
+    objective: TaskObjective
     if isinstance(learner, RetrievalLearner):
-        objective = Retrieval(learner, loader, config, processes, arithmetic)
+        objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
     else:
         assert isinstance(learner, CaptionLearner)
-        objective = Captions(learner, loader, config, processes, arithmetic, judge)
+        objective = CaptionObjective(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
-    return Parts(
+    return RunParts(
         checkpoint=checkpoint,
         sets=sets,
         order=order,
@@ -106,8 +105,8 @@ def open_parts(config: FinetuneConfig, processes: Processes, judge: Judge | None
     )
 
 
-def trained_parameters(learner: Learner, objective: Objective) -> list[nn.Parameter]:
-    """All that a step moves."""
+def trained_parameters(learner: Learner, objective: TaskObjective) -> list[nn.Parameter]:
+    """Parameters that the optimiser moves, those beside the model included."""
     model = [p for p in learner.model.parameters() if p.requires_grad]
     return [*model, *objective.parameters()]
 
@@ -131,7 +130,7 @@ def _open_learner(
             seen=made_by,
             expected=learner.vision,
             hint=f"they are of {store.spec.checkpoint}: use a model with the same vision tower, "
-            "encode with this one, or train --from-pixels",
+            "encode with this one, or train with `from_pixels`",
         )
     if not config.quantize:  # bitsandbytes has put it there already
         learner.model.to(device)
@@ -184,7 +183,7 @@ def _loader(
 
 
 def _optimiser(
-    config: FinetuneConfig, learner: Learner, objective: Objective
+    config: FinetuneConfig, learner: Learner, objective: TaskObjective
 ) -> tuple[torch.optim.Optimizer, float]:
     trained = trained_parameters(learner, objective)
     groups = [

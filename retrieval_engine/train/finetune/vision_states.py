@@ -1,5 +1,12 @@
-"""Where the vision states of a batch come from: the cache, or pictures and the tower."""
+"""Where the vision states of a batch come from: the cache, or images and the tower.
 
+Images are augmented as BLIP's authors do for fine-tuning: crop, mirror, RandAugment. Trap: a
+mirrored image whose caption says left or right teaches the wrong word; such an image is never
+mirrored.
+"""
+
+import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -7,26 +14,30 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Store
-from retrieval_engine.train.finetune.augment import augmented
-from retrieval_engine.train.finetune.captioned import Captioned, Ints
+from retrieval_engine.train.finetune.captioned import CaptionedImages, Ints
 
 _MEMORY_SHARE = 0.4
 _DECODERS = 4
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SMALLEST = 0.5  # share of the image's area that a crop keeps at least
+_OPERATIONS, _STRENGTH = 2, 0.5  # RandomAugment(2, 5) of the authors; 5 of 10
 
 
 class Loader(Protocol):
     """Brings what the model needs of images; runs in a thread ahead of the model."""
 
-    def load(self, data: Captioned, images: Ints, step: int | None) -> NDArray[Any]:
+    def load(self, data: CaptionedImages, images: Ints, step: int | None) -> NDArray[Any]:
         """Arrays of images by their numbers; a step augments, None does not."""
 
     def states(self, learner: Any, loaded: NDArray[Any]) -> Tensor:
@@ -46,7 +57,7 @@ class CachedStates:
         self._device = device
         self._kept: dict[int, NDArray[Any]] = {}
 
-    def keep(self, data: Captioned) -> bool:
+    def keep(self, data: CaptionedImages) -> bool:
         """Read all tokens of a set into memory if they fit; whether they did."""
         form = self._store.features(Modality.IMAGES)["tokens"]
         needed = len(data) * int(np.prod(form.shape)) * np.dtype(form.dtype).itemsize
@@ -55,7 +66,7 @@ class CachedStates:
         self._kept[id(data)] = self._store.read(Modality.IMAGES, "tokens", data.rows)
         return True
 
-    def load(self, data: Captioned, images: Ints, step: int | None) -> NDArray[Any]:
+    def load(self, data: CaptionedImages, images: Ints, step: int | None) -> NDArray[Any]:
         """See `Loader.load`."""
         kept = self._kept.get(id(data))
         if kept is not None:
@@ -68,12 +79,12 @@ class CachedStates:
 
 
 class PixelStates:
-    """Pictures through the learner's tower.
+    """Images through the learner's tower.
 
     Args:
         preprocessor: of the checkpoint.
         device: where the tower is.
-        augment: whether training pictures are augmented.
+        augment: whether training images are augmented.
         seed: decides the augmentation.
         frozen: run the tower without gradient.
     """
@@ -92,24 +103,26 @@ class PixelStates:
         self._augment, self._seed, self._frozen = augment, seed, frozen
         self._pool = ThreadPoolExecutor(_DECODERS)
 
-    def load(self, data: Captioned, images: Ints, step: int | None) -> NDArray[Any]:
+    def load(self, data: CaptionedImages, images: Ints, step: int | None) -> NDArray[Any]:
         """See `Loader.load`: (n, s, s, 3) uint8."""
         found = self._pool.map(
             lambda at: self._one(data, at[0], at[1], step), enumerate(images.tolist())
         )
         return np.stack(list(found))
 
-    def _one(self, data: Captioned, place: int, image: int, step: int | None) -> NDArray[np.uint8]:
-        uri = data.uris[image]
+    def _one(
+        self, data: CaptionedImages, place: int, number: int, step: int | None
+    ) -> NDArray[np.uint8]:
+        uri = data.uris[number]
         try:
-            picture = decode(read_bytes(uri))
+            image = decode(read_bytes(uri))
         except DecodeError as error:
-            raise DecodeError(f"{data.ids[image]} ({uri}): {error.message}") from error
+            raise DecodeError(f"{data.ids[number]} ({uri}): {error.message}") from error
         if step is not None and self._augment:
             rng = np.random.default_rng((self._seed, 5, step, place))
             side = self._preprocessor.image_size
-            picture = augmented(picture, side, rng, captions=data.captions_of(image))
-        return self._preprocessor.pixels(picture)
+            image = augmented(image, side, rng, captions=data.captions_of(number))
+        return self._preprocessor.pixels(image)
 
     def states(self, learner: Any, loaded: NDArray[Any]) -> Tensor:
         """See `Loader.states`."""
@@ -145,14 +158,104 @@ class Ahead:
 
 
 def _free_bytes() -> int:
-    import os
-
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """(n, l) int64 ids, padded on the right to the longest, and their mask."""
-    from retrieval_engine.models.batching import pad_tokens
-
     ids, mask = pad_tokens(rows, max(map(len, rows)), pad=pad)
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def augmented(
+    image: Image.Image, side: int, rng: np.random.Generator, *, captions: Sequence[str]
+) -> Image.Image:
+    """A crop of the image, resized to a square, perhaps mirrored, changed by two operations.
+
+    Args:
+        image: RGB.
+        side: of the result in pixels.
+        rng: decides everything.
+        captions: of the image.
+    """
+    image = _crop(image, side, rng)
+    if rng.random() < 0.5 and not any(_SIDES.search(caption) for caption in captions):
+        image = ImageOps.mirror(image)
+    for _ in range(_OPERATIONS):
+        operation = _ALL[int(rng.integers(len(_ALL)))]
+        if rng.random() < 0.5:
+            image = operation(image, _STRENGTH * (1 if rng.random() < 0.5 else -1))
+    return image
+
+
+def _crop(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
+    """A crop as torchvision's RandomResizedCrop: area in [.5, 1], sides 3:4 to 4:3, bicubic."""
+    width, height = image.size
+    box = (0, 0, width, height)
+    for _ in range(10):
+        area = width * height * rng.uniform(_SMALLEST, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            box = (x, y, x + w, y + h)
+            break
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def _shear_x(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, 0.3 * by, 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0.3 * by, 1, 0))
+
+
+def _shift_x(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, 0, 0.1 * by * image.width, 0, 1, 0))
+
+
+def _shift_y(image: Image.Image, by: float) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, 0.1 * by * image.height))
+
+
+def _turn(image: Image.Image, by: float) -> Image.Image:
+    return image.rotate(30 * by)
+
+
+def _brightness(image: Image.Image, by: float) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(1 + 0.9 * by)
+
+
+def _sharpness(image: Image.Image, by: float) -> Image.Image:
+    return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * by)
+
+
+def _contrast(image: Image.Image, by: float) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, by: float) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _same(image: Image.Image, by: float) -> Image.Image:
+    return image
+
+
+_ALL: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
+    _same,
+    _contrast,
+    _brightness,
+    _sharpness,
+    _equalize,
+    _shear_x,
+    _shear_y,
+    _shift_x,
+    _shift_y,
+    _turn,
+)

@@ -1,26 +1,48 @@
-"""How figures look to people: tables of recall, of caption metrics, and of what others published."""
+"""`vlre eval --recall`: Recall@K of a store, its tables, and its certificate."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.cli.output import emit, note, table_console
+from retrieval_engine.cli.output import (
+    emit,
+    interval_range,
+    note,
+    print_wide,
+    progress_bar,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.table import Table
-
     from retrieval_engine.evaluate import (
-        CaptionReport,
         DirectionReport,
         Evaluation,
         RecallIntervals,
         RecallReport,
+        RecallSettings,
     )
     from retrieval_engine.evaluate.leaks import LeakReport
     from retrieval_engine.metrics.bootstrap import Interval
 
-_PIPED_WIDTH = 180
+
+def measure_recall(
+    store: Path,
+    head: Path | None,
+    settings: "RecallSettings",
+    *,
+    out: Path | None,
+    published: str | None,
+    as_json: bool,
+) -> None:
+    """Measure, print, and write the certificate."""
+    from retrieval_engine.encoding.projected import open_through
+    from retrieval_engine.evaluate import evaluate_store
+
+    with progress_bar() as progress:
+        found = evaluate_store(open_through(store, head), settings, progress=progress)
+    show_evaluation(found, published, as_json=as_json)
+    certify(found, out)
 
 
 def show_evaluation(found: "Evaluation", published: str | None, *, as_json: bool) -> None:
@@ -89,19 +111,15 @@ def print_recall(
     console.print(table)
     console.print(
         f"mean recall {report.mean_recall:.2f}"
-        + (_range(intervals.mean_recall, 1) if intervals else "")
+        + (interval_range(intervals.mean_recall, 1) if intervals else "")
     )
 
 
 def _recalls(side: "DirectionReport", intervals: "Mapping[str, Interval]") -> list[str]:
-    return [f"{value:.1f}" + _range(intervals.get(f"R@{k}"), 1) for k, value in side.recall.items()]
-
-
-def _range(interval: "Interval | None", scale: float) -> str:
-    if interval is None:
-        return ""
-    low, high = (scale * bound for bound in interval)
-    return f" [dim]({low:.1f}-{high:.1f})[/]"
+    return [
+        f"{value:.1f}" + interval_range(intervals.get(f"R@{k}"), 1)
+        for k, value in side.recall.items()
+    ]
 
 
 def _remark(report: "RecallReport", leaks: "LeakReport", left_out: int) -> None:
@@ -144,83 +162,10 @@ def _print_published(found: "Evaluation", dataset: str) -> None:
         ]
         source = f"{row.source} [{row.unverified}]" if row.unverified else row.source
         table.add_row(row.model, row.setting, row.rerank, *theirs, source.replace("[", "\\["))
-    _wide(table)
+    print_wide(table)
     size = (found.report.n_images, found.report.n_captions)
     if size != gallery_size(dataset):
         note(
             "not comparable: published figures are of {:,} images and {:,} captions, "
             "this gallery holds {:,} and {:,}".format(*gallery_size(dataset), *size)
         )
-
-
-def _wide(table: "Table") -> None:
-    """Print a table of many columns; in a file or a pipe it may be as wide as it needs."""
-    console = table_console()
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
-    console.print(table)
-
-
-def show_captions(report: "CaptionReport", published: str | None, *, as_json: bool) -> None:
-    """Print caption metrics, times 100 as in papers, and diversity beside the references'.
-
-    Args:
-        report: the figures.
-        published: any data set puts COCO's published figures beside ours.
-        as_json: one JSON line instead of tables; there 1.0 stays 1.0.
-    """
-    from dataclasses import asdict
-
-    from rich.table import Table
-
-    from retrieval_engine.evaluate.published import published_captions
-
-    rows = published_captions() if published else []
-    if as_json:
-        emit(report.to_json() | ({"published": [asdict(row) for row in rows]} if rows else {}))
-        return
-    pairs, scores, console = report.pairs, report.scores, table_console()
-    counts = f"{len(pairs.images):,} captions, {sum(map(len, pairs.references)):,} references"
-    table = Table("metric, times 100", title=counts, title_justify="left")
-    table.add_column("score", justify="right")
-    for name, value in scores.metrics.items():
-        table.add_row(name, f"{100 * value:.1f}{_range(scores.intervals.get(name), 100)}")
-    console.print(table)
-    varied = Table("", title="diversity", title_justify="left")
-    varied.add_column("captions", justify="right")
-    varied.add_column("references", justify="right")
-    theirs = report.references.to_json()
-    for name, own in report.captions.to_json().items():
-        varied.add_row(name.replace("_", " "), f"{own:.4g}", f"{theirs[name]:.4g}")
-    console.print(varied)
-    if rows:
-        _wide(_published_captions(report))
-    for reason, images in (
-        ("missing", pairs.missing),
-        ("empty", pairs.empty),
-        ("failed", pairs.failed),
-        ("without references", pairs.unreferenced),
-    ):
-        if images:
-            note(f"not scored, {reason}: {len(images):,} ({', '.join(images[:3])})")
-
-
-def _published_captions(report: "CaptionReport") -> "Table":
-    from rich.table import Table
-
-    from retrieval_engine.evaluate.published import published_captions
-
-    names = ("BLEU-4", "METEOR", "CIDEr", "SPICE")
-    table = Table(title="published on COCO, Karpathy test", title_justify="left")
-    for name in ("model", *names, "source"):
-        table.add_column(name, overflow="fold")
-    ours = {name: 100 * value for name, value in report.scores.metrics.items()}
-    table.add_row("ours", *(_figure(ours.get(name)) for name in names), "this run", style="bold")
-    for row in published_captions():
-        source = f"{row.source} \\[{row.unverified}]" if row.unverified else row.source
-        table.add_row(row.model, *(_figure(row.metrics.get(name)) for name in names), source)
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Encoder, open_encoder
-from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_words
+from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -33,7 +33,7 @@ def whole(checkpoint: "Path | str", dtype: str = "float32") -> Encoder:
 
 
 def reopened(spec: EncoderSpec, model: "Path | str" = "") -> Encoder:
-    return reopen_for_words(spec, device="cpu", model=str(model))
+    return reopen_for_texts(spec, device="cpu", model=str(model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
