@@ -15,7 +15,7 @@ from retrieval_engine.index import ExactIndex, build_index, open_index
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
-from tests.vector_store import clustered, key_of, spec, unit, write_store
+from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
 
 
 def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:

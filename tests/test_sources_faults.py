@@ -21,8 +21,8 @@ from retrieval_engine.encoding.from_source import encode
 from retrieval_engine.errors import SourceError
 from retrieval_engine.models import Encoder
 from retrieval_engine.sources import read_bytes, read_item, reading
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.test_sources import lay_out
 from tests.test_sources_webdataset import shard
 

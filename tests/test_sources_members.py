@@ -15,7 +15,7 @@ from PIL import Image
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode, picture_suffixes
-from tests.broken_images import encoded, jpeg, photo
+from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests.test_sources import captions_by_id, lay_out
 from tests.test_sources_webdataset import shard
 

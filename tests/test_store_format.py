@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from retrieval_engine import encode, open_encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     CAPTION_FEATURES,
     FEATURES,
     IMAGE_FEATURES,
