@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def noisy(seed: int = 0, size: tuple[int, int] = (200, 152)) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(photo(seed, size)) + noise, 0, 255).astype(np.uint8))
 
 
-JPEGS = {
+JPEGS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "optimized": {"optimize": True},
     "full-colour": {"subsampling": 0},
@@ -130,8 +131,8 @@ exif = Image.Exif(); exif[0x0112] = int(sys.argv[3])
 Image.open(sys.argv[1]).save(sys.argv[2], "HEIF", quality=95, exif=exif)
 """
     photo(4, (160, 120)).save(tmp_path / "a.png")
-    command = [sys.executable, "-c", script, tmp_path / "a.png", tmp_path / "a.heic"]
-    subprocess.run([*command, str(orientation)], check=True)
+    files = [str(tmp_path / name) for name in ("a.png", "a.heic")]
+    subprocess.run([sys.executable, "-c", script, *files, str(orientation)], check=True)
     data = (tmp_path / "a.heic").read_bytes()
     picture = decode(data)
 
