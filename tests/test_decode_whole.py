@@ -16,7 +16,8 @@ from PIL import Image
 from retrieval_engine.errors import DecodeError
 from retrieval_engine.sources import decode as decoding
 from retrieval_engine.sources.decode import decode
-from tests.broken_images import encoded, photo, rgb
+from retrieval_engine.testing.images import encoded, photo
+from tests.broken_images import rgb
 
 END = b"\xff\xd9"
 PHOTOS = Path(__file__).parents[1] / "../shared/data/flickr8k/images"

@@ -14,8 +14,8 @@ from retrieval_engine.cli import main
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.asked import read_asked
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.test_sources import lay_out
 
 PICTURE = jpeg(5)
