@@ -28,7 +28,7 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.finetune import Task, configure
-from retrieval_engine.train.finetune.trainer import Run
+from retrieval_engine.train.finetune.trainer import FinetuneRun
 
 KINDS = ("caption", "caption5", "retrieval", "blip2")
 
@@ -78,7 +78,7 @@ class Way:
             device="cpu",
             dtype="float32",
         )
-        self.run = Run(config, out, None, Silent())
+        self.run = FinetuneRun(config, out, Silent())
         self.run.learner.model.eval()  # without dropout both see the same numbers
         self.seeing = 0.0
         loader: Any = self.run.loader

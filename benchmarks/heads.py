@@ -32,8 +32,8 @@ from retrieval_engine.encoding.vector_set import Vectors
 from retrieval_engine.heads import Head, HeadConfig, HeadKind
 from retrieval_engine.store import open_store
 from retrieval_engine.train.head import HeadRecipe, train_head
-from retrieval_engine.train.head.contrastive import diagonal
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.fitting import diagonal_loss
+from retrieval_engine.train.head.val_recall import val_recall
 
 Array = NDArray[np.float32]
 _TRAIN, _HELD_OUT = 5000, 1000
@@ -85,7 +85,7 @@ def seed_loop(images: Array, texts: Array, train: int, dim: int, epochs: int) ->
         for image, text in loader:
             image_z = nn.functional.normalize(head.image.net(image), dim=-1)
             text_z = nn.functional.normalize(head.text.net(text), dim=-1)
-            loss = diagonal(head.log_scale.exp() * image_z @ text_z.T)
+            loss = diagonal_loss(head.log_scale.exp() * image_z @ text_z.T)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -97,10 +97,11 @@ def seed_loop(images: Array, texts: Array, train: int, dim: int, epochs: int) ->
 def mean_recall(head: Head, images: Array, texts: Array) -> float:
     """R@mean of pairs."""
     head = head.cpu().eval()
-    found = scores(
-        head.images(torch.from_numpy(images)[:, None]), head.texts(torch.from_numpy(texts))
-    )
-    return val_recall(found, torch.arange(len(found))).mean
+    return val_recall(
+        head.images(torch.from_numpy(images)[:, None]),
+        head.texts(torch.from_numpy(texts)),
+        torch.arange(len(images)),
+    ).mean
 
 
 def ours(

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import BlipForConditionalGeneration
 
 from benchmarks.report import emit
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.encoder import BlipEncoder
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode

@@ -207,7 +207,7 @@ def _hub() -> Finding:
 
 def _default_model(device: str) -> Finding:
     if DEFAULT_MODEL not in shipped():
-        detail = f"{DEFAULT_MODEL} is not in this installation: give --model, or install again"
+        detail = f"{DEFAULT_MODEL} is not in this installation: install it again"
         return Finding(check="default model", ok=False, detail=detail)
     encoder: Encoder = open_encoder(DEFAULT_MODEL, device=device)
     [row] = encoder.encode_texts(["a dog on grass"], ["itc"])["itc"]

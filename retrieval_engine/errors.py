@@ -19,7 +19,8 @@
     ├── TrainingError                  a training cannot start or must stop
     └── EvaluationError                figures cannot be computed honestly
 
-Raise where the fact is known: the value seen, the value allowed, what to do next.
+Raise where the fact is known: the value seen, the value allowed, what to do next. Arguments and
+calls are named in backticks, as Python: `rerank=3`; commands print them as options.
 """
 
 

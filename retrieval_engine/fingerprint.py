@@ -13,6 +13,12 @@ from retrieval_engine.records import Json
 
 _NOT_HASHED = ("checkpoint", "revision")
 _IMAGE_FIELDS = ("family", "image_size", "preprocessing", "dtype")
+# Features were stored under these before pooling was part of their fingerprints; they keep them.
+_UNNAMED_POOLING = {
+    ("blip", "cls"),
+    ("blip2", "mean of queries, cls of texts"),
+    ("blip2", "mean"),
+}
 _TEXT_FIELDS = ("family", "vocabulary", "text_normaliser", "text_length", "dtype")
 
 
@@ -39,6 +45,7 @@ class EncoderSpec:
         text_length: number of tokens a caption is cut to, [CLS] and [SEP] included.
         dtype: dtype of the towers' arithmetic, e.g. `bfloat16`.
         pooling: how `pooled` is made.
+        extra: what else decides the numbers of a family's features.
     """
 
     family: str
@@ -78,6 +85,10 @@ class EncoderSpec:
             if part != "shared":
                 fields.update(_TEXT_FIELDS if part in ("text", "itm") else _IMAGE_FIELDS)
         settings = {name: getattr(self, name) for name in sorted(fields)}
+        if fields and self.pooling and (self.family, self.pooling) not in _UNNAMED_POOLING:
+            settings["pooling"] = self.pooling
+        if fields and self.extra:
+            settings["extra"] = dict(self.extra)
         return digest({"settings": settings, "weights": {p: self.weights[p] for p in parts}})
 
     def to_json(self) -> dict[str, Json]:

@@ -19,6 +19,8 @@ from types import ModuleType
 
 from retrieval_engine.errors import PluginBroken, UsageError
 
+SHIPPED = "shipped"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plugins:
@@ -52,6 +54,11 @@ class Plugins:
         found = ((point.name.replace("-", "_"), point) for point in _entry_points(self.group))
         return {name: point for name, point in found if name not in here}
 
+    def origins(self) -> dict[str, str]:
+        """Where each member comes from, by name: `shipped`, or the distribution that adds it."""
+        theirs = {name: _distribution(point) for name, point in self.added().items()}
+        return {name: theirs.get(name, SHIPPED) for name in self.names()}
+
     def load(self, name: str) -> ModuleType:
         """Import a member.
 
@@ -71,12 +78,16 @@ class Plugins:
         try:
             loaded: ModuleType = point.load()
         except (ImportError, AttributeError) as error:
-            where = point.dist.name if point.dist else point.value
+            where = _distribution(point)
             raise PluginBroken(
                 f"{self.noun} {name!r} of {where} cannot be imported: {error}",
                 hint=f"install {where} again, or remove it",
             ) from error
         return loaded
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
 
 
 @cache

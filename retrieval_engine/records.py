@@ -47,6 +47,7 @@ class Item:
         mtime_ns: modification time of the file that holds the bytes, or -1. Uri, size and time
             together tell an unchanged image without reading it.
         meta: whatever else the source knows, JSON values only.
+        fault: why the item cannot be used, known before its bytes are read; empty for most.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Item:
     size_bytes: int = -1
     mtime_ns: int = -1
     meta: Mapping[str, Json] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,16 +12,16 @@ import torch
 
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.finetune.config import Task, configure
-from retrieval_engine.train.finetune.trainer import Run
+from retrieval_engine.train.finetune.trainer import FinetuneRun
 
 
-def gradients(run: Run, step: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def gradients(run: FinetuneRun, step: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Gradient of each parameter and the losses after one step, nothing moved."""
     _, batch = run.ahead(step, last=True)
     losses = run.objective.step(batch, step, along=0.5, scale=1.0)
     named = [(n, p) for n, p in run.learner.model.named_parameters() if p.requires_grad]
     beside = run.objective.parameters()
-    run.processes.add_gradients([*(p for _, p in named), *beside])
+    run.processes.all_reduce_gradients([*(p for _, p in named), *beside])
     found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
     found |= {f"beside {i}": p.grad for i, p in enumerate(beside) if p.grad is not None}
     return found, losses
@@ -36,11 +36,11 @@ def main(options: str, out: str) -> None:
     """
     runs = []
     for task, given in json.loads(options).items():
-        run = Run(configure(Task(task), **given), Path(out) / task, None, Silent())
+        run = FinetuneRun(configure(Task(task), **given), Path(out) / task, Silent())
         found, losses = gradients(run)
         if run.processes.is_first:
             torch.save({"gradients": found, "losses": losses}, Path(out) / f"{task}.pt")
-        run.processes.wait()
+        run.processes.barrier()
         run.ahead.close()
         runs.append(run)
     runs[-1].close()

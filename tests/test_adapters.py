@@ -17,9 +17,8 @@ from retrieval_engine import open_encoder, open_store
 from retrieval_engine.encoding.stale import encode_stale
 from retrieval_engine.errors import FingerprintMismatch, UsageError, VlreError
 from retrieval_engine.models import Encoder
-from retrieval_engine.models.adapters import peft_quiet
+from retrieval_engine.models.adapters import peft_quiet, resolve
 from retrieval_engine.models.captioner import open_captioner
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.learner import open_learner
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.train.finetune import FinetuneReport, Task, configure, finetune
@@ -291,4 +290,4 @@ def test_a_target_that_matches_nothing_names_those_that_do(tmp_path: Path, store
         train(Task.RETRIEVAL, store, tmp_path / "a", lora="targets=o_proj")
     with pytest.raises(UsageError, match="'vision' matches") as caught:
         train(Task.RETRIEVAL, store, tmp_path / "b", lora="targets=vision")
-    assert "--from-pixels" in caught.value.hint
+    assert "`from_pixels`" in caught.value.hint

@@ -11,9 +11,10 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from retrieval_engine import open_encoder
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.attention import use_eager_attention, use_fused_attention
 from retrieval_engine.models.blip.encoder import BlipEncoder
-from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -154,3 +155,31 @@ def test_an_unreachable_hub_fails_at_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointNotFound, match="cannot be reached"):
         open_encoder("Salesforce/blip-itm-base-coco")
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    encoder: BlipEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoder.encode_images(pixels(5), ["itc", "pooled"])
+    tower, sizes = encoder.vision_tower, []
+
+    def small(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("too large")
+        return tower(x)
+
+    monkeypatch.setattr(encoder, "vision_tower", small)
+    halved = encoder.encode_images(pixels(5), ["itc", "pooled"])
+    assert sizes == [5, 2, 3, 1, 2]
+    for name, array in whole.items():
+        np.testing.assert_allclose(halved[name], array, atol=1e-5)
+
+
+def test_bfloat16_states_reach_numpy(encoder: BlipEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = encoder.vision_tower
+    monkeypatch.setattr(encoder, "vision_tower", lambda x: tower(x).bfloat16())
+    tokens = encoder.encode_images(pixels(2), ["tokens"])["tokens"]
+    assert tokens.dtype == np.float32
+    expected = tower(normalized_pixels(pixels(2), encoder.preprocessor, encoder.device))
+    np.testing.assert_allclose(tokens, expected.detach().numpy(), atol=0.05)

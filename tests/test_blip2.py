@@ -12,13 +12,13 @@ from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetriev
 
 from retrieval_engine import open_encoder
 from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip2 import part_of
 from retrieval_engine.models.blip2.encoder import Blip2Encoder
 from retrieval_engine.models.blip2.encoder import open_encoder as open_blip2
 from retrieval_engine.models.blip2.language import MAX_TOKENS, Blip2LanguageEncoder
 from retrieval_engine.models.blip2.language import part_of as language_part_of
 from retrieval_engine.models.blip2.parts import LN_VISION_EPS
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.records import Modality
 from tests import tiny, tiny_blip2

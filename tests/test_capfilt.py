@@ -20,8 +20,8 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.scenes import truth
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.golden import GOLDEN, import_golden
 from tests.test_caption_decoding import save_both
 
@@ -167,7 +167,7 @@ def test_captions_that_say_nothing_new_go(tmp_path: Path) -> None:
     reasons = {r["caption"]: r["reason"] for r in lines(tmp_path / "dropped.jsonl")}
     assert reasons == {
         "...": "no words",
-        "a dog": "the picture has it already",
+        "a dog": "the image has it already",
         "a red dog": "match 0.200 is below 0.5",
     }
 
@@ -183,7 +183,7 @@ def test_the_store_is_cleaned_from_its_cache(tmp_path: Path, model: Path) -> Non
         options=DecodingOptions(beams=1),
     )
     report = CapFiltJob(request).run()
-    assert (report.pictures, report.encoded) == (5, 0)
+    assert (report.images, report.encoded) == (5, 0)
     assert report.original.kept + report.original.dropped == 25
     fresh = CapFiltRequest(
         out=tmp_path / "fresh",

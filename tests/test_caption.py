@@ -23,8 +23,9 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import open_store
+from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests import tiny, tiny_blip2
-from tests.broken_images import broken_images, encoded, jpeg, photo
+from tests.broken_images import broken_images
 from tests.test_caption_decoding import save_both
 
 GREEDY = DecodingOptions(beams=1, max_length=12)
@@ -198,7 +199,7 @@ def test_txt_beside_leaves_what_is_there(tmp_path: Path, model: Path) -> None:
     assert set(written) == {"0.txt", "1.txt", "2.txt", "3.txt"}
     assert "0 captioned" in run(*arguments).stderr
     both = run(*arguments, "--out", tmp_path / "out.jsonl")
-    assert "4 pictures had a .txt" in both.stderr
+    assert "4 images had a .txt" in both.stderr
     assert {p.name: p.read_text() for p in sorted(tmp_path.glob("*.txt"))} == written
     scenes = run("scenes:2", "--model", model, "--txt-beside")
     assert scenes.exit_code == 2
@@ -241,13 +242,13 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
-    from retrieval_engine.caption.caption_writer import CaptionFile
+    from retrieval_engine.caption.caption_writer import CaptionWriter
 
     with (
-        CaptionFile(tmp_path / "a.jsonl", {}, "run"),
+        CaptionWriter(tmp_path / "a.jsonl", {}, "run"),
         pytest.raises(VlreError, match="another run"),
     ):
-        CaptionFile(tmp_path / "a.jsonl", {}, "run")
+        CaptionWriter(tmp_path / "a.jsonl", {}, "run")
 
 
 def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(
@@ -315,7 +316,7 @@ def test_a_mended_picture_leaves_the_ledger(tmp_path: Path, model: Path) -> None
         (["scenes:2", "--temperature", "0.5"], 2, "has no effect on beam search"),
         (["scenes:2", "--overwrite"], 2, "--overwrite needs --out"),
         (["scenes:2", "--ranker", "x"], 2, "no effect without --rank"),
-        (["scenes:2", "--explain", "x.png"], 2, "one picture"),
+        (["scenes:2", "--explain", "x.png"], 2, "one image"),
         (["no-such-thing"], 2, "neither a directory nor a source"),
         ([], 1, "no store at"),
         (["scenes:2", "--model", "no-such-model"], 1, "no checkpoint"),
@@ -402,7 +403,7 @@ def test_lit_pictures_are_bright_where_the_map_is_high() -> None:
 
 
 def test_requests_refuse_what_has_no_effect() -> None:
-    with pytest.raises(UsageError, match="one picture"):
+    with pytest.raises(UsageError, match="one image"):
         CaptionRequest(explain=Path("x.png"))
 
 

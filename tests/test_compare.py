@@ -151,7 +151,7 @@ def test_the_report_of_vectors_without_pictures(place: Path, tmp_path: Path) -> 
     assert "&lt;b&gt;&amp;" in html
     assert "<b>&" not in html
     assert (tmp_path / "r/comparison.csv").read_text() == found.csv()
-    assert all(path.stat().st_size > 3000 for path in written.pictures)
+    assert all(path.stat().st_size > 3000 for path in written.plots)
 
 
 def test_the_whole_study(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_the_whole_study(tmp_path: Path) -> None:
     assert [row.name for row in found.rows] == [
         "ITC as encoded",
         "untrained projection",
-        "seed linear",
-        'seed "MLP"',
+        "notebook linear",
+        'notebook "MLP"',
         "linear, first caption",
         "linear",
         "MLP",

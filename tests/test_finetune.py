@@ -26,17 +26,17 @@ from retrieval_engine import open_encoder, open_store
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.encoding.stale import encode_stale
-from retrieval_engine.errors import FingerprintMismatch, TrainingError, UsageError
-from retrieval_engine.evaluate.leaks import find_leaks, known_training_sets
+from retrieval_engine.errors import FingerprintMismatch, TrainingError
+from retrieval_engine.evaluate.leaks import find_leaks, known_training_records
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
+from retrieval_engine.testing.images import jpeg
 from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
-from retrieval_engine.train.finetune.augment import augmented
 from retrieval_engine.train.finetune.captioned import Order, load_sets
+from retrieval_engine.train.finetune.vision_states import augmented
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store
 from tests.test_adapters import copy_tower
 
@@ -221,15 +221,15 @@ def test_a_run_stopped_and_taken_up_again_equals_one_that_was_not(
     config = configure(Task.RETRIEVAL, **settings(store, max_steps=9, eval_every=3, micro_batch=6))
     whole = finetune(config, tmp_path / "whole")
     steps: list[int] = []
-    plain = trainer_module.Run._step
+    plain = trainer_module.FinetuneRun._step
 
-    def dies(self: trainer_module.Run) -> None:
+    def dies(self: trainer_module.FinetuneRun) -> None:
         if self.state.step == 7 and not steps:
             steps.append(7)
             raise KeyboardInterrupt
         plain(self)
 
-    monkeypatch.setattr(trainer_module.Run, "_step", dies)
+    monkeypatch.setattr(trainer_module.FinetuneRun, "_step", dies)
     with pytest.raises(KeyboardInterrupt):
         finetune(config, tmp_path / "parts")
     assert (tmp_path / "parts" / "run" / "checkpoint.pt").exists()
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch(tmp_path: Path, store: P
         TrainingError, match=r"not finite at step \d+ .*the batch is scene-7"
     ) as caught:
         finetune(configure(Task.RETRIEVAL, **settings(store, lr=1e30, clip=1e30)), out)
-    assert "lower --lr" in caught.value.hint
+    assert "lower `lr`" in caught.value.hint
     assert not (out / "training.json").exists()
 
 
@@ -295,7 +295,7 @@ def test_the_record_lets_evaluation_find_the_leak(tmp_path: Path, store: Path, b
     copy = Path(shutil.copytree(store, tmp_path / "copy"))
     encode_stale(copy, open_encoder(str(out), device="cpu", dtype="float32"))
     gallery = open_store(copy).gallery()
-    known, unknown = known_training_sets(gallery)
+    known, unknown = known_training_records(gallery)
     assert not unknown
     report = find_leaks(gallery, known)
     assert report.shared_ids == len(sets.train)
@@ -420,7 +420,7 @@ def test_presets_are_complete_and_say_what_differs(name: str) -> None:
             "tensorboard is not installed",
             marks=pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is"),
         ),
-        (["--freeze-vision"], 2, "need from_pixels"),
+        (["--freeze-vision"], 2, "--freeze-vision and --checkpointing need --from-pixels"),
         (["--model", "no-such"], 1, "no checkpoint 'no-such'"),
         (["--epochs", "0"], 2, "epochs is 0, must be at least 1"),
     ],
@@ -468,9 +468,21 @@ def test_an_option_of_another_run_is_not_taken_up(tmp_path: Path, store: Path) -
         finetune(configure(Task.RETRIEVAL, **settings(store, max_steps=1)), out)
 
 
-def test_selecting_by_cider_needs_a_judge(tmp_path: Path, store: Path) -> None:
-    with pytest.raises(UsageError, match="judge"):
-        finetune(configure(Task.CAPTION, **settings(store, select="cider")), tmp_path / "out")
+def test_python_selects_by_cider_too(tmp_path: Path, store: Path, captioner: Path) -> None:
+    given: dict[str, Json] = {
+        "model": str(captioner),
+        "max_steps": 20,
+        "eval_every": 10,
+        "lr": 5e-3,
+    }
+    config = configure(Task.CAPTION, **settings(store, select="cider", **given))
+    report = finetune(config, tmp_path / "out")
+    log = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, log) if "cider" in line]
+    best = max(line["cider"] for line in lines)
+    [kept] = [line for line in lines if line["step"] == report.best_step]
+    assert report.final["cider"] == pytest.approx(best, abs=1e-4)
+    assert kept["cider"] == best
 
 
 def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, store: Path) -> None:
@@ -479,7 +491,7 @@ def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, st
     peaks = []
     for name, lora in (("full", ""), ("lora", "r=2")):
         config = configure(Task.RETRIEVAL, **settings(store, lora=lora))
-        made = trainer_module.Run(config, tmp_path / name, None, Silent())
+        made = trainer_module.FinetuneRun(config, tmp_path / name, Silent())
         peaks.append(made.peak)
         made.close()
     assert peaks == pytest.approx([1e-5 * (768 / 32) ** 2, 1e-4 * (768 / 32) ** 2])

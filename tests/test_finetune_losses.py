@@ -15,21 +15,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.recall import recall
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.learner import BlipCaption, BlipRetrieval
 from retrieval_engine.models.blip2.learner import Blip2Retrieval
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.learner import open_learner
 from retrieval_engine.progress import Silent
 from retrieval_engine.records import Json
-from retrieval_engine.train.finetune.captioned import Captioned
-from retrieval_engine.train.finetune.captioning import IGNORED, caption_loss_sum, sentences
+from retrieval_engine.train.finetune.captioned import CaptionedImages
+from retrieval_engine.train.finetune.captioning import (
+    IGNORED,
+    caption_batch,
+    caption_loss_sum,
+    collapse,
+    greedy_captions,
+    variety,
+)
 from retrieval_engine.train.finetune.config import Task, configure
-from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
-from retrieval_engine.train.finetune.matching import draw_world
-from retrieval_engine.train.finetune.recall import recall
-from retrieval_engine.train.finetune.states import padded
-from retrieval_engine.train.finetune.trainer import Run
-from retrieval_engine.train.finetune.written import collapse, variety, write
+from retrieval_engine.train.finetune.retrieval import recall_figures
+from retrieval_engine.train.finetune.retrieval_losses import (
+    draw_matching_pairs,
+    itc_in_batch,
+    itc_momentum,
+)
+from retrieval_engine.train.finetune.trainer import FinetuneRun
+from retrieval_engine.train.finetune.vision_states import padded
 from tests import tiny, tiny_blip2
 from tests.finetune_process import gradients
 from tests.finetune_stores import scenes_store
@@ -69,13 +79,13 @@ def share_tower(source: Path, target: Path, kind: Any) -> Path:
     return target
 
 
-def golden_captions(tmp_path: Path) -> tuple[BlipCaption, Captioned, Tensor]:
+def golden_captions(tmp_path: Path) -> tuple[BlipCaption, CaptionedImages, Tensor]:
     checkpoint = resolve(str(import_golden("blip/caption", tmp_path / "caption")))
     learner = open_learner(checkpoint, Task.CAPTION, with_tower=False, dtype=torch.float32)
     assert isinstance(learner, BlipCaption)
     learner.model.eval()
     owner = BLIP["txt2img"]
-    data = Captioned(
+    data = CaptionedImages(
         ids=[str(i) for i in range(12)],
         keys=[str(i) for i in range(12)],
         uris=[""] * 12,
@@ -87,8 +97,8 @@ def golden_captions(tmp_path: Path) -> tuple[BlipCaption, Captioned, Tensor]:
     return learner, data, torch.from_numpy(BLIP["cap_vision_last_hidden_state"])
 
 
-def lm_loss(learner: BlipCaption, data: Captioned, captions: Any, states: Tensor) -> Tensor:
-    batch = sentences(learner, data, captions, np.empty(0))
+def lm_loss(learner: BlipCaption, data: CaptionedImages, captions: Any, states: Tensor) -> Tensor:
+    batch = caption_batch(learner, data, captions, np.empty(0))
     with torch.inference_mode():
         logits = learner.logits(learner.read(states), batch.ids, batch.mask)
     return caption_loss_sum(logits, batch.labels, smoothing=0.1) / batch.count
@@ -107,7 +117,7 @@ def test_lm_losses_are_the_authors_caption_by_caption_and_as_a_batch(tmp_path: P
 
 def test_ids_and_labels_are_the_authors(tmp_path: Path) -> None:
     learner, data, _ = golden_captions(tmp_path)
-    batch = sentences(learner, data, np.arange(20)[:, None], np.empty(0))
+    batch = caption_batch(learner, data, np.arange(20)[:, None], np.empty(0))
     length = batch.ids.shape[-1]
     np.testing.assert_array_equal(batch.ids[:, 0], BLIP["lm_input_ids"][:, :length])
     np.testing.assert_array_equal(batch.labels[:, 0], BLIP["lm_labels"][:, :length])
@@ -126,7 +136,7 @@ def test_captions_of_an_image_together_cost_the_same_loss(tmp_path: Path) -> Non
 
 def test_trap_loss_on_the_prompt_is_another_number(tmp_path: Path) -> None:
     learner, data, states = golden_captions(tmp_path)
-    batch = sentences(learner, data, np.arange(20)[:, None], np.empty(0))
+    batch = caption_batch(learner, data, np.arange(20)[:, None], np.empty(0))
     labels = batch.ids.masked_fill(batch.mask == 0, IGNORED)
     with torch.inference_mode():
         logits = learner.logits(learner.read(states[BLIP["txt2img"]]), batch.ids, batch.mask)
@@ -136,7 +146,7 @@ def test_trap_loss_on_the_prompt_is_another_number(tmp_path: Path) -> None:
 
 def test_captions_written_are_the_authors_greedy_ones(tmp_path: Path) -> None:
     learner, _, states = golden_captions(tmp_path)
-    found = write(learner, states)
+    found = greedy_captions(learner, states)
     expected = BLIP.expected["generation"]["greedy_30_1"]["captions"]
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.startswith(ours)
@@ -227,11 +237,13 @@ def test_in_batch_loss_is_label_smoothed_cross_entropy_and_shares_over_equal_ima
 def test_recall_takes_the_best_vector_and_any_caption_and_gives_ties_to_the_lower_index() -> None:
     images = torch.tensor([[[1.0, 0], [0, 1]], [[0, -1], [0, 1]], [[0, 0.5], [0, 0.5]]])
     texts = torch.tensor([[0.0, 1], [1, 0], [0, -1], [0.0, 1]])
-    found = recall(images, texts, torch.tensor([0, 0, 1, 2]))
+    owner = torch.tensor([0, 0, 1, 2])
+    found = recall_figures(recall(images.numpy(), texts.numpy(), owner.numpy()))
     assert found["text_to_image@1"] == 75.0  # the last text is image 2's, and it comes third
     # images 1 and 2 score text 0 as high as their own, and 0 is the lower number
     assert found["image_to_text@1"] == pytest.approx(100 / 3)
-    collapsed = recall(torch.ones(20, 1, 1), torch.ones(20, 1), torch.arange(20))
+    ones = np.ones((20, 1), np.float32)
+    collapsed = recall_figures(recall(ones, ones, np.arange(20)))
     assert collapsed["text_to_image@1"] == 5.0
 
 
@@ -250,7 +262,7 @@ def options(store: Path, **given: Json) -> dict[str, Json]:
 def one_step(
     task: Task, out: Path, given: Mapping[str, Json]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    run = Run(configure(task, **given), out, None, Silent())
+    run = FinetuneRun(configure(task, **given), out, Silent())
     try:
         return gradients(run)
     finally:
@@ -301,7 +313,7 @@ def test_cached_states_give_the_losses_and_gradients_of_pixels_with_a_frozen_tow
 def test_keys_and_values_of_an_image_are_computed_once_for_all_its_pairs(
     tmp_path: Path, blip_store: Path
 ) -> None:
-    run = Run(configure(Task.RETRIEVAL, **options(blip_store)), tmp_path / "run", None, Silent())
+    run = FinetuneRun(configure(Task.RETRIEVAL, **options(blip_store)), tmp_path / "run", Silent())
     rows: list[int] = []
     model: Any = run.learner.model
     key = model.text_encoder.encoder.layer[0].crossattention.self.key
@@ -346,7 +358,7 @@ def test_the_queue_holds_a_pass_at_most_and_knows_equal_images(
     tmp_path: Path, blip_store: Path
 ) -> None:
     config = configure(Task.RETRIEVAL, **options(blip_store, queue=20))
-    run = Run(config, tmp_path / "run", None, Silent())
+    run = FinetuneRun(config, tmp_path / "run", Silent())
     for step in range(4):
         gradients(run, step)
     images, texts, same = run.objective.state_dict()["queue"]
@@ -359,16 +371,16 @@ def test_the_queue_holds_a_pass_at_most_and_knows_equal_images(
 
 def test_no_caption_of_the_same_image_is_ever_a_negative(tmp_path: Path, blip_store: Path) -> None:
     given = options(blip_store, batch_size=64)
-    run = Run(configure(Task.RETRIEVAL, **given), tmp_path / "run", None, Silent())
+    run = FinetuneRun(configure(Task.RETRIEVAL, **given), tmp_path / "run", Silent())
     same = torch.from_numpy(run.sets.train.same[run.order(0).images])
     assert len(set(same.tolist())) < 64, "some image is twice in the batch"
     scores = torch.eye(64) * 20 + (same[:, None] == same[None]) * 20.0
     ids = torch.ones(64, 4, dtype=torch.long)
     for step in range(20):
-        world = draw_world(scores, same, ids, ids, seed=step)
-        assert (same[world.text_of] != same).all()
-        assert (same[world.image_of] != same).all()
-        assert world.pairs == 192
+        pairs = draw_matching_pairs(scores, same, ids, ids, seed=step)
+        assert (same[pairs.text_of] != same).all()
+        assert (same[pairs.image_of] != same).all()
+        assert pairs.count == 192
     run.close()
 
 

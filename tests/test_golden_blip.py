@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 from transformers import BlipForConditionalGeneration
 
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.encoder import BlipEncoder
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.device import normalized_pixels
 from tests.golden import GOLDEN, images, import_golden
 

@@ -13,23 +13,23 @@ from retrieval_engine.errors import FeatureMissing, TrainingError, UsageError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, load_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
+from retrieval_engine.testing.vector_store import write_store
 from retrieval_engine.train.head import (
-    Captions,
+    CaptionChoice,
     HeadRecipe,
     Loss,
     Start,
+    notebook_recipe,
     recipe_of,
-    seed_recipe,
     train_head,
     untrained_head,
 )
 from retrieval_engine.train.head.closed_form import Axes, Moments, TruePairs
-from retrieval_engine.train.head.pairs import Pairs, read_training_data
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.pairs import FeaturePairs, read_training_data
 from retrieval_engine.train.head.sampler import epoch, mine
+from retrieval_engine.train.head.val_recall import val_recall
 from retrieval_engine.train.runlog import read_log
 from tests.paired_vectors import embeddings, paired_store, views
-from tests.vector_store import write_store
 
 CPU = torch.device("cpu")
 QUICK = HeadRecipe(epochs=4, dim=10)
@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def recall_of(head: Head, images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> float:
     a = torch.from_numpy(head.project(Modality.IMAGES, images))
     b = torch.from_numpy(head.project(Modality.CAPTIONS, texts))[:, 0]
-    return val_recall(scores(a, b), torch.from_numpy(owner)).mean
+    return val_recall(a, b, torch.from_numpy(owner)).mean
 
 
 def ridge_recall(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) -> float:
@@ -57,8 +57,8 @@ def ridge_recall(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) ->
         found = torch.from_numpy((test[1] - texts.mean(0)) @ w).float()
         right = torch.from_numpy(test[0] - images.mean(0)).float()
         unit = torch.nn.functional.normalize
-        similarity = scores(unit(right, dim=-1)[:, None], unit(found, dim=-1))
-        best = max(best, val_recall(similarity, torch.from_numpy(test[2])).mean)
+        sides = unit(right, dim=-1), unit(found, dim=-1)
+        best = max(best, val_recall(*sides, torch.from_numpy(test[2])).mean)
     return best
 
 
@@ -109,7 +109,7 @@ def test_all_captions_beat_the_first_alone(tmp_path: Path) -> None:
     test = views(300, captions=5, seed=1)
     every, first = (
         train_head(pairs, tmp_path / c, replace(QUICK, captions=c)).saved.head
-        for c in (Captions.ALL, Captions.FIRST)
+        for c in (CaptionChoice.ALL, CaptionChoice.FIRST)
     )
     assert recall_of(every, *test) > recall_of(first, *test) + 1
 
@@ -119,7 +119,7 @@ def test_all_captions_beat_the_first_alone(tmp_path: Path) -> None:
     [
         {"loss": Loss.SIGMOID},
         {"hard_negatives": 3},
-        {"captions": Captions.ONE},
+        {"captions": CaptionChoice.ONE},
         {"kind": HeadKind.MLP, "residual": True, "dropout": 0.2},
         {"start": Start.RANDOM},
         {"feature": "itc", "dim": 0},
@@ -155,7 +155,7 @@ def test_from_a_thousand_images_on_the_validation_set_shapes_the_start(tmp_path:
     test = TruePairs(images=x[1400:], texts=y[1400:], image=torch.arange(300))
     plain = Axes(Moments(rows), 1.0, 300).maps(0.5, 300)(test)
     a, b = (torch.nn.functional.normalize(side) for side in plain)
-    assert ours > 1.5 * val_recall(a @ b.T, torch.arange(300)).mean
+    assert ours > 1.5 * val_recall(a, b, torch.arange(300)).mean
 
 
 def test_equal_seeds_give_equal_heads(store: Store, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_named_splits_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (HeadRecipe(batch_size=4000), "--batch-size 4000 is more than the 192 images"),
+        (HeadRecipe(batch_size=4000), "`batch_size=4000` is more than the 192 images"),
         (HeadRecipe(val_split="val"), "no item has split 'val'; splits here: \\(none\\)"),
         (HeadRecipe(val_size=1), "the validation set has 1 images"),
         (HeadRecipe(val_size=239), "1 images with captions are left to train on"),
@@ -262,7 +262,7 @@ def test_choices_that_make_no_sense(wrong: dict[str, object]) -> None:
 
 def test_seed_recipe_is_the_notebooks_set_up(store: Store, tmp_path: Path) -> None:
     """Two epochs of ours equal a plain loop in the notebook's own words."""
-    recipe = replace(seed_recipe(HeadRecipe(val_size=40)), epochs=2, batch_size=64)
+    recipe = replace(notebook_recipe(HeadRecipe(val_size=40)), epochs=2, batch_size=64)
     report = train_head(store, tmp_path / "h", recipe)
     assert report.saved.config == HeadConfig(
         kind=HeadKind.LINEAR, feature="pooled", image_width=24, text_width=40, dim=768, bias=False
@@ -291,7 +291,7 @@ def test_seed_recipe_is_the_notebooks_set_up(store: Store, tmp_path: Path) -> No
 
 def test_batches_hold_every_image_once_and_know_all_positives() -> None:
     captions = torch.tensor([[0, 1], [2, -1], [3, 0], [4, 5], [6, -1]])
-    pairs = Pairs(images=torch.randn(5, 1, 3), texts=torch.randn(7, 3), captions=captions)
+    pairs = FeaturePairs(images=torch.randn(5, 1, 3), texts=torch.randn(7, 3), captions=captions)
     recipe = HeadRecipe(batch_size=3)
     seen: list[int] = []
     for batch in epoch(pairs, recipe, torch.Generator().manual_seed(0), None):
@@ -308,7 +308,7 @@ def test_mined_negatives_are_near_and_never_the_image_itself() -> None:
     rng = np.random.default_rng(0)
     centres = np.repeat(rng.standard_normal((10, 12)) * 4, 4, axis=0)
     x = torch.from_numpy(centres + 0.3 * rng.standard_normal((40, 12))).float()
-    pairs = Pairs(
+    pairs = FeaturePairs(
         images=x[:, None], texts=x + 0.01 * torch.randn(40, 12), captions=torch.arange(40)[:, None]
     )
     config = HeadConfig(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from retrieval_engine.errors import (
     CheckpointInvalid,
     CheckpointNotFound,
-    FingerprintMismatch,
     ShapeError,
     UsageError,
 )
@@ -26,11 +25,12 @@ from retrieval_engine.heads import (
     load_head,
     save_head,
 )
-from retrieval_engine.heads.linear import LinearProjection
-from retrieval_engine.heads.mlp import MlpProjection
-from retrieval_engine.records import Feature, Modality
-from retrieval_engine.train.head import closed_form, contrastive
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
+from retrieval_engine.metrics.pair_scores import block_scores
+from retrieval_engine.records import Modality
+from retrieval_engine.testing import HeadContract, ProjectionContract
+from retrieval_engine.train.head import closed_form, fitting
+from retrieval_engine.train.head.val_recall import val_recall
 from tests.paired_vectors import views
 
 CONFIG = HeadConfig(
@@ -54,15 +54,34 @@ def saved(tmp_path: Path, config: HeadConfig = CONFIG) -> SavedHead:
     return save_head(head, trained)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_an_mlp_can_begin_exactly_at_a_linear_map(residual: bool) -> None:
-    torch.manual_seed(1)
-    weight, bias, x = torch.randn(4, 6), torch.randn(4), torch.randn(50, 6)
-    mlp = MlpProjection(6, 4, hidden=11, residual=residual)
-    mlp.start_from(weight, bias)
-    expected = LinearProjection(6, 4)
-    expected.start_from(weight, bias)
-    assert torch.allclose(mlp(x), expected(x), atol=1e-5)
+class TestLinearProjection(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return LinearProjection(width, dim)
+
+
+class TestMlpProjection(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return MlpProjection(width, dim, hidden=11)
+
+
+class TestMlpProjectionBesideALinearPath(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return MlpProjection(width, dim, hidden=11, dropout=0.3, residual=True)
+
+
+class TestMlpHead(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, dropout=0.5))
+
+
+class TestLinearHead(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, kind=HeadKind.LINEAR, hidden=0))
+
+
+class TestLinearHeadWithoutBias(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, kind=HeadKind.LINEAR, hidden=0, bias=False))
 
 
 def test_an_mlp_with_few_units_begins_at_the_leading_outputs() -> None:
@@ -86,36 +105,6 @@ def test_projections_are_unit_vectors_whatever_the_block(monkeypatch: pytest.Mon
     assert np.allclose(head.project(Modality.IMAGES, x), whole, atol=1e-6)
     with pytest.raises(ShapeError, match="captions of width 9, got"):
         head.project(Modality.CAPTIONS, x)
-
-
-def test_a_saved_head_comes_back_as_it_was(tmp_path: Path) -> None:
-    before = saved(tmp_path)
-    after = load_head(before.path)
-    assert (after.config, after.weights, after.encoder) == (CONFIG, before.weights, "e" * 64)
-    assert after.record["store"] == "embeddings"
-    assert after.trained_on().seen(["s", "t", "t"], ["a", "b", "c"], ["x", "y", "k2"]) == [
-        "train",
-        "",
-        "val",
-    ]
-    x = np.ones((2, 9), np.float32)
-    expected = before.head.project(Modality.CAPTIONS, x)
-    assert np.array_equal(after.head.project(Modality.CAPTIONS, x), expected)
-
-
-def test_a_head_is_refused_by_features_of_another_encoder(tmp_path: Path) -> None:
-    head = saved(tmp_path)
-
-    def forms(prints: dict[Modality, str]) -> dict[Modality, dict[str, Feature]]:
-        return {
-            m: {"pooled": Feature(name="pooled", shape=(6,), dtype="float16", fingerprint=p)}
-            for m, p in prints.items()
-        }
-
-    head.check(forms({m: f"{m}-print" for m in Modality}), "f" * 64)
-    other = forms({Modality.IMAGES: "images-print", Modality.CAPTIONS: "adapter"})
-    with pytest.raises(FingerprintMismatch, match=r"somebody/blip.*eeeeeeeeeeee, expected ffff"):
-        head.check(other, "f" * 64)
 
 
 def test_damaged_heads_are_told(tmp_path: Path) -> None:
@@ -158,13 +147,13 @@ def test_captions_of_one_image_are_never_its_negatives(seed: int, b: int, each: 
         to_image = -np.log(e[i, j] / (e[i, j] + e[:, j][~positive[:, j]].sum()))
         expected += to_text / positive[i].sum() / b / 2
         expected += to_image / positive[:, j].sum() / (b * each) / 2
-    got = contrastive.info_nce(torch.from_numpy(logits), torch.from_numpy(positive))
+    got = fitting.info_nce_loss(torch.from_numpy(logits), torch.from_numpy(positive))
     assert float(got) == pytest.approx(expected, rel=1e-6)
 
 
 def test_loss_without_any_negative_is_nothing_and_has_gradients() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
-    loss = contrastive.info_nce(logits, torch.ones(3, 4, dtype=torch.bool))
+    loss = fitting.info_nce_loss(logits, torch.ones(3, 4, dtype=torch.bool))
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert logits.grad is not None
@@ -174,15 +163,15 @@ def test_loss_without_any_negative_is_nothing_and_has_gradients() -> None:
 def test_with_one_caption_each_the_loss_is_plain_cross_entropy() -> None:
     torch.manual_seed(0)
     logits = torch.randn(8, 8) * 3
-    ours = contrastive.info_nce(logits, torch.eye(8, dtype=torch.bool))
-    assert float(ours) == pytest.approx(float(contrastive.diagonal(logits)), rel=1e-5)
+    ours = fitting.info_nce_loss(logits, torch.eye(8, dtype=torch.bool))
+    assert float(ours) == pytest.approx(float(fitting.diagonal_loss(logits)), rel=1e-5)
 
 
 def test_sigmoid_loss_by_hand() -> None:
     logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
     signs = np.array([[1, -1], [-1, 1]])
     expected = np.log1p(np.exp(-signs * logits.numpy())).sum() / 2
-    assert float(contrastive.sigmoid(logits, torch.eye(2).bool())) == pytest.approx(
+    assert float(fitting.sigmoid_loss(logits, torch.eye(2).bool())) == pytest.approx(
         expected, rel=1e-6
     )
 
@@ -243,18 +232,18 @@ def test_features_that_agree_already_stay_as_they_are() -> None:
     )
 
 
-def test_validation_recall_counts_ties_against_the_right_answer() -> None:
+def test_validation_recall_gives_ties_to_the_lower_index() -> None:
     images = torch.nn.functional.one_hot(torch.arange(3), 3).float()[:, None]
     texts = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0, 0.8], [0, 0.8, 0.6]])
-    found = val_recall(scores(images, texts), torch.tensor([0, 1, 2, 2]))
+    found = val_recall(images, texts, torch.tensor([0, 1, 2, 2]))
     assert found.text_to_image[0] == 75
     assert found.image_to_text[0] == 100
-    collapsed = val_recall(torch.ones(20, 20), torch.arange(20))
-    assert collapsed.mean == 0
+    collapsed = val_recall(torch.ones(20, 1), torch.ones(20, 1), torch.arange(20))
+    assert collapsed.image_to_text == collapsed.text_to_image == (5, 25, 50)
 
 
 def test_score_of_several_vectors_is_their_maximum() -> None:
     images = torch.randn(5, 4, 8)
     texts = torch.randn(6, 8)
     expected = torch.einsum("nqd,md->nqm", images, texts).amax(1)
-    assert torch.allclose(scores(images, texts), expected, atol=1e-5)
+    assert torch.allclose(block_scores(images, texts[:, None]), expected, atol=1e-5)

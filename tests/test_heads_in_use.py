@@ -175,7 +175,7 @@ def test_index_and_search_through_a_head(place: Path, tmp_path: Path) -> None:
         rows = [json.loads(line)["meta"]["row"] for line in out.splitlines()]
         assert np.array_equal(np.array(rows).reshape(7, 3), best)
     code, _, err = run("search", "a dog", *common)
-    assert (code, "were imported: words and pictures cannot be encoded here" in err) == (2, True)
+    assert (code, "were imported: words and images cannot be encoded here" in err) == (2, True)
     code, _, err = run("search", "--vectors", tmp_path / "index", *common)
     assert (code, "cannot read" in err) == (1, True)
 

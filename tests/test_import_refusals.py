@@ -34,7 +34,7 @@ def test_med_config_alone_gives_the_text_heads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "values", "match"),
     [
-        ("vit", {"depth": 12}, r"vit\.depth is 2 in the tensors and 12 in --config"),
+        ("vit", {"depth": 12}, r"vit\.depth is 2 in the tensors and 12 in `config`"),
         ("med_config", {"hidden_size": 768}, r"hidden_size is 64 in the tensors and 768"),
         ("med_config", {"num_attention_heads": 12}, "12, which does not divide 64"),
     ],
@@ -178,5 +178,5 @@ def test_without_a_vocabulary_and_offline_one_line_says_so(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CheckpointNotFound, match="no vocabulary") as caught:
         import_checkpoint(CHECKPOINTS["blip2"], tmp_path / "out", config=BLIP2_CONFIG)
-    assert "--vocab" in caught.value.hint
+    assert "`vocab=" in caught.value.hint
     assert not (tmp_path / "out").exists()

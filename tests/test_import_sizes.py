@@ -21,7 +21,7 @@ from retrieval_engine.models.blip import translation as blip
 from retrieval_engine.models.blip2 import translation as blip2
 from retrieval_engine.models.import_checkpoint import import_checkpoint
 from retrieval_engine.models.import_names import rename_back
-from retrieval_engine.models.import_positions import interpolate
+from retrieval_engine.models.import_shapes import interpolate
 from tests.authors_files import Tensors, saved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklm"]

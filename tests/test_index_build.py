@@ -12,10 +12,10 @@ import pytest
 
 from retrieval_engine.errors import FeatureMissing, IndexFailure, UsageError
 from retrieval_engine.index import ExactIndex, build_index, open_index
-from retrieval_engine.index.build_record import MANIFEST, Manifest
+from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
-from tests.vector_store import clustered, key_of, spec, unit, write_store
+from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
 
 
 def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_wider_search_finds_more_than_the_probed_lists_hold(tmp_path: Path, re
 def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", clustered(20, 16))
     report = build_index(store, tmp_path / "index", recipe="ivf-fp16")
-    assert Manifest.read(tmp_path / "index").factory == "SQfp16"
+    assert IndexManifest.read(tmp_path / "index").factory == "SQfp16"
     assert report.effort == {}
     assert report.recall_at_10 == 1.0
 

@@ -7,9 +7,9 @@ import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.index import build_index
-from retrieval_engine.index.build_record import Manifest
+from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.recipes import BUILT_IN, Recipe, find_recipe, nlist_for, read_recipe
-from tests.vector_store import clustered, write_store
+from retrieval_engine.testing.vector_store import clustered, write_store
 
 FOLDER = Path(__file__).parents[1] / "indices" / "recipes"
 
@@ -115,7 +115,7 @@ def test_a_factory_string_builds_an_index_and_admits_a_low_recall(tmp_path: Path
     assert "below the 0.95 asked for" in report.remarks[0]
     refined = build_index(store, tmp_path / "i", recipe="factory:IVF16,PQ8x4fs,Refine(SQfp16)")
     assert refined.recall_at_10 > report.recall_at_10
-    assert Manifest.read(tmp_path / "i").effort.keys() == {"nprobe"}
+    assert IndexManifest.read(tmp_path / "i").effort.keys() == {"nprobe"}
 
 
 def test_a_factory_string_that_faiss_does_not_know_is_explained(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.recall import recall
 from retrieval_engine.progress import Silent
 from retrieval_engine.train.negatives import draw_negatives
 from retrieval_engine.train.pretrain.losses import (
@@ -17,7 +18,6 @@ from retrieval_engine.train.pretrain.losses import (
 )
 from retrieval_engine.train.pretrain.tokenizer import train_tokenizer
 from retrieval_engine.train.pretrain.trainer import Run
-from retrieval_engine.train.pretrain.validation import recall
 from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
 from retrieval_engine.train.runlog import RunLog, read_log
 from retrieval_engine.train.schedule import step_factor
@@ -240,12 +240,12 @@ def test_recall_equals_a_plain_sort(seed: int) -> None:
         sorted(range(7), key=lambda i: (-row[i], i)).index(o)
         for row, o in zip(scores, owner.tolist(), strict=True)
     ]
-    assert found.text_to_image[0] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
+    assert found.text_to_image.recall[1] == pytest.approx(100 * np.mean(np.array(ranks) < 1))
     first = []
     for image in sorted(set(owner.tolist())):
         order = sorted(range(15), key=lambda t: (-scores[t, image], t))
         first.append(min(order.index(t) for t in np.flatnonzero(owner == image).tolist()))
-    assert found.image_to_text[1] == pytest.approx(100 * np.mean(np.array(first) < 5))
+    assert found.image_to_text.recall[5] == pytest.approx(100 * np.mean(np.array(first) < 5))
 
 
 def test_log_drops_the_lines_that_will_come_again(tmp_path: Path) -> None:

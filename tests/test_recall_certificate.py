@@ -14,10 +14,10 @@ from retrieval_engine.errors import EvaluationError, UsageError
 from retrieval_engine.evaluate import RecallSettings, Ties, evaluate_store
 from retrieval_engine.evaluate.certificate import write_certificate
 from retrieval_engine.evaluate.leaks import (
-    TrainingSet,
+    TrainingRecord,
     find_leaks,
-    known_training_sets,
-    read_training_set,
+    known_training_records,
+    read_training_record,
 )
 from retrieval_engine.evaluate.published import (
     DATASETS,
@@ -109,12 +109,12 @@ def test_leaks_by_id_by_content_and_nearly(tmp_path: Path) -> None:
         tmp_path / "t", again, others, own, source="folder:/training", contents={0: b"three"}
     )
     gallery = open_store(tmp_path / "s").gallery()
-    training = read_training_set(tmp_path / "t", [SOURCE])
+    training = read_training_record(tmp_path / "t", [SOURCE])
     found = find_leaks(gallery, [training])
     assert (found.shared_ids, found.shared_contents, found.near_duplicates) == (0, 1, 1)
     assert found.examples == ("content: 3.jpg", "near: 5.jpg")
-    listed = TrainingSet(what="a list", items=frozenset({("", "7.jpg"), (SOURCE, "8.jpg")}))
-    elsewhere = TrainingSet(what="x", items=frozenset({("folder:/training", "9.jpg")}))
+    listed = TrainingRecord(what="a list", items=frozenset({("", "7.jpg"), (SOURCE, "8.jpg")}))
+    elsewhere = TrainingRecord(what="x", items=frozenset({("folder:/training", "9.jpg")}))
     both = find_leaks(gallery, [training, listed, elsewhere])
     assert (both.shared_ids, both.shared_contents, both.near_duplicates) == (2, 1, 1)
     assert find_leaks(gallery, [training], near=1.1).near_duplicates == 0
@@ -123,7 +123,7 @@ def test_leaks_by_id_by_content_and_nearly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("splits", [None, ["train"] * 10 + ["test"] * 10])
 def test_a_copy_of_the_gallery_is_all_leak(tmp_path: Path, splits: list[str] | None) -> None:
     gallery = make(tmp_path / "s").gallery()
-    training = read_training_set(make(tmp_path / "t", splits=splits).path, [SOURCE])
+    training = read_training_record(make(tmp_path / "t", splits=splits).path, [SOURCE])
     found = find_leaks(gallery, [training])
     n = 10 if splits else 20
     assert (found.shared_ids, found.shared_contents) == (n, 0)
@@ -131,10 +131,10 @@ def test_a_copy_of_the_gallery_is_all_leak(tmp_path: Path, splits: list[str] | N
 
 def test_near_duplicates_need_one_encoder(tmp_path: Path) -> None:
     gallery = make(tmp_path / "s").gallery()
-    same = read_training_set(make(tmp_path / "t", source="folder:/x").path, [SOURCE])
+    same = read_training_record(make(tmp_path / "t", source="folder:/x").path, [SOURCE])
     assert find_leaks(gallery, [same]).near_duplicates == 20
     spec = replace(SPEC, weights=dict(SPEC.weights) | {"image": "other"})
-    other = read_training_set(make(tmp_path / "u", source="folder:/x", spec=spec).path, [SOURCE])
+    other = read_training_record(make(tmp_path / "u", source="folder:/x", spec=spec).path, [SOURCE])
     found = find_leaks(gallery, [other])
     assert found.near_duplicates == 0
     assert "another encoder's" in found.unknown[0]
@@ -142,7 +142,7 @@ def test_near_duplicates_need_one_encoder(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     store = make(tmp_path / "s")
-    training, unknown = known_training_sets(store.gallery())
+    training, unknown = known_training_records(store.gallery())
     assert training == []
     assert unknown == ["tests says nothing of what it was trained on"]
     value = find_leaks(store.gallery(), training, unknown=unknown).to_json()
@@ -162,7 +162,7 @@ def test_records_of_a_training(tmp_path: Path, record: object, leaked: int) -> N
     store = make(tmp_path / "s")
     (tmp_path / "training.json").write_text(json.dumps(record))
     for path in (tmp_path, tmp_path / "training.json"):
-        found = find_leaks(store.gallery(), [read_training_set(path, [SOURCE])])
+        found = find_leaks(store.gallery(), [read_training_record(path, [SOURCE])])
         assert found.shared_ids == leaked
     code, out, _ = run("--store", store.path, "--trained-on", tmp_path, "--json")
     assert code == 0
@@ -174,10 +174,10 @@ def test_records_of_a_training(tmp_path: Path, record: object, leaked: int) -> N
 def test_a_record_that_names_a_source_is_listed(tmp_path: Path) -> None:
     source = {"config": {"source": "scenes:30?seed=5"}}
     (tmp_path / "training.json").write_text(json.dumps(source))
-    seen = read_training_set(tmp_path, ["scenes:5"])
+    seen = read_training_record(tmp_path, ["scenes:5"])
     assert len(seen.items) == 30
     assert next(iter(seen.items))[0] == "scenes:5"
-    elsewhere = read_training_set(tmp_path, ["scenes:6"])
+    elsewhere = read_training_record(tmp_path, ["scenes:6"])
     assert not elsewhere.items
     assert "scenes:30?seed=5" in elsewhere.what
 
@@ -189,9 +189,9 @@ def test_a_record_that_names_a_source_is_listed(tmp_path: Path) -> None:
 def test_a_wrong_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "training.json").write_text(text)
     with pytest.raises(EvaluationError, match=message):
-        read_training_set(tmp_path, [])
+        read_training_record(tmp_path, [])
     with pytest.raises(EvaluationError, match="cannot read"):
-        read_training_set(tmp_path / "nowhere.json", [])
+        read_training_record(tmp_path / "nowhere.json", [])
 
 
 def test_reranking_knows_one_tie_rule() -> None:

@@ -93,7 +93,7 @@ def test_another_encoder_and_a_bad_k_are_refused(
     _, encoder, folder = golden
     encode(f"folder:{folder}", tmp_path / "store", encoder=encoder)
     gallery = open_store(tmp_path / "store").gallery()
-    with pytest.raises(UsageError, match="--rerank is 0"):
+    with pytest.raises(UsageError, match="`rerank` is 0"):
         rerank_recall(gallery, encoder, k=0)
     other = open_encoder(str(tiny.save_blip(tmp_path / "other")), device="cpu", dtype="float32")
     with pytest.raises(FingerprintMismatch):

@@ -21,9 +21,9 @@ from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.search import open_engine
 from retrieval_engine.store import Store
+from retrieval_engine.testing.images import encoded, jpeg, photo
+from retrieval_engine.testing.vector_store import clustered, write_store
 from tests import tiny, tiny_blip2
-from tests.broken_images import encoded, jpeg, photo
-from tests.vector_store import clustered, write_store
 
 SENTENCES = ["a red car on the street", "two dogs running", "a boat at sunset", "a bird"]
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_asked_is_explained(engine: SearchEngine, tmp_path: Path)
     (tmp_path / "bad.jpg").write_bytes(b"no picture at all")
     with pytest.raises(DecodeError, match=r"bad\.jpg: not a picture"):
         engine.search_image(tmp_path / "bad.jpg")
-    with pytest.raises(DecodeError, match="the query picture: the file is empty"):
+    with pytest.raises(DecodeError, match="the query image: the file is empty"):
         engine.search_image(b"")
 
 
@@ -206,7 +206,8 @@ def test_an_index_older_than_its_store_says_how_much(vectors_store: Store, tmp_p
     engine = SearchEngine(newer, tmp_path / "index")
     [line] = engine.notes
     assert line.startswith(f"7 items are newer than {tmp_path / 'index'}")
-    assert f"vlre index --store {tmp_path / 'store'} --index {tmp_path / 'index'}" in line
+    store, out = str(tmp_path / "store"), str(tmp_path / "index")
+    assert f"`build_index(store={store!r}, out={out!r})` brings it up to date" in line
     # Hits are what the index holds, whatever the numbers of the store are now.
     vector = clustered(60, 16)[12]
     scores, items = engine.index.search(vector[None], 1)

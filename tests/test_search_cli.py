@@ -13,12 +13,12 @@ from PIL import Image
 
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
-from retrieval_engine.index.build_record import Manifest
+from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.search import Hit
 from retrieval_engine.search.contact_sheet import Section, render
+from retrieval_engine.testing.images import jpeg
+from retrieval_engine.testing.vector_store import clustered, write_store
 from tests import tiny
-from tests.broken_images import jpeg
-from tests.vector_store import clustered, write_store
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_index_reports_what_it_built(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert re.search(r"recall@10 +1\.0000 of exact search, asked with 30 captions", result.stdout)
     assert "recipe flat-fp16: 30 rows" in result.stderr
-    assert Manifest.read(tmp_path / "i").recipe == "flat-fp16"
+    assert IndexManifest.read(tmp_path / "i").recipe == "flat-fp16"
 
 
 def test_index_verifies(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_order_is_that_of_itm_plus_itc(store: Path, encoder: Encoder) -> Non
 
 
 def test_fewer_than_k_are_refused(store: Path, encoder: Encoder) -> None:
-    with pytest.raises(UsageError, match="--rerank is 3"):
+    with pytest.raises(UsageError, match="`rerank` is 3"):
         SearchEngine(open_store(store), encoder=encoder).search_texts(QUERIES, k=5, rerank=3)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources import open_source, read_bytes
-from tests.broken_images import jpeg
-from tests.contracts.source_contract import Expected, Fixture, SourceContract, five_items
+from retrieval_engine.testing.images import jpeg
+from retrieval_engine.testing.source_contract import Expected, Fixture, SourceContract, five_items
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -169,8 +169,7 @@ def test_extra_columns_and_keys_become_meta(tmp_path: Path) -> None:
         ),
         ("captions.csv", 'a.jpg,"never closed\nb.jpg,x\n', r"captions\.csv:\d: "),
         ("captions.jsonl", '{"image": "a.jpg"}\n{"image": \n', r"captions\.jsonl:2 is no JSON"),
-        ("captions.jsonl", '{"picture": "a.jpg"}\n', r"captions\.jsonl:1: no image name"),
-        ("captions.jsonl", '{"image": "a.jpg", "caption": 3}\n', "a caption is no text"),
+        ("captions.jsonl", '{"bild": "a.jpg"}\n', r"captions\.jsonl:1: no image name"),
         ("captions.jsonl", "[1]\n", "expected a JSON object"),
     ],
 )
@@ -232,7 +231,7 @@ def test_hidden_looped_dangling_and_own_folders(tmp_path: Path) -> None:
             "a.jpg": jpeg(),
             ".hidden.jpg": b"",
             ".cache/b.jpg": b"",
-            "embeddings/store.json": "{}",
+            "embeddings/store.json": '{"format_version": 1, "fingerprint": "f", "spec": {}}',
             "embeddings/c.jpg": b"",
             "notes.md": "",
             "s/d.JPG": b"",
@@ -245,7 +244,13 @@ def test_hidden_looped_dangling_and_own_folders(tmp_path: Path) -> None:
     source: Any = open_source(f"folder:{root}")
 
     assert [item.id for item in source.items()] == ["a.jpg", "s/d.JPG", "s/out/e.jpg"]
-    assert source.notes == ["1 links lead nowhere"]
+    assert source.notes == [
+        "1 hidden folders",
+        "1 hidden pictures",
+        "1 links lead nowhere",
+        "1 folders are stores of features",
+        "1 other files are no pictures by their endings: .md 1",
+    ]
 
 
 def test_name_that_is_no_utf8_is_left_out_and_told(tmp_path: Path) -> None:
@@ -297,7 +302,7 @@ def test_flickr8k_missing_images_are_told_before_the_first_item(tmp_path: Path) 
 
     with pytest.raises(SourceError, match=r"2 of 5 images are not in .*: 2\.jpg, 4\.jpg") as caught:
         next(iter(open_source(f"flickr8k:{tmp_path}").items()))
-    assert "--allow-missing" in caught.value.hint
+    assert "`allow_missing`" in caught.value.hint
 
     source: Any = open_source(f"flickr8k:{tmp_path}?allow_missing=true")
     assert [item.id for item in source.items()] == ["1.jpg", "3.jpg", "5.jpg"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources import open_source
 from retrieval_engine.sources.json_stream import elements, is_list
-from tests.contracts.source_contract import Expected, Fixture, SourceContract, five_items
+from retrieval_engine.testing.source_contract import Expected, Fixture, SourceContract, five_items
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -256,14 +256,14 @@ def test_coco_of_2014_tells_the_split_by_its_file_names(tmp_path: Path) -> None:
         ("karpathy", '{"images": [{"filename": "1.jpg", ', "damaged or cut off at character"),
         ("karpathy", "[3]", "object 1: expected a JSON object"),
         ("coco", '{"images": [{"file_name": "1.jpg"}], "annotations": []}', "no id or file_name"),
-        ("coco", '{"annotations": [{"bbox": [1]}], "images": []}', "no image_id or caption"),
+        ("coco", '{"annotations": [{"bbox": [1]}], "images": []}', "no annotation has an image_id"),
         (
             "coco",
             '{"annotations": [{"image_id": 7, "id": 1, "caption": "x"}], "images": []}',
-            "captions of 1 images that it does not list, such as image_id 7",
+            "it lists no images",
         ),
         ("captions", '{"images": []}', "expected a list of objects"),
-        ("captions", "[{]", "is no JSON"),
+        ("captions", "[{]", "no JSON: damaged or cut off"),
     ],
 )
 def test_annotation_that_makes_no_sense_is_one_line(
@@ -285,7 +285,7 @@ def test_missing_image_of_a_json_is_one_line_with_the_way_out(tmp_path: Path) ->
 
     with pytest.raises(SourceError, match=r"1 of 3 images are not in .*: 2\.jpg$") as caught:
         list(open_source(f"karpathy:{tmp_path}/d.json").items())
-    assert "--allow-missing" in caught.value.hint
+    assert "`allow_missing`" in caught.value.hint
     assert len(list(open_source(f"karpathy:{tmp_path}/d.json?allow-missing").items())) == 2
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(SourceError, match=r"none of 3 images is in .*elsewhere"):

@@ -16,7 +16,7 @@ from retrieval_engine.errors import (
 )
 from retrieval_engine.records import Feature, Item, Modality
 from retrieval_engine.store import StoreWriter, open_store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
     ITC,
@@ -141,7 +141,7 @@ def test_another_encoder_is_refused_with_both_named(tmp_path: Path) -> None:
         StoreWriter.open(tmp_path / "s", spec=RETRAINED, features=FEATURES)
     assert SPEC.fingerprint[:12] in caught.value.message
     assert RETRAINED.fingerprint[:12] in caught.value.message
-    assert "--overwrite" in caught.value.hint
+    assert "`EncodeOptions(overwrite=True)`" in caught.value.hint
 
 
 def test_a_feature_of_other_weights_is_refused_under_the_same_spec(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ import pytest
 from retrieval_engine.errors import StoreDamaged, StoreError
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
-from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
     SOURCE,
@@ -27,6 +26,7 @@ from tests.store_data import (
     rows,
     write,
 )
+from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -213,7 +213,7 @@ def test_a_damaged_shard_is_never_read_as_if_it_were_whole(damaged: Path, harm: 
     store = open_store(damaged)
     with pytest.raises(StoreDamaged, match=r"images-00001\.h5 .*(damaged|missing)") as caught:
         store.gallery().images("itc")
-    assert "vlre store repair" in caught.value.hint
+    assert "`repair_store()`" in caught.value.hint
     problems = store.verify()
     assert len(problems) == 1
     assert "images-00001.h5" in problems[0]
@@ -273,7 +273,7 @@ def test_json_that_cannot_be_understood(damaged: Path, name: str, text: str) -> 
     (damaged / name).write_text(text)
     with pytest.raises(StoreDamaged, match=f"{name} cannot be understood") as caught:
         open_store(damaged)
-    assert "--overwrite" in caught.value.hint
+    assert "`EncodeOptions(overwrite=True)`" in caught.value.hint
     with pytest.raises(StoreDamaged):
         StoreWriter.open(damaged, spec=SPEC, features=FEATURES)
     with StoreWriter.open(damaged, spec=SPEC, features=FEATURES, overwrite=True) as writer:
@@ -314,7 +314,7 @@ def test_a_full_disk_loses_nothing(begun: Path) -> None:
 import resource, signal, sys
 from retrieval_engine.errors import StoreError
 from retrieval_engine.store import StoreWriter
-from tests.store_data import *
+from retrieval_engine.testing.store_data import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with StoreWriter.open({str(begun)!r}, spec=SPEC, features=FEATURES) as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

@@ -1,7 +1,7 @@
-"""Beam search over the candidates of one picture, under either rule of what a sentence is worth.
+"""Beam search over the candidates of one image, under either rule of what a sentence is worth.
 
 ORIGINAL restates `BeamSearchScorer` of transformers 4.15, TRANSFORMERS what `_beam_search` of
-transformers 5 does to each picture; tests compare with both.
+transformers 5 does to each image; tests compare with both.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from retrieval_engine.caption.decoding import BeamRule
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence that was written.
+    """A caption as token ids, with the score that beam search or sampling gave it.
 
     Attributes:
         ids: its tokens after the prompt, without the end token.
@@ -28,7 +28,7 @@ class Candidate:
     """A sentence under way and one more token.
 
     Attributes:
-        beam: which of the picture's sentences it goes on with.
+        beam: which of the image's sentences it goes on with.
         token: the token.
         score: sum of log-probabilities.
     """
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(slots=True, kw_only=True)
 class BeamSearch:
-    """The search of one picture.
+    """Beam search over the sentences of one image.
 
     Attributes:
         width: number of beams.
@@ -67,7 +67,7 @@ class BeamSearch:
     is_done: bool = False
 
     def advance(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Take one step.
+        """Extend every beam by one token.
 
         Args:
             candidates: the 2 x width best continuations, best first.

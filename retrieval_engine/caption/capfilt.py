@@ -1,6 +1,6 @@
 """CapFilt: a captioner adds sentences to a noisy corpus, a filter takes wrong ones out.
 
-BLIP's own bootstrapping (Li et al., ICML 2022, section 3.3): every picture gets a synthetic
+BLIP's own bootstrapping (Li et al., ICML 2022, section 3.3): every image gets a synthetic
 caption, and of the original and the synthetic ones those stay that the ITM head calls a match. Both
 models start from stored vision states. What the models said is kept in `decisions.jsonl`, so that
 a killed run goes on, and another threshold costs nothing.
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.caption.caption_writer import CaptionFile
-from retrieval_engine.caption.cleaned import Tally, write_cleaned
+from retrieval_engine.caption.caption_writer import CaptionWriter
+from retrieval_engine.caption.cleaned import CleaningTally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.images import Asked, Picture
+from retrieval_engine.caption.images import Asked, SourceImage
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import Captioned, CaptionRun
 from retrieval_engine.errors import UsageError
@@ -33,20 +33,20 @@ class CapFiltRequest:
 
     Attributes:
         out: directory of the cleaned data set.
-        targets: picture files, folders and sources; none means the whole store.
+        targets: image files, folders and sources; none means the whole store.
         store: as of `CaptionRequest`.
         model: checkpoint of the captioner.
         ranker: checkpoint of the filter; default the model's own head, or the store's encoder.
         options: how to write; by default sampled from the nucleus, as BLIP did: beams give safer
             and duller captions.
         threshold: least probability of a match that a caption is kept with.
-        with_images: put the pictures' bytes into the Parquet file, so that it is a source alone.
+        with_images: put the images' bytes into the Parquet file, so that it is a source alone.
         split: only the items of this split.
-        limit: only the first pictures.
+        limit: only the first images.
         overwrite: begin anew.
         device: `auto`, `cpu`, `cuda`, …
         dtype: arithmetic; `auto` follows the store.
-        batch_size: pictures at once; None lets the device decide.
+        batch_size: images at once; None lets the device decide.
         workers: decode workers; None means one for each core.
     """
 
@@ -73,36 +73,36 @@ class CapFiltRequest:
             UsageError: a threshold that is no probability.
         """
         if not 0 <= self.threshold <= 1:
-            raise UsageError(f"--threshold is {self.threshold}, must be between 0 and 1")
+            raise UsageError(f"`threshold` is {self.threshold}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapFiltReport:
-    """What a CapFilt run did.
+    """How many images and captions a CapFilt run saw, kept and dropped.
 
     Attributes:
         out: directory of the cleaned data set.
-        pictures: that were looked at, in this run and earlier ones.
+        images: that were looked at, in this run and earlier ones.
         encoded: of this run, those whose vision states were not stored.
-        original: captions the pictures came with.
+        original: captions the images came with.
         synthetic: captions that were written.
-        empty: pictures that kept no caption and are left out.
-        failures: one for each picture that could not be read.
+        empty: images that kept no caption and are left out.
+        failures: one for each image that could not be read.
     """
 
     out: str
-    pictures: int
+    images: int
     encoded: int
-    original: Tally
-    synthetic: Tally
+    original: CleaningTally
+    synthetic: CleaningTally
     empty: int
     failures: list[Failure]
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre capfilt --json`."""
+        """The report as one JSON object."""
         return {
             "out": self.out,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "encoded": self.encoded,
             "original": {"kept": self.original.kept, "dropped": self.original.dropped},
             "synthetic": {"kept": self.synthetic.kept, "dropped": self.synthetic.dropped},
@@ -112,7 +112,7 @@ class CapFiltReport:
 
 
 class CapFiltJob:
-    """Runs a request.
+    """One run of CapFilt: writes, judges and cleans captions.
 
     Attributes:
         notes: lines for people.
@@ -137,7 +137,7 @@ class CapFiltJob:
         failures: list[Failure] = []
         with ExitStack() as stack:
             file = stack.enter_context(
-                CaptionFile(
+                CaptionWriter(
                     request.out / DECISIONS,
                     run.settings,
                     run.name,
@@ -159,12 +159,12 @@ class CapFiltJob:
         progress.stop()
         if written.unreachable and not request.with_images:
             self.notes.append(
-                f"{written.unreachable:,} pictures are no files of their own: read the cleaned "
-                "set as a source with --with-images"
+                f"{written.unreachable:,} images are no files of their own: read the cleaned "
+                "set as a source with `with_images`"
             )
         return CapFiltReport(
             out=str(request.out),
-            pictures=written.pictures,
+            images=written.images,
             encoded=run.encoded,
             original=written.original,
             synthetic=written.synthetic,
@@ -186,20 +186,20 @@ class CapFiltJob:
         )
 
 
-def _left(asked: Asked, file: CaptionFile, progress: Progress) -> Iterator[Picture]:
-    for picture in asked.pictures:
-        if picture.name in file.done:
+def _left(asked: Asked, file: CaptionWriter, progress: Progress) -> Iterator[SourceImage]:
+    for image in asked.images:
+        if image.name in file.done:
             progress.advance()
         else:
-            yield picture
+            yield image
 
 
 def _row_of(captioned: Captioned, run: str) -> dict[str, Any]:
-    """What was said of a picture: original and synthetic captions with their matches."""
-    item = captioned.picture.item
+    """What was said of an image: original and synthetic captions with their matches."""
+    item = captioned.image.item
     return {
         "image": item.id,
-        "source": captioned.picture.source,
+        "source": captioned.image.source,
         "uri": item.uri,
         "split": item.split,
         "original": [

@@ -1,6 +1,6 @@
 """Files of captions: a journal of whole lines that a killed run goes on with, and its other forms.
 
-The journal is JSON lines, one for each picture, written and forced to disk a batch at a time:
+The journal is JSON lines, one for each image, written and forced to disk a batch at a time:
 
     {"image": "a.jpg", "caption": "…", "captions": […], "scores": […], "source": …, "run": …}
 
@@ -21,10 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from retrieval_engine.caption.images import Picture
+from retrieval_engine.caption.images import SourceImage
 from retrieval_engine.caption.run import Captioned, Done
 from retrieval_engine.errors import UsageError, VlreError
 from retrieval_engine.records import Failure, Json
+from retrieval_engine.sources.reading import split_lines
 from retrieval_engine.store.durable import replace_file
 
 ToRow = Callable[[Captioned, str], dict[str, Any]]
@@ -32,7 +33,7 @@ SUFFIXES = (".jsonl", ".csv", ".json")
 _COCO = re.compile(r"(?:COCO_\w+_)?(\d{12})")
 
 
-class CaptionFile:
+class CaptionWriter:
     """Captions of one run in a file, which a later run of the same settings goes on with.
 
     Args:
@@ -40,10 +41,10 @@ class CaptionFile:
         settings: of the run; written beside the file as `NAME.run.json`.
         run: name of the settings.
         overwrite: begin anew.
-        to_row: what to write of a picture; `image`, `source` and `run` must be in it.
+        to_row: what to write of an image; `image`, `source` and `run` must be in it.
 
     Attributes:
-        done: names of the pictures that have their captions.
+        done: names of the images that have their captions.
 
     Raises:
         UsageError: another suffix, or the file holds captions of other settings.
@@ -61,7 +62,7 @@ class CaptionFile:
     ) -> None:
         if path.suffix not in SUFFIXES:
             raise UsageError(
-                f"--out {path} ends in {path.suffix or 'nothing'}, must end in "
+                f"`out={str(path)!r}` ends in {path.suffix or 'nothing'}, must end in "
                 f"{', '.join(SUFFIXES)}"
             )
         self.path = path
@@ -85,7 +86,7 @@ class CaptionFile:
         text = json.dumps({"run": run, **settings}, indent=2, ensure_ascii=False)
         replace_file(path.with_name(path.name + ".run.json"), text.encode() + b"\n")
 
-    def __enter__(self) -> "CaptionFile":
+    def __enter__(self) -> "CaptionWriter":
         return self
 
     def __exit__(
@@ -104,7 +105,7 @@ class CaptionFile:
             raise VlreError(f"another run is writing {self.journal}") from error
 
     def _resume(self) -> set[str]:
-        """Names of the pictures that are done; what a kill left of a line is cut off."""
+        """Names of the images that are done; what a kill left of a line is cut off."""
         self._file.seek(0)
         done, whole = set(), 0
         for number, line in enumerate(self._file, 1):
@@ -119,7 +120,7 @@ class CaptionFile:
         return done
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
-        """A row of this run.
+        """A journal line as a row of this run.
 
         Raises:
             UsageError: it is of another run, or no row of ours: then nothing may be written here.
@@ -130,14 +131,14 @@ class CaptionFile:
             row = None
         if not isinstance(row, dict) or not {"image", "source", "run"} <= row.keys():
             raise UsageError(
-                f"{self.journal}, line {number}, is none of `vlre caption`",
-                hint="use another --out, or --overwrite",
+                f"{self.journal}, line {number}, is no row of captions",
+                hint="use another `out`, or `overwrite`",
             )
         if row["run"] != self._run:
             raise UsageError(
                 f"{self.journal} holds captions of another model or other settings "
                 f"(run {row['run']}, this is {self._run})",
-                hint=f"see {self.path.name}.run.json; use another --out, or --overwrite",
+                hint=f"see {self.path.name}.run.json; use another `out`, or `overwrite`",
             )
         return row
 
@@ -155,10 +156,10 @@ class CaptionFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise VlreError(f"cannot write {self.journal}: {error.strerror}") from error
-        self.done.update(captioned.picture.name for captioned in done.captioned)
+        self.done.update(captioned.image.name for captioned in done.captioned)
         before = len(self._failures)
         for captioned in done.captioned:
-            self._failures.pop((captioned.picture.source, captioned.picture.item.id), None)
+            self._failures.pop((captioned.image.source, captioned.image.item.id), None)
         self._failures |= {(f.source, f.item_id): f for f in done.failures}
         if done.failures or len(self._failures) != before:
             self._write_failures()
@@ -187,26 +188,26 @@ class CaptionFile:
 
 
 def row_of(captioned: Captioned, run: str) -> dict[str, Any]:
-    """A picture's captions as a row of the journal."""
-    picture = captioned.picture
-    row: dict[str, Any] = {"image": picture.item.id, "caption": captioned.captions[0]}
+    """An image's captions as a row of the journal."""
+    image = captioned.image
+    row: dict[str, Any] = {"image": image.item.id, "caption": captioned.captions[0]}
     if len(captioned.captions) > 1:
         row["captions"] = list(captioned.captions)
     row["scores"] = [round(score, 5) for score in captioned.scores]
     if captioned.matches:
         row["matches"] = [round(match, 5) for match in captioned.matches]
-    number = image_id(picture)
+    number = image_id(image)
     if number is not None:
         row["image_id"] = number
-    return {**row, "source": picture.source, "uri": picture.item.uri, "run": run}
+    return {**row, "source": image.source, "uri": image.item.uri, "run": run}
 
 
-def image_id(picture: Picture) -> int | None:
-    """COCO's number of a picture: as its source says, or as its file name does."""
-    known = picture.item.meta.get("image_id", picture.item.meta.get("cocoid"))
+def image_id(image: SourceImage) -> int | None:
+    """COCO's number of an image: as its source says, or as its file name does."""
+    known = image.item.meta.get("image_id", image.item.meta.get("cocoid"))
     if isinstance(known, int):
         return known
-    named = _COCO.fullmatch(Path(picture.item.id).stem)
+    named = _COCO.fullmatch(Path(image.item.id).stem)
     return int(named[1]) if named else None
 
 
@@ -214,14 +215,15 @@ def _read_failures(path: Path) -> dict[tuple[str, str], Failure]:
     if not path.exists():
         return {}
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # `splitlines` would cut a line at U+2028, which JSON leaves as it is
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         failure = Failure(**json.loads(line))
         found[failure.source, failure.item_id] = failure
     return found
 
 
 def _csv(rows: Iterator[dict[str, Any]]) -> str:
-    """One line for each picture; its other captions are in `caption_2`, `caption_3` and so on."""
+    """One line for each image; its other captions are in `caption_2`, `caption_3` and so on."""
     listed = list(rows)
     most = max((len(row.get("captions", ())) for row in listed), default=0)
     more = [f"caption_{number}" for number in range(2, most + 1)]
@@ -235,37 +237,38 @@ def _csv(rows: Iterator[dict[str, Any]]) -> str:
 
 
 class TextFiles:
-    """A `.txt` beside each picture, one caption on a line. A file that is there is never touched.
+    """A `.txt` beside each image, one caption on a line. A file that is there is never touched.
 
     Attributes:
-        kept: number of pictures whose `.txt` was there already.
+        kept: number of images whose `.txt` was there already.
     """
 
     def __init__(self) -> None:
         self.kept = 0
 
-    def has(self, picture: Picture) -> bool:
-        """Whether a picture's text file is there.
+    def has(self, image: SourceImage) -> bool:
+        """Whether an image's text file is there.
 
         Raises:
-            UsageError: the picture is no file of its own.
+            UsageError: the image is no file of its own.
         """
-        return self._path(picture).exists()
+        return self._path(image).exists()
 
     def add(self, done: Done) -> None:
         """Write the files of one batch."""
         for captioned in done.captioned:
-            path = self._path(captioned.picture)
+            path = self._path(captioned.image)
             if path.exists():
                 self.kept += 1
             else:
-                replace_file(path, ("\n".join(captioned.captions) + "\n").encode())
+                lines = [" ".join(split_lines(caption)) for caption in captioned.captions]
+                replace_file(path, ("\n".join(lines) + "\n").encode())
 
-    def _path(self, picture: Picture) -> Path:
-        path = Path(picture.item.uri)
+    def _path(self, image: SourceImage) -> Path:
+        path = Path(image.item.uri)
         if not path.is_absolute():  # scenes:…, parquet:…
             raise UsageError(
-                f"--txt-beside: {picture.item.uri} is no file of its own",
-                hint="use --out for pictures that are not files",
+                f"`txt_beside`: {image.item.uri} is no file of its own",
+                hint="use `out` for images that are not files",
             )
         return path.with_suffix(".txt")

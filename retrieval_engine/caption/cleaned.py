@@ -1,7 +1,7 @@
 """Writes a cleaned data set out of what CapFilt's models said.
 
 captions.jsonl     the source `captions:…` reads it: image, captions, kinds, matches
-captions.parquet   a row for each picture: id, source, uri, split, captions, kinds, matches, and
+captions.parquet   a row for each image: id, source, uri, split, captions, kinds, matches, and
 with images `image` (bytes): then the source `parquet:…` reads it
 dropped.jsonl      every caption that was taken out, and why
 """
@@ -34,7 +34,7 @@ _IMAGE = ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class CleaningTally:
     """How many captions of one kind stayed and went."""
 
     kept: int = 0
@@ -42,22 +42,22 @@ class Tally:
 
 
 @dataclass(slots=True, kw_only=True)
-class Written:
-    """What a cleaned data set holds.
+class CleanedData:
+    """How many images and captions a cleaned data set holds, and how many were dropped.
 
     Attributes:
-        pictures: looked at.
+        images: looked at.
         empty: of them, those that kept no caption.
-        unreachable: pictures that are no files of their own.
-        original: captions the pictures came with.
+        unreachable: images that are no files of their own.
+        original: captions the images came with.
         synthetic: captions that were written.
     """
 
-    pictures: int = 0
+    images: int = 0
     empty: int = 0
     unreachable: int = 0
-    original: Tally = field(default_factory=Tally)
-    synthetic: Tally = field(default_factory=Tally)
+    original: CleaningTally = field(default_factory=CleaningTally)
+    synthetic: CleaningTally = field(default_factory=CleaningTally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,20 @@ def write_cleaned(
     *,
     threshold: float,
     with_images: bool,
-) -> Written:
+) -> CleanedData:
     """Write the three files; each is replaced when it is whole.
 
     Args:
-        rows: gives what was said of each picture, from the start at each call.
+        rows: gives what was said of each image, from the start at each call.
         out: directory.
         threshold: least match that a caption is kept with.
-        with_images: put the pictures' bytes into the Parquet file.
+        with_images: put the images' bytes into the Parquet file.
 
     Raises:
         VlreError: the disk refuses.
-        SourceError: a picture can no longer be read.
+        SourceError: an image can no longer be read.
     """
-    written = Written()
+    written = CleanedData()
     names = ("captions.jsonl", "dropped.jsonl", "captions.parquet")
     partial = {name: out / f"{name}.partial" for name in names}
     schema = pa.schema([*_FIELDS, *([_IMAGE] if with_images else [])])
@@ -112,11 +112,11 @@ def write_cleaned(
 
 
 def _write_row(
-    row: dict[str, Any], threshold: float, written: Written, kept: TextIO, dropped: TextIO
+    row: dict[str, Any], threshold: float, written: CleanedData, kept: TextIO, dropped: TextIO
 ) -> Iterator[dict[str, Any]]:
-    """Write a picture's captions; its row of the table, where it kept any."""
+    """Write an image's captions; its row of the table, where it kept any."""
     verdicts = list(_judged(row, threshold))
-    written.pictures += 1
+    written.images += 1
     for verdict in verdicts:
         tally = written.original if verdict.kind == "original" else written.synthetic
         if not verdict.reason:
@@ -149,7 +149,7 @@ def _write_row(
 
 
 def _judged(row: dict[str, Any], threshold: float) -> Iterator[_Verdict]:
-    """Each caption of a picture and why it goes."""
+    """Each caption of an image and why it goes."""
     seen: set[str] = set()
     for kind in ("original", "synthetic"):
         for caption in row[kind]:
@@ -160,7 +160,7 @@ def _judged(row: dict[str, Any], threshold: float) -> Iterator[_Verdict]:
             elif caption["match"] < threshold:
                 reason = f"match {caption['match']:.3f} is below {threshold:g}"
             elif words in seen and kind == "synthetic":
-                reason = "the picture has it already"
+                reason = "the image has it already"
             if not reason:
                 seen.add(words)
             yield _Verdict(kind, caption["text"], caption["match"], reason)

@@ -21,7 +21,7 @@ class BeamRule(StrEnum):
     """How finished sentences of a beam search are compared, and when the search ends.
 
     ORIGINAL is what BLIP and LAVIS were published with (transformers 4.15): the log-probability
-    over the number of tokens with the prompt and without the end token; a picture is done when its
+    over the number of tokens with the prompt and without the end token; an image is done when its
     worst kept sentence is no worse than the best continuation at the present length.
     TRANSFORMERS is what transformers 5 does: the number of tokens without the prompt and with the
     end token.
@@ -42,8 +42,8 @@ class DecodingOptions:
         top_k: sample among so many words only.
         top_p: sample among the likeliest words that make up this probability (nucleus sampling,
             Holtzman et al., ICLR 2020); default 0.9, as BLIP's authors have it, or 1 with `top_k`.
-        seed: of sampling; a picture's captions depend on it and the picture's name alone.
-        num_captions: different sentences for each picture.
+        seed: of sampling; an image's captions depend on it and the image's name alone.
+        num_captions: different sentences for each image.
         max_length: tokens of a sentence at most, as the authors count: BLIP's include [DEC] and
             the prompt ("a picture of" is 4 with it), BLIP-2's are those written after it. None is
             what the checkpoint's generation_config.json says, else 30.
@@ -80,22 +80,22 @@ class DecodingOptions:
         self._check_ranges()
         if self.sample and (self.beams or 1) > 1:
             raise UsageError(
-                f"--sample and --beams {self.beams} contradict each other",
+                f"`sample` and `beams={self.beams}` contradict each other",
                 hint="sampling draws words at random, beams keep the likeliest: choose one",
             )
         for name in ("temperature", "top_k", "top_p", "seed"):
             value = getattr(self, name)
             if value is not None and not self.sample:
                 raise UsageError(
-                    f"{_option(name)} {value} has no effect on {self._called()}",
-                    hint="add --sample to draw words at random",
+                    f"`{name}` {value} has no effect on {self._called()}",
+                    hint="add `sample` to draw words at random",
                 )
         for name in ("length_penalty", "beam_rule"):
             value = getattr(self, name)
             if value is not None and self.method is not Method.BEAMS:
                 raise UsageError(
-                    f"{_option(name)} {value} has no effect on {self._called()}",
-                    hint=f"it is of beam search: add --beams {BEAMS}",
+                    f"`{name}` {value} has no effect on {self._called()}",
+                    hint=f"it is of beam search: add `beams={BEAMS}`",
                 )
         self._check_variations()
 
@@ -112,28 +112,28 @@ class DecodingOptions:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise UsageError(f"{_option(name)} is {value}, must be at least {low}")
+                raise UsageError(f"`{name}` is {value}, must be at least {low}")
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{_option(name)} is {value}, must be above 0")
+                raise UsageError(f"`{name}` is {value}, must be above 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p is {self.top_p}, must be above 0 and at most 1")
+            raise UsageError(f"`top_p` is {self.top_p}, must be above 0 and at most 1")
         if self.max_length is not None and self.min_length > self.max_length:
             raise UsageError(
-                f"--min-length {self.min_length} is above --max-length {self.max_length}"
+                f"`min_length={self.min_length}` is above `max_length={self.max_length}`"
             )
 
     def _check_variations(self) -> None:
         if self.method is Method.GREEDY and self.num_captions > 1:
             raise UsageError(
-                f"--num-captions {self.num_captions}: greedy decoding knows one caption",
-                hint="add --sample, or --beams with at least as many",
+                f"`num_captions={self.num_captions}`: greedy decoding knows one caption",
+                hint="add `sample`, or `beams` with at least as many",
             )
         if self.method is Method.BEAMS and self.num_captions > self.width:
             raise UsageError(
-                f"--num-captions {self.num_captions} is more than --beams {self.width}",
-                hint=f"use --beams {self.num_captions} or more, or --sample",
+                f"`num_captions={self.num_captions}` is more than `beams={self.width}`",
+                hint=f"use `beams={self.num_captions}` or more, or `sample`",
             )
 
     def _called(self) -> str:
@@ -149,7 +149,7 @@ class DecodingOptions:
 
     @property
     def width(self) -> int:
-        """Sentences of a picture under way at once."""
+        """Sentences of an image under way at once."""
         if self.method is Method.BEAMS:
             return BEAMS if self.beams is None else self.beams
         return self.num_captions
@@ -179,7 +179,3 @@ class DecodingOptions:
             found["length_penalty"] = 1.0 if self.length_penalty is None else self.length_penalty
             found["beam_rule"] = (self.beam_rule or BeamRule.ORIGINAL).value
         return found
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.images import Picture
+from retrieval_engine.caption.images import SourceImage
 from retrieval_engine.errors import MissingExtra, UsageError, VlreError
 from retrieval_engine.models.captioner import Captioner, ExplainingCaptioner
 from retrieval_engine.sources import read_bytes
@@ -25,17 +25,17 @@ from retrieval_engine.sources.decode import decode
 _COLUMNS = 4
 _SHOWN_PIXELS = 480
 _INK, _SOFT = "#1c1d21", "#6a6d76"
-_DIMMED = 0.22  # what is left of the picture where nobody looked
+_DIMMED = 0.22  # what is left of the image where nobody looked
 
 
 def draw_explanation(
-    captioner: Captioner, picture: Picture, options: DecodingOptions, out: Path
+    captioner: Captioner, image: SourceImage, options: DecodingOptions, out: Path
 ) -> str:
-    """Caption a picture and draw a map for each word.
+    """Caption an image and draw a map for each word.
 
     Args:
         captioner: the model.
-        picture: the picture.
+        image: the image.
         options: how to choose words.
         out: image file to write; its ending says the format.
 
@@ -44,23 +44,24 @@ def draw_explanation(
 
     Raises:
         UsageError: the model does not tell where it looked, or the format is unknown.
-        DecodeError: the picture cannot be read.
+        DecodeError: the image cannot be read.
         MissingExtra: matplotlib is not installed.
     """
     if not isinstance(captioner, ExplainingCaptioner):
         raise UsageError(
-            f"--explain: {captioner.spec.checkpoint} looks at the picture through a Q-Former, "
+            f"`explain`: {captioner.spec.checkpoint} looks at the image through a Q-Former, "
             "whose queries have no place in it",
             hint="use a BLIP captioner, e.g. Salesforce/blip-image-captioning-base",
         )
-    image = decode(read_bytes(picture.item.uri))
-    pixels = captioner.preprocessor.pixels(image)
+    look = captioner.preprocessor
+    decoded = decode(read_bytes(image.item.uri), least_side=look.least_side)
+    pixels = look.pixels(decoded)
     tokens = torch.from_numpy(captioner.encode_images(pixels[None], ["tokens"])["tokens"])
     prompt = complete(options, captioner).prompt or ""
-    sentence = write_captions(captioner, tokens, [picture.name], options)[0][0]
+    sentence = write_captions(captioner, tokens, [image.name], options)[0][0]
     caption = captioner.text(sentence.ids, prompt).strip()
     words = captioner.relevance(tokens, prompt, sentence.ids)
-    _save(image, caption, words, out)
+    _save(decoded, caption, words, out)
     return caption
 
 
@@ -83,7 +84,7 @@ def _save(
     for axis in axes:
         axis.set_axis_off()
     axes[0].imshow(image)
-    axes[0].set_title("the picture", color=_SOFT, fontsize=11)
+    axes[0].set_title("the image", color=_SOFT, fontsize=11)
     for axis, (word, seen) in zip(axes[1:], words, strict=False):
         axis.imshow(lit(image, seen))
         axis.set_title(word, color=_INK, fontsize=13)
@@ -91,17 +92,19 @@ def _save(
     try:
         figure.savefig(out, dpi=130)
     except ValueError as error:
-        raise UsageError(f"--explain {out}: {error}", hint="use .png, .svg or .pdf") from error
+        raise UsageError(
+            f"`explain={str(out)!r}`: {error}", hint="use .png, .svg or .pdf"
+        ) from error
     except OSError as error:
         raise VlreError(f"cannot write {out}: {error.strerror}") from error
 
 
 def lit(image: Image.Image, seen: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The picture, bright where a map is high and dim where it is low.
+    """The image, bright where a map is high and dim where it is low.
 
     Args:
         image: RGB.
-        seen: (g, g) map over the picture, at least 0; its largest value is full light.
+        seen: (g, g) map over the image, at least 0; its largest value is full light.
 
     Returns:
         (h, w, 3) uint8.

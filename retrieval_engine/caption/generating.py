@@ -1,6 +1,6 @@
-"""Writes the captions of a batch of pictures from their vision states.
+"""Writes the captions of a batch of images from their vision states.
 
-Pictures that are done leave the batch when half of it is, so that one long sentence does not keep
+Images that are done leave the batch when half of it is, so that one long sentence does not keep
 the others' keys and values alive; a caption depends on what else is in its batch by rounding alone.
 """
 
@@ -16,22 +16,22 @@ from retrieval_engine.caption.beams import BeamSearch, Candidate, Sentence
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.logit_rules import LogitRules, draw
 from retrieval_engine.errors import UsageError
-from retrieval_engine.models.captioner import Captioner, Writing
+from retrieval_engine.models.captioner import Captioner, DecodingState
 
 
 def write_captions(
     captioner: Captioner, tokens: Tensor, names: Sequence[str], options: DecodingOptions
 ) -> list[list[Sentence]]:
-    """Captions of pictures.
+    """Write captions for a batch of images.
 
     Args:
         captioner: the model.
         tokens: (n, t, w) vision states.
-        names: (n,) what the pictures are called; with the seed they decide what is drawn.
+        names: (n,) what the images are called; with the seed they decide what is drawn.
         options: how to choose words.
 
     Returns:
-        For each picture `options.num_captions` sentences, best first.
+        For each image `options.num_captions` sentences, best first.
 
     Raises:
         UsageError: the prompt leaves no room, or the model cannot write so long a sentence.
@@ -39,10 +39,10 @@ def write_captions(
     options = complete(options, captioner)
     prompt, _ = _checked(captioner, options)
     try:
-        with torch.inference_mode(), captioner.arithmetic():
+        with torch.inference_mode(), captioner.autocast():
             states = tokens.to(captioner.device, captioner.dtype)
-            logits, writing = captioner.begin(states, prompt)
-            batch = _Batch(captioner, options, logits, writing)
+            logits, decoding = captioner.begin(states, prompt)
+            batch = _Batch(captioner, options, logits, decoding)
             if options.method is Method.BEAMS:
                 return batch.search()
             uniform = None
@@ -76,20 +76,20 @@ def _checked(captioner: Captioner, options: DecodingOptions) -> tuple[str, int]:
     begun = len(captioner.prompt_ids(options.prompt))
     if captioner.prompt_counts and begun >= options.max_length:
         raise UsageError(
-            f"--max-length {options.max_length} leaves no room after the {begun} tokens of "
+            f"`max_length={options.max_length}` leaves no room after the {begun} tokens of "
             f"{options.prompt!r}"
         )
     whole = options.max_length + (0 if captioner.prompt_counts else begun)
     if whole > captioner.longest:
         raise UsageError(
-            f"--max-length {options.max_length} is more than {captioner.spec.checkpoint} can write "
+            f"`max_length={options.max_length}` is more than {captioner.spec.checkpoint} can write "
             f"({captioner.longest} tokens, the prompt among them)"
         )
     return options.prompt, whole
 
 
 def _uniform(names: Sequence[str], options: DecodingOptions, length: int) -> Tensor:
-    """(n, b, length) float64 in [0, 1), a stream of its own for each picture."""
+    """(n, b, length) float64 in [0, 1), a stream of its own for each image."""
     drawn = []
     for name in names:
         seed = hashlib.sha256(f"{options.seed or 0}:{name}".encode()).digest()
@@ -99,9 +99,9 @@ def _uniform(names: Sequence[str], options: DecodingOptions, length: int) -> Ten
 
 
 class _Batch:
-    """The pictures under way, and what is known of their sentences.
+    """The images under way, and what is known of their sentences.
 
-    `self.active` has the numbers of the pictures that are still in the batch, in its order.
+    `self.active` has the numbers of the images that are still in the batch, in its order.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class _Batch:
         captioner: Captioner,
         options: DecodingOptions,
         logits: Tensor,
-        writing: Writing,
+        decoding: DecodingState,
     ) -> None:
         self.options = options
         prompt, self.max_length = _checked(captioner, options)
@@ -117,7 +117,7 @@ class _Batch:
         not_counted = 0 if captioner.prompt_counts else len(self.prompt)
         self.end_id = captioner.end_id
         self.logits = logits[:, None]  # (n, b, v), b = 1 at first
-        self.writing = writing
+        self.decoding = decoding
         self.active = torch.arange(len(logits), device=logits.device)
         self.rules = LogitRules(
             end_id=self.end_id,
@@ -129,15 +129,15 @@ class _Batch:
         self.sentences = begun.expand(len(logits), 1, -1)  # (n, b, l)
 
     def leave(self, going: Tensor) -> bool:
-        """Drop the pictures that are done, when they are many. False when none is left.
+        """Drop the images that are done, when they are many. False when none is left.
 
         Args:
-            going: (n,) bool, whether each picture goes on.
+            going: (n,) bool, whether each image goes on.
         """
         left = int(going.sum())
         if left and left <= len(going) // 2:
             stay = going.nonzero()[:, 0]
-            self.writing.keep(stay)
+            self.decoding.keep(stay)
             self.active, self.sentences = self.active[stay], self.sentences[stay]
         return left > 0
 
@@ -166,7 +166,7 @@ class _Batch:
                 break
             if len(self.active) < before:
                 chosen, open_rows = chosen[going], open_rows[going]
-            self.logits = self.writing.step(chosen, None)
+            self.logits = self.decoding.step(chosen, None)
         scores = sums / lengths.clamp(min=1)
         return [
             _sorted([self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)])
@@ -203,7 +203,7 @@ class _Batch:
         return Sentence(tuple(ids[:end]), score)
 
     def search(self) -> list[list[Sentence]]:
-        """Beam search."""
+        """Write the captions of the batch by beam search."""
         options = self.options
         searches = [
             BeamSearch(
@@ -222,7 +222,7 @@ class _Batch:
             if steps is None:
                 break
             chosen, parents, totals = steps
-            self.logits = self.writing.step(chosen, parents)
+            self.logits = self.decoding.step(chosen, parents)
         return [search.finished[: options.num_captions] for search in searches]
 
     def _advance(
@@ -243,7 +243,7 @@ class _Batch:
         for number, beams, tokens, sums in table:
             search = searches[number]
             candidates = [Candidate(*c) for c in zip(beams, tokens, sums, strict=True)]
-            # A picture that is done stays in the batch for a while; its rows mean nothing.
+            # An image that is done stays in the batch for a while; its rows mean nothing.
             steps.append(
                 candidates[: self.options.width] if search.is_done else search.advance(candidates)
             )

@@ -1,10 +1,11 @@
-"""Which pictures are to be captioned, and where their vision states come from.
+"""Which images are to be captioned, and where their vision states come from.
 
-A store's pictures come with their stored `tokens`; a source's or a file's are looked up in the
+A store's images come with their stored `tokens`; a source's or a file's are looked up in the
 store by the sha256 of their bytes, and encoded once where it does not know them.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from retrieval_engine.models import Arrays
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Caption, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Gallery, Store
 
@@ -28,8 +29,8 @@ _BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One picture to write about.
+class SourceImage:
+    """One image that is to be captioned.
 
     Attributes:
         source: name of the source it is from.
@@ -44,7 +45,7 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """What it is told from all others by."""
+        """Source and id, which together tell this image from every other."""
         return f"{self.source}\t{self.item.id}"
 
 
@@ -52,7 +53,10 @@ class VisionModel(Protocol):
     """The image side of an encoder or a captioner."""
 
     preprocessor: ImagePreprocessor
-    default_batch_size: int
+
+    @property
+    def default_batch_size(self) -> int:
+        """See `Encoder.default_batch_size`."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """See `Encoder.features`."""
@@ -71,7 +75,7 @@ class VisionStates:
     Attributes:
         store: the store when it is used, else None.
         fingerprint: of the states.
-        encoded: number of pictures that had to be encoded.
+        encoded: number of images that had to be encoded.
     """
 
     def __init__(self, model: VisionModel, store: Store | None) -> None:
@@ -84,7 +88,7 @@ class VisionStates:
         self.encoded = 0
 
     def read(self, rows: Sequence[int], pixels: Sequence[NDArray[np.uint8] | None]) -> NDArray[Any]:
-        """States of some pictures.
+        """Vision states of a batch of images.
 
         Args:
             rows: (n,) rows in the store.
@@ -119,7 +123,7 @@ class VisionStates:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A picture that can be worked on.
+    """What a worker has loaded of an image: a row of the store, or pixels for the model.
 
     Attributes:
         row: of its states in the store, or below 0.
@@ -130,8 +134,8 @@ class Loaded:
     pixels: tuple[NDArray[np.uint8] | None, ...]
 
 
-class LoadPicture:
-    """What a worker does with a picture: it looks it up, and decodes it only where it must.
+class LoadImage:
+    """What a worker does with an image: it looks it up, and decodes it only where it must.
 
     Args:
         sides: one for each model.
@@ -142,32 +146,37 @@ class LoadPicture:
         self._uses_store = [side.store is not None for side in sides]
         self._store = next((side.store for side in sides if side.store), None)
 
-    def __call__(self, picture: Picture) -> Loaded:
-        """Load one picture.
+    def __call__(self, image: SourceImage) -> Loaded:
+        """Load one image.
 
         Raises:
             SourceError: its bytes cannot be had.
-            DecodeError: they are no usable picture.
+            DecodeError: they are no usable image.
         """
         data: bytes | None = None
-        row = picture.row
+        row = image.row
         if row == _NOT_LOOKED_UP and self._store is not None:
-            data = read_bytes(picture.item.uri)
+            data = read_item(image.item)
             key = hashlib.sha256(data).hexdigest()
             row = int(self._store.rows(Modality.IMAGES, [key], FEATURE)[0])
         wanted = [not (used and row >= 0) for used in self._uses_store]
         if not any(wanted):
             return Loaded(row, (None,) * len(wanted))
-        image = decode(read_bytes(picture.item.uri) if data is None else data)
+        # A large JPEG may be decoded smaller only where everyone who reads it allows that.
+        sides = [
+            p.least_side for p, needed in zip(self._preprocessors, wanted, strict=True) if needed
+        ]
+        least = max(sides) if all(sides) else 0
+        decoded = decode(read_item(image.item) if data is None else data, least_side=least)
         pixels = (
-            preprocessor.pixels(image) if needed else None
+            preprocessor.pixels(decoded) if needed else None
             for preprocessor, needed in zip(self._preprocessors, wanted, strict=True)
         )
         return Loaded(row, tuple(pixels))
 
 
-def of_store(gallery: Gallery) -> Iterator[Picture]:
-    """The pictures of a store, in its order."""
+def of_store(gallery: Gallery) -> Iterator[SourceImage]:
+    """The images of a store, in its order."""
     store = gallery.store
     rows = np.full(len(gallery), _NOT_STORED)
     if FEATURE in store.features(Modality.IMAGES):
@@ -189,14 +198,14 @@ def of_store(gallery: Gallery) -> Iterator[Picture]:
                 split=own_split,
                 meta=gallery.meta(number),
             )
-            yield Picture(source=source, item=item, row=int(rows[number]))
+            yield SourceImage(source=source, item=item, row=int(rows[number]))
 
 
 class Targets:
-    """The pictures of files, folders and sources, one after the other.
+    """The images of files, folders and sources, one after the other.
 
     Args:
-        targets: paths of picture files or folders, or names of sources.
+        targets: paths of image files or folders, or names of sources.
         split: only the items of one split; files have none.
 
     Raises:
@@ -205,43 +214,48 @@ class Targets:
     """
 
     def __init__(self, targets: Sequence[str], split: str | None = None) -> None:
-        self._opened = [Path(t) if Path(t).is_file() else open_source(t) for t in targets]
+        self._opened = [_file(target) or open_source(target) for target in targets]
         self._split = split
 
     def count(self) -> int | None:
-        """Number of pictures, where that is known before."""
+        """Number of images, where that is known before."""
         if self._split:
             return None
         counts = [1 if isinstance(t, Path) else t.count() for t in self._opened]
         return None if None in counts else sum(count or 0 for count in counts)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[SourceImage]:
         for target in self._opened:
             if isinstance(target, Path):
                 item = Item(id=str(target), uri=str(target.resolve()))
-                yield Picture(source=FILES, item=item)
+                yield SourceImage(source=FILES, item=item)
             else:
                 yield from of_source(target, self._split)
 
 
-def of_source(source: Source, split: str | None = None) -> Iterator[Picture]:
-    """The pictures of a source, in its order."""
+def _file(target: str) -> Path | None:
+    path = Path(os.path.expanduser(target))
+    return path if path.is_file() else None
+
+
+def of_source(source: Source, split: str | None = None) -> Iterator[SourceImage]:
+    """The images of a source, in its order."""
     for item in source.items():
         if not split or item.split == split:
-            yield Picture(source=source.name, item=item)
+            yield SourceImage(source=source.name, item=item)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The pictures that a job is asked to work on.
+    """The images that a job is asked to work on.
 
     Attributes:
-        pictures: in their order; can be walked once.
+        images: in their order; can be walked once.
         count: how many, where that is known before.
         notes: lines for people.
     """
 
-    pictures: Iterable[Picture]
+    images: Iterable[SourceImage]
     count: int | None
     notes: tuple[str, ...] = ()
 
@@ -254,30 +268,30 @@ class Asked:
         split: str | None = None,
         limit: int | None = None,
     ) -> "Asked":
-        """The pictures of some targets, or without them of a store.
+        """The images of some targets, or without them of a store.
 
         Args:
             targets: files, folders and sources.
             store: what is asked for when there is no target; not None then.
             split: only the items of one split.
-            limit: only the first pictures.
+            limit: only the first images.
 
         Raises:
             UsageError: a target is none of these, or no item has the split.
         """
         notes: list[str] = []
-        pictures: Iterable[Picture]
+        images: Iterable[SourceImage]
         count: int | None
         if targets:
             found = Targets(targets, split)
-            pictures, count = found, found.count()
+            images, count = found, found.count()
         else:
             assert store is not None
             gallery = store.gallery(split)
             if gallery.left_out:
                 notes.append(f"{gallery.left_out:,} items have no features and are left out")
-            pictures, count = of_store(gallery), len(gallery)
+            images, count = of_store(gallery), len(gallery)
         if limit:
-            pictures = islice(pictures, limit)
+            images = islice(images, limit)
             count = limit if count is None else min(count, limit)
-        return cls(pictures=pictures, count=count, notes=tuple(notes))
+        return cls(images=images, count=count, notes=tuple(notes))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.caption.caption_writer import CaptionFile, TextFiles, row_of
+from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.images import Asked, Picture, Targets
+from retrieval_engine.caption.images import Asked, SourceImage, Targets
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import CaptionRun, Done
 from retrieval_engine.errors import UsageError
@@ -24,22 +24,22 @@ class CaptionRequest:
     """What is to be captioned, by whom and where to.
 
     Attributes:
-        targets: picture files, folders and sources; none means the whole store.
+        targets: image files, folders and sources; none means the whole store.
         store: directory of the store whose `tokens` are used, and which is captioned where there
             are no targets; it need not exist where there are.
         model: checkpoint of the captioner.
         options: how to choose words.
         split: only the items of this split.
-        limit: only the first pictures.
+        limit: only the first images.
         out: file of captions, `.jsonl`, `.csv` or `.json`.
         overwrite: begin `out` anew.
-        txt_beside: write a `.txt` beside each picture that has none.
+        txt_beside: write a `.txt` beside each image that has none.
         rank: order variations by the judge.
         ranker: checkpoint of the judge; default the model's own head, or the store's encoder.
-        explain: picture to draw of where the model looked.
+        explain: PNG file that shows where the model looked.
         device: `auto`, `cpu`, `cuda`, …
         dtype: arithmetic; `auto` follows the store.
-        batch_size: pictures at once; None lets the device decide.
+        batch_size: images at once; None lets the device decide.
         workers: decode workers; None means one for each core.
     """
 
@@ -67,28 +67,28 @@ class CaptionRequest:
             UsageError: an option that would have no effect.
         """
         if self.overwrite and not self.out:
-            raise UsageError("--overwrite needs --out")
+            raise UsageError("`overwrite` needs `out`")
         if self.ranker and not self.rank:
-            raise UsageError(f"--ranker {self.ranker} has no effect without --rank")
+            raise UsageError(f"`ranker={self.ranker!r}` has no effect without `rank`")
         if self.explain and not self.is_single:
-            raise UsageError("--explain draws one picture: name one picture file")
+            raise UsageError("`explain` draws one image: name one image file")
         if self.explain and (self.out or self.txt_beside or self.options.num_captions > 1):
-            raise UsageError("--explain draws one caption and writes no other file")
+            raise UsageError("`explain` draws one caption and writes no other file")
 
     @property
     def is_single(self) -> bool:
-        """Whether one picture file is all there is."""
+        """Whether one image file is all there is."""
         return len(self.targets) == 1 and Path(self.targets[0]).is_file()
 
 
 class CaptionJob:
-    """Runs a request.
+    """One captioning run over everything that a request names.
 
     Attributes:
-        captioned: pictures that got captions in this run.
-        skipped: pictures that had theirs already.
-        encoded: pictures whose vision states were not stored.
-        failures: one for each picture that could not be read.
+        captioned: images that got captions in this run.
+        skipped: images that had theirs already.
+        encoded: images whose vision states were not stored.
+        failures: one for each image that could not be read.
         notes: lines for people.
         seconds: wall time.
     """
@@ -101,7 +101,7 @@ class CaptionJob:
         self.seconds = 0.0
 
     def run(self, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
-        """Caption everything; a row for each picture, as in a `.jsonl` file.
+        """Caption everything; a row for each image, as in a `.jsonl` file.
 
         Raises:
             UsageError: options contradict each other or what is in `out`.
@@ -118,7 +118,7 @@ class CaptionJob:
             file = stack.enter_context(self._file(run)) if request.out else None
             texts = TextFiles() if request.txt_beside else None
             progress.start("captioning", asked.count)
-            for done in run(self._left(iter(asked.pictures), file, texts, progress), progress):
+            for done in run(self._left(iter(asked.images), file, texts, progress), progress):
                 if file:
                     file.add(done)
                 if texts:
@@ -131,7 +131,7 @@ class CaptionJob:
         self.seconds = time.perf_counter() - start
         self.encoded = run.encoded
         if texts and texts.kept:
-            self.notes.append(f"{texts.kept:,} pictures had a .txt, which was left as it was")
+            self.notes.append(f"{texts.kept:,} images had a .txt, which was left as it was")
 
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request
@@ -150,43 +150,43 @@ class CaptionJob:
             self.notes.extend(states_notes(run, store, request.model))
         return run
 
-    def _file(self, run: CaptionRun) -> CaptionFile:
+    def _file(self, run: CaptionRun) -> CaptionWriter:
         assert self.request.out is not None
-        return CaptionFile(
+        return CaptionWriter(
             self.request.out, run.settings, run.name, overwrite=self.request.overwrite
         )
 
     def _left(
         self,
-        pictures: Iterator[Picture],
-        file: CaptionFile | None,
+        images: Iterator[SourceImage],
+        file: CaptionWriter | None,
         texts: TextFiles | None,
         progress: Progress,
-    ) -> Iterator[Picture]:
-        """The pictures that still lack what is to be written."""
-        for picture in pictures:
-            had = file is not None and picture.name in file.done
+    ) -> Iterator[SourceImage]:
+        """The images that still lack what is to be written."""
+        for image in images:
+            had = file is not None and image.name in file.done
             if file is None and texts is not None:
-                had = texts.has(picture)
+                had = texts.has(image)
             if had:
                 self.skipped += 1
                 progress.advance()
             else:
-                yield picture
+                yield image
 
     def _count(self, done: Done) -> None:
         self.captioned += len(done.captioned)
         self.failures.extend(done.failures)
 
     def explain(self) -> str:
-        """Caption the one picture and draw where the model looked; the caption.
+        """Caption the one image and draw where the model looked; the caption.
 
         Raises:
             UsageError: this kind of model cannot be looked into.
-            DecodeError: the picture cannot be read.
+            DecodeError: the image cannot be read.
         """
         request = self.request
         assert request.explain is not None
-        (picture,) = Targets(request.targets)
+        (image,) = Targets(request.targets)
         captioner = open_writer(request.model, None, device=request.device, dtype=request.dtype)
-        return draw_explanation(captioner, picture, request.options, request.explain)
+        return draw_explanation(captioner, image, request.options, request.explain)

@@ -52,7 +52,7 @@ def open_judge(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Judge:
-    """What orders and filters captions.
+    """Load the judge that orders and filters captions.
 
     Args:
         ranker: a retrieval checkpoint, or None: the captioner's own, else the store's.
@@ -75,7 +75,7 @@ def open_judge(
             continue
     raise UsageError(
         f"nothing can judge captions: {' and '.join(tried)} have no matching head",
-        hint="name a retrieval checkpoint with --ranker, e.g. Salesforce/blip-itm-base-coco",
+        hint="name a retrieval checkpoint as `ranker`, e.g. Salesforce/blip-itm-base-coco",
     )
 
 
@@ -85,4 +85,4 @@ def states_notes(run: CaptionRun, store: Store | None, model: str) -> list[str]:
         return []
     has = "tokens" in store.features(Modality.IMAGES)
     why = "are of another vision tower" if has else "are not there"
-    return [f"tokens in {store.path} {why}: pictures are encoded for {model}"]
+    return [f"tokens in {store.path} {why}: images are encoded for {model}"]

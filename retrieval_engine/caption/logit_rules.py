@@ -13,7 +13,7 @@ _NEVER = float("-inf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitRules:
-    """Rules for what may come next.
+    """Rules for which token may come next.
 
     Attributes:
         end_id: token that ends a sentence.
@@ -29,7 +29,7 @@ class LogitRules:
     no_repeat_ngram: int = 0
 
     def __call__(self, sentences: Tensor, scores: Tensor) -> Tensor:
-        """Scores under the rules.
+        """Apply the rules to the scores of the next token.
 
         Args:
             sentences: (n, b, l) tokens so far, those of the prompt included.
@@ -68,7 +68,7 @@ def draw(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Words drawn at random.
+    """Draw the next tokens at random.
 
     Args:
         logits: (n, b, v).

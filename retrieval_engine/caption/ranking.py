@@ -1,7 +1,7 @@
-"""Orders captions of a picture by what the cross-encoder says of the pair.
+"""Orders captions of an image by what the cross-encoder says of the pair.
 
 The judge is a retrieval checkpoint with an ITM head (the captioner's own directory, where it has
-one); it sees the picture and the caption, never the reference captions.
+one); it sees the image and the caption, never the reference captions.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from retrieval_engine.models import Encoder
 
 
 class Judge:
-    """Match probabilities of captions with their pictures.
+    """Match probabilities of captions with their images.
 
     Args:
         encoder: a retrieval encoder.
@@ -30,14 +30,14 @@ class Judge:
     def probabilities(
         self, states: NDArray[np.floating], captions: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """How likely each caption matches its picture: softmax of the ITM head's two logits.
+        """How likely each caption matches its image: softmax of the ITM head's two logits.
 
         Args:
             states: (n, t, w) vision states of the judge's own tower.
-            captions: of each of the n pictures, any number.
+            captions: of each of the n images, any number.
 
         Returns:
-            For each picture one number in [0, 1] per caption.
+            For each image one number in [0, 1] per caption.
         """
         pairs: list[tuple[int, int]] = []
         texts: list[str] = []

@@ -1,8 +1,8 @@
-"""Captions many pictures: loads ahead, writes in batches, reports each failure alone.
+"""Captions many images: loads ahead, writes in batches, reports each failure alone.
 
-pictures ──► load (look up, or read and decode: a pool of workers, ahead of the model)
-         ──► vision states (out of the store, or encoded once)
-         ──► sentences (a batch at a time) ──► ranked by the judge, where there is one
+images ──► load (look up, or read and decode: a pool of workers, ahead of the model)
+       ──► vision states (out of the store, or encoded once)
+       ──► sentences (a batch at a time) ──► ranked by the judge, where there is one
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import torch
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.images import Loaded, LoadPicture, Picture, VisionStates
+from retrieval_engine.caption.images import Loaded, LoadImage, SourceImage, VisionStates
 from retrieval_engine.caption.ranking import Judge
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.captioner import Captioner
@@ -24,17 +24,17 @@ from retrieval_engine.workers import Failed, open_pool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captioned:
-    """A picture and what was written about it.
+    """An image and what was written about it.
 
     Attributes:
-        picture: which.
+        image: which.
         captions: different sentences, best first.
         scores: log-probability of each over its length, as the decoding counts it.
-        matches: probability that each matches the picture, by the judge; none without one.
-        own_matches: the same of the captions that the picture came with, where asked for.
+        matches: probability that each matches the image, by the judge; none without one.
+        own_matches: the same of the captions that the image came with, where asked for.
     """
 
-    picture: Picture
+    image: SourceImage
     captions: tuple[str, ...]
     scores: tuple[float, ...]
     matches: tuple[float, ...] = ()
@@ -43,27 +43,30 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """A batch that is finished.
+    """A batch of captioned images, and the images that failed meanwhile.
 
     Attributes:
-        captioned: in the order of the pictures.
-        failures: pictures of the same stretch that could not be read.
+        captioned: in the order of the images.
+        failures: images of the same stretch that could not be read.
     """
 
     captioned: list[Captioned]
     failures: list[Failure]
 
 
+_Batch = tuple[Sequence[tuple[SourceImage, Loaded]], list[Failure]]
+
+
 class CaptionRun:
-    """Writes captions for pictures.
+    """Writes captions for images.
 
     Args:
         captioner: the model.
         options: how to choose words.
         store: its `tokens` are used when the captioner's tower made them.
-        judge: orders the sentences of a picture.
-        judge_own: have the judge look at the captions the picture came with as well.
-        batch_size: pictures at once; 0 lets the device decide.
+        judge: orders the sentences of an image.
+        judge_own: have the judge look at the captions the image came with as well.
+        batch_size: images at once; 0 lets the device decide.
         workers: decode workers; 0 means one for each core.
 
     Attributes:
@@ -115,47 +118,51 @@ class CaptionRun:
         return digest({k: v for k, v in self.settings.items() if k not in aside})[:12]
 
     def __call__(
-        self, pictures: Iterable[Picture], progress: Progress | None = None
+        self, images: Iterable[SourceImage], progress: Progress | None = None
     ) -> Iterator[Done]:
-        """Caption pictures, a batch at a time.
+        """Caption images, a batch at a time.
 
         Args:
-            pictures: read lazily, a bounded number ahead.
-            progress: told about every picture.
+            images: read lazily, a bounded number ahead.
+            progress: told about every image.
         """
-        progress = progress or Silent()
-        batch: list[tuple[Picture, Loaded]] = []
+        return map(self.write, self._batches(images, progress or Silent()))
+
+    def _batches(self, images: Iterable[SourceImage], progress: Progress) -> Iterator[_Batch]:
+        """Images as they are loaded, and those that could not be."""
+        batch: list[tuple[SourceImage, Loaded]] = []
         failures: list[Failure] = []
         with open_pool("threads", self._workers, ahead=2 * self._batch_size) as pool:
-            for picture, loaded in pool.imap(LoadPicture(self._sides), pictures):
+            for image, loaded in pool.imap(LoadImage(self._sides), images):
                 if isinstance(loaded, Failed):
-                    failures.append(_failure(picture, loaded))
+                    failures.append(_failure(image, loaded))
                     progress.advance()
                     continue
-                batch.append((picture, loaded))
+                batch.append((image, loaded))
                 if len(batch) == self._batch_size:
-                    yield Done(captioned=self.write(batch), failures=failures)
+                    yield batch, failures
                     progress.advance(len(batch))
                     batch, failures = [], []
         if batch or failures:
-            yield Done(captioned=self.write(batch), failures=failures)
+            yield batch, failures
             progress.advance(len(batch))
 
     @property
     def encoded(self) -> int:
-        """Number of pictures whose vision states were not stored and had to be made."""
+        """Number of images whose vision states were not stored and had to be made."""
         return self.states.encoded
 
-    def write(self, batch: Sequence[tuple[Picture, Loaded]]) -> list[Captioned]:
-        """Caption the pictures of one batch."""
+    def write(self, loaded: _Batch) -> Done:
+        """Caption the images of one batch."""
+        batch, failures = loaded
         if not batch:
-            return []
+            return Done(captioned=[], failures=failures)
         rows = [loaded.row for _, loaded in batch]
         states = [
             side.read(rows, [loaded.pixels[number] for _, loaded in batch])
             for number, side in enumerate(self._sides)
         ]
-        names = [picture.name for picture, _ in batch]
+        names = [image.name for image, _ in batch]
         found = write_captions(self._captioner, torch.from_numpy(states[0]), names, self._options)
         prompt = self._options.prompt or ""
         texts = [
@@ -164,18 +171,19 @@ class CaptionRun:
         ]
         scores = [tuple(sentence.score for sentence in sentences) for sentences in found]
         captioned = [
-            Captioned(picture=picture, captions=captions, scores=own)
-            for (picture, _), captions, own in zip(batch, texts, scores, strict=True)
+            Captioned(image=image, captions=captions, scores=own)
+            for (image, _), captions, own in zip(batch, texts, scores, strict=True)
         ]
         if self._judge is None:
-            return captioned
+            return Done(captioned=captioned, failures=failures)
         own = [
-            tuple(caption.text for caption in picture.item.captions) if self._judge_own else ()
-            for picture, _ in batch
+            tuple(caption.text for caption in image.item.captions) if self._judge_own else ()
+            for image, _ in batch
         ]
         both = [(*written, *given) for written, given in zip(texts, own, strict=True)]
         found_matches = self._judge.probabilities(states[-1], both)
-        return [_ranked(c, found) for c, found in zip(captioned, found_matches, strict=True)]
+        captioned = [_ranked(c, m) for c, m in zip(captioned, found_matches, strict=True)]
+        return Done(captioned=captioned, failures=failures)
 
 
 def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
@@ -191,10 +199,10 @@ def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
     )
 
 
-def _failure(picture: Picture, failed: Failed) -> Failure:
+def _failure(image: SourceImage, failed: Failed) -> Failure:
     return Failure(
-        source=picture.source,
-        item_id=picture.item.id,
-        uri=picture.item.uri,
+        source=image.source,
+        item_id=image.item.id,
+        uri=image.item.uri,
         reason=failed.reason,
     )

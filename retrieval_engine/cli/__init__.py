@@ -7,12 +7,13 @@ at once.
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from retrieval_engine import __version__
-from retrieval_engine.errors import VlreError
+from retrieval_engine.errors import PluginBroken, VlreError
 from retrieval_engine.plugins import Plugins
 
 COMMANDS = Plugins(package="retrieval_engine.cli.commands", noun="command", group="vlre.commands")
@@ -41,19 +42,23 @@ class Commands(click.Group):
         """The command in the file of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = COMMANDS.load(cmd_name).command
+        try:
+            command: click.Command = COMMANDS.load(cmd_name).command
+        except PluginBroken as error:
+            return _broken(cmd_name, error)
         return command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and end with the right exit code and at most two lines on an explained failure."""
-        debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
+        typed = list(kwargs.get("args") or sys.argv[1:])
+        debug = "--debug" in typed
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
         except VlreError as error:
             if debug:
                 raise
-            _explain(error)
+            _explain(error, typed)
             code = error.exit_code
         except click.exceptions.Abort:
             click.echo("interrupted", err=True)
@@ -69,9 +74,25 @@ class Commands(click.Group):
             explained = _of_the_machine(error)
             if debug or explained is None:
                 raise
-            _explain(explained)
+            _explain(explained, typed)
             code = explained.exit_code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _broken(name: str, error: PluginBroken) -> click.Command:
+    """Stands for a command that cannot be imported, so that the help of the others is shown."""
+
+    def explain() -> None:
+        raise error
+
+    any_words = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(
+        name,
+        callback=explain,
+        short_help="cannot be imported",
+        add_help_option=False,
+        context_settings=any_words,
+    )
 
 
 def _of_the_machine(error: Exception) -> VlreError | None:
@@ -86,10 +107,13 @@ def _of_the_machine(error: Exception) -> VlreError | None:
     return None
 
 
-def _explain(error: VlreError) -> None:
-    click.echo(f"Error: {error.message}", err=True)
+def _explain(error: VlreError, typed: Sequence[str]) -> None:
+    from retrieval_engine.cli.wording import as_options, context_of
+
+    context = context_of(main, typed)
+    click.echo(f"Error: {as_options(error.message, context)}", err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {as_options(error.hint, context)}", err=True)
 
 
 @click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})

@@ -26,7 +26,7 @@ _OPTIONS = (
         help="Of --sample: among the likeliest that make up this.  [default: 0.9]",
     ),
     click.option("--seed", type=int, help="Of --sample; equal seeds draw equal captions."),
-    click.option("--num-captions", type=int, default=1, help="Variations for each picture."),
+    click.option("--num-captions", type=int, default=1, help="Variations for each image."),
     click.option(
         "--max-length",
         type=int,

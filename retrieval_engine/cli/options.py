@@ -1,5 +1,6 @@
 """Options that several commands share, defined once."""
 
+import os
 from pathlib import Path
 
 import click
@@ -7,9 +8,29 @@ import click
 DEFAULT_STORE = "embeddings"
 DEFAULT_INDEX = "indices/built/default"
 
+
+class UserPath(click.Path):
+    """A path as a `pathlib.Path`; `~` is the home directory also where no shell has seen it.
+
+    A shell leaves the `~` of `--store=~/photos` and of quoted paths as it is.
+    """
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """The path with the home directory in place of `~` or `~name`."""
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
 store_option = click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     envvar="VLRE_STORE",
     default=DEFAULT_STORE,
     show_default=True,
@@ -17,7 +38,7 @@ store_option = click.option(
 )
 index_option = click.option(
     "--index",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     envvar="VLRE_INDEX",
     default=DEFAULT_INDEX,
     show_default=True,
@@ -53,7 +74,7 @@ json_option = click.option(
 )
 head_option = click.option(
     "--head",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Score by what this head makes of the features (`vlre train-head`).",
 )
 split_option = click.option("--split", default=None, help="Only the items of this split.")

@@ -14,13 +14,16 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.table import Table
 
+    from retrieval_engine.metrics.bootstrap import Interval
     from retrieval_engine.progress import Progress
     from retrieval_engine.records import Failure
 
 SOME_FAILED = 3
 """Exit code of a run that is done but for some items."""
 _SHOWN_FAILURES = 5
+_PIPED_WIDTH = 180
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -29,8 +32,11 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def note(line: str) -> None:
-    """One line for people, on stderr."""
-    click.echo(line, err=True)
+    """One line for people, on stderr; arguments that it names are worded as options."""
+    from retrieval_engine.cli.wording import as_options
+
+    context = click.get_current_context(silent=True)
+    click.echo(as_options(line, context) if context else line, err=True)
 
 
 def note_failures(failures: "Sequence[Failure]", ledger: str = "") -> None:
@@ -52,6 +58,22 @@ def table_console() -> "Console":
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_wide(table: "Table") -> None:
+    """Print a table of many columns; in a file or a pipe it may be as wide as it needs."""
+    console = table_console()
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    console.print(table)
+
+
+def interval_range(interval: "Interval | None", scale: float) -> str:
+    """An interval beside its figure, dim; nothing where there is none."""
+    if interval is None:
+        return ""
+    low, high = (scale * bound for bound in interval)
+    return f" [dim]({low:.1f}-{high:.1f})[/]"
 
 
 def quiet_libraries(*, debug: bool) -> None:

@@ -36,9 +36,9 @@ class EncodeOptions:
         """Refuse what cannot be meant."""
         for name in ("limit", "batch_size", "workers"):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.part_rows < 1:
-            raise UsageError(f"part_rows is {self.part_rows}, must be at least 1")
+            raise UsageError(f"`part_rows` is {self.part_rows}, must be at least 1")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class EncodeReport:
     failures: list[Failure] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre encode --json`."""
+        """The report as one JSON object."""
 
         def tally(t: Tally) -> dict[str, Json]:
             return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}

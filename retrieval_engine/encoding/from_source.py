@@ -26,7 +26,7 @@ from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import PartWriter, StoreWriter
 from retrieval_engine.workers import Failed, open_pool
@@ -128,11 +128,12 @@ class _Load:
     known: Set[str]
 
     def __call__(self, item: Item) -> _Loaded:
-        data = read_bytes(item.uri)
+        data = read_item(item)
         key = hashlib.sha256(data).hexdigest()
         if key in self.known:
             return _Loaded(key, None)
-        return _Loaded(key, self.preprocessor.pixels(decode(data)))
+        image = decode(data, least_side=self.preprocessor.least_side)
+        return _Loaded(key, self.preprocessor.pixels(image))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,7 +158,7 @@ class _Run:
         items = (item for item in self.source.items() if not split or item.split == split)
         for item in islice(items, self.options.limit or None):
             self.seen.add(item.id)
-            if self.writer.unchanged(item, self.source.name):
+            if not item.fault and self.writer.unchanged(item, self.source.name):
                 self.report.images.reused += 1
                 self.report.captions.reused += len(item.captions)
                 self.progress.advance()
@@ -166,9 +167,33 @@ class _Run:
 
     def encode_part(self, loaded: Iterator[tuple[Item, _Loaded | Failed]]) -> bool:
         """Encode one part's worth of items and publish it; False when there were none left."""
-        part = self.writer.part()
+        part, forms = self.writer.part(), self.writer.features[Modality.IMAGES]
         rows: list[tuple[Item, str]] = []
         failures: list[Failure] = []
+        for batch in self.batches(loaded, rows, failures):
+            start = time.perf_counter()
+            pixels = np.stack(list(batch.values()))
+            arrays = self.encoder.encode_images(pixels, [form.name for form in forms])
+            self.report.model_seconds += time.perf_counter() - start
+            self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
+        self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
+        self.behind.do(part.add_items, self.source.name, rows)
+        self.behind.do(part.commit, failures)
+        return bool(rows)
+
+    def batches(
+        self,
+        loaded: Iterator[tuple[Item, _Loaded | Failed]],
+        rows: list[tuple[Item, str]],
+        failures: list[Failure],
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Pixels of a part's new images by key, a batch at a time.
+
+        Args:
+            loaded: items as they come from the workers.
+            rows: filled with the part's items and their keys.
+            failures: filled with those that could not be loaded.
+        """
         batch: dict[str, NDArray[np.uint8]] = {}
         for item, result in loaded:
             self.progress.advance()
@@ -183,26 +208,12 @@ class _Run:
                 self.report.images.encoded += 1
                 batch[result.key] = result.pixels
             if len(batch) == self.batch_size:
-                self.encode_images(part, batch)
+                yield batch
                 batch = {}
             if len(rows) == self.part_rows:
                 break
         if batch:
-            self.encode_images(part, batch)
-        self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
-        self.behind.do(part.add_items, self.source.name, rows)
-        self.behind.do(part.commit, failures)
-        return bool(rows)
-
-    def encode_images(self, part: PartWriter, batch: dict[str, NDArray[np.uint8]]) -> None:
-        """Encode new images, by key; they are written behind our back."""
-        forms = self.writer.features[Modality.IMAGES]
-        start = time.perf_counter()
-        arrays = self.encoder.encode_images(
-            np.stack(list(batch.values())), [form.name for form in forms]
-        )
-        self.report.model_seconds += time.perf_counter() - start
-        self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
+            yield batch
 
     def encode_captions(self, part: PartWriter, captions: Sequence[Caption]) -> None:
         """Encode those captions whose text the store does not have."""

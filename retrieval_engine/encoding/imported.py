@@ -50,7 +50,7 @@ class ImportReport:
     remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre import-embeddings --json`."""
+        """The report as one JSON object."""
         return {
             "store": self.store,
             "name": self.name,
@@ -238,7 +238,7 @@ class _Import:
             raise SourceError(
                 f"texts {before} and {row} are the same sentence, {text[:60]!r}, with different "
                 "vectors",
-                hint="a store keeps one vector a sentence; leave --captions out to keep both",
+                hint="a store keeps one vector a sentence; leave `captions` out to keep both",
             )
         return text
 

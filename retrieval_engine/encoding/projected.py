@@ -49,7 +49,7 @@ class ProjectedStore(Store):
             raise FeatureMissing(
                 f"{store.path} has no {name} of {' and '.join(missing)}, which head {saved.path} "
                 "reads",
-                hint=f"encode again with {name} among --features",
+                hint=f"encode again with `EncodeOptions(features=({name!r},))`",
             )
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -164,7 +164,7 @@ class ProjectionReport:
     seconds: float
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre encode --head --json`."""
+        """The report as one JSON object."""
         return {
             "store": self.store,
             "feature": self.feature,

@@ -80,7 +80,7 @@ def _forms(store: Store, encoder: Encoder) -> Forms:
             raise UsageError(
                 f"{store.path} has {unknown[0]} of {modality}, which {encoder.spec.checkpoint} does "
                 f"not emit; it emits {', '.join(offered)}",
-                hint="encode into a new --store",
+                hint="encode into a new `store`",
             )
         forms[modality] = [replace(offered[n], dtype=form.dtype) for n, form in kept.items()]
     return forms
@@ -223,7 +223,9 @@ class _Work:
         Raises:
             DecodeError, SourceError: it cannot be read any more.
         """
-        return self._encoder.preprocessor.pixels(decode(read_bytes(owners[0][2])))
+        look = self._encoder.preprocessor
+        data = read_bytes(owners[0][2])
+        return look.pixels(decode(data, least_side=look.least_side))
 
     def _failed(self, owners: Sequence[Owner], failed: Failed) -> None:
         self._report.images.failed += 1

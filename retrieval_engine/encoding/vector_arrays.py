@@ -68,7 +68,8 @@ def read_strings(name: str, usual: Sequence[str]) -> list[str]:
     path, _ = _split(name)
     if path.suffix == ".txt":
         try:
-            return path.read_text(encoding="utf-8").splitlines()
+            with path.open(encoding="utf-8") as lines:  # `splitlines` would cut at U+2028 too
+                return [line.rstrip("\n") for line in lines]
         except (OSError, UnicodeDecodeError) as error:
             raise SourceError(f"cannot read {path}: {error}") from error
     return [str(value) for value in read_column(name, usual).tolist()]

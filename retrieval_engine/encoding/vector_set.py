@@ -166,7 +166,7 @@ def _pairing(pairs: str | None, images: Vectors, texts: Vectors | None) -> NDArr
         if len(texts) != len(images):
             raise SourceError(
                 f"{len(images)} images and {len(texts)} texts: which belong together?",
-                hint="give --pairs P.npy, where P[j] is the image row of text j",
+                hint="give `pairs='P.npy'`, where P[j] is the image row of text j",
             )
         return np.arange(len(texts))
     found = arrays.read_column(pairs, arrays.PAIRS)

@@ -42,7 +42,7 @@ class Protocol:
 
     @property
     def title(self) -> str:
-        """A few words for people."""
+        """The protocol in a few words, for tables."""
         return f"{self.k} candidates a query re-ranked by ITM" if self.k else "exact search"
 
 
@@ -99,7 +99,7 @@ def certificate(
 
 
 def write_certificate(path: Path, value: Mapping[str, Json]) -> None:
-    """Write it whole or not at all.
+    """Write a certificate, whole or not at all.
 
     Raises:
         EvaluationError: the file cannot be written.

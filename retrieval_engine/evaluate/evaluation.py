@@ -1,16 +1,21 @@
 """One evaluation of a store from end to end: recall, its intervals, leaks, certificate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from retrieval_engine.encoding.projected import ProjectedStore
+from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
-from retrieval_engine.evaluate.headed import head_protocol, head_training_set, without_trained
-from retrieval_engine.evaluate.leaks import LeakReport, find_leaks, known_training_sets
+from retrieval_engine.evaluate.leaks import (
+    LeakReport,
+    TrainingRecord,
+    find_leaks,
+    known_training_records,
+)
 from retrieval_engine.evaluate.reranked import rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
+from retrieval_engine.heads import SavedHead
 from retrieval_engine.metrics.bootstrap import Bootstrap
 from retrieval_engine.metrics.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.metrics.race import Ties
@@ -23,7 +28,7 @@ from retrieval_engine.store import Gallery, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallSettings:
-    """What is to be evaluated, and how.
+    """Settings of a recall evaluation.
 
     Attributes:
         split: only items of this split; None takes all.
@@ -54,7 +59,7 @@ class RecallSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What came out.
+    """Recall of a store by each protocol, with intervals and leaks.
 
     Attributes:
         gallery: what was evaluated.
@@ -105,7 +110,7 @@ class Evaluation:
 def evaluate_store(
     store: Store, settings: RecallSettings | None = None, *, progress: Progress | None = None
 ) -> Evaluation:
-    """Evaluate a store.
+    """Recall@K of a store, its intervals, and what gallery and training share.
 
     Args:
         store: with `itc` features of images and captions, or seen through a head.
@@ -119,15 +124,15 @@ def evaluate_store(
     settings = settings or RecallSettings()
     gallery, protocol, head = store.gallery(settings.split), ITC, None
     if isinstance(store, ProjectedStore):
-        protocol = head_protocol(store.saved)
-        gallery, head = without_trained(gallery, store.saved, keep=settings.keep_trained)
+        protocol = _head_protocol(store.saved)
+        gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
     report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
     results = [(protocol, report)]
     if settings.rerank:
         results.append(_reranked(gallery, settings, progress))
-    training, unknown = known_training_sets(gallery, settings.trained_on)
+    training, unknown = known_training_records(gallery, settings.trained_on)
     if isinstance(store, ProjectedStore):
-        training.append(head_training_set(store.saved))
+        training.append(_head_training_record(store.saved))
     return Evaluation(
         gallery=gallery,
         results=results,
@@ -151,3 +156,50 @@ def _reranked(
         seconds=found.seconds,
     )
     return protocol, found.recall
+
+
+def _head_protocol(saved: SavedHead) -> Protocol:
+    """How scores come about when a head has made the vectors."""
+    config = saved.config
+    vectors = f"of what {config.kind} head {saved.weights[:12]} makes of `{config.feature}`"
+    score = f"inner product {vectors}, L2-normalised, {ITC.score.partition(', ')[2]}"
+    return replace(ITC, name="head", score=score)
+
+
+def _head_training_record(saved: SavedHead) -> TrainingRecord:
+    """What a head has seen, to look for leaks."""
+    seen = saved.trained_on()
+    return TrainingRecord(
+        what=f"head {saved.path}",
+        items=frozenset(zip(seen.sources, seen.ids, strict=True)),
+        keys=frozenset(seen.keys),
+    )
+
+
+def _without_trained(
+    gallery: Gallery, saved: SavedHead, *, keep: bool
+) -> tuple[Gallery, dict[str, Json]]:
+    """A gallery without the images a head was trained on or selected with.
+
+    Where nothing would be left they stay, and are named: figures of images seen in training.
+
+    Args:
+        gallery: what is evaluated.
+        saved: the head.
+        keep: leave them in, and say so.
+
+    Returns:
+        The gallery, and for the certificate: which head, and how many images it had seen.
+    """
+    rest, seen = leak_free(gallery, saved)
+    keep = keep or not len(rest)
+    fact: dict[str, Json] = {
+        "path": str(saved.path),
+        "kind": saved.config.kind.value,
+        "feature": saved.config.feature,
+        "dim": saved.config.dim,
+        "weights": saved.weights,
+        "n_images_trained_on": seen,
+        "left_out": not keep and seen > 0,
+    }
+    return (gallery if keep else rest), fact

@@ -20,14 +20,14 @@ from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
 
 RECORD = "training.json"
-NEAR = 0.98  # cosine of image features from which two different files count as nearly one picture
+NEAR = 0.98  # cosine of image features from which two different files count as nearly one image
 _TRAINED_SPLITS = ("train", "")
 _EXAMPLES = 10
 _ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSet:
+class TrainingRecord:
     """What something was trained on, as far as it is known.
 
     Attributes:
@@ -86,32 +86,32 @@ class LeakReport:
         }
 
 
-def known_training_sets(
+def known_training_records(
     gallery: Gallery, named: Sequence[Path] = ()
-) -> tuple[list[TrainingSet], list[str]]:
+) -> tuple[list[TrainingRecord], list[str]]:
     """What is known of the training: named records, the checkpoint's own, the store's train split.
 
     Args:
         gallery: what will be evaluated.
-        named: records that the user names; see `read_training_set`.
+        named: records that the user names; see `read_training_record`.
 
     Returns:
         The training sets, and for what is not known a line each.
     """
     store, unknown, sources = gallery.store, [], set(gallery.sources)
-    found = [read_training_set(path, sources) for path in named]
+    found = [read_training_record(path, sources) for path in named]
     checkpoint = store.spec.checkpoint
     folder = shipped().get(checkpoint, Path(checkpoint))
     if (folder / RECORD).is_file():
         try:
-            found.append(read_training_set(folder, sources))
+            found.append(read_training_record(folder, sources))
         except EvaluationError as error:
             unknown.append(error.message)
     elif not named:
         unknown.append(f"{checkpoint} says nothing of what it was trained on")
     if gallery.split not in (None, "train") and "train" in _splits(store):
         found.append(
-            TrainingSet(
+            TrainingRecord(
                 what="split train of this store",
                 items=frozenset(_items(store, "train")),
                 keys=frozenset(store.items("train")["key"].to_pylist()),
@@ -122,8 +122,8 @@ def known_training_sets(
     return found, unknown
 
 
-def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
-    """What a record says.
+def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord:
+    """Read from a record what a model was trained on.
 
     Args:
         sources: names of the gallery's sources; another source's items are not listed, for none
@@ -137,7 +137,7 @@ def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
     if (path / "store.json").is_file():
         store = open_store(path)
         split = "train" if "train" in _splits(store) else None
-        return TrainingSet(
+        return TrainingRecord(
             what=f"store {path}" + (f", split {split}" if split else ""),
             items=frozenset(_items(store, split)),
             keys=frozenset(store.items(split)["key"].to_pylist()),
@@ -158,7 +158,7 @@ def read_training_set(path: Path, sources: Collection[str]) -> TrainingSet:
 
 def find_leaks(
     gallery: Gallery,
-    training: Sequence[TrainingSet],
+    training: Sequence[TrainingRecord],
     *,
     unknown: Sequence[str] = (),
     near: float = NEAR,
@@ -169,7 +169,7 @@ def find_leaks(
         gallery: what is evaluated.
         training: what is known of the training.
         unknown: remarks to pass on.
-        near: cosine from which two pictures count as nearly one.
+        near: cosine from which two images count as nearly one.
     """
     keys = np.array(gallery_keys(gallery))
     ids = list(zip(gallery.sources, gallery.ids, strict=True))
@@ -209,7 +209,7 @@ def gallery_keys(gallery: Gallery) -> list[str]:
     return [keys[pair] for pair in zip(gallery.sources, gallery.ids, strict=True)]
 
 
-def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingSet:
+def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingRecord:
     config = record.get("config")
     settings = record | config if isinstance(config, dict) else record
     items = {("", str(i)) for i in settings.get("ids", ())}
@@ -220,15 +220,15 @@ def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -
         what += f": {spec}"
     elif not items and not keys:
         raise EvaluationError(
-            f"{file} names no training item", hint="it needs `ids`, `keys` or `source`"
+            f"{file} names no training item", hint="it needs 'ids', 'keys' or 'source'"
         )
-    return TrainingSet(what=what, items=frozenset(items), keys=keys)
+    return TrainingRecord(what=what, items=frozenset(items), keys=keys)
 
 
 def _source_items(
     file: Path, spec: str, split: object, sources: Collection[str]
 ) -> set[tuple[str, str]]:
-    """(source, id) of what a training on a source saw; no picture is read."""
+    """(source, id) of what a training on a source saw; no image is read."""
     try:
         source = open_source(spec)
         if source.name not in sources:
@@ -259,7 +259,7 @@ def _comparable(ours: Store, theirs: Store) -> str:
     return ""
 
 
-def _near(gallery: Gallery, known: TrainingSet, feature: str, near: float) -> NDArray[np.bool_]:
+def _near(gallery: Gallery, known: TrainingRecord, feature: str, near: float) -> NDArray[np.bool_]:
     """(n,) whether a training image's features nearly equal each gallery image's."""
     assert known.store is not None
     trained = known.store.gallery(known.split)

@@ -1,11 +1,12 @@
 """Captions and references out of files, in whatever common form they come.
 
-Understood: our JSON lines (`vlre caption`), COCO results (`[{"image_id", "caption"}]`), COCO
+Understood: our JSON lines, COCO results (`[{"image_id", "caption"}]`), COCO
 annotations (`{"annotations": […], "images": […]}`), lists of `{"image", "caption"}` or
 `{"image", "captions": […]}`, `{"image": "caption"}`, CSV with a header, and `name.jpg#k<TAB>caption`.
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class PairedCaptions:
 def read_captions(path: Path) -> CaptionFile:
     """Read a file of captions or of references.
 
-    The ledger that `vlre caption` keeps beside its output, `NAME.failures.jsonl`, is read too.
+    The ledger that a captioning run keeps beside its output, `NAME.failures.jsonl`, is read too.
 
     Raises:
         EvaluationError: the file is not there, is no such file, or a row lacks its image or
@@ -116,7 +117,7 @@ def pair_captions(
             f"{lacking} of {len(wanted)} images have no caption to score "
             f"({len(missing)} missing, {len(empty)} empty, {len(failed)} failed): "
             f"{_some([*missing, *empty, *failed])}",
-            hint="caption them, or score the others with --allow-missing",
+            hint="caption them, or score the others with `allow_missing`",
         )
     images = [image for image in present if image not in set(empty)]
     if not images:
@@ -173,12 +174,12 @@ def _json_rows(path: Path, whole: Any, found: CaptionFile) -> Iterable[Mapping[s
     if isinstance(whole, dict):
         return [whole]
     if not all(isinstance(row, dict) for row in whole):
-        raise EvaluationError(f"{path}: expected a list of objects with `image` and `caption`")
+        raise EvaluationError(f"{path}: expected a list of objects with 'image' and 'caption'")
     return whole  # type: ignore[no-any-return]
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text), 1):
         if not line.strip():
             continue
         try:
@@ -191,8 +192,8 @@ def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        name, tab, caption = line.partition("\t")
+    for number, line in enumerate(io.StringIO(text), 1):
+        name, tab, caption = line.rstrip("\r\n").partition("\t")
         if not tab:
             raise EvaluationError(f"{path}, line {number}: expected name#k<TAB>caption")
         yield {"image": name.rpartition("#")[0], "caption": caption}
@@ -201,19 +202,19 @@ def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
 def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
     first = text.partition("\n")[0]
     separator = max(",|\t;", key=first.count)
-    rows = csv.DictReader(text.splitlines(), delimiter=separator)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     names = [name.strip().lower() for name in rows.fieldnames or ()]
     if not set(names) & set(_IMAGE_NAMES) or not set(names) & set(_CAPTION_NAMES):
         raise EvaluationError(
-            f"{path}: no JSON, and as CSV its first line must name the columns `image` and "
-            f"`caption`; it is {first[:60]!r}"
+            f"{path}: no JSON, and as CSV its first line must name the columns 'image' and "
+            f"'caption'; it is {first[:60]!r}"
         )
     for row in rows:
         yield {str(k).strip().lower(): v for k, v in row.items()}
 
 
 def _add(found: CaptionFile, number: int, row: Mapping[str, Any]) -> None:
-    """Put one row where it belongs."""
+    """Add one row to the captions of its image."""
     image = next((str(row[n]) for n in _IMAGE_NAMES if row.get(n) is not None), None)
     if image is None:
         raise EvaluationError(

@@ -82,7 +82,7 @@ def dataset_of(sources: Iterable[str]) -> str:
     if len(found) != 1:
         raise EvaluationError(
             f"cannot tell the data set from the sources {', '.join(names[:3])}",
-            hint=f"name it: --published {'|'.join(DATASETS)}",
+            hint=f"name it as `dataset`: {', '.join(DATASETS)}",
         )
     return found[0]
 

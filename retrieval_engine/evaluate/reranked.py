@@ -66,7 +66,7 @@ def rerank_recall(
         FingerprintMismatch: another encoder's store.
     """
     if k < 1:
-        raise UsageError(f"--rerank is {k}, must be at least 1")
+        raise UsageError(f"`rerank` is {k}, must be at least 1")
     gallery.store.check_fingerprint(f"encoder {encoder.spec.checkpoint}", encoder.spec.fingerprint)
     progress = progress or Silent()
     images = torch.from_numpy(gallery.images("itc"))  # (n, q, d)

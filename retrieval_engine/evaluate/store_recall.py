@@ -1,14 +1,14 @@
 """Recall@K of a store or of a gallery in it: exact, both directions, all captions."""
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from retrieval_engine.metrics.pair_scores import Vectors
 from retrieval_engine.metrics.race import Ties
-from retrieval_engine.metrics.ranks import Contents
-from retrieval_engine.metrics.recall import KS, RecallReport, recall_of_blocks, rows_of_vectors
+from retrieval_engine.metrics.ranks import Contents, rank
+from retrieval_engine.metrics.recall import KS, RecallReport, rows_of_vectors
 from retrieval_engine.models.device import pick_device
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
@@ -60,15 +60,22 @@ def gallery_recall(
     # Blocks become float32 one by one: in float16 the whole takes half the memory.
     stored = gallery.store.features(Modality.CAPTIONS).get(feature)
     captions = gallery.captions(feature, dtype=stored.dtype if stored else np.float32)
-    report = recall_of_blocks(
+    started = time.perf_counter()
+    ranks = rank(
         images,
         rows_of_vectors(captions),
         gallery.caption_image,
         n_images=len(gallery.image_rows),
         # Rows are found by the sha256 of bytes or text: one row, one content.
         contents=Contents(images=gallery.image_rows, captions=gallery.caption_rows),
-        ks=ks,
         ties=ties,
         device=str(pick_device(device)),
     )
-    return replace(report, fingerprint=gallery.store.fingerprint)
+    return RecallReport.of(
+        ranks,
+        gallery.caption_image,
+        ks=ks,
+        ties=ties,
+        fingerprint=gallery.store.fingerprint,
+        seconds=time.perf_counter() - started,
+    )

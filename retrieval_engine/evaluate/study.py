@@ -1,6 +1,6 @@
-"""The first seed project's study, told honestly: do projection heads on BLIP features help?
+"""The study of a published notebook, told honestly: do projection heads on BLIP features help?
 
-That study measured on a gallery that held its training pairs, took an untrained random projection
+The notebook (mukhilDS/Vision-Language_Final_project) measured on a gallery that held its training pairs, took an untrained random projection
 for what the encoder can do, used one caption of five, and called a longer training of the linear
 head an MLP. Here every run is measured on images that no head has seen, beside the encoder's own
 ITC, with a true MLP, and the effect of the captions stands by itself.
@@ -17,9 +17,9 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.head import (
-    Captions,
+    CaptionChoice,
     HeadRecipe,
-    seed_recipe,
+    notebook_recipe,
     train_head,
     untrained_head,
 )
@@ -32,10 +32,10 @@ _TITLE = "Projection heads on cached features"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadStudy:
-    """What is studied.
+    """Settings of a study of projection heads.
 
     Attributes:
-        source: pictures with captions.
+        source: images with captions.
         model: the encoder's checkpoint.
         feature: what heads read.
         train_size: images to train on at most.
@@ -105,9 +105,9 @@ def study_heads(
 def _recipes(recipe: HeadRecipe) -> dict[str, HeadRecipe]:
     mlp = replace(recipe, kind=HeadKind.MLP)
     return {
-        "seed linear": seed_recipe(recipe),
-        'seed "MLP"': seed_recipe(mlp),
-        "linear, first caption": replace(recipe, captions=Captions.FIRST),
+        "notebook linear": notebook_recipe(recipe),
+        'notebook "MLP"': notebook_recipe(mlp),
+        "linear, first caption": replace(recipe, captions=CaptionChoice.FIRST),
         "linear": recipe,
         "MLP": mlp,
     }
@@ -125,6 +125,6 @@ def _plan(store: Store, study: HeadStudy) -> tuple[HeadRecipe, str | None]:
     if train < 2 or val < 2:
         raise TrainingError(
             f"{images:,} images are too few for {study.test_size:,} to test on and some to train",
-            hint="take a larger source, or a smaller --test-size",
+            hint="take a larger source, or a smaller `test_size`",
         )
     return replace(recipe, train_size=train, val_size=val), None

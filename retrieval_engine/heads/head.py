@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrieval_engine.errors import ShapeError, UsageError
-from retrieval_engine.heads.linear import LinearProjection
-from retrieval_engine.heads.mlp import MlpProjection
-from retrieval_engine.heads.projection import Projection
+from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
 from retrieval_engine.records import Json, Modality
 
 _BLOCK_VECTORS = 8192
@@ -22,7 +20,7 @@ _LARGEST_SCALE = 100.0  # as CLIP clamps it: a larger one makes training unstabl
 
 
 class HeadKind(StrEnum):
-    """What a side of a head is."""
+    """Kind of a head's two projections: linear, or an MLP."""
 
     LINEAR = "linear"
     MLP = "mlp"
@@ -30,7 +28,7 @@ class HeadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """The form of a head.
+    """Kind and sizes of a head: all that its weights must fit.
 
     Attributes:
         kind: linear, or Linear -> GELU -> Linear.
@@ -66,7 +64,7 @@ class HeadConfig:
         if self.kind is HeadKind.MLP and self.hidden < 2:
             raise UsageError(f"an MLP head needs at least 2 hidden units, got {self.hidden}")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is a share in [0, 1), got {self.dropout}")
+            raise UsageError(f"`dropout` is a share in [0, 1), got {self.dropout}")
 
     def to_json(self) -> dict[str, Json]:
         """The form as JSON values; `from_json` reads it back."""

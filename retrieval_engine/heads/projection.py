@@ -1,4 +1,4 @@
-"""One side of a head: what both kinds of projection have in common."""
+"""One side of a head: the linear and the multi-layer projection, and what both have in common."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -51,3 +51,76 @@ class Projection(nn.Module, ABC):
             weight: (dim, width); the rows that matter most come first.
             bias: (dim,).
         """
+
+
+class LinearProjection(Projection):
+    """A linear projection: x @ weight.T + bias.
+
+    Args:
+        width: of the input.
+        dim: of the output.
+        bias: whether there is one.
+    """
+
+    def __init__(self, width: int, dim: int, *, bias: bool = True) -> None:
+        super().__init__(width, dim)
+        self.linear = nn.Linear(width, dim, bias=bias)
+
+    def net(self, x: Tensor) -> Tensor:
+        """See `Projection.net`."""
+        out: Tensor = self.linear(x)
+        return out
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor, bias: Tensor) -> None:
+        """See `Projection`; a projection without a bias drops it."""
+        self.linear.weight.copy_(weight)
+        if self.linear.bias is not None:
+            self.linear.bias.copy_(bias)
+
+
+class MlpProjection(Projection):
+    """Linear -> GELU -> dropout -> Linear, with a linear path beside it when asked for.
+
+    It can begin exactly at a linear solution without such a path, because
+    gelu(x) - gelu(-x) = x: two hidden units of opposite sign carry one output each. Training then
+    bends what is worth bending, and the units that are left over learn what no linear map can.
+
+    Args:
+        width: of the input.
+        dim: of the output.
+        hidden: units between; at least 2 * dim to begin at any linear solution, fewer begin at
+            its leading hidden // 2 outputs.
+        dropout: share of hidden units dropped in training.
+        residual: add a linear map of the input to the output.
+    """
+
+    def __init__(
+        self, width: int, dim: int, *, hidden: int, dropout: float = 0.0, residual: bool = False
+    ) -> None:
+        super().__init__(width, dim)
+        self.first = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(hidden, dim)
+        self.skip = nn.Linear(width, dim, bias=False) if residual else None
+
+    def net(self, x: Tensor) -> Tensor:
+        """See `Projection.net`."""
+        out: Tensor = self.second(self.dropout(nn.functional.gelu(self.first(x))))
+        return out if self.skip is None else out + self.skip(x)
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor, bias: Tensor) -> None:
+        """See `Projection`; units that the linear map does not need keep their random input."""
+        self.second.weight.zero_()
+        if self.skip is not None:
+            self.skip.weight.copy_(weight)
+            self.second.bias.copy_(bias)
+            return
+        carried = min(self.dim, self.first.out_features // 2)
+        pair = slice(0, carried), slice(carried, 2 * carried)
+        for units, sign in zip(pair, (1.0, -1.0), strict=True):
+            self.first.weight[units] = sign * weight[:carried]
+            self.first.bias[units] = sign * bias[:carried]
+            self.second.weight[:carried, units] = sign * torch.eye(carried)
+        self.second.bias.zero_()

@@ -91,7 +91,7 @@ class SavedHead:
 
     @property
     def config(self) -> HeadConfig:
-        """Its form."""
+        """Kind and sizes of the head."""
         return self.head.config
 
     @property
@@ -100,7 +100,7 @@ class SavedHead:
         return f"head-{self.weights[:12]}"
 
     def emits(self, modality: Modality, vectors: int, dtype: str) -> Feature:
-        """The form of what it emits.
+        """Shape, dtype and fingerprint of the feature that the head emits.
 
         Args:
             modality: which side.
@@ -135,11 +135,11 @@ class SavedHead:
                     f"head {self.path} (of {self.checkpoint})",
                     seen=self.encoder,
                     expected=encoder,
-                    hint="train a head for this store: `vlre train-head --store STORE --out DIR`",
+                    hint="train a head for this store: `train_head(store=STORE, out=DIR)`",
                 )
 
     def trained_on(self) -> TrainedOn:
-        """The images it has seen.
+        """The images that the head was trained on or selected with.
 
         Raises:
             CheckpointInvalid: the list is damaged.
@@ -214,7 +214,7 @@ def load_head(path: str | Path) -> SavedHead:
     if not (path / RECORD).is_file():
         raise CheckpointNotFound(
             f"no head at {path}: {RECORD} is not there",
-            hint="train one with `vlre train-head --out DIR`",
+            hint="train one with `train_head(out=DIR)`",
         )
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrieval_engine import __version__
 from retrieval_engine.index import backends, measured
 from retrieval_engine.index.backends import Rows
-from retrieval_engine.index.build_record import Manifest, contents_of, describe
+from retrieval_engine.index.build_record import IndexManifest, contents_of, describe
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex, replacing
 from retrieval_engine.index.grouping import Items, Scores, grouped_top_k
@@ -55,7 +55,7 @@ class IndexReport:
     remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre index --json`."""
+        """The report as one JSON object."""
         value: dict[str, Json] = asdict(self)
         return value | {"remarks": list(self.remarks)}
 
@@ -155,9 +155,9 @@ def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tu
     return _Tuned(found, queries, asked)
 
 
-def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path) -> Manifest:
+def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path) -> IndexManifest:
     recipe = built.recipe
-    return Manifest(
+    return IndexManifest(
         recipe=recipe.name,
         backend=recipe.backend,
         factory=built.factory,

@@ -31,7 +31,7 @@ class IndexFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class IndexManifest:
     """What an index is, and everything it must agree with.
 
     Attributes:
@@ -98,19 +98,19 @@ class Manifest:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path) -> "IndexManifest":
         """The manifest of a folder.
 
         Raises:
             IndexFailure: there is none, or it cannot be understood.
         """
-        rebuild = "build it again with `vlre index`"
+        rebuild = "build it again with `build_index()`"
         path = folder / MANIFEST
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise IndexFailure(
-                f"no index at {folder}", hint="build one with `vlre index`"
+                f"no index at {folder}", hint="build one with `build_index()`"
             ) from error
         except (OSError, ValueError) as error:
             raise IndexFailure(f"cannot read {path}: {error}", hint=rebuild) from error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.index import backends
-from retrieval_engine.index.build_record import MANIFEST, Manifest
+from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.grouping import (
     Items,
@@ -34,7 +34,7 @@ class SavedIndex:
         rows: its vectors.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, rows: RowSearch) -> None:
+    def __init__(self, path: Path, manifest: IndexManifest, rows: RowSearch) -> None:
         self.path = path
         self.manifest = manifest
         self.catalog = SavedCatalog.open(path)
@@ -76,7 +76,7 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
         IndexFailure: there is no index, or it is damaged; nothing is returned from a damaged one.
     """
     path = Path(path)
-    manifest = Manifest.read(path)
+    manifest = IndexManifest.read(path)
     manifest.check_files(path, content=manifest.bytes <= _CHEAP_BYTES if verify is None else verify)
     rows = backends.load(manifest.backend).open_rows(path, manifest.effort)
     return SavedIndex(path, manifest, rows)

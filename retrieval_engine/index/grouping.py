@@ -84,7 +84,7 @@ def check_queries(queries: NDArray[np.float32], dim: int, k: int) -> NDArray[np.
         ShapeError: not (q, dim), or a value is NaN or infinite.
     """
     if k < 1:
-        raise UsageError(f"k is {k}; it must be at least 1")
+        raise UsageError(f"`k` is {k}; it must be at least 1")
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ShapeError(f"queries have shape {queries.shape}; this index takes (q, {dim})")
     queries = np.ascontiguousarray(queries, dtype=np.float32)

@@ -63,16 +63,16 @@ def image_vectors(store: Store, feature: str, split: str | None) -> StoredVector
     if feature not in known:
         raise FeatureMissing(
             f"{store.path} holds no image feature {feature!r}; it holds: {', '.join(known)}",
-            hint=f"add it with `vlre encode SOURCE --features {feature}`",
+            hint=f"add it with `EncodeOptions(features=({feature!r},))`",
         )
     form = known[feature]
     if len(form.shape) != 2:
         raise FeatureMissing(
             f"image feature {feature!r} has shape {form.shape}; (vectors, dim) is needed",
-            hint="use the feature `itc`",
+            hint="use `feature='itc'`",
         )
     vectors = StoredVectors(store.gallery(split), form)
     if not vectors.items:
         which = f"split {split!r} of {store.path}" if split else f"{store.path}"
-        raise IndexFailure(f"{which} holds no images", hint="encode some with `vlre encode SOURCE`")
+        raise IndexFailure(f"{which} holds no images", hint="encode some with `encode(source)`")
     return vectors

@@ -78,7 +78,8 @@ def largest_norm(what: str, vectors: Vectors, *, first: int = 0) -> float:
             raise EvaluationError(
                 f"{len(bad)} of {len(vectors)} {what} vectors hold NaN or infinity, "
                 f"the first at row {first + int(bad[0])}",
-                hint="encode again with --overwrite, and with --dtype float32 if it persists",
+                hint="encode again with `EncodeOptions(overwrite=True)`, and if it persists with "
+                "`open_encoder(dtype='float32')`",
             )
         largest = max(largest, float(norms.max()))
     return largest

@@ -14,7 +14,7 @@ import numpy as np
 from retrieval_engine.errors import ShapeError, UsageError
 from retrieval_engine.metrics.pair_scores import Ints, Vectors
 from retrieval_engine.metrics.race import Ties
-from retrieval_engine.metrics.ranks import NO_QUERY, Contents, ImageBlocks, Ranks, rank
+from retrieval_engine.metrics.ranks import NO_QUERY, Ranks, rank
 from retrieval_engine.records import Json
 
 KS = (1, 5, 10)
@@ -123,6 +123,12 @@ class RecallReport:
         values = [*self.image_to_text.recall.values(), *self.text_to_image.recall.values()]
         return sum(values) / len(values)
 
+    @property
+    def mean_reciprocal_rank(self) -> float:
+        """Mean over both directions of the mean of 1 / (1 + rank), in [0, 1]."""
+        directions = (self.ranks.image_to_text, self.ranks.text_to_image)
+        return float(np.mean([(1 / (1 + r[r != NO_QUERY])).mean() for r in directions]))
+
     def to_json(self) -> dict[str, Json]:
         """The figures as JSON values; percentages 0-100."""
         return {
@@ -181,42 +187,14 @@ def recall(
         ShapeError: the arrays do not fit together.
         EvaluationError: a vector holds NaN or infinity, or there is no caption.
     """
-    images, captions = rows_of_vectors(image_vectors), rows_of_vectors(caption_vectors)
-    return recall_of_blocks(
-        lambda: [(0, images)],
-        captions,
-        np.asarray(caption_image, np.int64),
-        n_images=len(images),
-        ks=ks,
-        ties=ties,
-        device=device,
-    )
-
-
-def recall_of_blocks(  # noqa: PLR0913  as `rank`
-    images: ImageBlocks,
-    captions: Vectors,
-    caption_image: Ints,
-    *,
-    n_images: int,
-    contents: Contents | None = None,
-    ks: Sequence[int] = KS,
-    ties: Ties = Ties.LOWER_INDEX,
-    device: str = "cpu",
-) -> RecallReport:
-    """The same as `recall` for images that come in blocks; arguments as in `ranks.rank`."""
     started = time.perf_counter()
+    images, captions = rows_of_vectors(image_vectors), rows_of_vectors(caption_vectors)
+    owner = np.asarray(caption_image, np.int64)
     ranks = rank(
-        images,
-        captions,
-        caption_image,
-        n_images=n_images,
-        contents=contents,
-        ties=ties,
-        device=device,
+        lambda: [(0, images)], captions, owner, n_images=len(images), ties=ties, device=device
     )
     seconds = time.perf_counter() - started
-    return RecallReport.of(ranks, caption_image, ks=ks, ties=ties, seconds=seconds)
+    return RecallReport.of(ranks, owner, ks=ks, ties=ties, seconds=seconds)
 
 
 def rows_of_vectors(vectors: Vectors) -> Vectors:

@@ -7,8 +7,8 @@ of, `encoder`, `matcher`, `captioner` and `learner` for what its models can do.
 from pathlib import Path
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.adapters import adapted, with_adapter
-from retrieval_engine.models.checkpoint import Checkpoint, resolve
+from retrieval_engine.models.adapters import adapted, resolve, with_adapter
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.encoder import Arrays, Encoder, ReadsTokens
 from retrieval_engine.models.family import family_of, load_family
 

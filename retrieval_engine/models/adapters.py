@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec, digest
-from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, find_model, weight_digests
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "us
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """An adapter's files.
+    """An adapter on disk: its files and what it belongs to.
 
     Attributes:
         path: directory in peft's layout.
@@ -82,7 +82,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def read_adapter(path: Path) -> Adapter:
-    """The adapter in a directory.
+    """Read the adapter in a directory.
 
     Raises:
         CheckpointInvalid: there is none, or its JSON cannot be understood.
@@ -103,6 +103,26 @@ def read_adapter(path: Path) -> Adapter:
         )
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointInvalid(f"the adapter in {path} cannot be read: {error}") from error
+
+
+def resolve(name: str) -> Checkpoint:
+    """Find a checkpoint as `find_model` does, or an adapter's directory and the base it names.
+
+    Raises:
+        CheckpointNotFound: neither a directory nor shipped nor on a hub that can be reached.
+        CheckpointInvalid: the directory holds neither a model nor an adapter with a known base.
+        FingerprintMismatch: the adapter was trained on other weights than its base has now.
+    """
+    path = Path(name).expanduser().resolve()
+    if not is_adapter(path):
+        return find_model(name)
+    adapter = read_adapter(path)
+    if not adapter.base:
+        raise CheckpointInvalid(
+            f"the adapter in {path} does not say what it was trained on",
+            hint="name the base as `model` and the directory as its `adapter`",
+        )
+    return with_adapter(resolve(adapter.base), path)
 
 
 def base_digest(path: Path) -> str:

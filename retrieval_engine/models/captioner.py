@@ -1,4 +1,4 @@
-"""Captions out: models that write about a picture from its stored `tokens`.
+"""Captions out: models that write about an image from its stored `tokens`.
 
 A family that writes captions has in its `__init__.py`, beside what `family.Family` says,
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_encoder
-from retrieval_engine.models.adapters import adapted
-from retrieval_engine.models.checkpoint import read_config, resolve
+from retrieval_engine.models.adapters import adapted, resolve
+from retrieval_engine.models.checkpoint import read_config
 from retrieval_engine.models.family import family_of, family_with
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 30  # of BLIP's and LAVIS's `generate`
 
 
-class Writing(Protocol):
+class DecodingState(Protocol):
     """A batch of captions under way: b sentences for each of n images, all equally long."""
 
     def step(self, ids: "torch.Tensor", parents: "torch.Tensor | None") -> "torch.Tensor":
@@ -63,7 +63,6 @@ class Captioner(Protocol):
         spec: all that decides its numbers; the part `vision` is that of a retrieval encoder with
             the same tower, whose stored `tokens` serve both.
         preprocessor: as of an `Encoder`.
-        default_batch_size: images per call of `encode_images`.
         captions_at_once: sentences of a batch that suit the device.
         prompt: what it was trained to go on from.
         end_id: token that ends a sentence.
@@ -76,7 +75,6 @@ class Captioner(Protocol):
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
-    default_batch_size: int
     captions_at_once: int
     prompt: str
     end_id: int
@@ -85,6 +83,10 @@ class Captioner(Protocol):
     prompt_counts: bool
     device: "torch.device"
     dtype: "torch.dtype"
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call of `encode_images` that suit the device."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """The features it can emit; `tokens` of images at least."""
@@ -103,10 +105,10 @@ class Captioner(Protocol):
             prompt: what it went on from.
         """
 
-    def arithmetic(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context that `begin` and all steps run in; one for a whole batch, as it caches."""
 
-    def begin(self, tokens: "torch.Tensor", prompt: str) -> "tuple[torch.Tensor, Writing]":
+    def begin(self, tokens: "torch.Tensor", prompt: str) -> "tuple[torch.Tensor, DecodingState]":
         """Read the images and the prompt.
 
         Args:
@@ -125,15 +127,15 @@ class ExplainingCaptioner(Protocol):
     def relevance(
         self, tokens: "torch.Tensor", prompt: str, ids: Sequence[int]
     ) -> list[tuple[str, NDArray[np.float32]]]:
-        """Where the picture mattered to each word.
+        """Where the image mattered to each word.
 
         Args:
-            tokens: (1, t, w) vision states of the picture.
+            tokens: (1, t, w) vision states of the image.
             prompt: what the sentence went on from.
             ids: its tokens after the prompt, without the end token.
 
         Returns:
-            Each word and its (g, g) map over the picture, at least 0; larger mattered more.
+            Each word and its (g, g) map over the image, at least 0; larger mattered more.
         """
 
 
@@ -207,3 +209,33 @@ def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
+
+
+def rows_of(
+    ids: "torch.Tensor", parents: "torch.Tensor | None", sentences: int
+) -> "torch.Tensor | None":
+    """(n b,) rows of the step before that each sentence goes on with; None when all stay.
+
+    The b sentences of an image lie side by side.
+
+    Args:
+        ids: (n, b) the tokens chosen.
+        parents: see `DecodingState.step`.
+        sentences: b of the step before.
+    """
+    import torch
+
+    n, b = ids.shape
+    if parents is None and b == sentences:
+        return None
+    chosen = torch.zeros_like(ids) if parents is None else parents
+    first = torch.arange(n, device=ids.device)[:, None] * sentences
+    return (first + chosen).view(-1)
+
+
+def rows_of_images(images: "torch.Tensor", sentences: int) -> "torch.Tensor":
+    """(m b,) rows of all sentences of some images."""
+    import torch
+
+    own = torch.arange(sentences, device=images.device)
+    return (images[:, None] * sentences + own).view(-1)

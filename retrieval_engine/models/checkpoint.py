@@ -40,22 +40,19 @@ def shipped() -> dict[str, Path]:
     return {p.name: p for p in sorted(shipped_ones.glob("*")) if (p / "config.json").is_file()}
 
 
-def resolve(name: str) -> Checkpoint:
-    """Find a checkpoint: a directory, a shipped model, or a hub id with optional `@revision`.
-
-    A directory may also hold an adapter; then the base it names is found and adapted.
+def find_model(name: str) -> Checkpoint:
+    """Find a model's files: a directory, a shipped model, or a hub id with optional `@revision`.
 
     Raises:
         CheckpointNotFound: it is none of them, or the hub cannot be reached and holds no copy here.
+        CheckpointInvalid: the directory holds no model.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
-            return _adapted(path.resolve())
         if not (path / "config.json").is_file():
             raise CheckpointInvalid(
                 f"{name} is a directory without config.json",
-                hint="give a directory in Hugging Face layout; `vlre import-checkpoint` makes one "
+                hint="give a directory in Hugging Face layout; `import_checkpoint()` makes one "
                 "from an original .pth file",
             )
         path = path.resolve()
@@ -68,19 +65,6 @@ def resolve(name: str) -> Checkpoint:
             "nor a hub id such as Salesforce/blip-itm-base-coco",
         )
     return _from_hub(name)
-
-
-def _adapted(path: Path) -> Checkpoint:
-    # Reading an adapter takes a checkpoint's digest: the two files know each other.
-    from retrieval_engine.models.adapters import read_adapter, with_adapter
-
-    adapter = read_adapter(path)
-    if not adapter.base:
-        raise CheckpointInvalid(
-            f"the adapter in {path} does not say what it was trained on",
-            hint="name the base as the model and the directory as its adapter",
-        )
-    return with_adapter(resolve(adapter.base), path)
 
 
 def _from_hub(name: str) -> Checkpoint:
@@ -109,7 +93,7 @@ def _from_hub(name: str) -> Checkpoint:
         raise CheckpointNotFound(
             f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
             hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
-            "copy DIR here and use --model DIR; or use the default --model vlre-tiny",
+            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-tiny'`",
         ) from error
     return Checkpoint(name=name, path=path, revision=path.name)
 

@@ -31,7 +31,7 @@ def pick_device(name: str) -> "torch.device":
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(
             f"device {name} is not here; this machine has {count or 'no'} CUDA devices",
-            hint="use --device auto or --device cpu",
+            hint="use `device='auto'` or `device='cpu'`",
         )
     return device
 

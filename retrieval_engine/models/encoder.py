@@ -23,12 +23,14 @@ class Encoder(Protocol):
         spec: all that decides its numbers.
         preprocessor: what turns a decoded picture into the pixels it reads; light, picklable,
             and meant for decode workers.
-        default_batch_size: images per call that suit the device.
     """
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
-    default_batch_size: int
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call of `encode_images` that suit the device."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """The features it can emit for a modality, by name, with the dtype it computes them in."""

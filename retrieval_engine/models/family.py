@@ -24,9 +24,9 @@ FAMILIES = Plugins(
 class Family(Protocol):
     """The functions in the `__init__.py` of a family's folder.
 
-    A family may also have `open_captioner` (see `captioner.CaptioningFamily`), `open_learner`
-    (`learner.LearningFamily`) and `open_text_tower` (`text_tower.TextTowerFamily`); one without
-    them encodes, and nobody asks it for more.
+    A family may also have `open_captioner` (see `captioner`), `open_learner`
+    (`learner`), `open_text_tower` (`text_tower`), and `recognise` and `translate` of its authors'
+    files (`import_checkpoint`); one without them encodes, and nobody asks it for more.
     """
 
     def accepts(self, config: Mapping[str, Json]) -> bool:
@@ -40,7 +40,7 @@ class Family(Protocol):
 
 
 def load_family(name: str) -> Family:
-    """The family of this name.
+    """Import the model family of a name.
 
     Raises:
         UsageError: there is none.
@@ -82,5 +82,5 @@ def family_of(checkpoint: Checkpoint) -> str:
     raise CheckpointInvalid(
         f"{checkpoint.name} holds a model of type {seen!r}, which no model family knows",
         hint=f"families: {', '.join(FAMILIES.names())}; other encoders' vectors can be "
-        "brought in with `import_embeddings`",
+        "brought in with `import_embeddings()`",
     )

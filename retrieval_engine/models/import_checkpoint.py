@@ -1,10 +1,13 @@
 """Turns checkpoints of BLIP's and LAVIS's own code (.pth) into Hugging Face directories."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
+from retrieval_engine.models.family import FAMILIES, load_family
+from retrieval_engine.network import hub_is_reachable
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, PreTrainedConfig
@@ -13,11 +16,12 @@ if TYPE_CHECKING:
     from retrieval_engine.models.import_settings import Settings
     from retrieval_engine.models.import_shapes import Tensors
 
+DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 _POSITIONS = "vision_model.embeddings.position_embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImportReport:
+class ImportedCheckpoint:
     """What an import made. The same is in the directory's `vlre-import.json`.
 
     Attributes:
@@ -26,7 +30,7 @@ class ImportReport:
         source: name of the file.
         source_sha256: of its bytes.
         parameters: numbers in all tensors that were kept.
-        image_size: side of the model's pictures in pixels.
+        image_size: side of the model's images in pixels.
         stored_image_size: side that the position embedding in the file is for.
         vocabulary_size: rows of the word embeddings.
         temperature: `temp` of the contrastive loss, or None.
@@ -57,7 +61,7 @@ def import_checkpoint(
     vocab: Path | None = None,
     image_size: int | None = None,
     vision: Path | None = None,
-) -> ImportReport:
+) -> ImportedCheckpoint:
     """Turn an original .pth checkpoint into a directory that transformers and `vlre` load.
 
     Recognised by their keys: BLIP retrieval, captioning and pre-training, and LAVIS's BLIP-2
@@ -79,24 +83,23 @@ def import_checkpoint(
         CheckpointNotFound: the default vocabulary is not to be had.
         UsageError: an option contradicts the checkpoint, or `out` exists.
     """
-    from retrieval_engine.models import import_files as reading
+    from retrieval_engine.models import import_files as files
     from retrieval_engine.models import import_names as translation
     from retrieval_engine.models import import_settings as settings
-    from retrieval_engine.models import import_writing as writing
 
-    writing.check_free(out)
+    files.check_free(out)
     options = settings.read_settings(config)
-    tensors = reading.read_tensors(file)
-    found = _translate(tensors, reading.read_tensors(vision) if vision else None, options)
+    tensors = files.read_tensors(file)
+    found = _translate(tensors, files.read_tensors(vision) if vision else None, options)
     stored_image_size = found.config.vision_config.image_size
     found = _resize(found, image_size or options.top.get("image_size") or stored_image_size)
     translation.check(found)
     tokenizer, text = _fit_vocabulary(found, vocab)
-    report = ImportReport(
+    report = ImportedCheckpoint(
         kind=found.kind,
         models=[model.__name__ for model in found.models],
         source=file.name,
-        source_sha256=writing.sha256_of(file),
+        source_sha256=files.sha256_of(file),
         parameters=sum(tensor.numel() for tensor in found.tensors.values()),
         image_size=found.config.vision_config.image_size,
         stored_image_size=stored_image_size,
@@ -109,44 +112,98 @@ def import_checkpoint(
         },
         notes=found.notes,
     )
-    writing.write_directory(found, tokenizer, asdict(report), out)
+    files.write_directory(found, tokenizer, asdict(report), out)
     return report
 
 
 def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings") -> "Translation":
-    from retrieval_engine.models import import_kinds as kinds
-    from retrieval_engine.models import import_names as translation
-    from retrieval_engine.models.blip import translation as blip
-    from retrieval_engine.models.blip2 import translation as blip2
+    """The checkpoint as the first family has it that recognises its tensors' names."""
+    from retrieval_engine.models.import_names import unknown
 
-    kind = kinds.recognise(tensors)
-    if kind is translation.Kind.BLIP2_QFORMER:
-        whole = tensors if tower is None else blip2.add_vision(tensors, tower, options)
-        return blip2.translate(whole, options)
-    if tower is not None:
-        raise UsageError("--vision is for BLIP-2 checkpoints saved without their vision tower")
-    return blip.translate(tensors, kind, options)
+    parts = {name.split(".")[0] for name in tensors}
+    for name in FAMILIES.names():
+        family: Any = load_family(name)
+        if hasattr(family, "recognise") and (kind := family.recognise(parts)):
+            found: Translation = family.translate(tensors, kind, options, tower)
+            return found
+    raise unknown(parts)
 
 
 def _resize(found: "Translation", image_size: int) -> "Translation":
-    from retrieval_engine.models import import_positions as positions
+    from retrieval_engine.models import import_shapes as shapes
 
     vision = found.config.vision_config
-    side = positions.patches_of(image_size, vision.patch_size)
+    side = shapes.patches_of(image_size, vision.patch_size)
     old = found.tensors[_POSITIONS]
     vision.image_size = image_size
-    return replace(found, tensors={**found.tensors, _POSITIONS: positions.interpolate(old, side)})
+    return replace(found, tensors={**found.tensors, _POSITIONS: shapes.interpolate(old, side)})
 
 
 def _fit_vocabulary(
     found: "Translation", vocab: Path | None
 ) -> "tuple[BertTokenizer, PreTrainedConfig]":
     """The tokenizer, and the text side's config with its ids written in."""
-    from retrieval_engine.models import import_vocabulary as vocabulary
-
     text = getattr(found.config, "qformer_config", None) or found.config.text_config
-    tokenizer = vocabulary.build_tokenizer(vocab, text.vocab_size, found.special_tokens)
+    tokenizer = build_tokenizer(vocab, text.vocab_size, found.special_tokens)
     text.pad_token_id = tokenizer.pad_token_id
     text.bos_token_id = tokenizer.bos_token_id
     text.sep_token_id = text.eos_token_id = tokenizer.sep_token_id
     return tokenizer, text
+
+
+def build_tokenizer(
+    vocab: Path | None, rows: int, special_tokens: Sequence[str]
+) -> "BertTokenizer":
+    """BERT's uncased tokenizer with the authors' tokens at its end.
+
+    Trap: `BertTokenizer(vocab_file=...)` of transformers 5 silently ignores the file.
+
+    Args:
+        vocab: vocab.txt, one WordPiece a line; None for bert-base-uncased's, which BLIP and
+            LAVIS use.
+        rows: of the checkpoint's word embeddings: the vocabulary must be that large.
+        special_tokens: appended in order unless the file has them; the first is `bos_token`.
+
+    Raises:
+        UsageError: the file cannot be read.
+        CheckpointNotFound: none was given and bert-base-uncased's is not to be had.
+        CheckpointInvalid: the vocabulary has another size than the embeddings.
+    """
+    from transformers import BertTokenizer
+
+    file = vocab or _default_file()
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`vocab={str(file)!r}` cannot be read: {error}") from error
+    words = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+    tokens = [*words, *(token for token in special_tokens if token not in words)]
+    if len(tokens) != rows or len(set(tokens)) != rows:
+        added = " + ".join(token for token in special_tokens if token not in words)
+        raise CheckpointInvalid(
+            f"the checkpoint's word embeddings have {rows} rows; {file.name} has {len(words)} "
+            f"words ({len(set(tokens))} different ones with {added or 'none'} added)",
+            hint="give the vocab.txt the checkpoint was trained with: `vocab=FILE`",
+        )
+    tokenizer = BertTokenizer(vocab={t: n for n, t in enumerate(words)}, do_lower_case=True)
+    tokenizer.add_special_tokens({"bos_token": special_tokens[0]})
+    for token in special_tokens[1:]:
+        tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    return tokenizer
+
+
+def _default_file() -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            hf_hub_download(
+                DEFAULT_VOCABULARY, "vocab.txt", local_files_only=not hub_is_reachable()
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointNotFound(
+            f"no vocabulary: {DEFAULT_VOCABULARY} is not on this machine and the hub cannot be reached",
+            hint="give BERT's uncased vocabulary (30,522 lines): `vocab='vocab.txt'`",
+        ) from error

@@ -1,14 +1,31 @@
-"""Reads the tensors of an authors' .pth file. No code in the file ever runs."""
+"""Reads the tensors of an authors' .pth file, and writes them as a Hugging Face directory.
 
+No code in the file ever runs; the directory is there whole or not at all.
+"""
+
+import hashlib
+import json
+import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 
-from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.models.import_names import Translation
+from retrieval_engine.records import Json
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
+
+RECORD = "vlre-import.json"
 
 _TORN = (
     OSError,
@@ -82,3 +99,80 @@ def _check_sums(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         if torn := archive.testzip():
             raise zipfile.BadZipFile(f"{torn} does not agree with its checksum")
+
+
+def check_free(out: Path) -> None:
+    """Make sure that nothing is at the output path, or an empty directory.
+
+    Raises:
+        UsageError: something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            f"`out={str(out)!r}` exists", hint="choose another directory or remove it first"
+        )
+
+
+def write_directory(
+    translation: Translation, tokenizer: "BertTokenizer", record: Mapping[str, Json], out: Path
+) -> None:
+    """Write config.json, model.safetensors, tokenizer, preprocessor_config.json and the record.
+
+    All goes to a directory beside `out` that is renamed when it is whole.
+    """
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        translation.config.architectures = [model.__name__ for model in translation.models]
+        translation.config.dtype = "float32"
+        translation.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        weights = partial / "model.safetensors"
+        save_file(_separate(translation.tensors), weights, {"format": "pt"})
+        # safetensors leaves its files readable by their owner alone.
+        shutil.copymode(partial / "config.json", weights)
+        _write_json(partial / "preprocessor_config.json", _preprocessor(translation))
+        _write_json(partial / RECORD, record)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, contiguous, and none sharing its memory with another: safetensors' terms."""
+    separate, seen = {}, set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous()
+        storage = whole.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != whole.nbytes:
+            whole = whole.clone()
+        seen.add(storage.data_ptr())
+        separate[name] = whole
+    return separate
+
+
+def _preprocessor(translation: Translation) -> dict[str, Json]:
+    side = translation.config.vision_config.image_size
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # Pillow's number for bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(translation.mean),
+        "image_std": list(translation.std),
+    }
+
+
+def _write_json(file: Path, value: Mapping[str, Json]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,8 @@
-"""An authors' checkpoint in Hugging Face's names, and the check that nothing is amiss."""
+"""An authors' checkpoint: put in Hugging Face's names, and checked."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,23 +15,18 @@ if TYPE_CHECKING:
 Names = Sequence[tuple[str, str]]
 Rules = Mapping[str, str]
 _SHOWN = 20
-
-
-class Kind(StrEnum):
-    """The checkpoints that can be imported."""
-
-    BLIP_RETRIEVAL = "blip-retrieval"
-    BLIP_CAPTIONING = "blip-captioning"
-    BLIP_PRETRAINING = "blip-pretraining"
-    BLIP2_QFORMER = "blip2-qformer"
+_KNOWN = (
+    "known: BLIP retrieval (text_encoder, itm_head), captioning (text_decoder), pre-training "
+    "(both), and LAVIS's BLIP-2 Q-Former (Qformer.bert, itm_head)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """A checkpoint ready to be written.
+    """An authors' checkpoint in Hugging Face's names, ready to be written.
 
     Attributes:
-        kind: what it was recognised as.
+        kind: what it was recognised as, e.g. `blip-retrieval`.
         config: of the model, image size included.
         models: the transformers classes that load it.
         tensors: in Hugging Face's names.
@@ -45,7 +39,7 @@ class Translation:
         notes: what a reader of the import should know, one line each.
     """
 
-    kind: Kind
+    kind: str
     config: "PreTrainedConfig"
     models: "tuple[type[PreTrainedModel], ...]"
     tensors: Mapping[str, torch.Tensor]
@@ -56,6 +50,25 @@ class Translation:
     std: list[float]
     temperature: float | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def unknown(parts: set[str]) -> CheckpointInvalid:
+    """Why no family knows a checkpoint, by the first parts of its tensors' names."""
+    seems = ""
+    if {"vision_model", "qformer"} & parts:
+        seems = "is in Hugging Face's names already: put it beside its config.json"
+    elif {"opt_proj", "t5_proj", "llm_proj"} & parts:
+        seems = (
+            "is BLIP-2 with a language model: use the hub's Salesforce/blip2-opt-2.7b and others"
+        )
+    elif "cls_head" in parts:
+        seems = "is BLIP for NLVR2, which has nothing to retrieve with"
+    elif {"text_encoder", "text_decoder"} <= parts:
+        seems = "is BLIP for question answering, which has nothing to retrieve with"
+    first = ", ".join(sorted(parts)[:12]) + (" …" if len(parts) > 12 else "")
+    return CheckpointInvalid(
+        f"the checkpoint {seems}" if seems else f"unknown checkpoint: keys {first}", hint=_KNOWN
+    )
 
 
 def rename(name: str, names: Names) -> str:

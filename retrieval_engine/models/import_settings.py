@@ -1,6 +1,6 @@
 """What the tensors' shapes cannot tell: heads, eps, activation, image normalisation.
 
-Defaults are those of the published checkpoints; `--config` overrides them with a JSON file of
+Defaults are those of the published checkpoints; `config` overrides them with a JSON file of
 
     {"image_size": 384, "image_mean": [...], "image_std": [...],
      "vit": {"num_heads": 12, "layer_norm_eps": 1e-06, ...},        # the vision tower
@@ -26,7 +26,7 @@ _PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1408: 16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The values of `--config`, by section; empty where it says nothing.
+    """The values of `config`, by section; empty where it says nothing.
 
     Attributes:
         vit: fields of the vision tower, in timm's names.
@@ -71,7 +71,7 @@ class Settings:
         """
         said = getattr(self, section)
         wrong = [
-            f"{section}.{name} is {value} in the tensors and {said[name]} in --config"
+            f"{section}.{name} is {value} in the tensors and {said[name]} in `config`"
             for name, value in read.items()
             if name in said and said[name] != value
         ]
@@ -92,19 +92,21 @@ def read_settings(file: Path | None) -> Settings:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--config {file} cannot be read: {error}") from error
+        raise UsageError(f"`config={str(file)!r}` cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"--config {file} is not a JSON object")
+        raise UsageError(f"`config={str(file)!r}` is not a JSON object")
     if "num_attention_heads" in value:  # BLIP's med_config.json
         return Settings(text=value)
     text = value.get("med_config", value.get("qformer", {}))
     vit = value.get("vit", {})
     vit = {} if vit in ("base", "large") else vit  # as BLIP's yaml files have it: shapes tell
     if not isinstance(text, dict) or not isinstance(vit, dict):
-        raise UsageError(f"--config {file}: 'vit', 'med_config' and 'qformer' must be objects")
+        raise UsageError(
+            f"`config={str(file)!r}`: 'vit', 'med_config' and 'qformer' must be objects"
+        )
     if not {"vit", "med_config", "qformer", "image_size", "ln_vision_eps"} & set(value):
         raise UsageError(
-            f"--config {file} has none of: image_size, vit, med_config, qformer",
+            f"`config={str(file)!r}` has none of: image_size, vit, med_config, qformer",
             hint='e.g. {"image_size": 384, "vit": {"num_heads": 12}}',
         )
     top = {k: v for k, v in value.items() if not isinstance(v, dict)}
@@ -117,7 +119,7 @@ def _heads(given: Any, width: int, side: str, field_name: str) -> int:
         raise CheckpointInvalid(
             f"the {side} is {width} wide, as in no published checkpoint, and its number of "
             "attention heads is not in the tensors",
-            hint=f"say {field_name} in a JSON file and pass it with --config",
+            hint=f"say {field_name} in a JSON file and pass it as `config`",
         )
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise CheckpointInvalid(f"{field_name} is {heads!r}, which does not divide {width}")

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class Task(StrEnum):
-    """What a model is fine-tuned for."""
+    """Task that a model is fine-tuned for."""
 
     RETRIEVAL = "retrieval"
     CAPTION = "caption"
 
 
 class Learner(Protocol):
-    """A model in training.
+    """A model as fine-tuning drives it.
 
     Attributes:
         model: the modules, by the checkpoint's names.
-        preprocessor: for pictures, with a tower.
+        preprocessor: for images, with a tower.
         vision: digest of the weights of the vision tower whose states it reads.
         frozen: parameters (by the start of their names) that full fine-tuning leaves alone.
         targets: name of the preset of modules that adapters go to by default.
@@ -102,8 +102,8 @@ class CaptionLearner(Learner, Protocol):
     def logits(self, seen: Any, ids: "Tensor", mask: "Tensor") -> "Tensor":
         """(i, n, l) ids and mask of n texts per image -> (i, n, l, v) logits of each next token."""
 
-    def words(self, ids: Sequence[int]) -> str:
-        """The text after the given beginning."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens that were written after the prompt."""
 
     @property
     def end_id(self) -> int:
@@ -118,7 +118,7 @@ def open_learner(
     dtype: "torch.dtype",
     quantize: str = "",
 ) -> Learner:
-    """Load what a task trains.
+    """Load the modules of a checkpoint that a task trains.
 
     Args:
         checkpoint: where the files are.

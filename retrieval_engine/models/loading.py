@@ -109,7 +109,7 @@ def _quantization(name: str, dtype: Any) -> dict[str, object]:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtra("bitsandbytes", "quant")
     if not torch.cuda.is_available():
-        raise UsageError(f"{name} weights need a CUDA device", hint="train without --quantize")
+        raise UsageError(f"{name} weights need a CUDA device", hint="train without `quantize`")
     config = BitsAndBytesConfig(
         load_in_8bit=name == "8bit",
         load_in_4bit=name == "4bit",

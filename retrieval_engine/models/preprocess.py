@@ -1,12 +1,13 @@
-"""Pictures to pixels, exactly as BLIP does it, without torch.
+"""Images to pixels, exactly as BLIP does it, without torch.
 
-Trap: BLIP and BLIP-2 squash the picture to a square (the aspect ratio is not kept) with Pillow's
+Trap: BLIP and BLIP-2 squash the image to a square (the aspect ratio is not kept) with Pillow's
 antialiased bicubic filter. The same resize through torch or OpenCV moves cosines by up to .03.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,28 +20,54 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePreprocessor:
-    """Resizes a decoded picture; the normalisation is left to the device that runs the model.
+class ImagePreprocessor(Protocol):
+    """Makes of a decoded image the pixels that a tower reads; light, picklable, without torch.
 
-    Attributes:
-        image_size: side of the square in pixels.
-        mean: of each channel, on the scale 0-1.
-        std: of each channel, on the scale 0-1.
+    The normalisation is left to the device that runs the model.
     """
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square in pixels."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of each channel, on the scale 0-1."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of each channel, on the scale 0-1."""
+
+    @property
+    def name(self) -> str:
+        """Name and version for the fingerprint: all that decides the normalised pixels."""
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(image_size, image_size, 3) pixels of an RGB image of any size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashToSquare:
+    """BLIP's and BLIP-2's: the whole image, squashed to a square; see `ImagePreprocessor`."""
 
     image_size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    draft: bool = False
+
+    @property
+    def least_side(self) -> int:
+        """What `decode` takes: pixels below which no side may fall; 0 decodes every pixel."""
+        return self.image_size if self.draft else 0
 
     @property
     def name(self) -> str:
         """Name and version for the fingerprint: all that decides the normalised pixels."""
         numbers = ",".join(f"{v:g}" for v in (*self.mean, *self.std))
-        return f"{VERSION}({numbers})"
+        return f"{VERSION}({numbers})" + ("+draft" if self.draft else "")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """A picture as the model reads it.
+        """An image as the model reads it.
 
         Args:
             image: RGB, any size.
@@ -59,7 +86,7 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
 
     Args:
         checkpoint: directory that may hold preprocessor_config.json or processor_config.json.
-        image_size: side of the model's pictures; it decides, not the size in those files.
+        image_size: side of the model's images; it decides, not the size in those files.
 
     Raises:
         CheckpointInvalid: the normalisation is not three positive numbers each.
@@ -81,4 +108,4 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
         raise CheckpointInvalid(
             f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
         )
-    return ImagePreprocessor(image_size=image_size, mean=m, std=s)
+    return SquashToSquare(image_size=image_size, mean=m, std=s)

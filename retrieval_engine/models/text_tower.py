@@ -1,4 +1,4 @@
-"""The text side of a checkpoint alone, for questions in tower.
+"""The text side of a checkpoint alone, for questions in words.
 
 A search reads one sentence. Building the whole model for it means importing transformers, which
 takes longer than everything else together. A family whose text tower is short enough has in its
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_name
-from retrieval_engine.models.checkpoint import resolve
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.family import load_family
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -33,7 +33,10 @@ class TextTower(Protocol):
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
-    default_batch_size: int
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call of `encode_images` that suit the device."""
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """See `Encoder.features`; those of images too."""
@@ -43,7 +46,7 @@ class TextTower(Protocol):
 
 
 class TextTowerFirst:
-    """An encoder whose text side is open; the whole model is built when pictures come.
+    """An encoder whose text side is open; the whole model is built when images come.
 
     Args:
         tower: the text side.
@@ -71,7 +74,7 @@ class TextTowerFirst:
         return self._whole.matcher()
 
 
-def reopen_for_words(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
+def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
     """The encoder that a store or an index was made with, ready for sentences soon.
 
     Args:

@@ -42,12 +42,12 @@ small { color: var(--soft); overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One query and its hits.
+    """One query of a contact sheet, and its hits.
 
     Attributes:
         title: the words asked for, or what else to call the query.
         hits: best first.
-        image: bytes of the picture asked with, if it was one.
+        image: bytes of the image asked with, if it was one.
     """
 
     title: str
@@ -56,9 +56,9 @@ class Section:
 
 
 def render(sections: Sequence[Section]) -> str:
-    """A self-contained HTML page: each query with the pictures found, best first.
+    """A self-contained HTML page: each query with the images found, best first.
 
-    A picture that cannot be read is a grey tile with the reason. All text is escaped.
+    An image that cannot be read is a grey tile with the reason. All text is escaped.
     """
     title = sections[0].title if len(sections) == 1 else f"{len(sections)} searches"
     body = "\n".join(_section(section) for section in sections)
@@ -72,7 +72,7 @@ def render(sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     asked = ""
     if section.image is not None:
-        asked = _picture(section.image, "the picture asked with")
+        asked = _image_tag(section.image, "the image asked with")
     count = f"{len(section.hits)} hits" if section.hits else "nothing found"
     tiles = "\n".join(_tile(hit) for hit in section.hits)
     return f"""<section>
@@ -85,16 +85,16 @@ def _section(section: Section) -> str:
 
 def _tile(hit: Hit) -> str:
     try:
-        picture = _picture(read_bytes(hit.uri), hit.sentence or hit.name)
+        tag = _image_tag(read_bytes(hit.uri), hit.sentence or hit.name)
     except SourceError as error:
-        picture = _missing(error)
-    return f"""<li>{picture}<div class="text">
+        tag = _missing(error)
+    return f"""<li>{tag}<div class="text">
 <div class="score"><b>{hit.rank}</b><span class="soft">{hit.score:.3f}</span></div>
 <p>{escape(hit.sentence)}</p>
 <small title="{escape(hit.uri)}">{escape(hit.name)}</small></div></li>"""
 
 
-def _picture(data: bytes, alt: str) -> str:
+def _image_tag(data: bytes, alt: str) -> str:
     try:
         image = decode(data)
     except SourceError as error:

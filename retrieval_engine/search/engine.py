@@ -1,6 +1,6 @@
-"""Words or a picture in, ranked pictures or captions out.
+"""Words or an image in, ranked images or captions out.
 
-    query ──► encoder (or the store, for a picture it knows) ──► index or exact search ──► hits
+    query ──► encoder (or the store, for an image it knows) ──► index or exact search ──► hits
 
 Each step is a method, so that what comes later (re-ranking, filters) goes between two of them.
 """
@@ -28,8 +28,7 @@ from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.hits import Hit, hit_of
-from retrieval_engine.search.pairing import check_pair
-from retrieval_engine.search.query_encoder import check_head, open_query_encoder
+from retrieval_engine.search.pairing import check_head, check_pair, open_query_encoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
@@ -46,7 +45,7 @@ class SearchEngine:
 
     Args:
         store: where features are; None when the index alone is at hand, which answers words and
-            pictures with pictures.
+            images with images.
         index: an index over the store, or the path of one; None compares with every image.
         encoder: turns queries into vectors. By default the checkpoint that the store names is
             opened, in the store's dtype, when it is first needed.
@@ -148,7 +147,7 @@ class SearchEngine:
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
         if rerank and rerank < k:
-            raise UsageError(f"--rerank is {rerank}; it must be at least -k, which is {k}")
+            raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
         scores, items = self.index.search(self.encode_texts(texts), max(k, rerank))
         if rerank:
             scores, items = rerank_images(
@@ -165,7 +164,7 @@ class SearchEngine:
     def search_image(
         self, image: bytes | str | Path, k: int = 10, captions: bool = False
     ) -> list[Hit]:
-        """The k images most like a picture, or the k captions that fit it best.
+        """The k images most like an image, or the k captions that fit it best.
 
         With several vectors an image (BLIP-2) the candidates of each of the query's vectors are
         ranked by late interaction, which reads them from the store.
@@ -176,7 +175,7 @@ class SearchEngine:
             captions: search the store's captions, exactly, instead of its images.
 
         Raises:
-            SourceError: the picture cannot be read or decoded.
+            SourceError: the image cannot be read or decoded.
             FeatureMissing: captions are wanted and the store has no features of any.
             UsageError: k is below 1, or a store is needed and there is none: for captions, and
                 for several vectors an image.
@@ -188,7 +187,7 @@ class SearchEngine:
         if len(query) == 1:
             scores, items = self.index.search(query, k)
             return self.hits(scores[0], items[0])
-        store = self._needed_store("searching like pictures with several vectors each")
+        store = self._needed_store("searching like images with several vectors each")
         scores, items = self.index.search(query, max(4 * k, 64))
         _, candidates = merge_queries(scores, items, scores.size)
         rows = self.catalog.image_rows(store, candidates)
@@ -215,15 +214,16 @@ class SearchEngine:
         return np.concatenate(vectors)[:, 0].astype(np.float32)  # (n, 1, d) -> (n, d)
 
     def encode_image(self, image: bytes | str | Path) -> NDArray[np.float32]:
-        """(q, d) float32 vectors of a picture; from the store, when it knows these very bytes."""
+        """(q, d) float32 vectors of an image; from the store, when it knows these very bytes."""
         data = image if isinstance(image, bytes) else read_bytes(str(image))
         known = self._stored(data)
         if known is not None:
             return known
         try:
-            pixels = self.encoder.preprocessor.pixels(decode(data))
+            look = self.encoder.preprocessor
+            pixels = look.pixels(decode(data, least_side=look.least_side))
         except DecodeError as error:
-            what = "the query picture" if isinstance(image, bytes) else str(image)
+            what = "the query image" if isinstance(image, bytes) else str(image)
             raise DecodeError(f"{what}: {error.message}") from error
         features = self.encoder.encode_images(pixels[None], [self.feature])
         vectors: NDArray[np.float32] = features[self.feature][0].astype(np.float32)
@@ -249,9 +249,9 @@ class SearchEngine:
         ]
 
     @cached_property
-    def _captions(self) -> "_Captions":
+    def _captions(self) -> "_CaptionIndex":
         store = self._needed_store("searching captions")
-        return _Captions(store.gallery(self.split), self.feature)
+        return _CaptionIndex(store.gallery(self.split), self.feature)
 
     def _needed_store(self, what: str) -> Store:
         if self.store is None:
@@ -261,10 +261,10 @@ class SearchEngine:
     @staticmethod
     def _check_k(k: int) -> None:
         if k < 1:
-            raise UsageError(f"k is {k}; it must be at least 1")
+            raise UsageError(f"`k` is {k}; it must be at least 1")
 
 
-class _Captions:
+class _CaptionIndex:
     """The captions of a gallery that have features, searched exactly."""
 
     def __init__(self, gallery: Gallery, feature: str) -> None:

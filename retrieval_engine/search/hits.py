@@ -44,7 +44,7 @@ class Hit:
         return next(iter(self.captions), "") if self.caption is None else self.caption
 
     def to_json(self) -> dict[str, Json]:
-        """The hit in the form of `vlre search --json`."""
+        """The hit as one JSON object."""
         value: dict[str, Json] = {
             "rank": self.rank,
             "score": round(self.score, 6),

@@ -1,11 +1,17 @@
-"""Whether an index and a store belong together, and how far apart they have grown."""
+"""Which store, index and encoder belong together, and how far apart they have grown."""
 
-from retrieval_engine.errors import FingerprintMismatch, IndexFailure
-from retrieval_engine.index import SavedIndex
+from retrieval_engine.encoding.projected import ProjectedStore
+from retrieval_engine.errors import FingerprintMismatch, IndexFailure, UsageError
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.index import Index, SavedIndex
 from retrieval_engine.index.build_record import contents_of
 from retrieval_engine.index.catalog import SavedCatalog
+from retrieval_engine.models import Encoder
+from retrieval_engine.models.text_tower import reopen_for_texts
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
+
+IMPORTED = "external"
 
 
 def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tuple[str, ...]:
@@ -25,7 +31,7 @@ def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tup
         raise IndexFailure(
             f"{index.path} holds {f'split {held!r}' if held else 'all items'}, "
             f"not {f'split {split!r}' if split else 'all items'}",
-            hint=f"build one with `vlre index --index OUT{f' --split {split}' if split else ''}`",
+            hint=f"build one with `build_index(out=OUT{f', split={split!r}' if split else ''})`",
         )
     if store is None:
         return ()
@@ -40,12 +46,12 @@ def _check_encoder(index: SavedIndex, store: Store) -> None:
     # Not the encoder's fingerprint: one whose text side alone has changed keeps its images.
     if feature is not None and feature.fingerprint == index.manifest.feature_fingerprint:
         return
-    again = f"build it again with `vlre index --store {store.path} --index {index.path}`"
+    again = f"build it again with {_build(store, index)}"
     if index.manifest.fingerprint == store.fingerprint:
         raise IndexFailure(
             f"{index.path} holds other {index.manifest.feature} vectors than {store.path} does: "
             "one of the two is seen through a head, or through another one",
-            hint=f"search with the --head that it was built with, or {again}",
+            hint=f"search with the `head` that it was built with, or {again}",
         )
     raise FingerprintMismatch(
         f"index {index.path}",
@@ -62,12 +68,58 @@ def _differences(index: SavedIndex, store: Store, split: str | None) -> tuple[st
         raise IndexFailure(
             f"{index.path} was built from {index.manifest.store} and holds none of the items of "
             f"{store.path}",
-            hint=f"build one with `vlre index --store {store.path} --index OUT`",
+            hint=f"build one with `build_index(store={str(store.path)!r}, out=OUT)`",
         )
-    again = f"`vlre index --store {store.path} --index {index.path}` brings it up to date"
+    again = f"{_build(store, index)} brings it up to date"
     notes = []
     if newer := len(now - then):
         notes.append(f"{newer:,} items are newer than {index.path} and not found by it; {again}")
     if gone := len(then - now):
         notes.append(f"{gone:,} items of {index.path} are no longer in {store.path}; {again}")
     return tuple(notes)
+
+
+def _build(store: Store, index: SavedIndex) -> str:
+    return f"`build_index(store={str(store.path)!r}, out={str(index.path)!r})`"
+
+
+def open_query_encoder(
+    spec: EncoderSpec, store: Store | None, *, device: str, model: str = ""
+) -> Encoder:
+    """The encoder that a spec names, seen through the store's head if it has one.
+
+    Raises:
+        UsageError: the vectors were imported, so that no encoder is at hand.
+        EncoderError: it cannot be loaded.
+    """
+    if spec.family == IMPORTED:
+        raise UsageError(
+            f"the vectors of {spec.checkpoint!r} were imported: words and images cannot be "
+            "encoded here",
+            hint="encode the query where the vectors come from, and search with those `vectors`",
+        )
+    encoder = reopen_for_texts(spec, device=device, model=model)
+    if not isinstance(store, ProjectedStore):
+        return encoder
+    from retrieval_engine.heads import HeadedEncoder
+
+    return HeadedEncoder(encoder, store.saved)
+
+
+def check_head(encoder: Encoder, store: Store | None, index: Index, feature: str) -> None:
+    """Refuse an encoder whose vectors pass through another head than those that are searched.
+
+    Raises:
+        IndexFailure: the two sides would lie in different spaces.
+    """
+    emitted = encoder.features(Modality.IMAGES).get(feature)
+    if isinstance(index, SavedIndex):
+        held: str | None = index.manifest.feature_fingerprint
+    else:
+        form = store.features(Modality.IMAGES).get(feature) if store else None
+        held = form.fingerprint if form else None
+    if emitted is not None and held is not None and emitted.fingerprint != held:
+        raise IndexFailure(
+            f"what is searched holds other {feature} vectors than {encoder.spec.checkpoint} emits",
+            hint="an index built with `head=DIR` is searched with its store and the same `head`",
+        )

@@ -1,7 +1,7 @@
 """The nearest images of a query put in the cross-encoder's order: ITM + ITC.
 
 Only the text side runs for each candidate. Image states come from the store where it keeps
-`tokens`; else the candidates' pictures are read and encoded, each once for all queries.
+`tokens`; else the candidates' images are read and encoded, each once for all queries.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def rerank_images(
         scores: (q, k) float32 ITC scores of the candidates.
         items: (q, k) item numbers, -1 where there are fewer.
         store: where image states may be.
-        catalog: tells where an item's picture is.
+        catalog: tells where an item's image is.
         encoder: of the queries; its family must have a cross-encoder.
 
     Returns:
@@ -40,7 +40,7 @@ def rerank_images(
 
     Raises:
         UsageError: the checkpoint has no matching head.
-        SourceError: a picture whose states are not stored cannot be read.
+        SourceError: an image whose states are not stored cannot be read.
     """
     found = items >= 0
     wanted, number = np.unique(items[found], return_inverse=True)

@@ -6,6 +6,8 @@ A source is named `kind:argument[?key=value&…]`; the kind is a file in `kinds/
     def read_bytes(uri: str) -> bytes        # only where a uri is not a plain file path
 """
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +16,11 @@ from urllib.parse import unquote
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.plugins import Plugins
 from retrieval_engine.records import Item
+from retrieval_engine.sources.reading import read_whole
 
 KINDS = Plugins(package="retrieval_engine.sources.kinds", noun="source", group="vlre.sources")
+_OPTIONS = re.compile(r"(?:[A-Za-z][\w-]*(?:=|&|$))|$")
+_FILE_KINDS = ((".parquet", "parquet"), (".tar", "webdataset"))
 
 
 class Source(Protocol):
@@ -47,30 +52,68 @@ def open_source(spec: str) -> Source:
     """The source with this name.
 
     Args:
-        spec: `kind:argument[?key=value&…]`, e.g. `scenes:1000?seed=7`. A path of an existing
-            directory alone means `folder:PATH`.
+        spec: `kind:argument[?key=value&…]`, e.g. `scenes:1000?seed=7`. The path of an existing
+            directory alone means `folder:PATH`, also where it looks like another source's name.
 
     Raises:
         UsageError: no such kind, or a malformed or unknown option.
         SourceError: the data is not there.
     """
+    argument, query = _argument(spec)
     kind, colon, rest = spec.partition(":")
-    if not colon or kind not in KINDS.names():
-        if Path(spec).is_dir():
-            kind, rest = "folder", spec
-        elif not colon:
-            known = ", ".join(KINDS.names())
-            raise UsageError(
-                f"{spec!r} is neither a directory nor a source",
-                hint=f"name a source as kind:argument; kinds: {known}",
-            )
-    argument, _, query = rest.partition("?")
+    if Path(argument).expanduser().is_dir():
+        kind = "folder"
+    elif colon and kind in KINDS.names():
+        argument, query = _argument(rest)
+    elif Path(argument).expanduser().is_file():
+        raise UsageError(
+            f"{argument} is a file", hint=f"name it as a source: {_kind_of(argument)}:{spec}"
+        )
+    elif not colon:
+        known = ", ".join(KINDS.names())
+        raise UsageError(
+            f"{spec!r} is neither a directory nor a source",
+            hint=f"name a source as kind:argument; kinds: {known}",
+        )
     # not `parse_qsl`: it would read the `+` of a path as a blank
     pairs = [part.partition("=") for part in query.split("&") if part]
     module = KINDS.load(kind)
     options = {key: unquote(value) for key, _, value in pairs}
     source: Source = module.open_source(argument, options)
     return source
+
+
+def _argument(rest: str) -> tuple[str, str]:
+    """The argument and the options of a source's name; the argument may hold `?` itself.
+
+    The longest part before a `?` that exists is the argument, also when it is percent-coded; else
+    options begin at the first `?` after which they can, so that `shard-?.tar` is a pattern.
+    """
+    marks = [at for at, mark in enumerate(rest) if mark == "?"]
+    for at in [len(rest), *reversed(marks)]:
+        for path in dict.fromkeys((rest[:at], unquote(rest[:at]))):
+            if path and os.path.lexists(os.path.expanduser(path)):
+                return path, rest[at + 1 :]
+    for at in marks:
+        if _OPTIONS.match(rest[at + 1 :]):
+            return rest[:at], rest[at + 1 :]
+    return rest, ""
+
+
+def _kind_of(path: str) -> str:
+    name = path.lower().removesuffix(".gz")
+    return next((kind for ending, kind in _FILE_KINDS if name.endswith(ending)), "captions")
+
+
+def read_item(item: Item) -> bytes:
+    """The bytes of an item's image.
+
+    Raises:
+        SourceError: the item was found to be unusable, or its bytes cannot be had.
+    """
+    if item.fault:
+        raise SourceError(item.fault)
+    return read_bytes(item.uri)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -85,9 +128,8 @@ def read_bytes(uri: str) -> bytes:
     kind, colon, _ = uri.partition(":")
     if colon and kind in KINDS.names():
         module = KINDS.load(kind)
+        if not hasattr(module, "read_bytes"):
+            raise SourceError(f"{uri} names a source, not a picture", hint="name one file of it")
         data: bytes = module.read_bytes(uri)
         return data
-    try:
-        return Path(uri).read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {uri}: {error.strerror}") from error
+    return read_whole(uri)

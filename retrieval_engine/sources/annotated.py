@@ -1,16 +1,16 @@
 """Items from an annotation and a folder of images, shared by all sources of that form."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
-from retrieval_engine.sources.caption_files import Record
-from retrieval_engine.sources.source_name import of_split
+from retrieval_engine.sources.annotation import Record, composed
+from retrieval_engine.sources.cleaning import passed
 
 _SHOWN = 10
 
@@ -43,6 +43,7 @@ def merge(records: Sequence[Record], *, item_id: str = "") -> Item:
         captions=tuple(Caption(id=f"{name}#{n}", text=text) for n, text in captions.items()),
         split=split_of(records, name),
         meta=meta,
+        fault=next((record.fault for record in records if record.fault), ""),
     )
 
 
@@ -67,29 +68,61 @@ def split_of(records: Iterable[Record], name: str, known: str = "") -> str:
 
 
 class ImageFolder:
-    """Finds images under a folder; each directory is listed once, nothing is opened."""
+    """Finds images under a folder; each directory is listed once, nothing is opened.
+
+    A name that is not there is looked for in its other Unicode form: macOS takes names apart
+    (`e` and an accent, NFD), most annotations put them together (`é`, NFC).
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, Mapping[str, str]] = {}
 
     def find(self, files: Iterable[str]) -> str | None:
         """The first of these names that is there, as an absolute path."""
+        files = tuple(files)
         for file in files:
-            path = os.path.normpath(os.path.join(self.root, file))
-            directory, name = os.path.split(path)
-            if directory not in self._names:
-                self._names[directory] = _listing(directory)
-            if name in self._names[directory]:
-                return path
-        return None
+            exact = os.path.normpath(os.path.join(self.root, file))
+            directory, name = os.path.split(exact)
+            if self._listed(directory).get(name) == name:
+                return exact
+        return next((path for file in files if (path := self._composed(file))), None)
+
+    def _composed(self, file: str) -> str | None:
+        path = str(self.root)
+        for part in file.split("/"):
+            names = self._listed(path)
+            found = names.get(part) or names.get(composed(part))
+            if found is None:
+                return None
+            path = os.path.join(path, found)
+        return path
+
+    def _listed(self, directory: str) -> Mapping[str, str]:
+        """The names in a directory, by themselves and by their composed form."""
+        if directory not in self._names:
+            names = _listing(directory)
+            self._names[directory] = {composed(n): n for n in names} | {n: n for n in names}
+        return self._names[directory]
 
 
-def _listing(directory: str) -> frozenset[str]:
+def _listing(directory: str) -> Sequence[str]:
     try:
-        return frozenset(os.listdir(directory))
+        return sorted(os.listdir(directory))
+    except (OSError, ValueError):  # ValueError: a zero character in a name
+        return ()
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Length of a file and its time in nanoseconds; -1 and -1 where it is gone or leads nowhere.
+
+    Its item then fails where its bytes are read, and no other does.
+    """
+    try:
+        state = os.stat(path)
     except OSError:
-        return frozenset()
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 class _Glance(NamedTuple):
@@ -163,22 +196,20 @@ class AnnotatedImages:
             SourceError: images are missing and that is not allowed, or none is there.
         """
         self._look()
-        return of_split(self._located(), self._split, self.name)
+        return passed(self._located(), self, self._split)
 
     def _located(self) -> Iterator[Item]:
         for files, item in self._merged():
             path = self._images.find(files)
             if path is None:
                 continue
-            state = os.stat(path)
-            yield Item(
-                id=item.id,
+            size_bytes, mtime_ns = size_and_time(path)
+            yield replace(
+                item,
                 uri=path,
                 captions=item.captions[: self._captions or None],
-                split=item.split,
-                size_bytes=state.st_size,
-                mtime_ns=state.st_mtime_ns,
-                meta=item.meta,
+                size_bytes=size_bytes,
+                mtime_ns=mtime_ns,
             )
 
     def _merged(self) -> Iterator[tuple[tuple[str, ...], Item]]:
@@ -243,8 +274,8 @@ class AnnotatedImages:
         if not survey.found:
             raise SourceError(
                 f"none of {absent:,} images is in {root}: {names}",
-                hint="say where they are with ?images=DIR",
+                hint="say where they are with `?images=DIR`",
             )
         if not self._allow_missing:
-            raise SourceError(line, hint="go on without them with --allow-missing")
+            raise SourceError(line, hint="go on without them with `allow_missing`")
         self.notes.append(line)

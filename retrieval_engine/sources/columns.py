@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from retrieval_engine.errors import SourceError
-from retrieval_engine.sources.caption_files import CAPTION_KEYS
+from retrieval_engine.sources.annotation import CAPTION_KEYS, key_of
 from retrieval_engine.sources.source_name import Options
 
 _IDS = ("filename", "file_name", "image_name", "image_id", "img_id", "id", "key", "__key__")
+BY_ROW = "row"
+"""The value of `id` that asks for file and row, where no column is called so."""
 _NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|raw)s?_?\d+")
 
 
@@ -20,6 +22,7 @@ class Columns:
     Attributes:
         image: the picture's bytes, binary or a struct of `bytes` and `path`.
         has_path: it is a struct with a path, which can stand for an id.
+        by_row: file and row are to stand for the id, whatever path there is.
         id: empty where the table has none.
         captions: text or lists of text.
         split: empty where there is none.
@@ -28,6 +31,7 @@ class Columns:
 
     image: str
     has_path: bool
+    by_row: bool
     id: str
     captions: tuple[str, ...]
     split: str
@@ -46,7 +50,8 @@ def choose_columns(schema: pa.Schema, given: Options, where: str) -> Columns:
 
     Args:
         schema: the table's.
-        given: `image`, `caption` (names with commas, or `none`) and `id` override the choice.
+        given: `image`, `caption` (names with commas, or `none`) and `id` (a column,
+            or `row`) override the choice.
         where: the file, for messages.
 
     Raises:
@@ -57,15 +62,17 @@ def choose_columns(schema: pa.Schema, given: Options, where: str) -> Columns:
     if image not in schema.names or not _holds_bytes(schema.field(image).type):
         raise SourceError(
             f"{where} has no column of picture bytes{f' {image!r}' if image else ''}; {there}",
-            hint="name it with ?image=COLUMN: binary, or a struct with a field `bytes`",
+            hint="name it with `?image=COLUMN`: binary, or a struct with a field `bytes`",
         )
     captions = _caption_columns(schema, given.text("caption"))
     if not captions and given.text("caption") != "none":
         raise SourceError(
             f"{where} has no column of captions; {there}",
-            hint="name it with ?caption=COLUMN, or say ?caption=none to go without",
+            hint="name it with `?caption=COLUMN`, or say `?caption=none` to go without",
         )
     identity = given.text("id") or next((name for name in _IDS if name in schema.names), "")
+    by_row = identity == BY_ROW and BY_ROW not in schema.names
+    identity = "" if by_row else identity
     for name in (*captions, *([identity] if identity else [])):
         if name not in schema.names:
             raise SourceError(f"{where} has no column {name!r}; {there}")
@@ -74,6 +81,7 @@ def choose_columns(schema: pa.Schema, given: Options, where: str) -> Columns:
     return Columns(
         image=image,
         has_path=_has_path(schema.field(image).type),
+        by_row=by_row,
         id=identity,
         captions=captions,
         split=split,
@@ -85,17 +93,58 @@ def _caption_columns(schema: pa.Schema, asked: str) -> tuple[str, ...]:
     if asked:
         return () if asked == "none" else tuple(name.strip() for name in asked.split(","))
     texts = {f.name: f for f in schema if _is_text(f.type) or _is_text_list(f.type)}
-    named = next((key for key in CAPTION_KEYS if key in texts), "")
+    by_key = {key_of(name): name for name in reversed(texts)}
+    named = next((by_key[key] for key in CAPTION_KEYS if key in by_key), "")
     if named:
         return (named,)
     return tuple(name for name in texts if _NUMBERED_CAPTION.fullmatch(name.lower()))
+
+
+def same_form(first: pa.Schema, other: pa.Schema) -> bool:
+    """Whether two files have the same columns, whatever the width and coding of their values."""
+
+    def form(schema: pa.Schema) -> dict[str, str]:
+        return {field.name: _form(field.type) for field in schema}
+
+    return form(first) == form(other)
+
+
+def _form(kind: pa.DataType) -> str:
+    kind = plain_type(kind)
+    for name, holds in (
+        ("text", _is_text),
+        ("bytes", _is_bytes),
+        ("integer", pa.types.is_integer),
+        ("floating", pa.types.is_floating),
+    ):
+        if holds(kind):
+            return name
+    if _is_list(kind):
+        return f"list of {_form(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        return str(sorted((field.name, _form(field.type)) for field in kind.fields))
+    return str(kind)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values themselves, where a dictionary codes them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_bytes(kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return _is_bytes(plain_type(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
 
 
 def _has_path(kind: pa.DataType) -> bool:
@@ -104,14 +153,23 @@ def _has_path(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    kind = plain_type(kind)
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _is_text_list(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return is_list and _is_text(kind.value_type)
+    return _is_list(kind) and _is_text(kind.value_type)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
+    kind = plain_type(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
     return bool(number or _is_text(kind))

@@ -5,14 +5,14 @@ holds the whole of it as Python objects: 1.1 GB for dataset_coco.json of 144 MB.
 """
 
 import json
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
-from retrieval_engine.sources.caption_files import open_text
+from retrieval_engine.sources.reading import MAX_TEXT, UNREADABLE, open_text
 
 _CHUNK = 1 << 20
 _BLANK = " \t\r\n"
@@ -28,7 +28,7 @@ def is_list(path: Path) -> bool:
     try:
         with open_text(path) as stream:
             return stream.read(4096).lstrip(_BLANK).startswith("[")
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise SourceError(f"cannot read {path}: {error}") from error
 
 
@@ -43,11 +43,26 @@ def elements(path: Path, key: str = "") -> Iterator[Json]:
     Raises:
         SourceError: the file cannot be read, is no JSON, or has no such list.
     """
+    with _scanner(path) as scanner:
+        yield from scanner.elements() if not key else scanner.elements_of(key)
+
+
+def pairs(path: Path) -> Iterator[tuple[str, Json]]:
+    """The keys and values of the outermost object of a JSON file, in order.
+
+    Raises:
+        SourceError: the file cannot be read, is no JSON, or no object.
+    """
+    with _scanner(path) as scanner:
+        yield from scanner.pairs()
+
+
+@contextmanager
+def _scanner(path: Path) -> Iterator["_Scanner"]:
     try:
         with open_text(path) as stream:
-            scanner = _Scanner(stream)
-            yield from scanner.elements() if not key else scanner.elements_of(key)
-    except (OSError, EOFError, zlib.error) as error:
+            yield _Scanner(stream)
+    except UNREADABLE as error:
         raise SourceError(f"cannot read {path}: {error}") from error
     except ValueError as error:
         raise SourceError(f"{path}: {error}") from error
@@ -99,6 +114,16 @@ class _Scanner:
                 self._at += 1
         raise ValueError(f"no list {key!r}; found the keys {', '.join(seen) or 'none'}")
 
+    def pairs(self) -> Iterator[tuple[str, Json]]:
+        """Keys and values of the object that starts here."""
+        self._expect("{")
+        while self._next() != "}":
+            name = self._value()
+            self._expect(":")
+            yield str(name), self._value()
+            if self._next() == ",":
+                self._at += 1
+
     def _value(self) -> Json:
         """The whole value that starts here."""
         self._next()
@@ -106,7 +131,13 @@ class _Scanner:
             try:
                 value: Json
                 value, end = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise ValueError(f"nested too deeply at character {self._place():,}") from error
             except ValueError as error:
+                if len(self._text) - self._at > MAX_TEXT:
+                    raise ValueError(
+                        f"the value at character {self._place():,} has more than {MAX_TEXT:,}"
+                    ) from error
                 if not self._fill():
                     place = self._place()
                     raise ValueError(
@@ -135,7 +166,7 @@ class _Scanner:
 
     def _fill(self) -> bool:
         """Append a chunk of text and drop what was read; False at the end of the file."""
-        chunk = "" if self._ended else self._stream.read(_CHUNK)
+        chunk = "" if self._ended else self._stream.read(max(_CHUNK, len(self._text) - self._at))
         if not chunk:
             self._ended = True
             return False

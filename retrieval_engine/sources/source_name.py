@@ -1,10 +1,9 @@
 """The `?key=value` part of a source's name, checked."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.records import Item
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),
@@ -99,21 +98,3 @@ def split_name(raw: str) -> str:
     """`train`, `val` or `test` for the names data sets give these; any other in lower case."""
     name = raw.strip().lower()
     return _SPLITS.get(name, name)
-
-
-def of_split(items: Iterable[Item], split: str, source: str) -> Iterator[Item]:
-    """Those items that are in this split, or all when it is empty.
-
-    Raises:
-        SourceError: after the last item, when none was in the split; it names those there are.
-    """
-    found = False
-    seen: dict[str, int] = {}
-    for item in items:
-        if not split or item.split == split:
-            found = True
-            yield item
-        seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
-    if split and not found:
-        there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
-        raise SourceError(f"{source} has no item in split {split!r}; there are: {there or 'none'}")

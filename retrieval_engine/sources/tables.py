@@ -1,6 +1,5 @@
 """Items from tables with one picture in each row: the rows read, and which split each is in."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -12,11 +11,14 @@ import pyarrow.compute as pc
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge
-from retrieval_engine.sources.caption_files import Record, captions_of, read_records
-from retrieval_engine.sources.columns import Columns
+from retrieval_engine.sources.annotation import Record, captions_of
+from retrieval_engine.sources.caption_files import read_records
+from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.columns import Columns, plain_type
 from retrieval_engine.sources.json_stream import elements, is_list
-from retrieval_engine.sources.source_name import Options, existing_file, of_split, split_name
+from retrieval_engine.sources.source_name import Options, existing_file, split_name
 
+_UNIQUE = "name a column of unique ids with `?id=COLUMN`, or number the rows with `?id=row`"
 OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
 """Options that every source of tables knows."""
 
@@ -39,10 +41,13 @@ class TablePart:
 class TableSource:
     """Items from the rows of a table; rows that follow each other with one id are one item.
 
+    Such rows must have the same picture: else one would take the other's captions.
+
     Args:
         name: see `Source`.
         kind: the uri's first part; `KIND:FILE#ROW,COLUMN` is a picture.
         parts: the table's files in order.
+        read_bytes: gives the picture under a uri.
         columns: which column is what.
         given: `split`, and `splits`: a file that says which split each id is in.
 
@@ -52,12 +57,20 @@ class TableSource:
     """
 
     def __init__(
-        self, *, name: str, kind: str, parts: Sequence[TablePart], columns: Columns, given: Options
+        self,
+        *,
+        name: str,
+        kind: str,
+        parts: Sequence[TablePart],
+        columns: Columns,
+        given: Options,
+        read_bytes: Callable[[str], bytes],
     ) -> None:
         self.name = name
         self.notes: list[str] = []
         self.is_partial = bool(given.split() or given.text("name"))
         self._kind = kind
+        self._read_bytes = read_bytes
         self._parts = parts
         self._columns = columns
         self._split = given.split()
@@ -75,26 +88,39 @@ class TableSource:
         Raises:
             SourceError: an id comes back after other rows, or no item is in the split.
         """
-        return of_split(self._items(), self._split, self.name)
+        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
-        if not self._columns.id and not self._columns.has_path:
+        if not (self._columns.id or self._columns.has_path or self._columns.by_row):
             self.notes.append("the table has no ids; file and row stand for them")
         seen: set[str] = set()
         unlisted = 0
         for item_id, split, rows in self._rows(self._columns):
             if item_id in seen:
                 raise SourceError(
-                    f"{self.name}: id {item_id!r} comes back at {rows[0].where}",
-                    hint="name a column of unique ids with ?id=COLUMN",
+                    f"{self.name}: id {item_id!r} comes back at {rows[0].where}", hint=_UNIQUE
                 )
             seen.add(item_id)
+            self._check_one_picture(item_id, rows)
             unlisted += self._splits is not None and not split
             item = merge([row.record for row in rows], item_id=item_id)
             yield replace(item, uri=rows[0].uri, split=split, mtime_ns=rows[0].mtime_ns)
         if unlisted:
             self.notes.append(f"{unlisted:,} of {len(seen):,} ids are in no split of the list")
+
+    def _check_one_picture(self, item_id: str, rows: Sequence["_Row"]) -> None:
+        first: bytes | None = None
+        for row in rows if len(rows) > 1 else ():
+            try:
+                data = self._read_bytes(row.uri)
+            except SourceError:
+                continue  # the first row's picture is the item's: it fails where it is read
+            first = data if first is None else first
+            if data != first:
+                raise SourceError(
+                    f"{self.name}: id {item_id!r} has another picture at {row.where}", hint=_UNIQUE
+                )
 
     def _rows(self, columns: Columns) -> Iterator[tuple[str, str, list["_Row"]]]:
         """Id, split and rows of each item."""
@@ -132,30 +158,51 @@ class _Row:
 def _values(batch: pa.RecordBatch, columns: Columns) -> Iterable[dict[str, Json]]:
     """The light columns of each row; the picture's path under the name of its column."""
     names = [name for name in columns.light if name in batch.schema.names]
-    lists = [batch.column(name).to_pylist() for name in names]
+    lists = [_cells(batch.column(name)) for name in names]
     if columns.has_path:
-        path = pc.struct_field(batch.column(columns.image), "path").to_pylist()
+        path = _cells(pc.struct_field(batch.column(columns.image), "path"))
         names, lists = [*names, columns.image], [*lists, path]
     if not lists:
         return [{} for _ in range(len(batch))]
     return [dict(zip(names, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
+def _cells(column: pa.Array) -> list[Json]:
+    """The cells of a column as Python values; bytes that are no UTF-8 become U+FFFD."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(plain_type(column.type))
+    try:
+        values: list[Json] = column.to_pylist()
+    except UnicodeDecodeError:
+        as_bytes = column.cast(_without_text(column.type)).to_pylist()
+        values = [_decoded(value) for value in as_bytes]
+    return values
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.large_list(pa.large_binary()) if is_list else pa.large_binary()
+
+
+def _decoded(value: object) -> Json:
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else None
+
+
 def _record(
     values: Mapping[str, Json], columns: Columns, fallback: str, where: str, part: TablePart
 ) -> Record:
-    identity = values.get(columns.id or columns.image)
-    captions = [captions_of(values.get(name), where) for name in columns.captions]
+    identity = None if columns.by_row else values.get(columns.id or columns.image)
+    said = [captions_of(values.get(name)) for name in columns.captions]
+    fault = next((fault for _, fault in said if fault), "")
     return Record(
         image=fallback if identity in (None, "") else str(identity),
-        captions=tuple(text for texts in captions for text in texts),
+        captions=tuple(text for texts, _ in said for text in texts),
         split=split_name(str(values.get(columns.split) or "")) if columns.split else part.split,
-        meta={name: _finite(values[name]) for name in columns.meta if name in values},
+        meta={name: values[name] for name in columns.meta if name in values},
+        fault=f"{where}: {fault}" if fault else "",
     )
-
-
-def _finite(value: Json) -> Json:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def split_table(path: Path) -> dict[str, str]:

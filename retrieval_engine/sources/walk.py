@@ -1,19 +1,24 @@
 """Picture files under a folder, in the order of their paths."""
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from retrieval_engine.errors import SourceError
+from retrieval_engine.sources.annotation import composed
+from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.reading import read_whole
 
-_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".heic", ".heif")
-)
 # A store of ours names itself by this file; nothing in it is data.
-_OWN_OUTPUT = frozenset(("store.json",))
+_STORE_FILE = "store.json"
+_STORE_KEYS = frozenset(("format_version", "spec", "fingerprint"))
+_STORE_BYTES = 4 << 20
+_SIDECAR = ".txt"
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +28,12 @@ class PictureFile:
     Attributes:
         id: path relative to the root, with `/`.
         entry: its directory entry, whose `stat()` is cached.
-        text: absolute path of the text file of the same name beside it, or empty.
+        texts: absolute paths of the text files that go with it: `a.txt`, `a.jpg.txt`.
     """
 
     id: str
     entry: os.DirEntry[str]
-    text: str
+    texts: tuple[str, ...]
 
 
 class Walk:
@@ -36,19 +41,33 @@ class Walk:
 
     Args:
         root: the folder, absolute.
+        used: names of other files that the caller reads, which are not counted as left out.
 
     Attributes:
         skipped: what was left out and should not pass in silence, with its number.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, used: frozenset[str] = frozenset()) -> None:
         self.root = root
         self.skipped: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+        self._used = used
         self._suffixes = picture_suffixes()
 
     def pictures(self) -> Iterator[PictureFile]:
         """Every picture, sorted by id as a string whatever order the file system has."""
         yield from self._directory(str(self.root), "", frozenset())
+
+    def notes(self) -> list[str]:
+        """Lines for people about what was left out, after the last picture."""
+        lines = [f"{count:,} {what}" for what, count in self.skipped.items() if count]
+        if self.others:
+            most = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN]
+            kinds = ", ".join(f"{name} {count:,}" for name, count in most)
+            more = ", …" if len(self.others) > _SHOWN else ""
+            total = self.others.total()
+            lines.append(f"{total:,} other files are no pictures by their endings: {kinds}{more}")
+        return lines
 
     def _directory(
         self, path: str, prefix: str, above: frozenset[tuple[int, int]]
@@ -61,36 +80,85 @@ class Walk:
             self.skipped["folders cannot be read"] += 1
             return
         here = (state.st_dev, state.st_ino)
-        if here in above or _OWN_OUTPUT & found.keys():  # a link back up, or nothing of the user's
+        if here in above:  # a link back up
             return
-        texts = {n.removesuffix(".txt"): e.path for n, e in found.items() if n.endswith(".txt")}
+        if _STORE_FILE in found and _is_store(found[_STORE_FILE].path):
+            self.skipped["folders are stores of features"] += 1
+            return
+        texts = {n: e for n, e in found.items() if n.lower().endswith(_SIDECAR)}
+        texts = {composed(n).lower(): e for n, e in texts.items()} | texts
+        used: set[str] = set()
         # `a/` sorts as its contents' ids do among `a.jpg` and `a0.jpg`
-        order = sorted((name + "/" * entry.is_dir(), entry) for name, entry in found.items())
+        order = sorted((name + "/" * _is_dir(entry), entry) for name, entry in found.items())
         for name, entry in order:
             if name.startswith("."):
-                continue
-            if name.endswith("/"):
+                self._hidden(name)
+            elif name.endswith("/"):
                 yield from self._directory(entry.path, prefix + name, above | {here})
             elif self._is_picture(entry):
-                text = texts.get(os.path.splitext(name)[0], "")
-                yield PictureFile(id=prefix + name, entry=entry, text=text)
+                own = _sidecars(name, texts)
+                used.update(text.name for text in own)
+                paths = tuple(text.path for text in own)
+                yield PictureFile(id=prefix + name, entry=entry, texts=paths)
+        for name, entry in order:
+            self._other(name, entry, used)
 
     def _is_picture(self, entry: os.DirEntry[str]) -> bool:
         if os.path.splitext(entry.name)[1].lower() not in self._suffixes:
             return False
-        if not entry.is_file():
-            self.skipped["links lead nowhere"] += entry.is_symlink()
+        if not _is_file(entry):
+            what = "links lead nowhere" if entry.is_symlink() else "pictures are pipes or devices"
+            self.skipped[what] += 1
             return False
         if not _is_unicode(entry.path):
             self.skipped["pictures have names that are not UTF-8"] += 1
             return False
         return True
 
+    def _hidden(self, name: str) -> None:
+        if name.endswith("/"):
+            self.skipped["hidden folders"] += 1
+        elif os.path.splitext(name)[1].lower() in self._suffixes and not name.startswith("._"):
+            self.skipped["hidden pictures"] += 1
 
-def picture_suffixes() -> frozenset[str]:
-    """Endings, in lower case, of the files that count as pictures with this Pillow."""
-    Image.init()
-    return _SUFFIXES | ({".avif"} if ".avif" in Image.EXTENSION else frozenset())
+    def _other(self, name: str, entry: os.DirEntry[str], used: set[str]) -> None:
+        ending = os.path.splitext(name)[1].lower()
+        if name.startswith(".") or name.endswith("/") or ending in self._suffixes:
+            return
+        if entry.is_symlink() and not _is_file(entry):
+            self.skipped["links lead nowhere"] += 1
+        elif name not in used and name not in self._used:
+            self.others[ending or "(none)"] += 1
+
+
+def _sidecars(name: str, texts: Mapping[str, os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+    """The text files of a picture: `a.txt` and `a.jpg.txt`, in letters of either case."""
+    wanted = [f"{part}{_SIDECAR}" for part in (os.path.splitext(name)[0], name)]
+    found = [texts.get(text) or texts.get(composed(text).lower()) for text in wanted]
+    return [entry for entry in found if entry is not None and not _is_dir(entry)]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _is_store(path: str) -> bool:
+    """Whether a `store.json` is of a store of ours; a user may have one of their own."""
+    try:
+        value = json.loads(read_whole(path, _STORE_BYTES))
+    except (SourceError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.keys() >= _STORE_KEYS
 
 
 def path_matcher(glob: str) -> Callable[[str], bool]:

@@ -41,7 +41,7 @@ def make_directory(path: Path) -> None:
     if foreign and not (path / HEADER).exists():
         raise StoreError(
             f"{path} is no store, and not empty: it holds {sorted(foreign)[0]}",
-            hint="name a new or empty directory as --store",
+            hint="name a new or empty directory as `store`",
         )
 
 
@@ -93,7 +93,7 @@ def _check_form(path: Path, known: Feature, form: Feature, *, adopt: bool) -> No
         raise ShapeError(
             f"{path} keeps {form.name} as {known.dtype}{list(known.shape)}, not "
             f"{form.dtype}{list(form.shape)}",
-            hint="use a new --store, or `vlre encode --overwrite`",
+            hint="use a new `store`, or `EncodeOptions(overwrite=True)`",
         )
 
 
@@ -102,7 +102,7 @@ def _mismatch(what: str, seen: str, expected: str) -> FingerprintMismatch:
         what,
         seen=seen,
         expected=expected,
-        hint="use a new --store, or re-encode with `vlre encode --overwrite`",
+        hint="use a new `store`, or re-encode with `EncodeOptions(overwrite=True)`",
     )
 
 
@@ -119,7 +119,7 @@ def _start_anew(path: Path, *, overwrite: bool) -> None:
         if before.parts and not overwrite:
             raise StoreDamaged(
                 f"{path / HEADER} is missing, {path / MANIFEST} lists {len(before.parts)} parts",
-                hint="restore it from a copy, or encode again with `vlre encode --overwrite`",
+                hint="restore it from a copy, or encode again with `EncodeOptions(overwrite=True)`",
             )
         next_part = before.next_part
     write_manifest(path, Manifest(next_part=next_part))

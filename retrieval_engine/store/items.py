@@ -20,7 +20,7 @@ from retrieval_engine.store.manifest import (
     REPAIR_HINT,
     SHARDS,
     FileEntry,
-    Kind,
+    FileKind,
     Manifest,
 )
 
@@ -118,7 +118,11 @@ class ItemRows:
         except OSError as error:
             raise StoreError(f"cannot write {partial}: {error}") from error
         return FileEntry(
-            name=path.name, kind=Kind.ITEMS, rows=len(self), size_bytes=size_bytes, sha256=sha256
+            name=path.name,
+            kind=FileKind.ITEMS,
+            rows=len(self),
+            size_bytes=size_bytes,
+            sha256=sha256,
         )
 
 
@@ -138,7 +142,7 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
     """
     identity = ["source", "id", "removed"]
     wanted = [*columns, *(name for name in identity if name not in columns)]
-    tables = [_read(root, entry, wanted) for entry in manifest.files(Kind.ITEMS)]
+    tables = [_read(root, entry, wanted) for entry in manifest.files(FileKind.ITEMS)]
     tops = list(dict.fromkeys(name.partition(".")[0] for name in columns))
     if not tables:
         return SCHEMA.empty_table().select(tops)

@@ -26,7 +26,7 @@ def read_failures(path: Path) -> list[Failure]:
     except (ValueError, TypeError) as error:
         raise StoreDamaged(
             f"{file} cannot be understood ({error})",
-            hint="delete it: the next `vlre encode` tries the failed items again",
+            hint="delete it: the next `encode()` tries the failed items again",
         ) from error
 
 

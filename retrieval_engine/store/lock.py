@@ -35,7 +35,7 @@ class WriterLock:
                 raise StoreError(f"cannot lock {path}: {error.strerror}") from error
             raise StoreError(
                 f"{path} is being written by {owner or 'another process'}",
-                hint="wait for it to end, or write to another --store",
+                hint="wait for it to end, or write to another `store`",
             ) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(

@@ -20,12 +20,12 @@ MANIFEST = "manifest.json"
 FAILURES = "failures.jsonl"
 LOCK = "store.lock"
 SHARDS = "shards"
-REPAIR_HINT = "drop what is damaged with `vlre store repair`, then encode again"
+REPAIR_HINT = "drop what is damaged with `repair_store()`, then encode again"
 
 Features = Mapping[Modality, Mapping[str, Feature]]
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What a file of a part holds."""
 
     IMAGES = "images"
@@ -47,7 +47,7 @@ class FileEntry:
     """
 
     name: str
-    kind: Kind
+    kind: FileKind
     rows: int
     size_bytes: int
     sha256: str
@@ -75,7 +75,7 @@ class Manifest:
     next_part: int = 0
     parts: tuple[Part, ...] = ()
 
-    def files(self, kind: Kind | Modality | None = None) -> list[FileEntry]:
+    def files(self, kind: FileKind | Modality | None = None) -> list[FileEntry]:
         """The files of one kind, or all, oldest first."""
         every = [entry for part in self.parts for entry in part.files]
         return [entry for entry in every if kind is None or entry.kind == kind]
@@ -129,7 +129,7 @@ def read_header(path: Path) -> Header:
     if not (path / HEADER).is_file():
         raise StoreNotFound(
             f"no store at {path}",
-            hint="make one with `vlre encode SOURCE --store PATH`, or name another --store",
+            hint="make one with `encode(source, store=PATH)`, or name another `store`",
         )
     value = _read_json(path / HEADER)
     try:
@@ -178,7 +178,8 @@ def read_manifest(path: Path) -> Manifest:
     """
     if not (path / MANIFEST).is_file():
         raise StoreDamaged(
-            f"{path / MANIFEST} is missing", hint="encode again with `vlre encode --overwrite`"
+            f"{path / MANIFEST} is missing",
+            hint="encode again with `EncodeOptions(overwrite=True)`",
         )
     value = _read_json(path / MANIFEST)
     try:
@@ -228,7 +229,7 @@ def _entry(value: Mapping[str, Any]) -> FileEntry:
         raise ValueError(f"{name!r} is no plain file name")
     return FileEntry(
         name=name,
-        kind=Kind(value["kind"]),
+        kind=FileKind(value["kind"]),
         rows=int(value["rows"]),
         size_bytes=int(value["bytes"]),
         sha256=str(value["sha256"]),
@@ -272,5 +273,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _not_understood(path: Path, error: Exception) -> StoreDamaged:
     return StoreDamaged(
         f"{path} cannot be understood ({type(error).__name__}: {error})",
-        hint="restore it from a copy, or encode again with `vlre encode --overwrite`",
+        hint="restore it from a copy, or encode again with `EncodeOptions(overwrite=True)`",
     )

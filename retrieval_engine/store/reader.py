@@ -181,7 +181,7 @@ class Store:
             raise FeatureMissing(
                 f"{missing:,} of {len(rows):,} rows of {modality} in {self.path} have no current "
                 f"{feature}",
-                hint=f"run the same `vlre encode` again with {feature} among --features",
+                hint=f"encode its source again with `EncodeOptions(features=({feature!r},))`",
             )
         out = np.empty((len(rows), *form.shape), np.dtype(form.dtype))
         self._gather(table, feature, places, out)
@@ -248,11 +248,11 @@ class Store:
                 raise FeatureMissing(
                     f"{self.path} has no itc: its image and text vectors were imported with "
                     "different widths, and need a head",
-                    hint=f"vlre train-head --store {self.path} --out DIR, then give --head DIR",
+                    hint=f"`train_head(store={str(self.path)!r}, out=DIR)`, then give `head=DIR`",
                 )
             raise FeatureMissing(
                 f"{self.path} has no {name} of {modality}; it has: {', '.join(current) or 'none'}",
-                hint=f"encode again with {name} among --features",
+                hint=f"encode again with `EncodeOptions(features=({name!r},))`",
             )
         return current[name]
 

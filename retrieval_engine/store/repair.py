@@ -31,7 +31,7 @@ class Repaired:
 def repair_store(path: str | Path) -> Repaired:
     """Drop damaged files from the manifest and delete whatever it does not list.
 
-    Items whose image rows are gone stay known; the next `vlre encode` of their source encodes
+    Items whose image rows are gone stay known; the next `encode` of their source encodes
     them again and nothing else.
 
     Raises:

@@ -19,7 +19,7 @@ from retrieval_engine.store.keys import KEY_HEX, hex_keys, raw_keys
 from retrieval_engine.store.manifest import (
     FORMAT_VERSION,
     FileEntry,
-    Kind,
+    FileKind,
 )
 
 KEY = "key"
@@ -94,7 +94,7 @@ def _refused(what: str, feature: Feature, key: np.bytes_, found: str) -> StoreEr
     name = hex_keys(np.array([key], "S32"))[0].decode()
     return StoreError(
         f"{feature.name} of {what} {name} holds {found} and is not stored",
-        hint="encode with --dtype float32; if it stays, the checkpoint is broken",
+        hint="encode with `open_encoder(dtype='float32')`; if it stays, the checkpoint is broken",
     )
 
 
@@ -187,7 +187,7 @@ class ShardWriter:
             size_bytes, sha256 = publish(self._partial, self.path)
         return FileEntry(
             name=self.path.name,
-            kind=Kind(self.modality),
+            kind=FileKind(self.modality),
             rows=self.rows,
             size_bytes=size_bytes,
             sha256=sha256,

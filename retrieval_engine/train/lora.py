@@ -76,16 +76,16 @@ class LoraOptions:
                 try:
                     values[name] = kinds[name](value)
                 except ValueError as error:
-                    raise UsageError(f"--lora {piece!r}: {value!r} is no number") from error
+                    raise UsageError(f"`lora={piece!r}`: {value!r} is no number") from error
             else:
                 raise UsageError(
-                    f"--lora {piece!r} is not understood; known: r=, alpha=, dropout=, targets=, "
+                    f"`lora={piece!r}` is not understood; known: r=, alpha=, dropout=, targets=, "
                     "dora, rslora"
                 )
         made = cls(**values)
         if made.r < 1 or made.alpha <= 0 or not 0 <= made.dropout < 1:
             raise UsageError(
-                f"--lora r={made.r},alpha={made.alpha},dropout={made.dropout}: r is at least 1, "
+                f"`lora='r={made.r},alpha={made.alpha},dropout={made.dropout}'`: r is at least 1, "
                 "alpha above 0, dropout in [0, 1)"
             )
         return made
@@ -116,7 +116,7 @@ def matching_modules(model: "nn.Module", targets: str) -> list[str]:
             raise UsageError(
                 f"target {target!r} matches no linear layer that is trained here; presets that "
                 f"do: {', '.join(fits)}; layers: {', '.join(endings)}",
-                hint="layers of the vision tower need --from-pixels"
+                hint="layers of the vision tower need `from_pixels`"
                 if target.startswith("vision")
                 else "",
             )
@@ -200,5 +200,5 @@ def base_name(base: Checkpoint) -> str:
 
 
 def options_json(options: LoraOptions) -> dict[str, Json]:
-    """The options as JSON values."""
+    """LoRA options as JSON values."""
     return asdict(options)

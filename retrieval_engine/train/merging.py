@@ -12,9 +12,9 @@ from retrieval_engine.models.adapters import (
     apply_adapter,
     module_of,
     read_adapter,
+    resolve,
     with_adapter,
 )
-from retrieval_engine.models.checkpoint import resolve
 from retrieval_engine.models.learner import open_learner
 from retrieval_engine.records import Json
 from retrieval_engine.train.finetune.config import Task
@@ -39,13 +39,13 @@ def merge_adapters(adapters: Sequence[Path], out: Path, *, base: str = "") -> Pa
         TrainingError: `out` holds something.
     """
     if out.exists() and any(out.iterdir()):
-        raise TrainingError(f"{out} is not empty", hint="give another --out")
+        raise TrainingError(f"{out} is not empty", hint="give another `out`")
     read = [read_adapter(path) for path in adapters]
     name = base or read[0].base
     if not name:
         raise CheckpointInvalid(
             f"the adapter in {read[0].path} does not say what it was trained on",
-            hint="name the base with --model",
+            hint="name it with `base=DIR`",
         )
     checkpoint = resolve(name)
     for adapter in read:

@@ -34,15 +34,15 @@ def load_checkpoint(path: Path, *, identity: str) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(
-            f"nothing to resume: {path} is not there", hint="start without --resume"
+            f"nothing to resume: {path} is not there", hint="start without `resume`"
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(
-            f"{path} is damaged: {str(error).splitlines()[0]}", hint="start again without --resume"
+            f"{path} is damaged: {str(error).splitlines()[0]}", hint="give another `out`"
         ) from error
     if saved["identity"] != identity:
         raise TrainingError(
             f"{path} belongs to a run with other options or other data",
-            hint="give the options of the first run, or start again without --resume",
+            hint="give the settings of the first run, or another `out`",
         )
     return saved

@@ -1,18 +1,20 @@
-"""The log of a run: one JSON object per line, and a plot of it."""
+"""The log of a run: one JSON object per line, TensorBoard's files when asked for, and a plot."""
 
 import importlib.util
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.errors import MissingExtra
 from retrieval_engine.records import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One plot of a run.
+    """One plot among those drawn of a run's log.
 
     Attributes:
         names: figures in the log's lines.
@@ -31,10 +33,25 @@ class RunLog:
     Args:
         path: the file.
         keep_steps: lines of later steps are dropped; 0 starts anew.
+        tensorboard: folder that gets TensorBoard's files too; None writes none.
+        is_kept: False in all processes of a run but the first: two would drop each other's lines.
+
+    Raises:
+        MissingExtra: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_steps: int = 0,
+        tensorboard: Path | None = None,
+        is_kept: bool = True,
+    ) -> None:
+        self._path, self._is_kept = path, is_kept
+        self._board = _open_board(tensorboard) if tensorboard and is_kept else None
+        if not is_kept:
+            return
         lines = read_log(path) if keep_steps and path.exists() else []
         kept = [line for line in lines if int(str(line["step"])) <= keep_steps]
         partial = path.with_suffix(".partial")
@@ -42,23 +59,43 @@ class RunLog:
         partial.replace(path)
 
     def write(self, line: Mapping[str, Json]) -> None:
-        """Append one line."""
+        """Append one line; it has a `step`."""
+        if not self._is_kept:
+            return
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
+        for name, value in line.items():
+            if self._board is not None and isinstance(value, float):
+                self._board.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Let TensorBoard write what it holds back."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path) -> Any:
+    """A writer of TensorBoard's files, or `MissingExtra` where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter
+    return writer(str(folder))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; one cut off by a crash is left out."""
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in io.StringIO(text) if line.endswith("\n")]
 
 
-def draw_curves(log: Path, picture: Path, panels: Sequence[Panel]) -> bool:
+def draw_curves(log: Path, plot: Path, panels: Sequence[Panel]) -> bool:
     """Plot figures of a log over steps, panels side by side.
 
     Args:
         log: a `log.jsonl`.
-        picture: where the PNG goes.
+        plot: where the PNG goes.
         panels: what to draw; figures that the log does not have are left out.
 
     Returns:
@@ -78,5 +115,5 @@ def draw_curves(log: Path, picture: Path, panels: Sequence[Panel]) -> bool:
         axes.set(xlabel="step", ylabel=panel.label, ylim=(0, panel.top))
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120, metadata={"Software": None})
+    figure.savefig(plot, dpi=120, metadata={"Software": None})
     return True

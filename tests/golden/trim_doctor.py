@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retrieval_engine.doctor import GOLDENS
-from retrieval_engine.models.import_vocabulary import build_tokenizer
+from retrieval_engine.models.import_checkpoint import build_tokenizer
 from tests.golden import GOLDEN, IMAGES, VOCAB, import_golden
 
 PICTURES = [0, 5, 6, 8]  # the smallest files

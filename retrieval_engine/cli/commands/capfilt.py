@@ -1,12 +1,12 @@
 """`vlre capfilt`: captions added to a noisy corpus, wrong ones taken out."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     dtype_option,
     example,
@@ -22,7 +22,7 @@ from retrieval_engine.cli.output import SOME_FAILED
 @click.argument("targets", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     required=True,
     help="Directory of the cleaned data set; a run goes on where it stopped.",
 )
@@ -69,7 +69,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
     else:
         for kind, tally in (("original", report.original), ("synthetic", report.synthetic)):
             click.echo(f"{kind:9} {tally.kept:,} kept, {tally.dropped:,} dropped")
-        click.echo(f"pictures  {report.pictures:,}, {report.empty:,} without a caption left out")
+        click.echo(f"pictures  {report.images:,}, {report.empty:,} without a caption left out")
         click.echo(f"written   {report.out}")
     if report.failures:
         ctx.exit(SOME_FAILED)

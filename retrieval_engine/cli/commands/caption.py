@@ -1,12 +1,12 @@
 """`vlre caption`: sentences about pictures."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     dtype_option,
     example,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="File that ends in .jsonl, .csv or .json (COCO results); goes on where it stopped.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin --out anew.")
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--ranker", help="Retrieval checkpoint that judges; default: the model's own head.")
 @click.option(
     "--explain",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="Draw where the model looked at each word; one picture.",
 )
 @decoding_options

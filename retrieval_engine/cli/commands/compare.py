@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retrieval_engine.cli.options import example, json_option, split_option, store_option
+from retrieval_engine.cli.options import UserPath, example, json_option, split_option, store_option
 
 if TYPE_CHECKING:
     pass
@@ -27,16 +27,14 @@ With --references, runs are files of captions (`vlre caption --out`), before and
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @store_option
 @split_option
-@click.option("--out", type=click.Path(path_type=Path), help="Write report.html and pictures here.")
+@click.option("--out", type=UserPath(), help="Write report.html and pictures here.")
 @click.option("--title", default="Comparison", show_default=True, help="Of the report.")
 @click.option(
     "--references",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="Compare files of captions with these references.",
 )
-@click.option(
-    "--images", type=click.Path(path_type=Path, file_okay=False), help="Of captions: the pictures."
-)
+@click.option("--images", type=UserPath(file_okay=False), help="Of captions: the pictures.")
 @click.option("--allow-missing", is_flag=True, help="Of captions: leave out what some run lacks.")
 @json_option
 @click.option("--csv", "form", flag_value="csv", help="The table as CSV.")
@@ -57,7 +55,7 @@ def command(
     """Parse, compare, print."""
     form = "json" if as_json else form or ""
     if references is not None:
-        from retrieval_engine.cli.caption_table import compare_caption_runs
+        from retrieval_engine.cli.comparison_table import compare_caption_runs
 
         compare_caption_runs(
             runs,

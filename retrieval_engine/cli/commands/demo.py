@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import example
+from retrieval_engine.cli.options import UserPath, example
 
 # Seeds of training and validation are in the model card of vlre-tiny; this one is in neither.
 UNSEEN_SEED = 20261121
@@ -18,7 +18,7 @@ QUERIES = ("a dog on grass", "a red car on the street", "a boat on the water at 
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default="demo",
     show_default=True,
     help="Directory for the features, the index and the contact sheet.",

@@ -1,8 +1,7 @@
 """`vlre encode`: pictures and captions into features."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -17,9 +16,6 @@ from retrieval_engine.cli.options import (
     store_option,
 )
 from retrieval_engine.cli.output import SOME_FAILED
-
-if TYPE_CHECKING:
-    from retrieval_engine.encoding.from_source import EncodeReport
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
@@ -74,25 +70,12 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     source: str | None,
     store: Path,
     head: Path | None,
-    model: str,
-    features: str,
-    split: str | None,
-    limit: int | None,
-    device: str,
-    dtype: str,
-    store_dtype: str,
-    batch_size: int | None,
-    workers: int | None,
-    worker_kind: str,
-    shard_rows: int,
-    overwrite: bool,
     only_stale: bool,
-    adapter: str,
-    allow_missing: bool,
-    as_json: bool,
+    **given: Any,
 ) -> None:
     """Encode the pictures and captions of SOURCE into a store.
 
@@ -101,61 +84,15 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
-    from retrieval_engine.cli.output import progress_bar
-    from retrieval_engine.cli.projecting import project
-    from retrieval_engine.encoding.from_source import EncodeOptions, encode
-    from retrieval_engine.encoding.stale import encode_stale
-    from retrieval_engine.models import open_encoder
-    from retrieval_engine.models.captioner import open_tower
-    from retrieval_engine.sources import open_source
+    from retrieval_engine.cli.encode_ways import encode_source, project, renew
 
     if head is not None:
         if source is not None or only_stale:
             raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
-        project(store, head, as_json=as_json)
+        project(store, head, as_json=given["as_json"])
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
-    options = EncodeOptions(
-        features=tuple(name.strip() for name in features.split(",") if name.strip()),
-        store_dtype=store_dtype,
-        split=split or "",
-        limit=limit or 0,
-        batch_size=batch_size or 0,
-        workers=workers or 0,
-        worker_kind=worker_kind,
-        part_rows=shard_rows,
-        overwrite=overwrite,
-    )
-    opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
-    # For `tokens` alone the tower of a captioning checkpoint will do.
-    opener = open_tower if options.features == ("tokens",) or only_stale else open_encoder
-    encoder = opener(model, device=device, dtype=dtype, adapter=adapter)
-    with progress_bar() as progress:
-        if opened is None:
-            report = encode_stale(
-                store, encoder, batch_size=batch_size or 0, workers=workers or 0, progress=progress
-            )
-        else:
-            report = encode(opened, store, encoder=encoder, options=options, progress=progress)
-    _tell(report, notes=opened.notes if opened else (), as_json=as_json)
+    report = renew(store, given) if source is None else encode_source(source, store, given)
     if report.failures:
         ctx.exit(SOME_FAILED)
-
-
-def _allowing_missing(source: str) -> str:
-    return f"{source}{'&' if '?' in source else '?'}allow_missing=true"
-
-
-def _tell(report: "EncodeReport", *, notes: Sequence[str], as_json: bool) -> None:
-    """The report on stdout; what the source remarked and what failed on stderr."""
-    from retrieval_engine.cli.encode_summary import encode_summary
-    from retrieval_engine.cli.output import emit, note, note_failures
-
-    for line in notes:
-        note(line)
-    note_failures(report.failures, f"{report.store}/failures.jsonl")
-    if as_json:
-        emit(report.to_json())
-    else:
-        click.echo(encode_summary(report.to_json()))

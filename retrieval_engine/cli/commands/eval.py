@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     example,
     head_option,
@@ -27,7 +28,7 @@ index is first; NaN is an error. A certificate for reviewers is written beside t
 Captions are scored by BLEU, ROUGE-L and CIDEr-D as the COCO tools compute them. Both files may be
 JSON lines, COCO results or annotations, lists of {"image", "caption"}, or CSV.
 """
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = UserPath(dir_okay=False)
 _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 
 
@@ -52,7 +53,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @device_option
 @click.option(
     "--trained-on",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     multiple=True,
     help="What the model saw: a store, a model directory, or JSON of ids. Looks for leaks.",
 )
@@ -95,18 +96,26 @@ def command(
     published: str | None,
     as_json: bool,
 ) -> None:
-    """Parse, measure, print."""
+    """Parse, and measure the one or the other."""
     if recall == bool(captions):
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
     if captions and not references:
         raise click.UsageError("--captions needs --references: what people wrote")
     if captions and references:
-        _captions((captions, references), allow_missing, per_image, meteor, (published, as_json))
+        from retrieval_engine.cli.eval_captions import score_captions
+
+        score_captions(
+            captions,
+            references,
+            allow_missing=allow_missing,
+            meteor=meteor,
+            per_image=per_image,
+            published=published,
+            as_json=as_json,
+        )
         return
-    from retrieval_engine.cli.figures import certify, show_evaluation
-    from retrieval_engine.cli.output import progress_bar
-    from retrieval_engine.encoding.projected import open_through
-    from retrieval_engine.evaluate import RecallSettings, Ties, evaluate_store
+    from retrieval_engine.cli.eval_recall import measure_recall
+    from retrieval_engine.evaluate import RecallSettings, Ties
 
     settings = RecallSettings(
         split=split,
@@ -118,31 +127,4 @@ def command(
         trained_on=trained_on,
         keep_trained=keep_trained,
     )
-    with progress_bar() as progress:
-        found = evaluate_store(open_through(store, head), settings, progress=progress)
-    show_evaluation(found, published, as_json=as_json)
-    certify(found, out)
-
-
-def _captions(
-    files: tuple[Path, Path],
-    allow_missing: bool,
-    per_image: Path | None,
-    meteor: bool,
-    shown: tuple[str | None, bool],
-) -> None:
-    from retrieval_engine.cli.figures import show_captions
-    from retrieval_engine.cli.output import note
-    from retrieval_engine.evaluate import evaluate_captions
-    from retrieval_engine.evaluate.caption_scores import write_rows
-    from retrieval_engine.metrics.meteor import meteor_is_missing
-
-    reason = meteor_is_missing() if meteor else ""
-    if reason:
-        note(f"METEOR is left out: {reason}")
-    report = evaluate_captions(
-        *files, allow_missing=allow_missing, with_meteor=meteor and not reason
-    )
-    if per_image:
-        write_rows(per_image, report)
-    show_captions(report, shown[0], as_json=shown[1])
+    measure_recall(store, head, settings, out=out, published=published, as_json=as_json)

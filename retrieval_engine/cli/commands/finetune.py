@@ -1,24 +1,18 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval_engine.cli.options import device_option, example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from retrieval_engine.train.finetune import Task
 
 _SHARED = (
     store_option,
-    click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="Directory of the result."
-    ),
+    click.option("--out", type=UserPath(), required=True, help="Directory of the result."),
     click.option("--model", default="", help="Checkpoint to start from  [default: the store's]"),
     click.option(
         "--from-cache/--from-pixels",
@@ -95,7 +89,7 @@ def retrieval(no_itm: bool, **options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
     from retrieval_engine.train.finetune import Task
 
-    _run(Task.RETRIEVAL, options | {"itm": not no_itm}, None)
+    _run(Task.RETRIEVAL, options | {"itm": not no_itm})
 
 
 @command.command(
@@ -113,14 +107,10 @@ def caption(**options: Any) -> None:
     """Language-model loss on the tokens after the prompt."""
     from retrieval_engine.train.finetune import Task
 
-    _run(Task.CAPTION, options, _cider)
+    _run(Task.CAPTION, options)
 
 
-def _run(
-    task: "Task",
-    options: dict[str, Any],
-    judge: "Callable[[Sequence[str], Sequence[Sequence[str]]], float] | None",
-) -> None:
+def _run(task: "Task", options: dict[str, Any]) -> None:
     from retrieval_engine.cli.output import emit, progress_bar
     from retrieval_engine.train.finetune import configure, finetune
 
@@ -130,7 +120,7 @@ def _run(
     options["store"] = str(options["store"])
     config = configure(task, **options)
     with progress_bar() as progress:
-        report = finetune(config, out, judge=judge, progress=progress)
+        report = finetune(config, out, progress=progress)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes under torchrun; the first one tells
     if as_json:
@@ -139,11 +129,3 @@ def _run(
     click.echo(f"{report.out}: step {report.best_step:,} of {report.steps:,}, {report.trainable}")
     for name, before in report.start.items():
         click.echo(f"  {name:17} {before:9.4f} -> {report.final[name]:.4f}")
-
-
-def _cider(captions: "Sequence[str]", references: "Sequence[Sequence[str]]") -> float:
-    from retrieval_engine.metrics.cider import cider_d
-    from retrieval_engine.metrics.ptb import ptb_tokens
-
-    truths = [[ptb_tokens(text) for text in texts] for texts in references]
-    return float(cider_d([ptb_tokens(text) for text in captions], truths).mean())

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import json_option
+from retrieval_engine.cli.options import UserPath, json_option
 
 
 @click.command("import-checkpoint")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to make.")
+@click.argument("file", type=UserPath())
+@click.option("--out", type=UserPath(), required=True, help="Directory to make.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="JSON with what shapes do not tell: heads, eps, image size, normalisation.",
 )
 @click.option(
     "--vocab",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="vocab.txt, without [DEC] and [ENC].  [default: bert-base-uncased's, from the hub]",
 )
 @click.option(
@@ -28,7 +28,7 @@ from retrieval_engine.cli.options import json_option
 )
 @click.option(
     "--vision",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="The vision tower's own file (eva_vit_g.pth), for BLIP-2 files saved without it.",
 )
 @json_option

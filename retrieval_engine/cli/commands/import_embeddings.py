@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, example, json_option, store_option
 
 _HELP = """Bring in vectors of another encoder (CLIP, SigLIP, ...): search, recall and heads work.
 
@@ -18,7 +18,7 @@ widths: recall and search then need a head.
     help=_HELP,
     epilog=example("vlre import-embeddings --images A.npy --texts B.npy --pairs P.npy --name clip"),
 )
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=UserPath())
 @click.option("--images", help="Image vectors, [n, width].")
 @click.option("--texts", help="Text vectors, [m, width].")
 @click.option("--pairs", help="P[j] = image row of text j; without it text j is of image j.")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import example, json_option
+from retrieval_engine.cli.options import UserPath, example, json_option
 
 
 @click.command(epilog=example("vlre merge-adapter my-captions --out my-captioner"))
-@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New checkpoint.")
+@click.argument("adapters", nargs=-1, required=True, type=UserPath())
+@click.option("--out", type=UserPath(), required=True, help="New checkpoint.")
 @click.option("--model", default="", help="Base  [default: the one the adapter names]")
 @json_option
 def command(adapters: tuple[Path, ...], out: Path, model: str, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from retrieval_engine.cli.options import device_option, json_option
+from retrieval_engine.cli.options import UserPath, device_option, json_option
 
 _HELP = """Train a BLIP from scratch on SOURCE, any source with captions.
 
@@ -16,9 +16,7 @@ Example:
   vlre pretrain "scenes:400?seed=1" --preset micro --steps 40 --batch-size 32 --out my-blip
 """
 _OPTIONS = (
-    click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="Directory of the model."
-    ),
+    click.option("--out", type=UserPath(), required=True, help="Directory of the model."),
     click.option("--val-source", default="", help="Data to select on  [default: held-out items]"),
     click.option("--preset", default="tiny", show_default=True, help="micro, tiny, small or base."),
     click.option("--steps", type=int, default=2000, show_default=True, help="Optimiser steps."),
@@ -105,7 +103,7 @@ def _options(function: Any) -> Any:
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=None,
     help="Keep the drawn pictures here for other runs.",
 )

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from retrieval_engine.cli.options import (
+    UserPath,
     device_option,
     example,
     head_option,
@@ -32,7 +33,7 @@ rank, score, id, caption, uri; of several queries, the query before them.
 
 @click.command(help=_HELP, epilog=example('vlre search "a dog on grass" -k 5'))
 @click.argument("queries", metavar="[QUERY]...", nargs=-1)
-@click.option("--image", help="Ask with a picture: a file, or the uri of an item.")
+@click.option("--image", help="Ask with a picture: a file, http(s)://… or the uri of an item.")
 @click.option("--captions", is_flag=True, help="With --image: find captions, not pictures.")
 @click.option("-k", default=10, show_default=True, help="Number of hits.")
 @click.option(
@@ -40,13 +41,13 @@ rank, score, id, caption, uri; of several queries, the query before them.
     type=click.IntRange(min=1),
     help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
 )
-@click.option("--vectors", type=click.Path(path_type=Path), help="Ask with text vectors, a .npy.")
+@click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
 @head_option
 @split_option
 @json_option
-@click.option("--html", type=click.Path(path_type=Path), help="Write a contact sheet to look at.")
+@click.option("--html", type=UserPath(), help="Write a contact sheet to look at.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
 @moved_model_option
 @device_option
@@ -132,7 +133,7 @@ def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Secti
 
 def _ask_with_picture(engine: "SearchEngine", uri: str, k: int, captions: bool) -> "Section":
     from retrieval_engine.search.contact_sheet import Section
-    from retrieval_engine.sources import read_bytes
+    from retrieval_engine.sources.asked import read_asked
 
-    data = read_bytes(uri)
+    data = read_asked(uri)
     return Section(title=uri, hits=engine.search_image(data, k, captions), image=data)

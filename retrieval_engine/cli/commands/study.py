@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import device_option, example, json_option, model_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, model_option
 
 _EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
 
@@ -24,7 +24,7 @@ def command() -> None:
 @model_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default="study",
     show_default=True,
     help="Store, heads and report go here; a second run goes on where the first stopped.",
@@ -51,11 +51,11 @@ def heads(
     device: str,
     as_json: bool,
 ) -> None:
-    """Do heads help? The first seed project's study, on images that no head has seen.
+    """Do heads help? The study of a published notebook, on images that no head has seen.
 
-    Encodes SOURCE, then compares an untrained projection, the encoder's own ITC, the seed's linear
-    head and its "MLP" (the same head trained longer), our linear head with all captions and with
-    the first only, and a true MLP. Writes report.html.
+    Encodes SOURCE, then compares an untrained projection, the encoder's own ITC, the notebook's
+    linear head and its "MLP" (the same head trained longer), our linear head with all captions and
+    with the first only, and a true MLP. Writes report.html.
     """
     from retrieval_engine.cli.comparison_table import show_comparison
     from retrieval_engine.cli.output import note, progress_bar

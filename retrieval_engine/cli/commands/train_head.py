@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from retrieval_engine.cli.options import device_option, example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
 
 if TYPE_CHECKING:
     from retrieval_engine.train.head import HeadReport
@@ -20,7 +20,7 @@ Captions of one image are its positives and never its negatives. Use it with `vl
 
 @click.command(help=_HELP, epilog=example("vlre train-head --kind mlp --out heads/mlp"))
 @store_option
-@click.option("--out", type=click.Path(path_type=Path), help="Directory.  [default: heads/KIND]")
+@click.option("--out", type=UserPath(), help="Directory.  [default: heads/KIND]")
 @click.option("--kind", type=click.Choice(["linear", "mlp"]), default="linear", show_default=True)
 @click.option(
     "--recipe",
@@ -28,7 +28,7 @@ Captions of one image are its positives and never its negatives. Use it with `vl
     type=click.Choice(["default", "seed"]),
     default="default",
     show_default=True,
-    help="seed: the first seed project's set-up, to compare with; data options still count.",
+    help="seed: the set-up of the notebook Vision-Language_Final_project, to compare with; data options still count.",
 )
 @click.option("--feature", default="pooled", show_default=True, help="pooled or itc.")
 @click.option("--dim", type=int, help="Of the output.  [default: by the widths]")
@@ -71,7 +71,7 @@ def command(
     from retrieval_engine.cli.output import emit, note, progress_bar
     from retrieval_engine.errors import UsageError
     from retrieval_engine.store import open_store
-    from retrieval_engine.train.head import recipe_of, seed_recipe, train_head
+    from retrieval_engine.train.head import notebook_recipe, recipe_of, train_head
 
     given = {name: value for name, value in choices.items() if value is not None}
     recipe = recipe_of(given)
@@ -80,7 +80,7 @@ def command(
         if refused := [name for name in fixed if name not in ("val_size", "seed")]:
             option = refused[0].replace("_", "-")
             raise UsageError(f"--recipe seed decides --{option} itself: leave it out")
-        recipe = seed_recipe(recipe)
+        recipe = notebook_recipe(recipe)
     out = out or Path("heads") / str(choices["kind"])
     with progress_bar() as progress:
         report = train_head(open_store(store), out, recipe, device=device, progress=progress)
@@ -98,11 +98,11 @@ def _print(report: "HeadReport") -> None:
     from rich.table import Table
 
     from retrieval_engine.cli.output import table_console
-    from retrieval_engine.train.head.ranks import CUTOFFS
+    from retrieval_engine.metrics.recall import KS
 
     table = Table(title=f"{report.saved.config.kind} head {report.saved.path}, validation")
     table.add_column("start -> best")
-    for k in CUTOFFS:
+    for k in KS:
         table.add_column(f"R@{k}", justify="right")
     for name in ("image_to_text", "text_to_image"):
         pairs = zip(getattr(report.start, name), getattr(report.best, name), strict=True)

@@ -1,4 +1,4 @@
-"""Figures of several caption runs on the same pictures and references."""
+"""Figures of several caption runs on the same images and references."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_scores import CaptionScores, caption_scores
-from retrieval_engine.evaluate.compare.tables import markdown_table
+from retrieval_engine.evaluate.compare.comparison import markdown_table
 from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.diversity import Diversity, diversity
@@ -21,7 +21,7 @@ METRICS = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionRow:
-    """One run's figures.
+    """Caption metrics of one run in a comparison.
 
     Attributes:
         name: of the run.
@@ -38,7 +38,7 @@ class CaptionRow:
     gain: tuple[float, Interval] | None
 
     def to_json(self) -> dict[str, Json]:
-        """The row in the form of `vlre compare --references … --json`."""
+        """The row as one JSON object."""
         value: dict[str, Json] = {
             "run": self.name,
             "metrics": dict(self.scores.metrics),
@@ -70,10 +70,10 @@ class CaptionComparison:
 
     Attributes:
         rows: figures, in the order of the runs.
-        images: (n,) the pictures that every run has a caption for.
+        images: (n,) the images that every run has a caption for.
         references: (n,) their references.
-        uris: where pictures are, by image, as far as a run's file says.
-        left_out: pictures with references that some run has no caption for.
+        uris: where images are, by image, as far as a run's file says.
+        left_out: images with references that some run has no caption for.
     """
 
     rows: Sequence[CaptionRow]
@@ -88,10 +88,10 @@ class CaptionComparison:
     )
 
     def changes(self, count: int) -> tuple[list[int], list[int]]:
-        """Pictures whose CIDEr rose and fell most from the first run to the last.
+        """Images whose CIDEr rose and fell most from the first run to the last.
 
         Args:
-            count: at most so many of each; pictures that did not change are neither.
+            count: at most so many of each; images that did not change are neither.
         """
         first, last = (row.scores.per_image["CIDEr"] for row in (self.rows[0], self.rows[-1]))
         change = last - first
@@ -112,12 +112,12 @@ def compare_captions(
     allow_missing: bool = False,
     bootstrap: Bootstrap | None = None,
 ) -> CaptionComparison:
-    """Score several files of captions on the same pictures.
+    """Score several files of captions on the same images.
 
     Args:
-        runs: files in any form that `vlre eval --captions` reads; `NAME=FILE` names one.
+        runs: files in any form that `read_captions` takes; `NAME=FILE` names one.
         references: file of references.
-        allow_missing: leave out pictures that some run has no caption for, for every run.
+        allow_missing: leave out images that some run has no caption for, for every run.
         bootstrap: how intervals are drawn.
 
     Raises:
@@ -170,31 +170,31 @@ def _named(runs: Sequence[str]) -> dict[str, Path]:
 
 
 def _common(pairs: Mapping[str, PairedCaptions]) -> tuple[list[str], dict[str, list[str]]]:
-    """Pictures that every run has a caption for, in the references' order, and the references."""
+    """Images that every run has a caption for, in the references' order, and the references."""
     first = next(iter(pairs.values()))
     shared = set.intersection(*(set(own.images) for own in pairs.values()))
     images = [image for image in first.images if image in shared]
     if not images:
-        raise EvaluationError("the runs have no picture in common")
+        raise EvaluationError("the runs have no image in common")
     return images, dict(zip(first.images, first.references, strict=True))
 
 
 def _gain(
     scores: CaptionScores, first: CaptionScores, bootstrap: Bootstrap
 ) -> tuple[float, Interval]:
-    """Mean difference of CIDEr on the same pictures, and its bounds."""
+    """Mean difference of CIDEr on the same images, and its bounds."""
     change = scores.per_image["CIDEr"] - first.per_image["CIDEr"]
     draws = bootstrap.sums(change[:, None])[:, 0] / len(change)
     return float(change.mean()), bootstrap.interval(draws)
 
 
 def _uris(files: Sequence[Path]) -> dict[str, str]:
-    """Where pictures are, as our JSON lines say."""
+    """Where images are, as our JSON lines say."""
     found: dict[str, str] = {}
     for path in files:
         if path.suffix != ".jsonl":
             continue
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             row = json.loads(line) if line.strip() else {}
             if "uri" in row and "image" in row:
                 found.setdefault(str(row["image"]), str(row["uri"]))

@@ -1,4 +1,4 @@
-"""One HTML file about several caption runs: figures, plots, and pictures with what each run says."""
+"""One HTML file about several caption runs: figures, plots, and images with what each run says."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 _THUMBNAIL_PIXELS = 260
-_SHOWN = 8  # pictures of each section
+_SHOWN = 8  # images of each section
 _STYLE = """
 :root { color-scheme: light; }
 body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 72rem; background: #fafaf8;
@@ -53,7 +53,7 @@ def write_caption_page(
     Args:
         comparison: what `compare_captions` gave.
         out: the directory, made when absent.
-        images: folder of the pictures, where the runs' files do not say where they are.
+        images: folder of the images, where the runs' files do not say where they are.
         title: of the page.
 
     Returns:
@@ -93,7 +93,7 @@ def _head(comparison: CaptionComparison, title: str) -> str:
     count = sum(map(len, comparison.references))
     return f"""{page_start(title, _STYLE)}
 <h1>{escape(title)}</h1>
-<p>{len(comparison.images):,} pictures with {count:,} references.{left} BLEU, ROUGE-L and CIDEr-D as
+<p>{len(comparison.images):,} images with {count:,} references.{left} BLEU, ROUGE-L and CIDEr-D as
 the COCO tools define them, in percent.</p>"""
 
 
@@ -163,7 +163,7 @@ def draw_plots(comparison: CaptionComparison) -> bytes:
     repeats.set_ylim(0, 1.25 * max(*rates, 1.0))
     lengths.set(xlabel="words", ylabel="percent of captions", title="length")
     repeats.set(ylabel="percent of word pairs", title="repeated in the same caption")
-    scores.set(xlabel="CIDEr of a picture", ylabel="percent of pictures below", title="CIDEr")
+    scores.set(xlabel="CIDEr of an image", ylabel="percent of images below", title="CIDEr")
     lengths.legend(frameon=False)
     for panel in (lengths, repeats, scores):
         panel.grid(alpha=0.3)
@@ -181,8 +181,8 @@ def _card(comparison: CaptionComparison, number: int, images: Path | None) -> st
     image = comparison.images[number]
     said = "".join(_said(row, place, number) for place, row in enumerate(comparison.rows))
     told = "".join(f"<li>{escape(text)}</li>" for text in comparison.references[number])
-    picture = _picture(image, comparison.uris.get(image), images)
-    return f"""<div class="card">{picture}<div class="text">{said}<ul>{told}</ul></div></div>"""
+    thumbnail = _thumbnail(image, comparison.uris.get(image), images)
+    return f"""<div class="card">{thumbnail}<div class="text">{said}<ul>{told}</ul></div></div>"""
 
 
 def _said(row: CaptionRow, place: int, number: int) -> str:
@@ -192,11 +192,11 @@ def _said(row: CaptionRow, place: int, number: int) -> str:
     return f"<p title='{title}'><span class='score'>{score:.0f}</span>{_key(place)}{caption}</p>"
 
 
-def _picture(image: str, uri: str | None, images: Path | None) -> str:
-    """A thumbnail inside the page, or the picture's name where it cannot be read."""
+def _thumbnail(image: str, uri: str | None, images: Path | None) -> str:
+    """A thumbnail inside the page, or the image's name where it cannot be read."""
     place = uri if uri is not None else str((images or Path()) / image)
     try:
-        picture = decode(read_bytes(place))
+        decoded = decode(read_bytes(place))
     except SourceError:
         return f"<div class='missing'>{escape(image)}</div>"
-    return f"<img alt='{escape(image)}' src='{thumbnail_uri(picture, _THUMBNAIL_PIXELS)}'>"
+    return f"<img alt='{escape(image)}' src='{thumbnail_uri(decoded, _THUMBNAIL_PIXELS)}'>"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.compare.runs import Run
-from retrieval_engine.evaluate.compare.tables import markdown_table
+from retrieval_engine.evaluate.compare.runs import ComparedRun
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.intervals import difference_interval, recall_intervals
@@ -25,7 +24,7 @@ SIDES = ("image_to_text", "text_to_image")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One run's figures in percent.
+    """Recall of one run in a comparison, in percent.
 
     Attributes:
         name: of the run.
@@ -52,7 +51,7 @@ class Row:
     captions: int
 
     def to_json(self) -> dict[str, Json]:
-        """The row in the form of `vlre compare --json`."""
+        """The row as one JSON object."""
         value: dict[str, Json] = {"run": self.name, "kind": self.kind, "note": self.note}
         for side in SIDES:
             value[side] = dict(self.recall[side])
@@ -74,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Everything a report shows.
+    """Runs measured on one gallery, a row for each.
 
     Attributes:
         rows: figures, in the order of the runs.
@@ -85,7 +84,7 @@ class Comparison:
     """
 
     rows: Sequence[Row]
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
     galleries: Mapping[str, Gallery]
     left_out: int
     remarks: Sequence[str] = field(default=())
@@ -133,7 +132,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run], *, split: str | None = None, bootstrap: Bootstrap | None = None
+    runs: Sequence[ComparedRun], *, split: str | None = None, bootstrap: Bootstrap | None = None
 ) -> Comparison:
     """Measure runs on the same images: those of a split that no head among them has seen.
 
@@ -164,7 +163,9 @@ def compare(
     )
 
 
-def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str, Gallery], int]:
+def _common_galleries(
+    runs: Sequence[ComparedRun], split: str | None
+) -> tuple[dict[str, Gallery], int]:
     """Each run's gallery: one and the same list of images, none of them seen in training."""
     if not runs:
         return {}, 0
@@ -185,7 +186,7 @@ def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str,
     if not allowed:
         raise EvaluationError(
             f"every one of the {len(first):,} images was seen in training by some head",
-            hint="compare on another --split or --store",
+            hint="compare on another `split` or `store`",
         )
     kept = [pair for pair in first if pair in allowed]
     galleries = {}
@@ -195,7 +196,9 @@ def _common_galleries(runs: Sequence[Run], split: str | None) -> tuple[dict[str,
     return galleries, len(first) - len(kept)
 
 
-def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap) -> Row:
+def _row(
+    run: ComparedRun, report: RecallReport, first: RecallReport | None, bootstrap: Bootstrap
+) -> Row:
     spread = recall_intervals(report, bootstrap)
     gain = None
     if first is not None and spread and first.n_captions == report.n_captions:
@@ -218,7 +221,7 @@ def _row(run: Run, report: RecallReport, first: RecallReport | None, bootstrap: 
     )
 
 
-def _saved_row(run: Run) -> Row:
+def _saved_row(run: ComparedRun) -> Row:
     figures: Mapping[str, Any] = run.figures or {}
     interval = figures.get("interval")
     bounds = None
@@ -240,3 +243,12 @@ def _saved_row(run: Run) -> Row:
 
 def _latex(text: str) -> str:
     return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a README or an issue: names on the left, figures on the right."""
+    lines = ["| " + " | ".join(headings) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(headings) - 1))
+    for name, *figures in rows:
+        lines.append("| " + " | ".join([name.replace("|", "\\|"), *figures]) + " |")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Pictures of a comparison; each function gives the bytes of one PNG."""
+"""Plots of a comparison; each function gives the bytes of one PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def feature_maps(comparison: Comparison) -> tuple[bytes, list[str]]:
     """Images and captions on their two main axes under every run, and what each panel says.
 
     Returns:
-        The picture, and a line for each panel: share of the variance that the two axes show, and
+        The plot, and a line for each panel: share of the variance that the two axes show, and
         cosines of true pairs and of others, which the eye cannot read off two axes.
     """
     galleries = comparison.galleries
@@ -126,12 +126,12 @@ def feature_maps(comparison: Comparison) -> tuple[bytes, list[str]]:
     return _png(figure), remarks
 
 
-def retrieved(sample: Sample, pictures: Mapping[str, NDArray[np.uint8] | None]) -> bytes:
-    """What every run finds for one caption, a row a run; the right picture is framed.
+def retrieved(sample: Sample, images: Mapping[str, NDArray[np.uint8] | None]) -> bytes:
+    """What every run finds for one caption, a row a run; the right image is framed.
 
     Args:
         sample: the query and the hits.
-        pictures: of each hit's uri; None where it cannot be read.
+        images: of each hit's uri; None where it cannot be read.
     """
     from matplotlib.patches import Rectangle
 
@@ -145,12 +145,12 @@ def retrieved(sample: Sample, pictures: Mapping[str, NDArray[np.uint8] | None]) 
             panel.set(xticks=[], yticks=[])
             panel.set_frame_on(False)
         for rank, (panel, hit) in enumerate(zip(row, hits, strict=False), start=1):
-            picture = pictures.get(hit.uri)
-            if picture is None:
+            image = images.get(hit.uri)
+            if image is None:
                 panel.text(0.5, 0.5, hit.item_id, ha="center", va="center", fontsize=6, wrap=True)
                 panel.set(xlim=(0, 1), ylim=(0, 1))
             else:
-                panel.imshow(picture)
+                panel.imshow(image)
             panel.set_title(f"{rank}{'  ✓' if hit.is_right else ''}", fontsize=9, pad=3)
             if hit.is_right:
                 frame = Rectangle(

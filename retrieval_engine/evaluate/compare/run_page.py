@@ -1,4 +1,4 @@
-"""One HTML file with the figures and the pictures of a comparison; nothing is loaded from anywhere."""
+"""One HTML file with the figures and the plots of a comparison; nothing is loaded from anywhere."""
 
 from dataclasses import dataclass
 from html import escape
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import EvaluationError, SourceError
-from retrieval_engine.evaluate.compare import plots as pictures
+from retrieval_engine.evaluate.compare import plots
 from retrieval_engine.evaluate.compare.comparison import KS, SIDES, Comparison, Row
 from retrieval_engine.evaluate.compare.samples import Sample, sample_queries
 from retrieval_engine.page import page_start, png_uri
@@ -36,15 +36,15 @@ td.best { font-weight: 700; } .key { display: inline-block; width: .8em; height:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """Files that a report consists of: the page, and its pictures as files of their own."""
+class ReportFiles:
+    """Files that a report consists of: the page, and its plots as files of their own."""
 
     page: Path
-    pictures: tuple[Path, ...]
+    plots: tuple[Path, ...]
 
 
-def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> Written:
-    """Write `report.html`, `comparison.csv` and the pictures into a directory.
+def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> ReportFiles:
+    """Write `report.html`, `comparison.csv` and the plots into a directory.
 
     Args:
         comparison: what `compare` gave.
@@ -55,10 +55,10 @@ def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison"
         MissingExtra: matplotlib is not installed.
         EvaluationError: the directory cannot be written.
     """
-    drawn: dict[str, bytes] = {"recall": pictures.recall_bars(comparison)}
+    drawn: dict[str, bytes] = {"recall": plots.recall_bars(comparison)}
     parts = [_head(comparison, title), _figures(comparison)]
     parts.append(
-        _picture(
+        _figure_of(
             drawn["recall"],
             "Recall at 1, 5 and 10",
             "Bars are recalls on the same gallery; "
@@ -66,26 +66,26 @@ def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison"
         )
     )
     if comparison.galleries:
-        drawn["features"], lines = pictures.feature_maps(comparison)
+        drawn["features"], lines = plots.feature_maps(comparison)
         parts.append("<h2>Where images and captions lie</h2>")
-        parts.append(_picture(drawn["features"], "Images and captions on two axes", _MAP_CAPTION))
+        parts.append(_figure_of(drawn["features"], "Images and captions on two axes", _MAP_CAPTION))
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
-    curves = pictures.training_curves(comparison)
+    curves = plots.training_curves(comparison)
     if curves:
         drawn["curves"] = curves
         parts.append("<h2>Training</h2>")
-        parts.append(_picture(curves, "Training curves", _CURVE_CAPTION))
+        parts.append(_figure_of(curves, "Training curves", _CURVE_CAPTION))
     if comparison.galleries:
         parts.append("<h2>What is found</h2>")
         parts.append(
             "<p class='soft'>Captions drawn at random, not chosen by how well any run does; a row "
-            "of pictures for each run, best first. The right picture is framed.</p>"
+            "of images for each run, best first. The right image is framed.</p>"
         )
         for number, sample in enumerate(sample_queries(comparison.galleries)):
             name = f"retrieved-{number + 1}"
-            drawn[name] = pictures.retrieved(sample, _pictures_of(sample))
+            drawn[name] = plots.retrieved(sample, _images_of(sample))
             parts.append(f"<h3>“{escape(sample.text)}”</h3>")
-            parts.append(_picture(drawn[name], f"Found for: {sample.text}", ""))
+            parts.append(_figure_of(drawn[name], f"Found for: {sample.text}", ""))
     parts.append("</body></html>\n")
     return _write(out, "\n".join(parts), comparison.csv(), drawn)
 
@@ -123,7 +123,7 @@ def _figures(comparison: Comparison) -> str:
         gain = ""
         if row.gain:
             gain = f"{row.gain[0]:+.1f}{_bounds(row.gain[1], sign=True)}"
-        colour = pictures.COLOURS[number % len(pictures.COLOURS)]
+        colour = plots.COLOURS[number % len(plots.COLOURS)]
         name = f"<span class='key' style='background:{colour}'></span>{escape(row.name)}"
         rows.append(
             f"<tr><td>{name}<small>{escape(row.kind)}: {escape(row.note)}</small></td>"
@@ -154,12 +154,12 @@ def _bounds(interval: tuple[float, float] | None, *, sign: bool = False) -> str:
     return f"<small>{low} to {high}</small>" if sign else f"<small>{low}–{high}</small>"
 
 
-def _picture(png: bytes, alt: str, caption: str) -> str:
+def _figure_of(png: bytes, alt: str, caption: str) -> str:
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><img alt="{escape(alt)}" src="{png_uri(png)}">{below}</figure>'
 
 
-def _pictures_of(sample: Sample) -> dict[str, NDArray[np.uint8] | None]:
+def _images_of(sample: Sample) -> dict[str, NDArray[np.uint8] | None]:
     found: dict[str, NDArray[np.uint8] | None] = {}
     for hits in sample.hits.values():
         for hit in hits:
@@ -177,7 +177,7 @@ def _thumbnail(uri: str) -> NDArray[np.uint8] | None:
     return np.asarray(image)
 
 
-def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> Written:
+def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> ReportFiles:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.html").write_text(page, encoding="utf-8")
@@ -186,4 +186,4 @@ def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> Written
             (out / f"{name}.png").write_bytes(png)
     except OSError as error:
         raise EvaluationError(f"cannot write the report to {out}: {error.strerror}") from error
-    return Written(page=out / "report.html", pictures=tuple(out / f"{name}.png" for name in drawn))
+    return ReportFiles(page=out / "report.html", plots=tuple(out / f"{name}.png" for name in drawn))

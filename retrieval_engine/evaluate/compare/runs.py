@@ -19,15 +19,15 @@ _FIGURES = "metrics.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One thing to compare.
+class ComparedRun:
+    """One run to compare: a head, the encoder's own ITC, a store, or saved figures.
 
     Attributes:
-        name: for tables and pictures.
+        name: for tables and plots.
         kind: `linear`, `mlp`, `untrained`, `itc`, or `figures`.
         note: a few words about it.
         store: what its vectors are read from; None for figures alone.
-        figures: what a certificate or `vlre eval --json` said; None where it is computed.
+        figures: what a certificate or a file of figures said; None where it is computed.
         log: epochs of its training.
     """
 
@@ -39,8 +39,8 @@ class Run:
     log: Sequence[Mapping[str, Any]] = ()
 
 
-def open_runs(names: Sequence[str], store: Path) -> list[Run]:
-    """Runs by name.
+def open_runs(names: Sequence[str], store: Path) -> list[ComparedRun]:
+    """Open the runs that are to be compared, by name.
 
     Args:
         names: each a directory of a head, a store, a JSON file or a directory of figures, or the
@@ -60,29 +60,31 @@ def open_runs(names: Sequence[str], store: Path) -> list[Run]:
     return runs
 
 
-def _open(text: str, store: Path) -> Run:
+def _open(text: str, store: Path) -> ComparedRun:
     given, _, place = text.rpartition("=")
     path = Path(place)
     if place == ITC:
-        return Run(name=given or "ITC", kind=ITC, note="as encoded", store=open_store(store))
+        return ComparedRun(
+            name=given or "ITC", kind=ITC, note="as encoded", store=open_store(store)
+        )
     name = given or path.stem
     if (path / "head.json").is_file():
         return _head(name, path, store)
     if (path / "store.json").is_file():
-        return Run(name=name, kind=ITC, note="as encoded", store=open_store(path))
+        return ComparedRun(name=name, kind=ITC, note="as encoded", store=open_store(path))
     file = path / _FIGURES if path.is_dir() else path
     if file.is_file():
-        return Run(
+        return ComparedRun(
             name=name, kind="figures", note=str(file), figures=_figures(file), log=_log(path)
         )
     raise EvaluationError(
         f"{place} is no head, no store and no file of figures",
-        hint="runs are directories from `vlre train-head`, stores, files from `vlre eval --json`, "
+        hint="runs are directories from `train_head()`, stores, certificates of `evaluate_store()`, "
         "or the word itc",
     )
 
 
-def _head(name: str, path: Path, store: Path) -> Run:
+def _head(name: str, path: Path, store: Path) -> ComparedRun:
     saved = load_head(path)
     config, record = saved.config, saved.record
     untrained = bool(record.get("untrained"))
@@ -92,7 +94,7 @@ def _head(name: str, path: Path, store: Path) -> Run:
         train = record.get("train")
         images = train.get("images") if isinstance(train, dict) else None
         note += f", {images:,} images, {recipe.get('captions')} captions"
-    return Run(
+    return ComparedRun(
         name=name,
         kind="untrained" if untrained else config.kind.value,
         note=note,
@@ -107,7 +109,7 @@ def _log(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _figures(file: Path) -> dict[str, Json]:
-    """Both directions of a certificate or of the output of `vlre eval --json`."""
+    """Both directions of a certificate or of an evaluation as JSON."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if "results" in value:
@@ -120,5 +122,5 @@ def _figures(file: Path) -> dict[str, Json]:
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise EvaluationError(
             f"{file} holds no figures of recall: {error}",
-            hint="write them with `vlre eval --recall --json > FILE`",
+            hint="certificates of `evaluate_store()` hold them",
         ) from error

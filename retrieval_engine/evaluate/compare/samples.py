@@ -14,7 +14,7 @@ _READ_ROWS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleHit:
-    """One picture found: its id, where its bytes are, and whether the caption is its own."""
+    """One image found: its id, where its bytes are, and whether the caption is its own."""
 
     item_id: str
     uri: str

@@ -11,7 +11,6 @@ prompt is cut off the decoded text by its length in letters, so `of` + `##hos` l
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertTokenizer
 
-from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.attend import split_heads
-from retrieval_engine.models.batching import default_batch_size, halve_on_oom
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.hybrid import load_captioning
@@ -35,19 +33,23 @@ from retrieval_engine.models.blip.settings import (
     shares_decoder,
     sharing_part_of,
 )
-from retrieval_engine.models.caption_rows import rows_of, rows_of_images
-from retrieval_engine.models.captioner import DEFAULT_LENGTH, generation_defaults
+from retrieval_engine.models.captioner import (
+    DEFAULT_LENGTH,
+    generation_defaults,
+    rows_of,
+    rows_of_images,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
-from retrieval_engine.models.device import autocast, normalized_pixels, pick_device, pick_dtype
+from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.preprocess import read_preprocessor
-from retrieval_engine.records import Feature, Modality
+from retrieval_engine.records import Feature
 
 PROMPT = "a picture of "  # the authors' caption_coco.yaml
 _CPU_SENTENCES, _CUDA_SENTENCES = 48, 384
 
 
-class BlipCaptioner:
+class BlipCaptioner(ImageEncoder):
     """See `Captioner`.
 
     Attributes:
@@ -60,8 +62,7 @@ class BlipCaptioner:
     def __init__(
         self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto"
     ) -> None:
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
+        super().__init__(checkpoint, device=device, dtype=dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
         model = _load(checkpoint, stored)
@@ -77,8 +78,6 @@ class BlipCaptioner:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))
             self.default_length = min(whole, self.longest)
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
-        self.tokens_per_image = int(vision.image_size // vision.patch_size) ** 2 + 1
-        self.default_batch_size = default_batch_size(self.tokens_per_image, self.device.type)
         self.captions_at_once = _CUDA_SENTENCES if self.device.type == "cuda" else _CPU_SENTENCES
         tower = BlipSettings.of(model.config).tower
         part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of
@@ -95,28 +94,17 @@ class BlipCaptioner:
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
-    def features(self, modality: Modality) -> dict[str, Feature]:
-        """`tokens` of images; see `Encoder.features`."""
-        if modality is Modality.CAPTIONS:
-            return {}
-        shape = (self.tokens_per_image, self.model.config.vision_config.hidden_size)
+    def image_features(self) -> list[Feature]:
+        """`tokens`, which a retrieval encoder with the same tower shares."""
+        vision = self.model.config.vision_config
+        shape = (int(vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
         side = self.spec.part("vision")
-        return {"tokens": Feature(name="tokens", shape=shape, dtype="float32", fingerprint=side)}
+        return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=side)]
 
-    @halve_on_oom
-    @torch.inference_mode()
-    def encode_images(
-        self, pixels: NDArray[np.uint8], features: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        """Vision states of a batch of images; see `Encoder.encode_images`."""
-        if unknown := set(features) - {"tokens"}:
-            raise UsageError(f"a captioner emits tokens, not {', '.join(sorted(unknown))}")
-        x = normalized_pixels(pixels, self.preprocessor, self.device)
-        with autocast(self.device, self.dtype):
-            states: Tensor = self.model.vision_model(pixel_values=x).last_hidden_state
-        if self.device.type == "cpu":
-            states = states.float()
-        return {"tokens": states.cpu().numpy()}
+    def vision_tower(self, pixels: Tensor) -> Tensor:
+        """See `ImageEncoder.vision_tower`."""
+        states: Tensor = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        return states
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """[DEC] and the prompt's tokens."""
@@ -151,19 +139,18 @@ class BlipCaptioner:
                 words.append((token, [seen]))
         return [(word, np.mean(parts, axis=0)) for word, parts in words]
 
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """See `Captioner.arithmetic`."""
-        return autocast(self.device, self.dtype)
-
-    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipWriting]":
+    def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipDecodingState]":
         """See `Captioner.begin`."""
-        writing = BlipWriting(self.model.text_decoder, tokens)
+        state = BlipDecodingState(self.model.text_decoder, tokens)
         ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
-        return writing.read(ids.expand(len(tokens), 1, -1))[:, 0], writing
+        return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
 
-class BlipWriting:
-    """Sentences under way in BLIP's text decoder; see `Writing`.
+open_captioner = BlipCaptioner
+
+
+class BlipDecodingState:
+    """Decoding state of BLIP's text decoder: keys and values of the words so far and of the images.
 
     Args:
         decoder: transformers' `BlipTextLMHeadModel`.
@@ -180,7 +167,7 @@ class BlipWriting:
         self._sentences = 1  # b
 
     def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
-        """See `Writing.step`."""
+        """See `DecodingState.step`."""
         rows = rows_of(ids, parents, self._sentences)
         if rows is not None:
             self._past = [(k[rows], v[rows]) for k, v in self._past]
@@ -188,7 +175,7 @@ class BlipWriting:
         return self.read(ids[..., None])
 
     def keep(self, images: Tensor) -> None:
-        """See `Writing.keep`."""
+        """See `DecodingState.keep`."""
         self._tokens = self._tokens[images]
         for attention in self._images:
             attention.keep(images, self._tokens)
@@ -240,5 +227,5 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise CheckpointInvalid(
             f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
-            "the default --model vlre-tiny",
+            "the default, `model='vlre-tiny'`",
         ) from error

@@ -183,8 +183,8 @@ class BlipCaption(_Blip):
         rows = self.tokenizer(prompted, truncation=True, max_length=_CAPTION_TOKENS)["input_ids"]
         return [[self._start, *row[1:]] for row in rows], given
 
-    def words(self, ids: Sequence[int]) -> str:
-        """See `CaptionLearner.words`."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `CaptionLearner.decode`."""
         prompt = self.tokenizer(self.prompt)["input_ids"][:-1]
         whole: str = self.tokenizer.decode(
             [*prompt, *ids], skip_special_tokens=True, clean_up_tokenization_spaces=True

@@ -97,7 +97,7 @@ class BlipTextTower:
         cleaned = [text.pre_caption(t, MAX_WORDS) for t in texts]
         ids = self._words.ids(cleaned, MAX_TOKENS)
         padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self._words.pad_token_id)
-        pooled = in_batches(ids, self._states, width=self._settings.text_width)
+        pooled = in_batches(ids, self._states)
         projected = self._linear(torch.from_numpy(pooled), "text_proj")
         found = {
             "itc": normalize(projected, dim=-1)[:, None].numpy(),

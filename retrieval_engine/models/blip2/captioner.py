@@ -10,7 +10,6 @@ overflows in float16.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +30,13 @@ from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.blip2 import captioner_part_of
 from retrieval_engine.models.blip2.image_side import Blip2Images
-from retrieval_engine.models.caption_rows import rows_of, rows_of_images
-from retrieval_engine.models.captioner import DEFAULT_LENGTH, Writing, generation_defaults
+from retrieval_engine.models.captioner import (
+    DEFAULT_LENGTH,
+    DecodingState,
+    generation_defaults,
+    rows_of,
+    rows_of_images,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
 from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
 from retrieval_engine.records import Feature
@@ -119,10 +123,6 @@ class Blip2Captioner(Blip2Images):
         tower = self.spec.part("vision")
         return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=tower)]
 
-    def text_features(self) -> list[Feature]:
-        """None."""
-        return []
-
     @cached_property
     def speaking(self) -> SpeakingPart:
         """The language model on the device."""
@@ -131,10 +131,6 @@ class Blip2Captioner(Blip2Images):
         loaded: SpeakingPart = load_model(SpeakingPart, self.checkpoint, dtype=dtype)
         loaded.to(self.device)
         return loaded
-
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """Nothing: each part has its own precision."""
-        return nullcontext()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """OPT: the prompt's tokens, </s> first. T5: where its decoder starts."""
@@ -151,7 +147,7 @@ class Blip2Captioner(Blip2Images):
         words: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return words.strip()
 
-    def begin(self, tokens: Tensor, prompt: str) -> tuple[Tensor, Writing]:
+    def begin(self, tokens: Tensor, prompt: str) -> tuple[Tensor, DecodingState]:
         """See `Captioner.begin`."""
         speaking = self.speaking
         states = self.queries.query_states(tokens)
@@ -161,16 +157,16 @@ class Blip2Captioner(Blip2Images):
         words = speaking.language_model.get_input_embeddings()(read)
         embeds = torch.cat((queries, words.expand(len(tokens), -1, -1)), dim=1)
         if self.writes_on:
-            writing: OptWriting = OptWriting(speaking.language_model)
-            return writing.read(inputs_embeds=embeds)[:, 0], writing
+            state: OptDecodingState = OptDecodingState(speaking.language_model)
+            return state.read(inputs_embeds=embeds)[:, 0], state
         start = self.prompt_ids(prompt)[0]
-        t5 = T5Writing(speaking.language_model, embeds)
+        t5 = T5DecodingState(speaking.language_model, embeds)
         ids = torch.full((len(tokens), 1), start, device=tokens.device)
         return t5.read(ids)[:, 0], t5
 
 
-class OptWriting:
-    """Sentences under way in a decoder-only language model; see `Writing`."""
+class OptDecodingState:
+    """Decoding state of a decoder-only language model: its cache of keys and values."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -178,7 +174,7 @@ class OptWriting:
         self._sentences = 1
 
     def step(self, ids: Tensor, parents: Tensor | None) -> Tensor:
-        """See `Writing.step`."""
+        """See `DecodingState.step`."""
         rows = rows_of(ids, parents, self._sentences)
         if rows is not None:
             self.choose(rows)
@@ -187,7 +183,7 @@ class OptWriting:
         return logits.view(*ids.shape, -1)
 
     def keep(self, images: Tensor) -> None:
-        """See `Writing.keep`."""
+        """See `DecodingState.keep`."""
         self.choose(rows_of_images(images, self._sentences))
 
     def choose(self, rows: Tensor) -> None:
@@ -204,8 +200,8 @@ class OptWriting:
         return logits
 
 
-class T5Writing(OptWriting):
-    """Sentences under way in an encoder-decoder language model; see `Writing`.
+class T5DecodingState(OptDecodingState):
+    """Decoding state of an encoder-decoder language model.
 
     Args:
         model: transformers' `T5ForConditionalGeneration`.
@@ -219,12 +215,12 @@ class T5Writing(OptWriting):
         self._seen = model.get_encoder()(inputs_embeds=embeds).last_hidden_state
 
     def choose(self, rows: Tensor) -> None:
-        """See `OptWriting.choose`."""
+        """See `OptDecodingState.choose`."""
         super().choose(rows)
         self._seen = self._seen[rows]
 
     def read(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
-        """See `OptWriting.read`."""
+        """See `OptDecodingState.read`."""
         out = self._model(
             decoder_input_ids=input_ids,
             encoder_outputs=BaseModelOutput(last_hidden_state=self._seen),

@@ -8,11 +8,8 @@ meant to stay in float32.
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BertTokenizer, Blip2Config
@@ -20,16 +17,16 @@ from transformers import BertTokenizer, Blip2Config
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import text
-from retrieval_engine.models.batching import in_batches, pad_tokens
 from retrieval_engine.models.blip2 import part_of
 from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.blip2.language import Blip2LanguageEncoder
 from retrieval_engine.models.blip2.parts import RetrievalPart
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.dual_encoder import DualEncoder
 from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
-from retrieval_engine.records import Feature, Modality
+from retrieval_engine.records import Feature
 
 MAX_WORDS = 50  # LAVIS's BlipCaptionProcessor
 MAX_TOKENS = 35  # LAVIS's retrieval evaluation
@@ -49,7 +46,7 @@ def open_encoder(
     return Blip2Encoder(checkpoint, config, device=device, dtype=dtype)
 
 
-class Blip2Encoder(Blip2Images):
+class Blip2Encoder(Blip2Images, DualEncoder):
     """Features of `Blip2ForImageTextRetrieval`: `itc` (q, d) of images and (1, d) of texts.
 
     Attributes:
@@ -119,33 +116,14 @@ class Blip2Encoder(Blip2Images):
         """Token ids of each cleaned text, [CLS] … [SEP], at most 35 of them."""
         return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
 
-    @torch.inference_mode()
-    def encode_texts(
-        self, texts: Sequence[str], features: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        """Features of captions or queries; see `Encoder.encode_texts`."""
-        self.require(features, Modality.CAPTIONS)
-        ids = self.tokenize(texts)
-        padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self.tokenizer.pad_token_id)
-        found: dict[str, NDArray[Any]] = {
-            "token_ids": padded.astype(np.int32),
-            "token_mask": mask.astype(np.uint8),
-        }
-        if {"itc", "pooled"} & set(features):
-            width = self.config.qformer_config.hidden_size
-            pooled = found["pooled"] = in_batches(ids, self._text_states, width=width)
-            projected = self.queries.text_projection(torch.from_numpy(pooled).to(self.device))
-            found["itc"] = normalize(projected, dim=-1)[:, None].cpu().numpy()
-        return {name: found[name] for name in features}
+    def text_tower(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(n, h) [CLS] states."""
+        return self.queries.text_states(ids, mask)[:, 0]
 
-    def _text_states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """(n, h) [CLS] states of texts of about equal length."""
-        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
-        states = self.queries.text_states(
-            torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
-        )
-        array: NDArray[np.float32] = states[:, 0].cpu().numpy()
-        return array
+    def of_text_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
+        """`pooled` is the CLS state, `itc` its projection."""
+        projected = self.queries.text_projection(states)
+        return {"pooled": states, "itc": normalize(projected, dim=-1)[:, None]}
 
     def matcher(self) -> Matcher:
         """Scores of (image, text) pairs from stored `tokens`."""

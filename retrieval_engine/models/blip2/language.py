@@ -7,20 +7,18 @@ cosines between them mean nothing until a projection head is trained.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoTokenizer, Blip2Config
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.batching import in_batches, pad_tokens
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.blip2.parts import LanguagePart
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.dual_encoder import DualEncoder
 from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
-from retrieval_engine.records import Feature, Modality
+from retrieval_engine.records import Feature
 
 MAX_TOKENS = 64  # no published figure depends on it; captions are shorter
 _TEXT = ("language_model.shared.", "language_model.encoder.", "language_model.model.")
@@ -35,7 +33,7 @@ def part_of(name: str) -> str | None:
     return "text" if name.startswith(_TEXT) else None
 
 
-class Blip2LanguageEncoder(Blip2Images):
+class Blip2LanguageEncoder(Blip2Images, DualEncoder):
     """Features of `Blip2ForConditionalGeneration`: `pooled` of both sides, `tokens`, `queries`.
 
     Attributes:
@@ -85,30 +83,26 @@ class Blip2LanguageEncoder(Blip2Images):
         shape, side = (self.config.text_config.hidden_size,), self.spec.part("text")
         return [Feature(name="pooled", shape=shape, dtype="float32", fingerprint=side)]
 
-    @torch.inference_mode()
-    def encode_texts(
-        self, texts: Sequence[str], features: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        """Features of captions or queries; see `Encoder.encode_texts`."""
-        self.require(features, Modality.CAPTIONS)
-        ids = self.tokenizer(
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids as the language model reads them, at most 64."""
+        ids: list[list[int]] = self.tokenizer(
             [text.strip() for text in texts],
             truncation=True,
             max_length=MAX_TOKENS,
             return_attention_mask=False,
         )["input_ids"]
-        width = self.config.text_config.hidden_size
-        pooled = in_batches(ids, self._text_means, width=width)
-        return dict.fromkeys(features, pooled)
+        return ids
 
-    def _text_means(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """(n, h) means over the tokens of texts of about equal length."""
-        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
-        weights = torch.from_numpy(mask).to(self.device)
-        states = self.language(torch.from_numpy(padded).to(self.device), weights).float()
-        total = (states * weights[..., None]).sum(dim=1)
-        means: NDArray[np.float32] = (total / weights.sum(dim=1, keepdim=True)).cpu().numpy()
+    def text_tower(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(n, h) means over the tokens."""
+        states = self.language(ids, mask).float()
+        total = (states * mask[..., None]).sum(dim=1)
+        means: Tensor = total / mask.sum(dim=1, keepdim=True)
         return means
+
+    def of_text_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
+        """`pooled` is the mean of the states."""
+        return {"pooled": states}
 
     def hint(self, unknown: Sequence[str]) -> str:
         """Where the features are that this kind of checkpoint lacks."""

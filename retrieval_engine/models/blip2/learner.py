@@ -191,8 +191,8 @@ class Blip2Caption(_Blip2):
         room = _CAPTION_TOKENS - 1
         return [[*self._given, *row[:room], self._end] for row in rows], len(self._given)
 
-    def words(self, ids: Sequence[int]) -> str:
-        """See `CaptionLearner.words`."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `CaptionLearner.decode`."""
         found: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return found.strip()
 

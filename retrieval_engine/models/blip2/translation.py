@@ -12,7 +12,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.translation import VISION_NAMES
-from retrieval_engine.models.import_names import Kind, Translation, drop, rename
+from retrieval_engine.models.import_names import Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import (
     VISION,
@@ -38,6 +38,7 @@ _RULES = {
     "position_ids": r"(^|\.)position_ids$",
     "temperature": r"^temp$",
 }
+QFORMER = "blip2-qformer"
 _BERT = "Qformer.bert."
 # LAVIS takes 39 of EVA ViT-g's 40 blocks, and neither its last norm nor its classifier.
 _EVA_WIDTH, _EVA_BLOCKS = 1408, 39
@@ -53,7 +54,7 @@ def add_vision(tensors: Tensors, tower: Tensors, settings: Settings) -> dict[str
         UsageError: the checkpoint has a vision tower already.
     """
     if any(name.startswith(VISION) for name in tensors):
-        raise UsageError("--vision is given, but the checkpoint holds its own vision tower")
+        raise UsageError("`vision` is given, but the checkpoint holds its own vision tower")
     kept, _ = drop({n.removeprefix(VISION): t for n, t in tower.items()}, _EVA_RULES)
     blocks = depth_of(kept, "blocks.")
     wide = "cls_token" in kept and kept["cls_token"].shape[-1] == _EVA_WIDTH
@@ -63,26 +64,32 @@ def add_vision(tensors: Tensors, tower: Tensors, settings: Settings) -> dict[str
     return {**tensors, **{VISION + name: tensor for name, tensor in kept.items()}}
 
 
-def translate(tensors: Tensors, settings: Settings) -> Translation:
+def translate(
+    tensors: Tensors, kind: str, settings: Settings, tower: Tensors | None = None
+) -> Translation:
     """A LAVIS Q-Former checkpoint in Hugging Face's names.
 
     Args:
         tensors: in LAVIS's names.
+        kind: `QFORMER`.
         settings: what the shapes cannot tell.
+        tower: its vision tower from a file of its own, where it has none.
 
     Raises:
         CheckpointInvalid: a tensor that tells the architecture is absent or contradicts settings.
     """
+    if tower is not None:
+        tensors = add_vision(tensors, tower, settings)
     if not any(name.startswith(VISION) for name in tensors):
         raise CheckpointInvalid(
             "the checkpoint holds no vision tower: LAVIS does not save what it keeps frozen",
-            hint="give the tower's own file too: --vision eva_vit_g.pth",
+            hint="give the tower's own file too: `vision='eva_vit_g.pth'`",
         )
     kept, dropped = drop(tensors, _RULES)
     kept = _join_biases(kept)
     mean, std = settings.normalisation()
     return Translation(
-        kind=Kind.BLIP2_QFORMER,
+        kind=kind,
         config=_config(kept, settings),
         models=(Blip2ForImageTextRetrieval,),
         tensors={rename(name, _NAMES): tensor for name, tensor in kept.items()},
@@ -128,7 +135,7 @@ def _config(tensors: Tensors, settings: Settings) -> Blip2Config:
 
 
 def _cross_attention_frequency(tensors: Tensors, depth: int) -> int:
-    """Every how many layers the Q-Former looks at the picture, from the layers that can."""
+    """Every how many layers the Q-Former looks at the image, from the layers that can."""
     prefix = f"{_BERT}encoder.layer."
     looking = [
         layer

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotated import AnnotatedImages
-from retrieval_engine.sources.caption_files import Record, read_records
+from retrieval_engine.sources.annotation import Record
+from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.json_stream import elements
 from retrieval_engine.sources.kinds.karpathy import blip_record
 from retrieval_engine.sources.source_name import Options, existing_directory

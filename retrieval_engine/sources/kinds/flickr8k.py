@@ -10,12 +10,15 @@ Looks in DIR and DIR/Flickr8k_text for `Flickr8k.token.txt` or `captions.txt`, a
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotated import AnnotatedImages
-from retrieval_engine.sources.caption_files import Record, open_text, read_records
+from retrieval_engine.sources.annotation import Record
+from retrieval_engine.sources.caption_files import read_records
+from retrieval_engine.sources.reading import UNREADABLE, lines, open_text
 from retrieval_engine.sources.source_name import Options, existing_directory, split_name
 
 _IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -70,20 +73,21 @@ def _splits(places: list[Path]) -> dict[str, str]:
             if match is None or not path.is_file():
                 continue
             split = split_name(match[1])
-            with open_text(path) as lines:
-                names = [line.strip() for line in lines if line.strip()]
-            for name in names:
+            for name in _names(path):
                 if splits.setdefault(name, split) != split:
                     raise SourceError(f"image {name} is in two splits: {splits[name]} and {split}")
     return splits
 
 
+def _names(path: Path) -> list[str]:
+    try:
+        with open_text(path) as stream:
+            return [line.strip() for line in lines(stream, path) if line.strip()]
+    except UNREADABLE as error:
+        raise SourceError(f"cannot read {path}: {error}") from error
+
+
 def _records(captions: Path, splits: Mapping[str, str]) -> Iterator[Record]:
     for record in read_records(captions):
         if record.image in splits or not _SLIP.search(record.image):
-            yield Record(
-                image=record.image,
-                captions=record.captions,
-                numbers=record.numbers,
-                split=splits.get(record.image, ""),
-            )
+            yield replace(record, split=splits.get(record.image, ""), meta={})

@@ -4,21 +4,25 @@
     folder:photos?split_from=folder    top-level folders train, val, test name the split
     folder:photos?split=val            only items of this split
 
-An item's id is its path relative to the folder. Captions come from `a.txt` beside `a.jpg` (one on
-each line), and from a `captions.jsonl`, `.csv` or `.txt` in any folder, whose names are relative to
-that folder or to its `images/`.
+An item's id is its path relative to the folder. Captions come from `a.txt` or `a.jpg.txt` beside
+`a.jpg` (one on each line), and from a `captions.jsonl`, `.csv` or `.txt` in any folder, whose names
+are relative to that folder or to its `images/`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item
-from retrieval_engine.sources.annotated import merge
-from retrieval_engine.sources.caption_files import Record, open_text, read_records
-from retrieval_engine.sources.source_name import Options, existing_directory, of_split, split_name
-from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher, picture_suffixes
+from retrieval_engine.sources.annotated import merge, size_and_time
+from retrieval_engine.sources.annotation import Record, composed, image_name
+from retrieval_engine.sources.caption_files import read_records
+from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.reading import MAX_TEXT, decode_text, read_whole, split_lines
+from retrieval_engine.sources.source_name import Options, existing_directory, split_name
+from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher
 
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")
 _SHOWN = 10
@@ -92,28 +96,28 @@ class FolderSource:
         Raises:
             SourceError: a caption file cannot be understood, or no item is in the split.
         """
-        return of_split(self._items(), self._split, self.name)
+        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
-        walk, captions = Walk(self.root), _FolderCaptions(self.root)
+        walk = Walk(self.root, used=frozenset(_CAPTION_FILES))
+        captions = _FolderCaptions(self.root)
         for picture in walk.pictures():
             records = captions.take(picture.id)  # also of those that do not match: they are there
             if self._matches(picture.id):
                 yield self._item(picture, records)
-        self.notes += [f"{count:,} {what}" for what, count in walk.skipped.items() if count]
-        self.notes += captions.notes()
+        self.notes += [*walk.notes(), *captions.notes()]
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
-        beside = Record(image=picture.id, captions=_lines(picture.text) if picture.text else ())
-        item = merge([beside, *records], item_id=picture.id)
-        state = picture.entry.stat()
+        beside = [_beside(picture.id, text) for text in picture.texts]
+        item = merge([Record(image=picture.id, captions=()), *beside, *records], item_id=picture.id)
+        size_bytes, mtime_ns = size_and_time(picture.entry.path)
         return replace(
             item,
             uri=picture.entry.path,
             split=item.split or self._folder_split(picture.id),
-            size_bytes=state.st_size,
-            mtime_ns=state.st_mtime_ns,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
         )
 
     def _folder_split(self, item_id: str) -> str:
@@ -122,13 +126,14 @@ class FolderSource:
         return split if split in {"train", "val", "test"} else ""
 
 
-def _lines(path: str) -> tuple[str, ...]:
-    """The captions in the text file beside a picture."""
+def _beside(item_id: str, path: str) -> Record:
+    """What the text file beside a picture says."""
     try:
-        with open_text(Path(path)) as stream:
-            return tuple(line.strip() for line in stream if line.strip())
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+        text = decode_text(read_whole(path, MAX_TEXT))
+    except SourceError as error:
+        return Record(image=item_id, captions=(), fault=error.message)
+    captions = tuple(line.strip() for line in split_lines(text) if line.strip())
+    return Record(image=item_id, captions=captions)
 
 
 class _FolderCaptions:
@@ -136,7 +141,7 @@ class _FolderCaptions:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._tables: dict[str, dict[str, list[Record]]] = {}
+        self._tables: dict[str, _Table] = {}
         self._unused: list[str] = []
         self._unused_count = 0
         self._notes: list[str] = []
@@ -152,10 +157,10 @@ class _FolderCaptions:
             if folder not in self._tables:
                 self._tables[folder] = self._table(folder)
             table, name = self._tables[folder], item_id.removeprefix(folder)
-            records += table.pop(name, [])
+            records += table.take(name)
             first, _, rest = name.partition("/")
             if rest and first.lower() == "images":
-                records += table.pop(rest, [])
+                records += table.take(rest)
         return records
 
     def notes(self) -> list[str]:
@@ -168,21 +173,42 @@ class _FolderCaptions:
         names = ", ".join(self._unused) + more
         return [*self._notes, f"{self._unused_count:,} captioned images are not there: {names}"]
 
-    def _table(self, folder: str) -> dict[str, list[Record]]:
-        files = [file for file in _CAPTION_FILES if (self._root / folder / file).is_file()]
-        if not files:
-            return {}
+    def _table(self, folder: str) -> "_Table":
+        place = self._root / folder
+        files = [file for file in _CAPTION_FILES if (place / file).is_file()]
         self._notes += [f"{folder}{file} is not read beside {files[0]}" for file in files[1:]]
-        table: dict[str, list[Record]] = {}
-        for record in read_records(self._root / folder / files[0]):
-            records = table.setdefault(record.image.removeprefix("./"), [])
-            if records and (joined := records[-1].followed_by(record)):
-                records[-1] = joined
-            else:
-                records.append(record)
-        return table
+        return _Table(place, read_records(place / files[0]) if files else ())
 
     def _close(self, folder: str) -> None:
         left = self._tables.pop(folder)
-        self._unused_count += len(left)
-        self._unused += [folder + name for name in left][: _SHOWN - len(self._unused)]
+        self._unused_count += len(left.records)
+        self._unused += [folder + name for name in left.records][: _SHOWN - len(self._unused)]
+
+
+class _Table:
+    """What a caption file says, by the image's name as the file has it.
+
+    Args:
+        place: the folder that the names are relative to.
+        records: of the file.
+    """
+
+    def __init__(self, place: Path, records: Iterable[Record]) -> None:
+        self.records: dict[str, list[Record]] = {}
+        self._place = place
+        for record in records:
+            known = self.records.setdefault(record.image, [])
+            if known and (joined := known[-1].followed_by(record)):
+                known[-1] = joined
+            else:
+                known.append(record)
+        self._composed = {composed(name): name for name in self.records}
+
+    def take(self, name: str) -> list[Record]:
+        """What it says of an image; its other Unicode form counts where that names no file."""
+        if name in self.records:
+            return self.records.pop(name)
+        other = self._composed.get(composed(image_name(name)), "")
+        if other not in self.records or (self._place / other).exists():
+            return []
+        return self.records.pop(other)

@@ -66,6 +66,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
         parts=parts,
         columns=choose_columns(_table(str(parts[0].path), 0).schema, given, argument),
         given=given,
+        read_bytes=read_bytes,
     )
 
 

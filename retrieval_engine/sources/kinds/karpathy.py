@@ -18,7 +18,7 @@ from pathlib import Path
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
 from retrieval_engine.sources.annotated import AnnotatedImages
-from retrieval_engine.sources.caption_files import Record, captions_of, record_of
+from retrieval_engine.sources.annotation import Record, captions_of, image_name, record_of
 from retrieval_engine.sources.json_stream import elements, is_list
 from retrieval_engine.sources.source_name import Options, existing_file, split_name
 
@@ -64,13 +64,15 @@ def _records(path: Path) -> Iterator[Record]:
         where = f"{path}: image {position:,}"
         if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
             raise SourceError(f"{where} has no filename: this is no Karpathy file")
-        name = str(image["filename"])
+        name = image_name(str(image["filename"]))
+        captions, fault = captions_of(image.get("sentences"))
         yield Record(
             image=name,
-            captions=captions_of(image.get("sentences"), where),
+            captions=captions,
             split=split_name(str(image.get("split") or "")),
             meta={key: image[key] for key in _KEPT if key in image},
             files=coco_files(name, str(image.get("filepath") or "")),
+            fault=fault,
         )
 
 
@@ -97,4 +99,5 @@ def blip_record(entry: Json, where: str, split: str) -> Record:
         captions=record.captions,
         split=record.split or split,
         files=(record.image, *coco_files(name, folder)),
+        fault=record.fault,
     )

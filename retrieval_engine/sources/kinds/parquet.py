@@ -3,6 +3,7 @@
     parquet:data/*.parquet                     all rows; a column `split` is honoured row by row
     parquet:flickr30k.parquet?splits=dataset_flickr30k.json&split=test      splits by id
     parquet:a.parquet?image=jpg&caption=title,alt&id=sha256                 columns by name
+    parquet:a.parquet?id=row                   file and row stand for the ids
 
 FILES is a file, a folder, a pattern, or several with commas. The name of a file or of a split never
 says which split a row is in: a well-known release of Flickr30k has all 31,783 images in one split
@@ -20,17 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval_engine.errors import SourceError
-from retrieval_engine.sources.columns import choose_columns
+from retrieval_engine.sources.columns import choose_columns, same_form
+from retrieval_engine.sources.reading import MAX_BYTES
 from retrieval_engine.sources.source_name import Options
-from retrieval_engine.sources.tables import (
-    OPTIONS,
-    TablePart,
-    TableSource,
-)
+from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
 
 _BATCH_ROWS = 16
 _KEPT_BATCHES = 16
 _OPEN_FILES = 4
+_MOST_PACKED = 100
 
 
 def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
@@ -48,7 +47,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
     files = _files(argument)
     schema = _schema(files[0])
     for file in files[1:]:
-        if not _schema(file).equals(schema):
+        if not same_form(_schema(file), schema):
             raise SourceError(f"{file} has other columns than {files[0]}")
     names = ",".join(str(Path(part).expanduser().absolute()) for part in argument.split(","))
     return TableSource(
@@ -57,6 +56,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
         parts=[TablePart(path=file, read=_batches) for file in files],
         columns=choose_columns(schema, given, str(files[0])),
         given=given,
+        read_bytes=read_bytes,
     )
 
 
@@ -82,9 +82,31 @@ def _schema(path: Path) -> pa.Schema:
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            for group in range(file.metadata.num_row_groups):
+                check_sizes(file, group, columns)
             yield from file.iter_batches(batch_size=1024, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise SourceError(f"cannot read {path}: {error}") from error
+
+
+def check_sizes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> None:
+    """Refuse a row group whose columns unpack to far more than a picture or a text can.
+
+    Pictures hardly shrink, and texts shrink to a tenth: what shrinks to less than a hundredth and is
+    larger than memory should hold is a bomb or a mistake.
+
+    Raises:
+        ValueError: a column is one.
+    """
+    chunks = file.metadata.row_group(group)
+    for number in range(chunks.num_columns):
+        chunk = chunks.column(number)
+        name = chunk.path_in_schema
+        if not any(name == column or name.startswith(f"{column}.") for column in columns):
+            continue
+        packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+        if unpacked > MAX_BYTES and unpacked > _MOST_PACKED * packed:
+            raise ValueError(f"{name} unpacks from {packed:,} to {unpacked:,} bytes")
 
 
 def read_bytes(uri: str) -> bytes:
@@ -164,6 +186,7 @@ class _Cursor:
         start = 0
         for group, size in enumerate(self._sizes):
             if start <= row < start + size:
+                check_sizes(self._file, group, [self._column])
                 self._ahead = self._file.iter_batches(
                     batch_size=_BATCH_ROWS, row_groups=[group], columns=[self._column]
                 )

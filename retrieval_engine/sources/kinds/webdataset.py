@@ -6,26 +6,39 @@
 The lines of `.txt` (or `.caption`) are the captions; without one, `caption` or `captions` of the
 `.json`, whose other keys are metadata and whose `split` is the item's split. Headers alone are read
 to list the items, and a picture is read from its place in the shard: `webdataset:FILE#OFFSET,SIZE`.
+
+Every picture is an item. Its id is the sample's key, the name up to the first dot; where a sample
+has several pictures, as `0.left.png` and `0.right.png` or `img.v1.0.png` and `img.v1.1.png`, the
+name without its last ending, and then `img.v1.0.txt` goes with `img.v1.0.png` alone. Members of a
+sample need not follow each other.
 """
 
 import glob
-import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge
-from retrieval_engine.sources.caption_files import CAPTION_KEYS, Record, captions_of
-from retrieval_engine.sources.source_name import Options, of_split, split_name
-
-_IMAGES = frozenset(
-    ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "heic")
+from retrieval_engine.sources.annotation import CAPTION_KEYS, Record, captions_of
+from retrieval_engine.sources.cleaning import clean_text, passed
+from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.reading import (
+    MAX_BYTES,
+    MAX_TEXT,
+    decode_text,
+    open_regular,
+    parse_json,
+    split_lines,
 )
+from retrieval_engine.sources.source_name import Options, split_name
+
+_TEXTS = (".txt", ".caption")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _BLOCK = 512
 _SHOWN = 5
@@ -40,7 +53,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> "WebDatasetSource"
 
     Raises:
         UsageError: an option is unknown.
-        SourceError: a shard is not there or is no plain tar.
+        SourceError: a shard is not there.
     """
     given = Options("webdataset", options, ("split", "id"))
     if given.text("id", "shard") != "shard":
@@ -78,15 +91,35 @@ def _expand(pattern: str) -> list[str]:
     return [head + part + rest for part in middle for rest in _expand(tail)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One file in a shard.
+
+    Attributes:
+        stem: its name without the last ending.
+        ending: that ending in lower case, with its dot.
+        place: offset and length of its bytes.
+        is_second: another member of its name came before.
+    """
+
+    stem: str
+    ending: str
+    place: tuple[int, int]
+    is_second: bool
+
+
 @dataclass(slots=True)
 class _Sample:
-    """The members of one key."""
+    """The members of one key, and why they cannot be told apart, or empty."""
 
-    shard: Path
-    key: str
-    place: tuple[int, int] | None = None
-    text: bytes | None = None
-    meta: bytes | None = None
+    pictures: list[_Member] = field(default_factory=list)
+    texts: list[_Member] = field(default_factory=list)
+    fault: str = ""
+
+    def own(self, picture: _Member) -> list[_Member]:
+        """The texts that go with one of its pictures: not those that another is called like."""
+        others = {other.stem for other in self.pictures} - {picture.stem}
+        return [text for text in self.texts if text.stem not in others]
 
 
 class WebDatasetSource:
@@ -114,109 +147,166 @@ class WebDatasetSource:
         Raises:
             SourceError: a shard is damaged or cut off, or a key comes back.
         """
-        return of_split(self._items(), self._split, self.name)
+        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
+        left = _Left()
         seen: dict[str, Path] = {}
-        no_picture: list[str] = []
-        damaged: list[str] = []
         for shard in self._shards:
-            mtime_ns = shard.stat().st_mtime_ns
-            for sample in _samples(shard):
-                item_id = f"{shard.stem}/{sample.key}" if self._shard_in_id else sample.key
+            for picture, record, damaged in _shard_records(shard, left):
+                item_id = f"{shard.stem}/{record.image}" if self._shard_in_id else record.image
                 if item_id in seen:
-                    raise SourceError(
-                        f"key {item_id} of {shard} was in {seen[item_id]} already",
-                        hint="make ids of shard and key with ?id=shard",
-                    )
+                    raise _comes_back(item_id, shard, seen[item_id], self._shard_in_id)
                 seen[item_id] = shard
-                if sample.place is None:
-                    no_picture.append(item_id)
-                    continue
-                record, is_whole = _record(sample, item_id)
-                if not is_whole:
-                    damaged.append(item_id)
-                uri = f"webdataset:{shard}#{sample.place[0]},{sample.place[1]}"
-                yield replace(merge([record]), uri=uri, mtime_ns=mtime_ns)
-        self.notes += _note(no_picture, "samples have no picture")
-        self.notes += _note(damaged, "samples have a .json that is none; taken without it")
+                if damaged:
+                    left.damaged.append(item_id)
+                offset, size = picture.place
+                yield replace(
+                    merge([record], item_id=item_id),
+                    uri=f"webdataset:{shard}#{offset},{size}",
+                    mtime_ns=shard.stat().st_mtime_ns,
+                )
+        self.notes += left.notes()
 
 
-def _note(names: list[str], what: str) -> list[str]:
-    more = ", …" if len(names) > _SHOWN else ""
-    return [f"{len(names):,} {what}: {', '.join(names[:_SHOWN])}{more}"] if names else []
+@dataclass(slots=True)
+class _Left:
+    """What was in the shards and gave no item."""
+
+    others: Counter[str] = field(default_factory=Counter)
+    samples: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Lines for people."""
+        lines = []
+        for names, what in (
+            (self.samples, "samples have no picture"),
+            (self.damaged, "samples have a .json that is none; taken without it"),
+        ):
+            more = ", …" if len(names) > _SHOWN else ""
+            if names:
+                lines.append(f"{len(names):,} {what}: {', '.join(names[:_SHOWN])}{more}")
+        if self.others:
+            kinds = ", ".join(f"{name} {count:,}" for name, count in self.others.most_common(8))
+            lines.append(f"{self.others.total():,} members are neither pictures nor texts: {kinds}")
+        return lines
 
 
-def _samples(shard: Path) -> Iterator[_Sample]:
-    """The samples of a shard; the data of its pictures is passed over."""
+def _comes_back(item_id: str, shard: Path, before: Path, shard_in_id: bool) -> SourceError:
+    if shard == before:
+        hint = "write the shard again with a name of its own for each member"
+    elif shard_in_id:
+        hint = "two shards have one name: rename one"
+    else:
+        hint = "make ids of shard and key with `?id=shard`"
+    return SourceError(f"key {item_id} of {shard} was in {before} already", hint=hint)
+
+
+def _shard_records(shard: Path, left: _Left) -> Iterator[tuple[_Member, Record, bool]]:
+    """Each picture of a shard, what is said of it, and whether a JSON of it is damaged."""
     try:
-        size_bytes = shard.stat().st_size
-        with tarfile.open(shard, "r:") as tar:
-            members = (_within(member, size_bytes) for member in tar if member.isfile())
-            for key, group in groupby(members, key=lambda member: _key(member.name)[0]):
-                sample = _Sample(shard=shard, key=key)
-                for member in group:
-                    _add(sample, tar, member)
-                yield sample
-            _check_end(shard, tar.offset)
+        with open_regular(shard) as file:
+            for key, sample in _samples(file, shard, left).items():
+                if not sample.pictures:
+                    left.samples.append(key)
+                for picture in sample.pictures:
+                    name = key if len(sample.pictures) == 1 else picture.stem
+                    record, damaged = _record(file, name, sample.own(picture))
+                    yield picture, replace(record, fault=sample.fault or record.fault), damaged
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SourceError(f"{shard} is damaged, cut off, or no plain tar: {error}") from error
 
 
-def _within(member: tarfile.TarInfo, size_bytes: int) -> tarfile.TarInfo:
-    """The member, if the shard holds all of it; `tarfile` would not look."""
-    end = member.offset_data + member.size
-    if end > size_bytes:
-        raise tarfile.ReadError(f"{member.name} ends at byte {end:,}, the file at {size_bytes:,}")
-    return member
+def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
+    """The samples of a shard by their key; the data of its members are passed over."""
+    samples: dict[str, _Sample] = {}
+    places: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            tar.members = []  # type: ignore[attr-defined] # it would keep every header
+            member = _member(info, places, shard, left)
+            if member is None:
+                continue
+            folder, slash, name = member.stem.rpartition("/")
+            sample = samples.setdefault(folder + slash + name.partition(".")[0], _Sample())
+            if member.is_second:
+                sample.fault = f"{shard} has two members called {member.stem}{member.ending}"
+            elif member.ending in picture_suffixes():
+                sample.pictures.append(member)
+            else:
+                sample.texts.append(member)
+        end = tar.offset
+    file.seek(end)
+    # `tarfile` takes a damaged header for the end: two empty blocks are there at a true one
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError(f"no end-of-archive mark at byte {end:,}")
+    return samples
 
 
-def _key(name: str) -> tuple[str, str]:
-    """Key and ending of a member: the key ends at the first dot of the file's name."""
+def _member(
+    info: tarfile.TarInfo, places: dict[str, tuple[int, int]], shard: Path, left: _Left
+) -> _Member | None:
+    """A picture or text of a shard; None for folders, and for others, which are counted."""
+    if info.isdir():
+        return None
+    name = clean_text(info.name).removeprefix("./")
     folder, slash, file = name.rpartition("/")
-    stem, _, ending = file.partition(".")
-    return folder + slash + stem, ending.lower()
+    stem, dot, ending = file.rpartition(".")
+    ending = f".{ending.lower()}" if dot else ""
+    if file.startswith("._") or name.startswith("__MACOSX/"):
+        left.others["macOS's ._ files"] += 1
+        return None
+    place = places.get(info.linkname) if info.islnk() else (info.offset_data, info.size)
+    if place is None or not (info.isfile() or info.islnk()):
+        left.others["links and devices"] += 1
+        return None
+    if sum(place) > (size_bytes := shard.stat().st_size):  # `tarfile` would not look
+        raise tarfile.ReadError(f"{name} ends at byte {sum(place):,}, the file at {size_bytes:,}")
+    is_second = name in places
+    places[name] = place
+    if ending not in picture_suffixes() and ending not in (*_TEXTS, ".json"):
+        left.others[ending or "(none)"] += 1
+        return None
+    return _Member(folder + slash + stem, ending, place, is_second)
 
 
-def _add(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    ending = _key(member.name)[1]
-    if ending.rpartition(".")[2] in _IMAGES and sample.place is None:
-        sample.place = (member.offset_data, member.size)
-    elif ending in {"txt", "caption", "json"}:
-        stream = tar.extractfile(member)
-        content = stream.read() if stream else b""
-        if ending == "json":
-            sample.meta = content
-        else:
-            sample.text = content
-
-
-def _check_end(shard: Path, offset: int) -> None:
-    """Check for the two empty blocks; `tarfile` takes a damaged header for the end."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        if file.read(_BLOCK) != bytes(_BLOCK):
-            raise tarfile.ReadError(f"no end-of-archive mark at byte {offset:,}")
-
-
-def _record(sample: _Sample, item_id: str) -> tuple[Record, bool]:
-    """What a sample says, and whether its JSON could be read."""
+def _record(file: BinaryIO, name: str, texts: list[_Member]) -> tuple[Record, bool]:
+    """What is said of a picture, and whether a JSON of it could not be read."""
+    captions: list[str] = []
     meta: dict[str, Json] = {}
-    is_whole = True
-    if sample.meta is not None:
+    told: tuple[str, ...] = ()
+    fault, damaged = "", False
+    for text in texts:
+        offset, size = text.place
+        if size > MAX_TEXT:
+            fault = f"{text.stem}{text.ending} has {size:,} bytes; at most {MAX_TEXT:,} are read"
+            continue
+        file.seek(offset)
+        content = file.read(size)
+        if text.ending in _TEXTS:
+            captions += [line.strip() for line in split_lines(decode_text(content)) if line.strip()]
+            continue
         try:
-            loaded = json.loads(sample.meta)
-        except ValueError:
-            loaded = None
-        is_whole = isinstance(loaded, dict)
-        meta = loaded if isinstance(loaded, dict) else {}
+            value = parse_json(content, text.stem)
+        except SourceError:
+            value = None
+        damaged = damaged or not isinstance(value, dict)
+        meta |= value if isinstance(value, dict) else {}
     named = next((key for key in CAPTION_KEYS if meta.get(key)), "")
-    told = captions_of(meta.pop(named, None), f"{sample.shard}: {sample.key}.json")
-    lines = (sample.text or b"").decode("utf-8-sig", "replace").splitlines()
-    captions = tuple(line.strip() for line in lines if line.strip()) or told
+    if named:
+        told, wrong = captions_of(meta.pop(named))
+        fault = fault or ("" if captions else wrong)
     split = split_name(str(meta.pop("split", "") or ""))
-    return Record(image=item_id, captions=captions, split=split, meta=meta), is_whole
+    record = Record(
+        image=name,
+        captions=tuple(captions) or told,
+        split=split,
+        meta=meta,
+        fault=fault,
+    )
+    return record, damaged
 
 
 def read_bytes(uri: str) -> bytes:
@@ -230,8 +320,10 @@ def read_bytes(uri: str) -> bytes:
     """
     path, _, place = uri.removeprefix("webdataset:").rpartition("#")
     offset, _, size = place.partition(",")
+    if size.isdecimal() and int(size) > MAX_BYTES:
+        raise SourceError(f"cannot read {uri}: at most {MAX_BYTES:,} bytes are read")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(int(offset))
             data = file.read(int(size))
     except (OSError, ValueError) as error:

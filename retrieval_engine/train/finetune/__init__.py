@@ -1,10 +1,11 @@
 """Fine-tuning on what a store holds: `finetune(configure(Task.CAPTION, store=…), out)`.
 
-The recipe is in `trainer.py`; what a family gives to it in `learning.py`.
+The recipe is in `trainer.py`; what a family gives to it in `models/learner.py`.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.train.finetune.config import (
@@ -28,13 +29,9 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("PRESETS", "FinetuneConfig", "Select", "Task", "configure"), "config"),
-    "FinetuneReport": "output",
+    "FinetuneReport": "model_output",
     "finetune": "trainer",
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load on first use: options are checked before torch is."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

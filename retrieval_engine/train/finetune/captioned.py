@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Captioned:
+class CaptionedImages:
     """n images that have captions, m in all.
 
     Attributes:
@@ -30,7 +30,7 @@ class Captioned:
         keys: sha256 of the images' bytes.
         uris: where the bytes are.
         rows: (n,) rows of the store, -1 where the store has none.
-        same: (n,) number that equal pictures share.
+        same: (n,) number that equal images share.
         texts: the m captions, grouped by image.
         starts: (n + 1,) image i has captions starts[i] to starts[i + 1].
     """
@@ -57,7 +57,7 @@ class Captioned:
 
     @property
     def digest(self) -> str:
-        """Tells this data from any other."""
+        """Digest of ids, bytes and texts: equal for equal data only."""
         return digest([list(self.ids), list(self.keys), list(self.texts)])
 
 
@@ -65,8 +65,8 @@ class Captioned:
 class Sets:
     """The two sides of a run, and how they were told apart, in a sentence."""
 
-    train: Captioned
-    val: Captioned
+    train: CaptionedImages
+    val: CaptionedImages
     how: str
 
 
@@ -88,8 +88,8 @@ def load_sets(store: Store, *, from_cache: bool) -> Sets:
         raise FeatureMissing(
             f"{store.path} has no tokens, which training from the cache reads; it has "
             f"{', '.join(store.features(Modality.IMAGES))}",
-            hint="run the same `vlre encode` again with --features itc,pooled,tokens, or train "
-            "--from-pixels",
+            hint="encode its source again with "
+            "`EncodeOptions(features=('itc', 'pooled', 'tokens'))`, or train with `from_pixels`",
         )
     splits = set(store.items()["split"].to_pylist())
     known = [name for name in _VAL_SPLITS if name in splits]
@@ -118,7 +118,7 @@ def load_sets(store: Store, *, from_cache: bool) -> Sets:
     return Sets(train=train, val=_chosen(val, mask), how=how)
 
 
-def _captioned(store: Store, splits: Sequence[str], *, from_cache: bool) -> Captioned:
+def _captioned(store: Store, splits: Sequence[str], *, from_cache: bool) -> CaptionedImages:
     table = store.items()
     wanted = np.isin(np.array(table["split"].to_pylist(), dtype=object), list(splits))
     columns = {name: table[name].to_pylist() for name in ("id", "key", "uri", "captions")}
@@ -132,7 +132,7 @@ def _captioned(store: Store, splits: Sequence[str], *, from_cache: bool) -> Capt
     ]
     texts = [[caption["text"] for caption in columns["captions"][i]] for i in keep]
     _, same = np.unique(np.array([keys[i] for i in keep], dtype=object), return_inverse=True)
-    return Captioned(
+    return CaptionedImages(
         ids=[columns["id"][i] for i in keep],
         keys=[keys[i] for i in keep],
         uris=[columns["uri"][i] for i in keep],
@@ -143,10 +143,10 @@ def _captioned(store: Store, splits: Sequence[str], *, from_cache: bool) -> Capt
     )
 
 
-def _chosen(data: Captioned, mask: NDArray[np.bool_]) -> Captioned:
+def _chosen(data: CaptionedImages, mask: NDArray[np.bool_]) -> CaptionedImages:
     keep = np.flatnonzero(mask).tolist()
     texts = [data.captions_of(i) for i in keep]
-    return Captioned(
+    return CaptionedImages(
         ids=[data.ids[i] for i in keep],
         keys=[data.keys[i] for i in keep],
         uris=[data.uris[i] for i in keep],
@@ -157,7 +157,7 @@ def _chosen(data: Captioned, mask: NDArray[np.bool_]) -> Captioned:
     )
 
 
-def _without(data: Captioned, keys: set[str]) -> Captioned:
+def _without(data: CaptionedImages, keys: set[str]) -> CaptionedImages:
     return _chosen(data, np.array([key not in keys for key in data.keys], dtype=bool))
 
 
@@ -166,7 +166,7 @@ def _hashes(ids: Sequence[str]) -> Ints:
     return np.array([int.from_bytes(value, "big") for value in found], dtype=np.int64)
 
 
-def _held_out(data: Captioned) -> NDArray[np.bool_]:
+def _held_out(data: CaptionedImages) -> NDArray[np.bool_]:
     hashes = _hashes(data.ids)
     held = hashes < int(_HELD_OUT * 2**56)
     if len(data) > 1 and not held.any():
@@ -179,7 +179,7 @@ class Group:
     """What a step is made of: i images, and n captions of each.
 
     Attributes:
-        images: (i,) numbers of a `Captioned`.
+        images: (i,) numbers in a `CaptionedImages`.
         captions: (i, n) numbers of its texts, -1 where an image has fewer.
     """
 
@@ -203,7 +203,9 @@ class Order:
         UsageError: the batch is larger than the data.
     """
 
-    def __init__(self, data: Captioned, *, batch_size: int, per_image: int, seed: int) -> None:
+    def __init__(
+        self, data: CaptionedImages, *, batch_size: int, per_image: int, seed: int
+    ) -> None:
         self._data = data
         self._n, self._seed = per_image, seed
         self._images = batch_size // per_image
@@ -213,7 +215,7 @@ class Order:
             raise UsageError(
                 f"a batch of {batch_size} captions is larger than the data: {len(data.texts)} "
                 f"captions of {len(data)} images",
-                hint="lower --batch-size",
+                hint="lower `batch_size`",
             )
         self._epoch = -1
         self._groups: tuple[Ints, Ints] = (
@@ -222,7 +224,7 @@ class Order:
         )
 
     def __call__(self, step: int) -> Group:
-        """The batch of a step."""
+        """Images and captions of the batch of a step."""
         epoch, at = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._groups, self._epoch = self._pass(epoch), epoch

@@ -4,8 +4,10 @@ The loss is that of BLIP's and LAVIS's authors: tokens after the prompt only, no
 smoothed. Validation reports it without smoothing: the mean surprise of a token, in nats.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,24 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.cider import cider_d
+from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.models.learner import CaptionLearner
-from retrieval_engine.train.finetune.arithmetic import Arithmetic
-from retrieval_engine.train.finetune.captioned import Captioned, Group, Ints
+from retrieval_engine.train.finetune.captioned import CaptionedImages, Group, Ints
 from retrieval_engine.train.finetune.config import FinetuneConfig, Select
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.states import Loader, padded
-from retrieval_engine.train.finetune.written import collapse, variety, write
+from retrieval_engine.train.finetune.objective import Arithmetic
+from retrieval_engine.train.finetune.vision_states import Loader, padded
 
 IGNORED = -100
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], float]
 
 _VAL_IMAGES = 32
 _WRITTEN = 64  # images whose captions are written at each validation
 _LOGGED = 8
+_LONGEST = 20  # tokens of a written caption, after the prompt
+_FEWEST = 8  # captions that can be judged
+_MOST_ALIKE, _MOST_REPEATED, _FEWEST_PAIRS = 0.5, 0.3, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sentences:
+class CaptionBatch:
     """One process's part of a batch: n captions for each of i images.
 
     Attributes:
@@ -48,12 +53,12 @@ class Sentences:
 
     @property
     def count(self) -> int:
-        """Number of learned tokens."""
+        """Number of tokens in the batch that count in the loss."""
         return int((self.labels[..., 1:] != IGNORED).sum())
 
 
-class Captions:
-    """The objective of a caption run; see `objective.Objective`.
+class CaptionObjective:
+    """The objective of a caption run; see `objective.TaskObjective`.
 
     Args:
         learner: what is trained, adapters included.
@@ -61,7 +66,6 @@ class Captions:
         config: the recipe.
         processes: who shares a batch.
         arithmetic: context of every forward pass.
-        judge: gives a set of captions a score against references; needed to select by CIDEr.
     """
 
     def __init__(
@@ -71,33 +75,34 @@ class Captions:
         config: FinetuneConfig,
         processes: Processes,
         arithmetic: Arithmetic,
-        judge: Judge | None,
     ) -> None:
         self._learner, self._loader, self._config = learner, loader, config
-        self._processes, self._arithmetic, self._judge = processes, arithmetic, judge
+        self._processes, self._arithmetic = processes, arithmetic
         self.higher_is_better = config.select is Select.CIDER
         self.metric = "cider" if self.higher_is_better else "caption_loss"
         self.samples: dict[str, str] = {}
         self.warning = ""
 
     def parameters(self) -> list[nn.Parameter]:
-        """Nothing beside the model."""
+        """An empty list: captioning trains nothing beside the model."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty: captioning keeps nothing beside parameters."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing: `state_dict` is empty."""
 
-    def prepare(self, data: Captioned, group: Group, loaded: NDArray[Any]) -> Sentences:
+    def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> CaptionBatch:
         """A batch of this process, tokens and labels included."""
-        return sentences(self._learner, data, group.captions, loaded)
+        return caption_batch(self._learner, data, group.captions, loaded)
 
-    def step(self, batch: Sentences, step: int, *, along: float, scale: float) -> dict[str, float]:
-        """Add the gradients of a batch; see `objective.Objective`."""
-        total = self._processes.total(batch.count)
+    def step(
+        self, batch: CaptionBatch, step: int, *, along: float, scale: float
+    ) -> dict[str, float]:
+        """Add the gradients of a batch; see `objective.TaskObjective`."""
+        total = self._processes.all_reduce(batch.count)
         n = batch.ids.shape[1]
         micro = self._config.micro_batch
         most = max(1, micro // n) if micro else len(batch.ids)
@@ -109,9 +114,9 @@ class Captions:
                 loss = self._loss(batch, piece, self._config.label_smoothing) / total
             (loss * scale).backward()  # type: ignore[no-untyped-call]
             found += float(loss.detach())
-        return {"lm": self._processes.total(found)}
+        return {"lm": self._processes.all_reduce(found)}
 
-    def _loss(self, batch: Sentences, piece: slice, smoothing: float) -> Tensor:
+    def _loss(self, batch: CaptionBatch, piece: slice, smoothing: float) -> Tensor:
         """Sum over the learned tokens of some images."""
         device = self._processes.device
         states = self._loader.states(self._learner, batch.loaded[piece])
@@ -122,7 +127,7 @@ class Captions:
         return caption_loss_sum(logits, labels, smoothing=smoothing)
 
     @torch.no_grad()
-    def validate(self, data: Captioned) -> dict[str, float]:
+    def validate(self, data: CaptionedImages) -> dict[str, float]:
         """Loss per token of all captions; figures of captions written for a few images."""
         total, count = 0.0, 0
         most = int(np.diff(data.starts).max())
@@ -131,33 +136,33 @@ class Captions:
             captions = data.starts[images][:, None] + np.arange(most)
             captions[captions >= data.starts[images + 1][:, None]] = -1
             loaded = self._loader.load(data, images, None)
-            batch = sentences(self._learner, data, captions, loaded)
+            batch = caption_batch(self._learner, data, captions, loaded)
             with self._arithmetic.plain():
                 total += float(self._loss(batch, slice(None), 0.0))
             count += batch.count
         return {"caption_loss": total / count, **self._written(data)}
 
-    def _written(self, data: Captioned) -> dict[str, float]:
+    def _written(self, data: CaptionedImages) -> dict[str, float]:
         images = np.arange(min(_WRITTEN, len(data)))
         texts: list[str] = []
         for start in range(0, len(images), _VAL_IMAGES):
             some = images[start : start + _VAL_IMAGES]
             with self._arithmetic.plain():
                 states = self._loader.states(self._learner, self._loader.load(data, some, None))
-                texts += write(self._learner, states)
+                texts += greedy_captions(self._learner, states)
         shown = images[:_LOGGED].tolist()
         self.samples = {data.ids[i]: texts[i] for i in shown}
         found = variety(texts)
         self.warning = collapse(texts, found)
-        if self._judge is not None:
-            found["cider"] = self._judge(texts, [data.captions_of(i) for i in images.tolist()])
+        references = [[ptb_tokens(text) for text in data.captions_of(i)] for i in images.tolist()]
+        found["cider"] = float(cider_d([ptb_tokens(text) for text in texts], references).mean())
         return found
 
 
-def sentences(
-    learner: CaptionLearner, data: Captioned, captions: Ints, loaded: NDArray[Any]
-) -> Sentences:
-    """Captions as the decoder reads and learns them.
+def caption_batch(
+    learner: CaptionLearner, data: CaptionedImages, captions: Ints, loaded: NDArray[Any]
+) -> CaptionBatch:
+    """Captions as the decoder reads and learns them, with the loaded images they belong to.
 
     Args:
         learner: knows its prompt and its end.
@@ -172,7 +177,7 @@ def sentences(
     labels[:, :given] = IGNORED
     labels[captions.ravel() < 0] = IGNORED
     shape = (*captions.shape, ids.shape[1])
-    return Sentences(
+    return CaptionBatch(
         loaded=loaded, ids=ids.view(shape), mask=mask.view(shape), labels=labels.view(shape)
     )
 
@@ -192,3 +197,49 @@ def caption_loss_sum(logits: Tensor, labels: Tensor, *, smoothing: float) -> Ten
         label_smoothing=smoothing,
         reduction="sum",
     )
+
+
+@torch.no_grad()
+def greedy_captions(learner: CaptionLearner, states: Tensor) -> list[str]:
+    """The likeliest word after word for each of (i, t, w) images: for a look, not for speed."""
+    rows, given = learner.encode([""])
+    ids = torch.tensor(rows[0][:given], device=states.device).expand(len(states), 1, -1)
+    seen = learner.read(states)
+    ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
+    for _ in range(_LONGEST):
+        logits = learner.logits(seen, ids, torch.ones_like(ids))[:, 0, -1]
+        chosen = logits.argmax(-1).masked_fill(ended, learner.end_id)
+        ended |= chosen == learner.end_id
+        ids = torch.cat((ids, chosen[:, None, None]), dim=-1)
+        if bool(ended.all()):
+            break
+    texts = []
+    for row in ids[:, 0, given:].tolist():
+        end = row.index(learner.end_id) if learner.end_id in row else len(row)
+        texts.append(learner.decode(row[:end]))
+    return texts
+
+
+def variety(texts: Sequence[str]) -> dict[str, float]:
+    """How varied captions are: `distinct_2`, `repetition_rate`, `commonest_share`, in [0, 1]."""
+    pairs = [list(pairwise(words)) for words in map(str.split, texts)]
+    count = max(1, sum(map(len, pairs)))
+    return {
+        "distinct_2": len({pair for own in pairs for pair in own}) / count,
+        "repetition_rate": sum(len(own) - len(set(own)) for own in pairs) / count,
+        "commonest_share": max(Counter(texts).values()) / len(texts),
+    }
+
+
+def collapse(texts: Sequence[str], figures: Mapping[str, float]) -> str:
+    """A warning where captions say one thing over and over; empty where they do not."""
+    if len(texts) < _FEWEST:
+        return ""
+    commonest, _ = Counter(texts).most_common(1)[0]
+    if figures["commonest_share"] > _MOST_ALIKE:
+        return f"mode collapse: {figures['commonest_share']:.0%} of captions are {commonest!r}"
+    if figures["repetition_rate"] > _MOST_REPEATED:
+        return f"repetition: {figures['repetition_rate']:.0%} of word pairs repeat in their caption"
+    if figures["distinct_2"] < _FEWEST_PAIRS:
+        return f"little variety: only {figures['distinct_2']:.1%} of word pairs are distinct"
+    return ""

@@ -25,7 +25,7 @@ class FinetuneConfig:
         task: `retrieval` (ITC and ITM) or `caption` (language-model loss).
         store: the store with images, captions, and `tokens` unless `from_pixels`.
         model: checkpoint to start from; empty for the one that made the store.
-        from_pixels: read the pictures and run the vision tower in each step.
+        from_pixels: read the images and run the vision tower in each step.
         freeze_vision: do not train the tower that `from_pixels` runs.
         augment: crop, RandAugment and flips; only with `from_pixels`.
         checkpointing: recompute the tower's activations instead of keeping them.
@@ -96,14 +96,14 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Refuse settings that contradict each other or are out of range."""
         for name in ("epochs", "batch_size", "captions_per_image"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be at least 1")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")
         counts = ("max_steps", "micro_batch", "lr", "eval_every", "patience", "keep_every", "queue")
         for name in counts:
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.task is Task.RETRIEVAL and (self.captions_per_image > 1 or self.batch_size < 2):
             raise UsageError(
                 "retrieval takes one caption of an image at a time and at least two in a batch, "
@@ -111,17 +111,17 @@ class FinetuneConfig:
             )
         if self.batch_size % self.captions_per_image:
             raise UsageError(
-                f"batch_size {self.batch_size} is no multiple of captions_per_image "
-                f"{self.captions_per_image}"
+                f"`batch_size={self.batch_size}` is no multiple of "
+                f"`captions_per_image={self.captions_per_image}`"
             )
         if self.quantize not in ("", "8bit", "4bit"):
-            raise UsageError(f"quantize is {self.quantize!r}, must be 8bit or 4bit")
+            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
         if self.quantize and not self.lora:
             raise UsageError(
-                f"{self.quantize} weights cannot be trained", hint="train an adapter with --lora"
+                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
             )
         if not self.from_pixels and (self.freeze_vision or self.checkpointing):
-            raise UsageError("freeze_vision and checkpointing need from_pixels")
+            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
 
     def to_json(self) -> dict[str, Json]:
         """All settings as JSON values."""
@@ -170,9 +170,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "flickr8k-caption": Preset(
             task=Task.CAPTION,
-            source="seed VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
-            differs="selected on the official dev split by CIDEr; pictures are not mirrored when a "
-            "caption says left or right; cached tokens unless --from-pixels",
+            source="VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
+            differs="selected on the official dev split by CIDEr; images are not mirrored when a "
+            "caption says left or right; cached tokens unless `from_pixels`",
             values={
                 "epochs": 70,
                 "batch_size": 64,
@@ -184,8 +184,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "flickr8k-lora": Preset(
             task=Task.CAPTION,
-            source="seed LoRA-BLIP2-Flickr8K",
-            differs="targets exist in the model (the seed's o_proj does not, and 100 % of its "
+            source="LoRA-BLIP2-Flickr8K",
+            differs="targets exist in the model (that recipe's o_proj does not, and 100 % of its "
             "weights trained); all five captions, not the first; no loss on padding or on the "
             "prompt, which training and writing share; selected on dev",
             values={"epochs": 5, "batch_size": 32, "lora": "r=16,alpha=32,dropout=0.05"},

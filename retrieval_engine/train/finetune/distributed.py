@@ -3,17 +3,19 @@
 Each process runs its share of a batch. The contrastive loss is computed from the gathered vectors
 in every process alike, the other losses are divided by counts over all processes; so the sum of the
 processes' gradients is the gradient of one process with the whole batch, and no more than that is
-exchanged. Start with `torchrun --nproc-per-node N cli.py finetune …`.
+exchanged. Start it with torchrun.
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from retrieval_engine.models.device import pick_device
+
+Value = TypeVar("Value")
 
 
 class Processes:
@@ -57,7 +59,7 @@ class Processes:
         torch.distributed.all_gather(parts, mine.detach().contiguous())
         return torch.cat(parts)
 
-    def total(self, value: float) -> float:
+    def all_reduce(self, value: float) -> float:
         """Sum of a number over the processes."""
         if self.size == 1:
             return value
@@ -65,7 +67,7 @@ class Processes:
         torch.distributed.all_reduce(both)
         return float(both)
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes."""
         if self.size == 1:
             return
@@ -79,19 +81,19 @@ class Processes:
         for parameter, part in zip(ours, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
-    def told_by_first(self, values: Sequence[Any]) -> list[Any]:
-        """What the first process has, in all of them."""
-        found = list(values)
+    def broadcast(self, value: Value) -> Value:
+        """What the first process gives, in every process; it can be any object."""
+        found = [value]
         if self.size > 1:
             torch.distributed.broadcast_object_list(found, src=0)
-        return found
+        return found[0]
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until every process is here."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def end(self) -> None:
-        """Leave the group."""
+        """Leave the process group."""
         if self.size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -1,6 +1,5 @@
 """What a run leaves: the model or adapter, its record, its log and the plot of it."""
 
-import importlib.util
 import json
 import struct
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from retrieval_engine.errors import MissingExtra
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
@@ -26,7 +24,7 @@ from retrieval_engine.train.runlog import Panel, draw_curves
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """How much of a model is trained.
+    """How many of a model's weights are trained.
 
     Attributes:
         parameters: number of trained weights, as peft counts them.
@@ -38,7 +36,7 @@ class Counted:
 
     @property
     def percent(self) -> float:
-        """Trained weights of a hundred."""
+        """Share of the weights that is trained, in per cent."""
         return 100 * self.parameters / self.total
 
     def __str__(self) -> str:
@@ -58,7 +56,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneReport:
-    """What a run came to.
+    """What a fine-tuning came to.
 
     Attributes:
         out: directory of the model or adapter.
@@ -81,7 +79,7 @@ class FinetuneReport:
     fingerprint: str
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre finetune … --json`."""
+        """The report as one JSON object."""
         return {
             "out": str(self.out),
             "steps": self.steps,
@@ -98,7 +96,7 @@ class FinetuneReport:
 
 
 class Output:
-    """Writes the directory of a run.
+    """Writes the directory of a fine-tuning: model or adapter, record, samples, plot.
 
     Args:
         config: of the run.
@@ -167,7 +165,7 @@ class Output:
         return report
 
     def _record(self, report: FinetuneReport) -> dict[str, Json]:
-        """What `vlre eval` compares a gallery with, and all settings and figures."""
+        """What an evaluation compares a gallery with, and all settings and figures."""
         train = self._sets.train
         ids, keys = sorted(train.ids), sorted(set(train.keys))
         return {
@@ -204,20 +202,6 @@ def _tower_size(path: Path) -> int:
                     size *= side
                 count += size
     return count
-
-
-def open_board(folder: Path) -> Any:
-    """A writer of TensorBoard's files.
-
-    Raises:
-        MissingExtra: TensorBoard is not installed.
-    """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtra("tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter
-    return writer(str(folder))
 
 
 CURVES = (

@@ -22,28 +22,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.models.learner import RetrievalLearner
-from retrieval_engine.train.finetune.arithmetic import Arithmetic
-from retrieval_engine.train.finetune.captioned import Captioned, Group
+from retrieval_engine.train.finetune.captioned import CaptionedImages, Group
 from retrieval_engine.train.finetune.config import FinetuneConfig
-from retrieval_engine.train.finetune.contrast import itc_in_batch, itc_momentum
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.matching import draw_world, matching_loss
-from retrieval_engine.train.finetune.momentum import MomentumCopy
-from retrieval_engine.train.finetune.recall import recall
-from retrieval_engine.train.finetune.states import Loader, padded
+from retrieval_engine.train.finetune.objective import Arithmetic
+from retrieval_engine.train.finetune.retrieval_losses import (
+    MomentumCopy,
+    draw_matching_pairs,
+    itc_in_batch,
+    itc_momentum,
+    matching_loss,
+)
+from retrieval_engine.train.finetune.vision_states import Loader, padded
 
 _TEMPERATURE, _COLDEST, _WARMEST = 0.07, 0.001, 0.5
 _VAL_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pairs:
+class RetrievalBatch:
     """One process's part of a batch: b images with a caption each.
 
     Attributes:
         loaded: what the loader gave.
-        same: (b,) number that equal pictures share.
+        same: (b,) number that equal images share.
         ids: (b, l) token ids.
         mask: (b, l).
     """
@@ -63,8 +67,8 @@ class _Seen:
     texts: Tensor
 
 
-class Retrieval:
-    """The objective of a retrieval run; see `objective.Objective`.
+class RetrievalObjective:
+    """The objective of a retrieval run; see `objective.TaskObjective`.
 
     Args:
         learner: what is trained, adapters included.
@@ -91,7 +95,7 @@ class Retrieval:
         self._slow = MomentumCopy(learner, config) if learner.momentum else None
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained beside the model."""
+        """The temperature, which is trained beside the model."""
         return [self.temperature]
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,19 +103,21 @@ class Retrieval:
         return {} if self._slow is None else self._slow.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Take up what `state_dict` gave."""
         if self._slow is not None:
             self._slow.load_state_dict(state)
 
-    def prepare(self, data: Captioned, group: Group, loaded: NDArray[Any]) -> Pairs:
+    def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> RetrievalBatch:
         """A batch of this process, tokens included."""
         texts = [data.texts[j] for j in group.captions[:, 0].tolist()]
         ids, mask = padded(self._learner.tokenize(texts), self._learner.pad_id)
         same = torch.from_numpy(data.same[group.images])
-        return Pairs(loaded=loaded, same=same, ids=ids, mask=mask)
+        return RetrievalBatch(loaded=loaded, same=same, ids=ids, mask=mask)
 
-    def step(self, batch: Pairs, step: int, *, along: float, scale: float) -> dict[str, float]:
-        """Add the gradients of a batch; see `objective.Objective`.
+    def step(
+        self, batch: RetrievalBatch, step: int, *, along: float, scale: float
+    ) -> dict[str, float]:
+        """Add the gradients of a batch; see `objective.TaskObjective`.
 
         Args:
             batch: of this process.
@@ -143,29 +149,29 @@ class Retrieval:
         losses = {"itc": float(loss.detach())}
         if not math.isfinite(losses["itc"]):
             return losses  # no negatives can be drawn; the loop stops here
-        world = None
+        pairs = None
         if self._config.itm:
             seed = self._config.seed * 1_000_003 + step
-            world = draw_world(scores, same, self._learner.match_ids(ids), mask, seed=seed)
+            pairs = draw_matching_pairs(scores, same, self._learner.match_ids(ids), mask, seed=seed)
         matched = 0.0
         for number, piece in enumerate(pieces):
             now = seen[number] if live else self._see(batch, piece, step, grad=True)
             own = slice(mine.start + piece.start, mine.start + piece.stop)
             total = (now.images * images.grad[own]).sum() + (now.texts * texts.grad[own]).sum()
-            if world is not None:
+            if pairs is not None:
                 with self._arithmetic.plain():
-                    itm = matching_loss(self._learner.cross, now.states, own, world)
+                    itm = matching_loss(self._learner.cross, now.states, own, pairs)
                 matched += float(itm.detach())
                 total = total + itm * scale
             total.backward()  # type: ignore[no-untyped-call]
-        if world is not None:
-            losses["itm"] = self._processes.total(matched)
+        if pairs is not None:
+            losses["itm"] = self._processes.all_reduce(matched)
         losses["temperature"] = float(self.temperature.detach())
         return losses
 
     # The vectors
 
-    def _see(self, batch: Pairs, piece: slice, step: int, *, grad: bool) -> _Seen:
+    def _see(self, batch: RetrievalBatch, piece: slice, step: int, *, grad: bool) -> _Seen:
         device = self._processes.device
         number = self._processes.rank * 1_000_003 + piece.start
         with torch.set_grad_enabled(grad), self._arithmetic(step, number):
@@ -185,7 +191,7 @@ class Retrieval:
         return self._processes.gather(ids), self._processes.gather(mask)
 
     def _slow_features(
-        self, batch: Pairs, seen: Sequence[_Seen], pieces: Sequence[slice]
+        self, batch: RetrievalBatch, seen: Sequence[_Seen], pieces: Sequence[slice]
     ) -> tuple[Tensor, Tensor]:
         assert self._slow is not None
         device = self._processes.device
@@ -238,7 +244,7 @@ class Retrieval:
     # What it is worth
 
     @torch.no_grad()
-    def validate(self, data: Captioned) -> dict[str, float]:
+    def validate(self, data: CaptionedImages) -> dict[str, float]:
         """Exact recall on held-out images by ITC, in per cent."""
         images, texts = [], []
         for start in range(0, len(data), _VAL_ROWS):
@@ -252,7 +258,17 @@ class Retrieval:
             device = self._processes.device
             with self._arithmetic.plain():
                 texts.append(self._learner.embed_texts(ids.to(device), mask.to(device)).cpu())
-        return recall(torch.cat(images), torch.cat(texts), torch.from_numpy(data.owner))
+        report = recall(torch.cat(images).numpy(), torch.cat(texts).numpy(), data.owner)
+        return recall_figures(report)
+
+
+def recall_figures(report: RecallReport) -> dict[str, float]:
+    """`mean_recall` and the recall of each direction as `text_to_image@1`, …, in per cent."""
+    figures = {"mean_recall": report.mean_recall}
+    for name in ("text_to_image", "image_to_text"):
+        for k, value in getattr(report, name).recall.items():
+            figures[f"{name}@{k}"] = value
+    return figures
 
 
 def _pieces(size: int, most: int) -> Iterator[slice]:

@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import TrainingError, UsageError
+from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
-from retrieval_engine.train.finetune.captioning import Captions, Judge
-from retrieval_engine.train.finetune.config import FinetuneConfig, Select
+from retrieval_engine.train.finetune.captioning import CaptionObjective
+from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.journal import Journal
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
-from retrieval_engine.train.finetune.parts import open_parts, trained_parameters
-from retrieval_engine.train.finetune.state import State
-from retrieval_engine.train.finetune.states import Ahead
+from retrieval_engine.train.finetune.objective import FinetuneState
+from retrieval_engine.train.finetune.run_parts import open_parts, trained_parameters
+from retrieval_engine.train.finetune.vision_states import Ahead
 from retrieval_engine.train.lora import refuse_dead
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
+from retrieval_engine.train.runlog import RunLog
 from retrieval_engine.train.schedule import step_factor
 
 _SAVE_EVERY_S = 120.0
@@ -44,7 +44,6 @@ def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
-    judge: Judge | None = None,
     progress: Progress | None = None,
 ) -> FinetuneReport:
     """Fine-tune a model and write it as a directory that `open_encoder` or a captioner opens.
@@ -53,7 +52,6 @@ def finetune(
         config: store, task and recipe.
         out: directory of the model or adapter; `out/run` holds what a killed run goes on from and
             is gone when the run is complete.
-        judge: scores written captions against references; needed for `Select.CIDER`.
         progress: told about the run.
 
     Raises:
@@ -62,7 +60,7 @@ def finetune(
         FingerprintMismatch: the model's vision tower did not make the store's states.
         UsageError: an option that cannot be.
     """
-    run = Run(config, out, judge, progress or Silent())
+    run = FinetuneRun(config, out, progress or Silent())
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             run.train()
@@ -71,20 +69,16 @@ def finetune(
         run.close()
 
 
-class Run:
+class FinetuneRun:
     """One fine-tuning, from the store to the directory."""
 
-    def __init__(
-        self, config: FinetuneConfig, out: Path, judge: Judge | None, progress: Progress
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, out: Path, progress: Progress) -> None:
         if (out / "training.json").exists():
-            raise TrainingError(f"{out} already holds a trained model", hint="give another --out")
-        if config.select is Select.CIDER and judge is None:
-            raise UsageError("selecting by CIDEr needs a judge of captions")
+            raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         self.config, self.out = config, out
         self.processes = Processes(config.device)
         self.progress = progress if self.processes.is_first else Silent()
-        parts = open_parts(config, self.processes, judge)
+        parts = open_parts(config, self.processes)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
@@ -93,16 +87,16 @@ class Run:
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
-        self.state = State()
+        self.state = FinetuneState()
         self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
             self._resume()
-        self.journal = Journal(
-            out,
+        self.log = RunLog(
+            out / "log.jsonl",
             keep_steps=self.state.step,
-            tensorboard=config.tensorboard,
+            tensorboard=out / "tensorboard" if config.tensorboard else None,
             is_kept=self.processes.is_first,
         )
 
@@ -114,7 +108,7 @@ class Run:
         self.progress.say(str(self.output.counted(self.learner.model)))
         if not state.start:
             state.start = self._figures()
-            self.journal.write({"step": 0, **state.start})
+            self.log.write({"step": 0, **state.start})
         self.progress.start("fine-tuning", self.total)
         self.progress.advance(state.step)
         saved_at = time.monotonic()
@@ -153,14 +147,12 @@ class Run:
         if state.step % _LOG_EVERY == 0 or self._is_over():
             rounded = {name: round(value, 5) for name, value in losses.items()}
             times = {"seconds": round(state.seconds, 2), "lr": lr}
-            self.journal.write(
-                {"step": state.step, **times, **rounded, "norm": round(float(norm), 4)}
-            )
+            self.log.write({"step": state.step, **times, **rounded, "norm": round(float(norm), 4)})
 
     def _update(self, group: Group, losses: Mapping[str, float], lr: float) -> Tensor:
         """Add up the gradients over the processes and take the step; their norm before clipping."""
         trained = trained_parameters(self.learner, self.objective)
-        self.processes.add_gradients(trained)
+        self.processes.all_reduce_gradients(trained)
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(trained, self.config.clip)
         finite = all(abs(value) < float("inf") for value in losses.values())
@@ -180,7 +172,7 @@ class Run:
         raise TrainingError(
             f"loss or gradient is not finite at step {self.state.step} ({values}); the batch is "
             f"{shown}",
-            hint="lower --lr, or use --dtype float32; the run before this step is kept",
+            hint="lower `lr`, or use `dtype='float32'`; the run before this step is kept",
         )
 
     def _is_over(self) -> bool:
@@ -194,16 +186,16 @@ class Run:
             self.learner.model.eval()
             found = self.objective.validate(self.sets.val)
             self.learner.model.train()
-        told: dict[str, float] = self.processes.told_by_first([found])[0]
-        return {name: round(value, 5) for name, value in told.items()}
+        found = self.processes.broadcast(found)
+        return {name: round(value, 5) for name, value in found.items()}
 
     def _validate(self) -> None:
         state, objective = self.state, self.objective
         found = self._figures()
-        self.journal.write({"step": state.step, **found})
+        self.log.write({"step": state.step, **found})
         words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
         self.progress.say(f"step {state.step:,} of {self.total:,}: {words}")
-        if isinstance(objective, Captions):
+        if isinstance(objective, CaptionObjective):
             self._tell_samples(objective)
         better = objective.higher_is_better
         improved = state.improves(found, objective.metric, higher_is_better=better)
@@ -214,13 +206,13 @@ class Run:
         if keep and not part and epoch % keep == 0 and self.processes.is_first:
             self.output.write(self.out / f"epoch-{epoch}", self.learner.model)
 
-    def _tell_samples(self, objective: Captions) -> None:
+    def _tell_samples(self, objective: CaptionObjective) -> None:
         if not self.processes.is_first:
             return
         self.output.log_samples(self.state.step, objective.samples)
         if objective.warning:
             self.progress.say(f"warning: {objective.warning}")
-            self.journal.write({"step": self.state.step, "warning": objective.warning})
+            self.log.write({"step": self.state.step, "warning": objective.warning})
 
     # Where the run stands
 
@@ -247,11 +239,11 @@ class Run:
                 "scaler": self.scaler.state_dict(),
             }
             save_atomically(value, self._checkpoint_path)
-        self.processes.wait()
+        self.processes.barrier()
 
     def _resume(self) -> None:
         saved = load_checkpoint(self._checkpoint_path, identity=self.identity)
-        self.state = State(**saved["state"])
+        self.state = FinetuneState(**saved["state"])
         self._set_weights(saved["weights"])
         with torch.no_grad():
             for mine, value in zip(self.objective.parameters(), saved["beside"], strict=True):
@@ -274,7 +266,7 @@ class Run:
     def finish(self) -> FinetuneReport:
         """Write the best weights, and the last ones in `out/last` where they are others."""
         state = self.state
-        report = None
+        report: FinetuneReport | None = None
         if self.processes.is_first:
             if state.best_step != state.step:
                 self.output.write(self.out / "last", self.learner.model)
@@ -288,11 +280,12 @@ class Run:
             )
             report = self.output.finish(trained, self.learner.model)
             shutil.rmtree(self.out / "run")
-        found: FinetuneReport = self.processes.told_by_first([report])[0]
-        return found
+        report = self.processes.broadcast(report)
+        assert report is not None
+        return report
 
     def close(self) -> None:
         """End the threads and leave the group of processes."""
         self.ahead.close()
-        self.journal.close()
+        self.log.close()
         self.processes.end()

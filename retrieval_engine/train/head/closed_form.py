@@ -11,14 +11,14 @@ learned, on thousands it saves most epochs.
 """
 
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from retrieval_engine.train.head.pairs import Pairs
-from retrieval_engine.train.head.precision import is_half_fast
-from retrieval_engine.train.head.ranks import scores, val_recall
+from retrieval_engine.train.head.pairs import FeaturePairs
+from retrieval_engine.train.head.val_recall import val_recall
 
 _RIDGES = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 _USUAL_RIDGE = 1.0
@@ -28,12 +28,13 @@ _FEW_IMAGES = 1000  # below, both are chosen by cross-validation
 _FOLDS = 5
 _MOST_PAIRS = 32_768  # 5,000 images with all their captions, and to spare
 _BLOCK = 2048
+_MANY_ROWS = 1000  # from which bfloat16 is worth it
 _SMALLEST = 1e-12  # of a trace: all rows of a fold may be equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TruePairs:
-    """Rows that belong together.
+    """Image and text features, row by row of one pair.
 
     Attributes:
         images: (m, w) float32.
@@ -46,7 +47,7 @@ class TruePairs:
     image: Tensor
 
     def part(self, rows: Tensor) -> "TruePairs":
-        """Those of a mask."""
+        """The pairs whose (m,) mask is True."""
         return TruePairs(images=self.images[rows], texts=self.texts[rows], image=self.image[rows])
 
 
@@ -83,7 +84,7 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (1 / spread).expand_as(mean)
 
 
-def one_to_one(pairs: Pairs, generator: torch.Generator) -> TruePairs:
+def one_to_one(pairs: FeaturePairs, generator: torch.Generator) -> TruePairs:
     """True pairs as rows, at most 32,768 of them.
 
     Of several vectors of an image the one nearest to the text is taken where the two sides have
@@ -129,7 +130,7 @@ class Moments:
         (x, x_basis), (y, y_basis) = (_spanned(side - side.mean(0)) for side in (x, y))
         self.bases = x_basis, y_basis
         # The rounding of bfloat16 is a tenth of the smallest ridge in use, and four times faster.
-        a, b = (x.bfloat16(), y.bfloat16()) if is_half_fast(x) else (x, y)
+        a, b = (x.bfloat16(), y.bfloat16()) if _is_half_fast(x) else (x, y)
         xx, yy, self.cross = (p.to(x.dtype) / self.rows for p in (a.T @ a, b.T @ b, a.T @ b))
         self.own = xx, yy
 
@@ -279,5 +280,15 @@ def reciprocal_rank(images: Tensor, texts: Tensor, image: Tensor) -> float:
     row = torch.arange(len(number), device=images.device)
     first = first.scatter_reduce(0, number, row, "amin")
     unit = torch.nn.functional.normalize
-    similarity = scores(unit(images[first], dim=-1)[:, None], unit(texts, dim=-1))
-    return val_recall(similarity, number).reciprocal
+    return val_recall(unit(images[first], dim=-1), unit(texts, dim=-1), number).reciprocal
+
+
+def _is_half_fast(x: Tensor) -> bool:
+    """Whether the device is fast at bfloat16 and the (n, …) rows are enough for it to matter."""
+    fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return fast and len(x) > _MANY_ROWS
+
+
+def half_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 where the device is fast at it and the (n, …) rows are many."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=_is_half_fast(x))

@@ -1,4 +1,4 @@
-"""The epochs of a training: start, contrast, validate, keep the best."""
+"""The epochs of a training: start, contrast, validate, keep the best; and the losses."""
 
 import json
 import math
@@ -10,25 +10,27 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
+from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
-from retrieval_engine.train.head import closed_form, contrastive, sampler
-from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs
-from retrieval_engine.train.head.pairs import Pairs, TrainingData
-from retrieval_engine.train.head.precision import half_precision
-from retrieval_engine.train.head.ranks import ValRecall, scores, val_recall
-from retrieval_engine.train.head.recipe import Captions, HeadRecipe, Loss, Start
+from retrieval_engine.train.head import closed_form, sampler
+from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_precision
+from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
+from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
+from retrieval_engine.train.head.val_recall import ValRecall, val_recall
 
 _WARM_UP = 0.1
 _SCALE_BATCH = 256
+_EXCLUDED = -1e4  # finite: a row without negatives must not give NaN gradients
 _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
 
 
-class Run:
-    """The state of one training.
+class HeadRun:
+    """One training of a head, from the start to the weights that are kept.
 
     Args:
         recipe: every choice.
@@ -63,7 +65,7 @@ class Run:
         self.first = self.best = self._validate(None)
 
     @torch.no_grad()
-    def _start(self, held_out: Pairs | None) -> None:
+    def _start(self, held_out: FeaturePairs | None) -> None:
         """Give the head its first weights and temperature; `held_out` helps to choose them."""
         if self.recipe.start is Start.CLOSED_FORM:
             maps = start_closed_form(self.head, self.train, held_out, self.recipe.seed)
@@ -101,7 +103,7 @@ class Run:
     def refit(self) -> None:
         """Train a new head on both sets for as many epochs as were best."""
         head = Head(self.head.config).to(self.train.images.device)
-        first_only = self.recipe.captions is Captions.FIRST
+        first_only = self.recipe.captions is CaptionChoice.FIRST
         self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
         self._start(None)
         optimiser, pace = self._optimiser()
@@ -137,27 +139,27 @@ class Run:
         if not math.isfinite(total):
             raise TrainingError(
                 f"the loss became {total} in epoch {self.epochs + 1}",
-                hint=f"use a smaller --lr than {recipe.lr:g}",
+                hint=f"use a smaller `lr` than {recipe.lr:g}",
             )
         return total / steps
 
-    def _loss(self, batch: sampler.Batch) -> Tensor:
+    def _loss(self, batch: sampler.HeadBatch) -> Tensor:
         return self._loss_of(self._cosines(batch) * self.head.scale, batch)
 
-    def _cosines(self, batch: sampler.Batch) -> Tensor:
+    def _cosines(self, batch: sampler.HeadBatch) -> Tensor:
         """(b, u) scores of a batch's images and texts."""
         head, train = self.head, self.train
         with half_precision(train.images):
             images = head.images(train.images[batch.images])
             texts = head.texts(train.texts[batch.texts])
-        return scores(images, texts)
+        return block_scores(images, texts[:, None])
 
-    def _loss_of(self, logits: Tensor, batch: sampler.Batch) -> Tensor:
+    def _loss_of(self, logits: Tensor, batch: sampler.HeadBatch) -> Tensor:
         if self.recipe.loss is Loss.SIGMOID:
-            return contrastive.sigmoid(logits + self.head.offset, batch.positive)
+            return sigmoid_loss(logits + self.head.offset, batch.positive)
         if self.recipe.loss is Loss.DIAGONAL:
-            return contrastive.diagonal(logits)
-        return contrastive.info_nce(logits, batch.positive)
+            return diagonal_loss(logits)
+        return info_nce_loss(logits, batch.positive)
 
     @torch.no_grad()
     def _fit_scale(self) -> None:
@@ -175,7 +177,7 @@ class Run:
         head, val = self.head, self.val
         head.eval()
         image, row = val.owners
-        found = val_recall(scores(head.images(val.images), head.texts(val.texts))[:, row], image)
+        found = val_recall(head.images(val.images), head.texts(val.texts)[row], image)
         line: dict[str, Json] = {"epoch": self.epochs}
         if loss is not None:
             line["loss"] = round(loss, 5)
@@ -202,7 +204,9 @@ class Run:
         return factor
 
 
-def start_closed_form(head: Head, pairs: Pairs, held_out: Pairs | None, seed: int) -> LinearMaps:
+def start_closed_form(
+    head: Head, pairs: FeaturePairs, held_out: FeaturePairs | None, seed: int
+) -> LinearMaps:
     """Make a head compute the closed-form maps of some pairs, and say which these are."""
     rows = standardise(head, pairs, seed)
     others = None
@@ -218,7 +222,7 @@ def start_closed_form(head: Head, pairs: Pairs, held_out: Pairs | None, seed: in
     return maps
 
 
-def standardise(head: Head, pairs: Pairs, seed: int) -> TruePairs:
+def standardise(head: Head, pairs: FeaturePairs, seed: int) -> TruePairs:
     """Make a head bring features to mean 0 and mean square 1 first; the true pairs, so brought."""
     rows = closed_form.one_to_one(pairs, _generator(seed))
     head.image.standardise(*closed_form.standardisation(rows.images))
@@ -236,3 +240,43 @@ def _standardised(head: Head, rows: TruePairs) -> TruePairs:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def info_nce_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Symmetric InfoNCE in which a positive competes with negatives only.
+
+    Each true pair has its own softmax against all that is no positive: -log(e^s / (e^s + sum over
+    negatives)). The usual sum would hold the image's other captions too, and push them away.
+    Averaged over an image's captions, then over images; and likewise from the captions' side.
+
+    Args:
+        logits: (b, u) scaled scores.
+        positive: (b, u) bool, at least one in each row and column.
+    """
+    negatives = logits.masked_fill(positive, _EXCLUDED)
+    image, text = positive.nonzero(as_tuple=True)
+    true = logits[image, text]
+    per_image = positive.sum(1)[image] * len(logits)
+    per_text = positive.sum(0)[text] * logits.shape[1]
+    to_text = functional.softplus(negatives.logsumexp(1)[image] - true) / per_image
+    to_image = functional.softplus(negatives.logsumexp(0)[text] - true) / per_text
+    return (to_text.sum() + to_image.sum()) / 2
+
+
+def sigmoid_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, Zhai et al., ICCV 2023), summed over an image's pairs.
+
+    Args:
+        logits: (b, u) scaled scores, offset added.
+        positive: (b, u) bool.
+    """
+    signs = positive.to(logits.dtype) * 2 - 1
+    return -functional.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def diagonal_loss(logits: Tensor) -> Tensor:
+    """Plain symmetric cross-entropy of (b, b) logits: the k-th caption belongs to image k."""
+    target = torch.arange(len(logits), device=logits.device)
+    return (
+        functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+    ) / 2

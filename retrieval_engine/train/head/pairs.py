@@ -14,7 +14,7 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import TrainedOn
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
-from retrieval_engine.train.head.recipe import Captions, HeadRecipe, Loss
+from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
+class FeaturePairs:
     """Images and their captions on one device.
 
     Attributes:
@@ -46,7 +46,7 @@ class Pairs:
         image, column = (self.captions >= 0).nonzero(as_tuple=True)
         return image, self.captions[image, column]
 
-    def joined(self, other: "Pairs", *, first_only: bool) -> "Pairs":
+    def joined(self, other: "FeaturePairs", *, first_only: bool) -> "FeaturePairs":
         """These images and others; of the others' captions only the first when asked for."""
         theirs = other.captions[:, :1] if first_only else other.captions
         theirs = torch.where(theirs >= 0, theirs + len(self.texts), theirs)
@@ -55,7 +55,7 @@ class Pairs:
             functional.pad(table, (0, width - table.shape[1]), value=-1)
             for table in (self.captions, theirs)
         ]
-        return Pairs(
+        return FeaturePairs(
             images=torch.cat([self.images, other.images]),
             texts=torch.cat([self.texts, other.texts]),
             captions=torch.cat(tables),
@@ -64,7 +64,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a training reads.
+    """Features to train a head on and to select it on.
 
     Attributes:
         train: to learn from.
@@ -72,15 +72,15 @@ class TrainingData:
         trained_on: both, by source, id and key.
     """
 
-    train: Pairs
-    val: Pairs
+    train: FeaturePairs
+    val: FeaturePairs
     trained_on: TrainedOn
 
 
 def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -> TrainingData:
     """Read the features of both sides once, and move them to the device.
 
-    Items of equal picture bytes count as one image with the captions of all; no image is in both
+    Items of equal image bytes count as one image with the captions of all; no image is in both
     sets.
 
     Raises:
@@ -90,7 +90,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
     """
     gallery = store.gallery()
     train, val = _choose(gallery, recipe)
-    captions = _captions_by_row(gallery, first_only=recipe.captions is Captions.FIRST)
+    captions = _captions_by_row(gallery, first_only=recipe.captions is CaptionChoice.FIRST)
     every = _captions_by_row(gallery, first_only=False)
     return TrainingData(
         train=_pairs(store, recipe.feature, gallery.image_rows[train], captions, device),
@@ -100,7 +100,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
 
 
 def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:
-    """Gallery indices to learn from and to select on, one for each picture.
+    """Gallery indices to learn from and to select on, one for each image.
 
     Chosen by a hash of their ids, so that neither depends on the order of the store.
     """
@@ -110,10 +110,10 @@ def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:
     _, first = np.unique(gallery.image_rows, return_index=True)
     order = _by_hash(gallery, np.sort(first[captioned[first]]), recipe.seed)
     present = set(splits.tolist())
-    pool = order[_is_in(splits[order], recipe.split, "train", present, "--split")]
+    pool = order[_is_in(splits[order], recipe.split, "train", present, "`split`")]
     named = recipe.val_split or "val" in present
     if named:
-        val = order[_is_in(splits[order], recipe.val_split, "val", present, "--val-split")]
+        val = order[_is_in(splits[order], recipe.val_split, "val", present, "`val_split`")]
         val = val[: recipe.val_size or _LARGEST_VAL]
         pool = pool[~np.isin(pool, val)]
     else:
@@ -130,7 +130,9 @@ def _is_in(
 ) -> NDArray[np.bool_]:
     if asked and asked not in present:
         known = ", ".join(sorted(name or "(none)" for name in present))
-        raise TrainingError(f"no item has split {asked!r}; splits here: {known}", hint=option)
+        raise TrainingError(
+            f"no item has split {asked!r}; splits here: {known}", hint=f"give another {option}"
+        )
     name = asked or (usual if usual in present else "")
     chosen: NDArray[np.bool_]
     chosen = splits == name if name else ~np.isin(splits.astype(str), _HELD_OUT)
@@ -141,18 +143,18 @@ def _check(train: Ints, val: Ints, recipe: HeadRecipe) -> None:
     if len(train) < 2:
         raise TrainingError(
             f"{len(train)} images with captions are left to train on; at least 2 are needed",
-            hint="encode more pairs, or ask for fewer with --val-size",
+            hint="encode more pairs, or ask for fewer with `val_size`",
         )
     if len(val) < 2:
         raise TrainingError(
             f"the validation set has {len(val)} images; at least 2 are needed to select on",
-            hint="give --val-size, or another --val-split",
+            hint="give `val_size`, or another `val_split`",
         )
     if recipe.batch_size > len(train) and recipe.loss is not Loss.DIAGONAL:
         raise TrainingError(
-            f"--batch-size {recipe.batch_size} is more than the {len(train)} images there are to "
+            f"`batch_size={recipe.batch_size}` is more than the {len(train)} images there are to "
             "train on",
-            hint=f"use --batch-size {len(train)} or less, or leave it out",
+            hint=f"use `batch_size={len(train)}` or less, or leave it out",
         )
 
 
@@ -177,7 +179,7 @@ def _captions_by_row(gallery: Gallery, *, first_only: bool) -> dict[int, list[in
 
 def _pairs(
     store: Store, feature: str, rows: Ints, captions: dict[int, list[int]], device: torch.device
-) -> Pairs:
+) -> FeaturePairs:
     mine: Sequence[list[int]] = [captions[row] for row in rows.tolist()]
     flat = np.array([row for some in mine for row in some], np.int64)
     distinct, place = np.unique(flat, return_inverse=True)
@@ -192,9 +194,9 @@ def _pairs(
     if images.ndim != 3:
         raise TrainingError(
             f"{feature} of images has shape {images.shape[1:]}: a head reads vectors",
-            hint="use --feature pooled or itc",
+            hint="use `feature='pooled'` or `feature='itc'`",
         )
-    return Pairs(
+    return FeaturePairs(
         images=torch.from_numpy(images).to(device),
         texts=torch.from_numpy(texts.reshape(len(texts), -1)).to(device),
         captions=torch.from_numpy(table).to(device),
@@ -202,7 +204,7 @@ def _pairs(
 
 
 def _trained_on(store: Store, gallery: Gallery, chosen: dict[str, Ints]) -> TrainedOn:
-    """Every item whose picture is in one of the sets, copies under other ids included."""
+    """Every item whose image is in one of the sets, copies under other ids included."""
     role_of_row = {
         row: role for role, images in chosen.items() for row in gallery.image_rows[images].tolist()
     }

@@ -11,12 +11,12 @@ from retrieval_engine.records import Json
 
 
 class Loss(StrEnum):
-    """What is minimised.
+    """The loss that a head is trained with.
 
     `INFONCE` is the symmetric softmax loss; captions of one image are its positives and never its
     negatives. `SIGMOID` asks of each pair by itself whether it belongs together (SigLIP, Zhai et
     al., ICCV 2023). `DIAGONAL` is the plain cross-entropy over a batch of pairs, which takes
-    every other row for a negative: what the `seed` recipe does.
+    every other row for a negative: what `notebook_recipe` does.
     """
 
     INFONCE = "infonce"
@@ -24,7 +24,7 @@ class Loss(StrEnum):
     DIAGONAL = "diagonal"
 
 
-class Captions(StrEnum):
+class CaptionChoice(StrEnum):
     """Which captions of an image take part in an epoch: every one, a random one, the first."""
 
     ALL = "all"
@@ -87,7 +87,7 @@ class HeadRecipe:
     val_split: str = ""
     train_size: int = 5000
     val_size: int = 0
-    captions: Captions = Captions.ALL
+    captions: CaptionChoice = CaptionChoice.ALL
     loss: Loss = Loss.INFONCE
     epochs: int = 20
     batch_size: int = 0
@@ -105,16 +105,17 @@ class HeadRecipe:
         counts = ("dim", "hidden", "train_size", "val_size", "epochs", "batch_size", "patience")
         for name in (*counts, "hard_negatives", "refit_below"):
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.batch_size == 1 or 0 < self.train_size < 2:
             raise UsageError("contrast needs at least 2 images in a batch and in training")
         if not self.lr > 0 or self.weight_decay < 0:
             raise UsageError(
-                f"lr must be above 0 and weight_decay not below, got {self.lr}, {self.weight_decay}"
+                f"`lr` must be above 0 and `weight_decay` not below, got {self.lr}, "
+                f"{self.weight_decay}"
             )
 
     def to_json(self) -> dict[str, Json]:
-        """The choices as JSON values."""
+        """The recipe as JSON values."""
         return asdict(self)
 
 
@@ -126,7 +127,7 @@ def recipe_of(choices: Mapping[str, Any]) -> HeadRecipe:
     """
     kinds: dict[str, Callable[[Any], Any]] = {
         "kind": HeadKind,
-        "captions": Captions,
+        "captions": CaptionChoice,
         "loss": Loss,
         "start": Start,
     }
@@ -137,8 +138,8 @@ def recipe_of(choices: Mapping[str, Any]) -> HeadRecipe:
         raise UsageError(str(error)) from error
 
 
-def seed_recipe(recipe: HeadRecipe) -> HeadRecipe:
-    """The set-up of the first seed project, so that it can be compared with.
+def notebook_recipe(recipe: HeadRecipe) -> HeadRecipe:
+    """The set-up of the notebook in mukhilDS/Vision-Language_Final_project, to compare with.
 
     768-d linear maps without bias, temperature learned from 0.07 on, AdamW 1e-3 with weight decay
     1e-4, batches of 256 pairs, the first caption of each image only, plain cross-entropy, the
@@ -153,7 +154,7 @@ def seed_recipe(recipe: HeadRecipe) -> HeadRecipe:
         kind=HeadKind.LINEAR,
         dim=768,
         bias=False,
-        captions=Captions.FIRST,
+        captions=CaptionChoice.FIRST,
         loss=Loss.DIAGONAL,
         epochs=8 if recipe.kind is HeadKind.MLP else 5,
         batch_size=256,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from retrieval_engine.heads import Head
-from retrieval_engine.train.head.pairs import Pairs
-from retrieval_engine.train.head.ranks import scores
-from retrieval_engine.train.head.recipe import Captions, HeadRecipe, Loss
+from retrieval_engine.metrics.pair_scores import block_scores
+from retrieval_engine.train.head.pairs import FeaturePairs
+from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
 _SMALLEST_BATCH, _LARGEST_BATCH = 64, 1024
 _STEPS = 5
@@ -17,12 +17,12 @@ _MINED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class HeadBatch:
     """One step's images and captions.
 
     Attributes:
-        images: (b,) rows of `Pairs.images`.
-        texts: (u,) rows of `Pairs.texts`. With all captions each once; with one for each image
+        images: (b,) rows of `FeaturePairs.images`.
+        texts: (u,) rows of `FeaturePairs.texts`. With all captions each once; with one for each image
             (b,) in the order of the images, where a sentence that several share is there as
             often: it must be as strong a negative as it is frequent, or images drift towards
             sentences that say little.
@@ -41,9 +41,9 @@ def batch_size(recipe: HeadRecipe, images: int) -> int:
 
 
 def epoch(
-    pairs: Pairs, recipe: HeadRecipe, generator: torch.Generator, mined: Tensor | None
-) -> Iterator[Batch]:
-    """Every image once, in random order.
+    pairs: FeaturePairs, recipe: HeadRecipe, generator: torch.Generator, mined: Tensor | None
+) -> Iterator[HeadBatch]:
+    """Batches of one epoch: every image once, in random order.
 
     Args:
         pairs: what is learned from.
@@ -53,7 +53,7 @@ def epoch(
     """
     order = torch.randperm(len(pairs), generator=generator).to(pairs.images.device)
     size = batch_size(recipe, len(pairs))
-    # No crumb at the end with hardly a negative; but the seed's loader has one.
+    # No crumb at the end with hardly a negative; but the notebook's loader has one.
     even = order.tensor_split(-(-len(pairs) // size))
     for images in torch.split(order, size) if recipe.loss is Loss.DIAGONAL else even:
         if mined is not None:
@@ -62,24 +62,26 @@ def epoch(
         yield _batch(pairs, images, recipe, generator)
 
 
-def _batch(pairs: Pairs, images: Tensor, recipe: HeadRecipe, generator: torch.Generator) -> Batch:
+def _batch(
+    pairs: FeaturePairs, images: Tensor, recipe: HeadRecipe, generator: torch.Generator
+) -> HeadBatch:
     mine = pairs.captions[images]
-    if recipe.captions is Captions.ALL:
+    if recipe.captions is CaptionChoice.ALL:
         texts = torch.unique(mine[mine >= 0])
     else:
         column = torch.zeros(len(mine), dtype=torch.int64)
-        if recipe.captions is Captions.ONE:
+        if recipe.captions is CaptionChoice.ONE:
             counts = (mine >= 0).sum(1).cpu()
             column = (torch.rand(len(mine), generator=generator) * counts).long()
         texts = mine.gather(1, column.to(mine.device)[:, None])[:, 0]
     positive = mine[:, :1] == texts
     for column_of_all in mine.T[1:]:
         positive |= column_of_all[:, None] == texts
-    return Batch(images=images, texts=texts, positive=positive)
+    return HeadBatch(images=images, texts=texts, positive=positive)
 
 
 @torch.no_grad()
-def mine(head: Head, pairs: Pairs, count: int) -> Tensor:
+def mine(head: Head, pairs: FeaturePairs, count: int) -> Tensor:
     """For each image, others whose captions the head scores highest for it.
 
     A caption that the head puts above the image's own best one is passed over: it is most often
@@ -98,7 +100,7 @@ def mine(head: Head, pairs: Pairs, count: int) -> Tensor:
     found = []
     for start in range(0, len(pairs), _MINED_ROWS):
         part = pairs.images[start : start + _MINED_ROWS]
-        similarity = scores(head.images(part), texts)
+        similarity = block_scores(head.images(part), texts[:, None])
         own = owner == torch.arange(start, start + len(part), device=owner.device)[:, None]
         best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         similarity = similarity.masked_fill(own | (similarity > best), -torch.inf)

@@ -3,6 +3,7 @@
 read (once, to the device) -> start (closed form) -> epochs (contrast, validate) -> save best
 """
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,11 @@ from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
-from retrieval_engine.train.head.curves import draw_curves
-from retrieval_engine.train.head.fitting import Run
-from retrieval_engine.train.head.pairs import Pairs, TrainingData, read_training_data
-from retrieval_engine.train.head.ranks import ValRecall
+from retrieval_engine.train.head.fitting import HeadRun
+from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
+from retrieval_engine.train.head.val_recall import ValRecall
+from retrieval_engine.train.runlog import read_log
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
@@ -32,7 +33,7 @@ _WIDEST_DIM = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadReport:
-    """What a training came to.
+    """What the training of a head came to.
 
     Attributes:
         saved: the head.
@@ -50,8 +51,8 @@ class HeadReport:
 
     saved: SavedHead
     recipe: HeadRecipe
-    train: Pairs
-    val: Pairs
+    train: FeaturePairs
+    val: FeaturePairs
     start: ValRecall
     best: ValRecall
     best_epoch: int
@@ -60,7 +61,7 @@ class HeadReport:
     seconds: float
 
     def to_json(self) -> dict[str, Json]:
-        """The report in the form of `vlre train-head --json`."""
+        """The report as one JSON object."""
         return {
             "head": str(self.saved.path),
             "kind": self.saved.config.kind.value,
@@ -72,7 +73,7 @@ class HeadReport:
 
 
 def _facts(report: HeadReport) -> dict[str, Json]:
-    def size(pairs: Pairs) -> dict[str, Json]:
+    def size(pairs: FeaturePairs) -> dict[str, Json]:
         return {"images": len(pairs), "captions": int((pairs.captions >= 0).sum())}
 
     return {
@@ -121,13 +122,13 @@ def train_head(
         (out / LOG).unlink(missing_ok=True)
 
         head = Head(_config(recipe, data.train)).to(where)
-        run = Run(recipe, data, head, out / LOG, progress, began)
+        run = HeadRun(recipe, data, head, out / LOG, progress, began)
         run.fit()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
             run.refit()
-    draw_curves(out / LOG, out / CURVES)
+    _draw_curves(out / LOG, out / CURVES)
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),
         recipe=recipe,
@@ -179,7 +180,7 @@ def untrained_head(store: Store, out: str | Path, recipe: HeadRecipe) -> SavedHe
     return save_head(_saved(store, head, Path(out), record), TrainedOn())
 
 
-def _config(recipe: HeadRecipe, pairs: Pairs) -> HeadConfig:
+def _config(recipe: HeadRecipe, pairs: FeaturePairs) -> HeadConfig:
     widths = pairs.images.shape[2], pairs.texts.shape[1]
     usual = _USUAL_DIM if widths[0] != widths[1] else _WIDEST_DIM
     dim = recipe.dim or min(usual, *widths)
@@ -209,6 +210,33 @@ def _saved(store: Store, head: Head, path: Path, record: dict[str, Json]) -> Sav
     )
 
 
+def _draw_curves(log: Path, plot: Path) -> None:
+    """Plot the loss and the validation recall over epochs, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    lines = read_log(log)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, recall = figure.subplots(1, 2)
+    learned = [line for line in lines if "loss" in line]
+    loss.plot([line["epoch"] for line in learned], [line["loss"] for line in learned], marker=".")
+    loss.set(xlabel="epoch", ylabel="training loss")
+    epochs = [line["epoch"] for line in lines]
+    recall.plot(epochs, [line["mean_recall"] for line in lines], label="mean of six", lw=2.5)
+    for side, name in (("text_to_image", "text to image"), ("image_to_text", "image to text")):
+        for k in ("R@1", "R@10"):
+            values = [line[side][k] for line in lines]
+            recall.plot(epochs, values, label=f"{name} {k}", lw=1, marker=".")
+    recall.set(xlabel="epoch (0 is the start)", ylabel="validation recall, percent", ylim=(0, 101))
+    recall.legend(frameon=False, fontsize="small")
+    for axes in (loss, recall):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+    figure.savefig(plot, dpi=120, metadata={"Software": None})
+
+
 def _refuse_nan(data: TrainingData) -> None:
     for name, part in (("train", data.train), ("validation", data.val)):
         for side, x in (("images", part.images), ("texts", part.texts)):
@@ -216,11 +244,11 @@ def _refuse_nan(data: TrainingData) -> None:
                 bad = int((~x.isfinite()).flatten(1).any(1).sum())
                 raise TrainingError(
                     f"{bad} of {len(x)} {side} of the {name} set hold NaN or infinity",
-                    hint="the store refuses such vectors: check it with `vlre store verify`",
+                    hint="the store refuses such vectors: check it with `store.verify()`",
                 )
 
 
-def _refuse_constant(train: Pairs) -> None:
+def _refuse_constant(train: FeaturePairs) -> None:
     for side, x in (("images", train.images), ("texts", train.texts)):
         if bool((x == x[:1]).all()):
             raise TrainingError(

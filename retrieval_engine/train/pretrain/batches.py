@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.models.preprocess import SquashToSquare
 from retrieval_engine.train.pretrain.config import PretrainConfig
 from retrieval_engine.train.pretrain.texts import Texts, Tokens
 from retrieval_engine.train.pretrain.training_set import TrainingSet
@@ -64,7 +64,7 @@ class Batcher:
         self._texts = texts
         self._config = config
         self.device = device
-        look = ImagePreprocessor(image_size=config.size.image_size)
+        look = SquashToSquare(image_size=config.size.image_size)
         self._mean = torch.tensor(look.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(look.std, device=device).view(3, 1, 1)
 

@@ -159,14 +159,14 @@ class PretrainConfig:
         if self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         _at_least("steps", self.steps, 1)
-        _at_least("batch-size", self.batch_size, 2)
-        _at_least("eval-every", self.eval_every, 1)
+        _at_least("batch_size", self.batch_size, 2)
+        _at_least("eval_every", self.eval_every, 1)
         _at_least("minutes", self.minutes, 0)
         _at_least("patience", self.patience, 0)
         _one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        _one_of("save-dtype", self.save_dtype, ("float16", "float32"))
+        _one_of("save_dtype", self.save_dtype, ("float16", "float32"))
         if not 0 <= self.concept_share < 1:
-            raise UsageError(f"concept-share is {self.concept_share}; allowed: 0 up to below 1")
+            raise UsageError(f"`concept_share` is {self.concept_share}; allowed: 0 up to below 1")
 
     @property
     def size(self) -> ModelSize:
@@ -186,9 +186,9 @@ class PretrainConfig:
 
 def _at_least(name: str, value: float, least: float) -> None:
     if value < least:
-        raise UsageError(f"{name} is {value}; allowed: {least} or more")
+        raise UsageError(f"`{name}` is {value}; allowed: {least} or more")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+        raise UsageError(f"`{name}` is {value!r}; allowed: {', '.join(allowed)}")

@@ -157,7 +157,7 @@ class Run:
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss is {float(loss)} at step {self.state.step}",
-                hint="lower --lr, or use --dtype float32",
+                hint="lower `matrix_lr`, or use `dtype='float32'`",
             )
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -205,7 +205,7 @@ class Run:
         )
         if not (state.in_joint_stage or self._is_over()):
             return
-        mean = found.recall.mean
+        mean = found.recall.mean_recall
         state.stale, state.best = (0, mean) if mean > state.best else (state.stale + 1, state.best)
         if mean > state.best - _NOISE:  # of equals the later: its captions are better
             state.kept, state.kept_step = mean, state.step
@@ -260,8 +260,8 @@ def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
     if resume:
         return
     if (out / "config.json").exists():
-        raise TrainingError(f"{out} already holds a model", hint="give another --out")
+        raise TrainingError(f"{out} already holds a model", hint="give another `out`")
     if (out / "run" / "checkpoint.pt").exists():
         raise TrainingError(
-            f"{out} holds an interrupted run", hint="go on with --resume, or give another --out"
+            f"{out} holds an interrupted run", hint="go on with `resume`, or give another `out`"
         )

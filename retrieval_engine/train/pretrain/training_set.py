@@ -169,7 +169,7 @@ def _refuse_too_few(n: int, config: PretrainConfig) -> None:
         raise TrainingError(
             f"{config.source} has {n} usable captioned items to train on, fewer than a batch of "
             f"{config.batch_size}",
-            hint="give more items or a smaller --batch-size",
+            hint="give more items or a smaller `batch_size`",
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -16,21 +17,6 @@ if TYPE_CHECKING:
     from retrieval_engine.train.pretrain.training_set import TrainingSet
 
 _ROWS = 256
-
-CUTOFFS = (1, 5, 10)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recall:
-    """Recall at 1, 5 and 10 in per cent, by inner product."""
-
-    text_to_image: tuple[float, float, float]
-    image_to_text: tuple[float, float, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean of the six figures; what a run selects on."""
-        return float(np.mean([*self.text_to_image, *self.image_to_text]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +29,21 @@ class Validation:
             alone tells what is in a picture.
     """
 
-    recall: Recall
+    recall: RecallReport
     concept_precision: float
 
     def __str__(self) -> str:
-        one, _, ten = self.recall.text_to_image
+        one, ten = (self.recall.text_to_image.recall[k] for k in (1, 10))
         return (
-            f"mean recall {self.recall.mean:.1f} (text to image R@1 {one:.1f}, R@10 {ten:.1f}), "
+            f"mean recall {self.recall.mean_recall:.1f} (text to image R@1 {one:.1f}, R@10 {ten:.1f}), "
             f"concepts {self.concept_precision:.3f}"
         )
 
     def to_json(self) -> dict[str, Json]:
         """One flat line for the log."""
-        line: dict[str, Json] = {"mean_recall": round(self.recall.mean, 3)}
+        line: dict[str, Json] = {"mean_recall": round(self.recall.mean_recall, 3)}
         for name in ("text_to_image", "image_to_text"):
-            for k, value in zip(CUTOFFS, getattr(self.recall, name), strict=True):
+            for k, value in getattr(self.recall, name).recall.items():
                 line[f"{name}@{k}"] = round(value, 3)
         return line | {"concept_precision": round(self.concept_precision, 4)}
 
@@ -100,37 +86,3 @@ def _mean_average_precision(scores: NDArray[np.float32], present: NDArray[np.uin
     counts = hits.sum(0)
     found = counts > 0
     return float(((precision * hits).sum(0)[found] / counts[found]).mean()) if found.any() else 0.0
-
-
-def recall(
-    images: NDArray[np.float32], texts: NDArray[np.float32], owner: NDArray[np.int64]
-) -> Recall:
-    """Recall of captions against pictures, both directions.
-
-    Args:
-        images: (n, d).
-        texts: (m, d).
-        owner: (m,) the picture each caption belongs to. Any caption of a picture counts for it.
-
-    Returns:
-        Figures under the rule that of equal scores the lower index comes first.
-    """
-    scores = texts @ images.T  # (m, n)
-    own = np.take_along_axis(scores, owner[:, None], 1)
-    before = np.arange(scores.shape[1])[None] < owner[:, None]
-    text_ranks = ((scores > own) | ((scores == own) & before)).sum(1)
-
-    best = np.full(len(images), len(texts), dtype=np.int64)
-    order = np.argsort(
-        -scores, axis=0, kind="stable"
-    )  # (m, n): captions of each picture, best first
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(len(texts))[:, None], 0)
-    np.minimum.at(best, owner, ranks[np.arange(len(texts)), owner])
-    described = np.unique(owner)
-    return Recall(text_to_image=_at_cutoffs(text_ranks), image_to_text=_at_cutoffs(best[described]))
-
-
-def _at_cutoffs(ranks: NDArray[np.int64]) -> tuple[float, float, float]:
-    one, five, ten = (100.0 * float(np.mean(ranks < k)) for k in CUTOFFS)
-    return one, five, ten

@@ -58,7 +58,8 @@ def export(
     tokenizer.model_max_length = text.max_position_embeddings
     tokenizer.save_pretrained(out)
     side = config.vision_config.image_size
-    write_json(out / "preprocessor_config.json", preprocessing(side, (MEAN,) * 3, (STD,) * 3))
+    look = preprocessing(side, (MEAN,) * 3, (STD,) * 3) | {"decode": "draft"}
+    write_json(out / "preprocessor_config.json", look)
     write_json(out / "training.json", facts)
 
 

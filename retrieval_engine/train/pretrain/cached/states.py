@@ -49,7 +49,7 @@ class States:
 
 def preprocessor(image_size: int) -> ImagePreprocessor:
     """Pixels as EfficientNet-Lite takes them: (x - 127) / 128."""
-    return ImagePreprocessor(image_size=image_size, mean=(MEAN,) * 3, std=(STD,) * 3)
+    return ImagePreprocessor(image_size=image_size, mean=(MEAN,) * 3, std=(STD,) * 3, draft=True)
 
 
 def encode_states(
@@ -121,7 +121,7 @@ def _encode_view(
         pixels = []
         for offset, item in enumerate(batch):
             try:
-                pixels.append(look.pixels(_seen(decode(read_bytes(item.uri)), item, view)))
+                pixels.append(look.pixels(_seen(_decoded(item, look), item, view)))
             except SourceError as error:
                 at["failures"][str(start + offset)] = error.message
                 pixels.append(np.zeros((image_size, image_size, 3), dtype=np.uint8))
@@ -136,6 +136,10 @@ def _encode_view(
             partial.write_text(json.dumps(at), encoding="utf-8")
             partial.replace(note)
     return np.load(arrays, mmap_mode="r")
+
+
+def _decoded(item: Item, look: ImagePreprocessor) -> Image.Image:
+    return decode(read_bytes(item.uri), least_side=look.least_side)
 
 
 def _seen(image: Image.Image, item: Item, view: int) -> Image.Image:

@@ -1,0 +1,223 @@
+"""What every encoder does: a device, an arithmetic, checked features, batches that fit.
+
+A family adds what its model computes: states of images and of texts, and the features made of
+them. A dual encoder without more to say is four methods and its settings; `CONTRIBUTING.md` shows
+one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval_engine.errors import UsageError
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models.batching import (
+    default_batch_size,
+    in_batches,
+    pad_tokens,
+)
+from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.device import (
+    autocast,
+    forbid_tf32,
+    normalized_pixels,
+    pick_device,
+    pick_dtype,
+)
+from retrieval_engine.models.encoder import Arrays
+from retrieval_engine.models.matcher import Matcher
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.records import Feature, Modality
+
+
+class ImageEncoder(ABC):
+    """What encoders and captioners share: a vision tower and the features made of its states.
+
+    A subclass sets `preprocessor` and `spec` in its `__init__`, after this one's.
+
+    Args:
+        checkpoint: where the files are.
+        device: as in `models.open_encoder`.
+        dtype: as in `models.open_encoder`.
+
+    Attributes:
+        checkpoint: as given.
+        device: where it runs.
+        dtype: arithmetic of the towers.
+    """
+
+    spec: EncoderSpec
+    preprocessor: ImagePreprocessor
+
+    def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
+        self.checkpoint = checkpoint
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        forbid_tf32(self.device, self.dtype)
+
+    # What a family says
+
+    @abstractmethod
+    def image_features(self) -> list[Feature]:
+        """The features of images; `tokens` among them tells how large a batch may be."""
+
+    @abstractmethod
+    def vision_tower(self, pixels: Tensor) -> Tensor:
+        """(n, 3, s, s) float32 normalised pixels -> (n, t, w) states after the final norm."""
+
+    def text_features(self) -> list[Feature]:
+        """The features of captions; none here."""
+        return []
+
+    def of_vision_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
+        """(n, t, w) states -> the features of images but `tokens`, by name; all of those named."""
+        return {}
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context that the towers run in."""
+        return autocast(self.device, self.dtype)
+
+    def hint(self, unknown: Sequence[str]) -> str:
+        """What to do about features that it does not emit."""
+        return ""
+
+    # What all do
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per call that suit the device."""
+        return default_batch_size(self.tokens_per_image, self.device.type)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """States of the vision tower for an image."""
+        shapes = {feature.name: feature.shape for feature in self.image_features()}
+        return shapes["tokens"][0]
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """The features it can emit; see `Encoder.features`."""
+        found = self.image_features() if modality is Modality.IMAGES else self.text_features()
+        return {feature.name: feature for feature in found}
+
+    def require(self, features: Sequence[str], modality: Modality) -> None:
+        """Check that features can be emitted.
+
+        Raises:
+            UsageError: one cannot; the message lists those that can.
+        """
+        known = self.features(modality)
+        if unknown := [name for name in features if name not in known]:
+            raise UsageError(
+                f"{self.checkpoint.name} emits no {', '.join(unknown)} for {modality}; it has "
+                f"{', '.join(known) or 'nothing of them'}",
+                hint=self.hint(unknown),
+            )
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+        """Features of a batch of images, in halves where it does not fit into the device's memory.
+
+        See `Encoder.encode_images`.
+        """
+        self.require(features, Modality.IMAGES)
+        try:
+            x = normalized_pixels(pixels, self.preprocessor, self.device)
+            with self.autocast():
+                states = self.vision_tower(x)
+            return self._of_states(states, features)
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+        torch.cuda.empty_cache()
+        middle = len(pixels) // 2
+        halves = [self.encode_images(p, features) for p in (pixels[:middle], pixels[middle:])]
+        return {name: np.concatenate([half[name] for half in halves]) for name in features}
+
+    @torch.inference_mode()
+    def encode_tokens(self, tokens: NDArray[Any], features: Sequence[str]) -> Arrays:
+        """Features of images whose states are known; see `ReadsTokens.encode_tokens`."""
+        self.require(features, Modality.IMAGES)
+        return self._of_states(torch.from_numpy(tokens).to(self.device), features)
+
+    def _of_states(self, states: Tensor, features: Sequence[str]) -> Arrays:
+        found: dict[str, Tensor] = {}
+        if made := [name for name in features if name != "tokens"]:
+            found = self.of_vision_states(states, made)
+        if "tokens" in features:
+            # NumPy knows float16, but no bfloat16.
+            found["tokens"] = states if states.dtype == torch.float16 else states.float()
+        return {name: found[name].cpu().numpy() for name in features}
+
+
+class DualEncoder(ImageEncoder):
+    """An encoder of images and texts, each in a tower of its own; see `Encoder`.
+
+    A subclass sets `preprocessor`, `tokenizer` (with `pad_token_id`) and `spec` in its `__init__`.
+    """
+
+    tokenizer: Any
+
+    # What a family says
+
+    @abstractmethod
+    def text_features(self) -> list[Feature]:
+        """The features of captions."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, cleaned and cut as the checkpoint's authors do."""
+
+    @abstractmethod
+    def text_tower(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(n, l) ids and mask -> (n, h) one state a text; float32 or what autocast makes of it."""
+
+    @abstractmethod
+    def of_text_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
+        """(n, h) float32 states -> the features of texts, by name; all of those named."""
+
+    def matcher(self) -> Matcher:
+        """See `Encoder.matcher`.
+
+        Raises:
+            UsageError: it has none; a family with one overrides this.
+        """
+        raise UsageError(
+            f"{self.checkpoint.name} has no matching head: it cannot score pairs",
+            hint="a BLIP or BLIP-2 retrieval checkpoint can, such as Salesforce/blip-itm-base-coco",
+        )
+
+    # What all do
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+        """Features of captions or queries; see `Encoder.encode_texts`."""
+        self.require(features, Modality.CAPTIONS)
+        if not texts:
+            forms = self.features(Modality.CAPTIONS)
+            return {n: np.empty((0, *forms[n].shape), forms[n].dtype) for n in features}
+        ids = self.tokenize(texts)
+        found: Arrays = {}
+        if {"token_ids", "token_mask"} & set(features):
+            padded, mask = pad_tokens(ids, self.spec.text_length, pad=self.tokenizer.pad_token_id)
+            found = {"token_ids": padded.astype(np.int32), "token_mask": mask.astype(np.uint8)}
+        if made := [name for name in features if name not in found]:
+            states = in_batches(ids, self._text_states)
+            tensors = self.of_text_states(torch.from_numpy(states).to(self.device), made)
+            found |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return {name: found[name] for name in features}
+
+    def _text_states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(n, h) states of texts of about equal length."""
+        padded, mask = pad_tokens(ids, max(map(len, ids)), pad=self.tokenizer.pad_token_id)
+        with self.autocast():
+            states = self.text_tower(
+                torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device)
+            )
+        array: NDArray[np.float32] = states.float().cpu().numpy()
+        return array

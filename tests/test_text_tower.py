@@ -1,0 +1,145 @@
+"""The text side alone against the whole encoder: bit by bit, or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import Encoder, open_encoder
+from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
+from retrieval_engine.records import Modality
+from tests import tiny
+
+TEXTS = [
+    *("a dog on grass", "A red car, on the street at night.", "two birds", "a"),
+    *("café — ÄÖ 北京 qwerty's [SEP] [MASK] x", "dog " * 60),
+]
+FEATURES = ["itc", "pooled", "token_ids", "token_mask"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_blip(tmp_path_factory.mktemp("words"))
+
+
+def whole(checkpoint: "Path | str", dtype: str = "float32") -> Encoder:
+    return open_encoder(str(checkpoint), device="cpu", dtype=dtype)
+
+
+def reopened(spec: EncoderSpec, model: "Path | str" = "") -> Encoder:
+    return reopen_for_texts(spec, device="cpu", model=str(model))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["vlre-tiny", "random"])
+def test_vectors_are_equal_bit_by_bit(checkpoint: Path, name: str, dtype: str) -> None:
+    encoder = whole(checkpoint if name == "random" else name, dtype)
+    words = reopened(encoder.spec)
+    assert isinstance(words, TextTowerFirst)
+    assert words.spec == encoder.spec
+    for texts in (TEXTS, *([text] for text in TEXTS)):
+        expected, found = (e.encode_texts(texts, FEATURES) for e in (encoder, words))
+        for feature in FEATURES:
+            np.testing.assert_array_equal(found[feature], expected[feature])
+            assert found[feature].dtype == expected[feature].dtype
+
+
+def test_a_tower_of_base_width_is_equal_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    from transformers import BlipForImageTextRetrieval
+
+    config = tiny.blip_config(width=768)
+    config.text_config.num_attention_heads = 12
+    BlipForImageTextRetrieval(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    encoder = whole(tmp_path, "bfloat16")
+    words = reopened(encoder.spec)
+    assert isinstance(words, TextTowerFirst)
+    expected, found = (e.encode_texts(TEXTS * 50, ["itc"])["itc"] for e in (encoder, words))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_all_else_is_the_whole_encoder_s(checkpoint: Path) -> None:
+    encoder = whole(checkpoint)
+    words = reopened(encoder.spec)
+    assert isinstance(words, TextTowerFirst)
+    for modality in Modality:
+        assert words.features(modality) == encoder.features(modality)
+    assert words.preprocessor == encoder.preprocessor
+    assert words.default_batch_size == encoder.default_batch_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    expected, found = (e.encode_images(pixels, ["itc", "tokens"]) for e in (encoder, words))
+    np.testing.assert_array_equal(found["itc"], expected["itc"])
+    pairs = np.array([[0, 0], [1, 1]])
+    logits, same = (
+        e.matcher().score_pairs(expected["tokens"].__getitem__, TEXTS[:2], pairs)
+        for e in (encoder, words)
+    )
+    np.testing.assert_array_equal(same, logits)
+
+
+def test_another_checkpoint_than_the_spec_s_is_opened_whole(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tiny.save_blip(tmp_path / "other", seed=1)
+    found = reopened(whole(checkpoint).spec, other)
+    assert not isinstance(found, TextTowerFirst)
+    assert found.spec == whole(other).spec
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("tokenizer_config.json", "do_lower_case", False),
+        ("tokenizer_config.json", "strip_accents", False),
+        ("tokenizer.json", "normalizer", {"type": "Lowercase"}),
+        ("tokenizer.json", "pre_tokenizer", {"type": "Whitespace"}),
+    ],
+)
+def test_a_tokenizer_that_the_file_does_not_tell_is_left_to_transformers(
+    checkpoint: Path, tmp_path: Path, file: str, name: str, value: object
+) -> None:
+    path = tmp_path / "changed"
+    shutil.copytree(checkpoint, path)
+    said = json.loads((path / file).read_text(encoding="utf-8"))
+    (path / file).write_text(json.dumps(said | {name: value}), encoding="utf-8")
+    assert not isinstance(reopened(whole(path).spec), TextTowerFirst)
+
+
+def test_settings_that_the_config_does_not_state_are_left_to_transformers(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "changed"
+    shutil.copytree(checkpoint, path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    del config["text_config"]["layer_norm_eps"]
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert not isinstance(reopened(whole(path).spec), TextTowerFirst)
+
+
+def test_pickled_weights_are_opened_whole(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pickled"
+    shutil.copytree(checkpoint, path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    spec = whole(path).spec
+    assert not isinstance(reopened(spec), TextTowerFirst)
+
+
+def test_a_damaged_checkpoint_is_explained_as_ever(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    shutil.copytree(checkpoint, path)
+    spec = whole(path).spec
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CheckpointInvalid) as before:
+        whole(path)
+    with pytest.raises(CheckpointInvalid) as now:
+        reopened(spec)
+    assert str(now.value) == str(before.value)
