@@ -21,7 +21,7 @@ from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.models.device import normalized_pixels
-from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.models.preprocess import ImagePreprocessor, SquashToSquare
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
@@ -49,7 +49,7 @@ class States:
 
 def preprocessor(image_size: int) -> ImagePreprocessor:
     """Pixels as EfficientNet-Lite takes them: (x - 127) / 128."""
-    return ImagePreprocessor(image_size=image_size, mean=(MEAN,) * 3, std=(STD,) * 3, draft=True)
+    return SquashToSquare(image_size=image_size, mean=(MEAN,) * 3, std=(STD,) * 3, draft=True)
 
 
 def encode_states(
