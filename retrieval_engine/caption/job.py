@@ -15,7 +15,7 @@ from retrieval_engine.caption.loaded import find_store, open_judge, open_writer,
 from retrieval_engine.caption.run import CaptionRun, Done
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Failure
+from retrieval_engine.records import DEFAULT_MODEL, Failure
 from retrieval_engine.store import Store
 
 
@@ -45,7 +45,7 @@ class CaptionRequest:
 
     targets: tuple[str, ...] = ()
     store: Path = Path("embeddings")
-    model: str = "vlre-tiny"
+    model: str = DEFAULT_MODEL
     options: DecodingOptions = field(default_factory=DecodingOptions)
     split: str | None = None
     limit: int | None = None

@@ -25,7 +25,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
+from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Feature, Item, Modality
 from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import PartWriter, StoreWriter
@@ -41,7 +41,7 @@ def encode(
     source: Source | str,
     store: Path | str,
     *,
-    encoder: Encoder | str = "vlre-tiny",
+    encoder: Encoder | str = DEFAULT_MODEL,
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:

@@ -25,7 +25,7 @@ from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.attend import split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
-from retrieval_engine.models.blip.hybrid import load_captioning
+from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
 from retrieval_engine.models.blip.relevance import token_relevance
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
@@ -68,6 +68,8 @@ class BlipCaptioner(ImageEncoder):
         model = _load(checkpoint, stored)
         use_fused_attention(model)
         self.model = model.to(self.device)
+        if isinstance(model.vision_model, HybridVisionModel):
+            model.vision_model.quicken()
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
@@ -227,5 +229,5 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise CheckpointInvalid(
             f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
-            "the default, `model='vlre-tiny'`",
+            "the default, `model='vlre-photo'`",
         ) from error

@@ -18,6 +18,7 @@ from transformers.models.blip.modeling_blip import BlipEncoder, BlipPreTrainedMo
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
+from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder, stated
 from retrieval_engine.models.checkpoint import Checkpoint, read_config
 from retrieval_engine.models.loading import load_model
@@ -72,7 +73,8 @@ class HybridVisionModel(BlipPreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.backbone = EfficientNetLite(backbone_name(config)).requires_grad_(False)
+        backbone = EfficientNetLite(backbone_name(config)).requires_grad_(False)
+        self.backbone: nn.Module = backbone
         self.embeddings = HybridEmbeddings(config)
         self.encoder = BlipEncoder(config)
         self.mean_projection = nn.Linear(HEAD_CHANNELS, config.hidden_size)
@@ -80,8 +82,27 @@ class HybridVisionModel(BlipPreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """(n, 3, s, s) normalised pixels -> `last_hidden_state` (n, 1 + p, w)."""
-        return BaseModelOutput(last_hidden_state=self.see(self.backbone(pixel_values)))
+        """(n, 3, s, s) normalised pixels -> `last_hidden_state` (n, 1 + p, w).
+
+        On a CPU the backbone computes in float32, whatever the rest does.
+        """
+        if pixel_values.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                states = self.backbone(pixel_values.float())
+        else:
+            states = self.backbone(pixel_values.to(self.post_layernorm.weight.dtype))
+        return BaseModelOutput(last_hidden_state=self.see(states))
+
+    def quicken(self) -> None:
+        """Run the backbone through ONNX Runtime where that is installed and may be used.
+
+        That is on a CPU, for encoding: nothing is trained through it.
+        """
+        on_cpu = self.post_layernorm.weight.device.type == "cpu"
+        if on_cpu and is_installed() and isinstance(self.backbone, EfficientNetLite):
+            self.backbone = OnnxBackbone(self.backbone)
+        elif on_cpu:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def see(self, states: Tensor, places: Tensor | None = None) -> Tensor:
         """Tokens after the final LayerNorm from backbone states.
