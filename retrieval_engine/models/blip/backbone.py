@@ -128,7 +128,7 @@ def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         KeyError: a convolution has no batch norm beside it.
     """
     weights: dict[str, Tensor] = {}
-    for ours, convolution, norm in _names(published):
+    for ours, convolution, norm in published_names(published):
         scale = published[f"{norm}.weight"] * torch.rsqrt(
             published[f"{norm}.running_var"].double() + BATCH_NORM_EPSILON
         )
@@ -138,8 +138,8 @@ def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _names(published: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
-    """(our name, published convolution, its batch norm) of every convolution."""
+def published_names(published: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
+    """(our name, published convolution, its batch norm) of every convolution of a state dict."""
     names = [("stem", "_conv_stem", "_bn0"), ("head", "_conv_head", "_bn1")]
     parts = {"_expand_conv": ("expand", 0), "_depthwise_conv": ("depthwise", 1)}
     parts["_project_conv"] = ("project", 2)

@@ -174,7 +174,7 @@ class BlipSettings:
             text_normaliser=f"{text.VERSION}({MAX_WORDS})",
             text_length=MAX_TOKENS,
             dtype=str(dtype).removeprefix("torch."),
-            pooling=self.pooling,
+            pooling="cls",  # of images; that of texts is in their weights' digest
         )
 
     def features(self, spec: EncoderSpec, modality: Modality) -> dict[str, Feature]:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.data import Described, Scale
 from retrieval_engine.train.pretrain.cached.model import CachedModel
 from retrieval_engine.train.pretrain.texts import Texts
-from retrieval_engine.train.pretrain.validation import CUTOFFS, Recall, recall
 
 _ROWS = 64
 _CAPTIONS = 2  # of each picture: half the time of five, and enough to choose by
@@ -27,27 +27,27 @@ class Judgement:
         words: next pieces of captions that the decoder puts first.
     """
 
-    recall: Recall
+    recall: RecallReport
     matching: float
     words: float
 
     @property
     def mean(self) -> float:
         """What a run selects on."""
-        return (self.recall.mean + self.matching + self.words) / 3
+        return (self.recall.mean_recall + self.matching + self.words) / 3
 
     def __str__(self) -> str:
-        one, _, ten = self.recall.text_to_image
+        one, ten = (self.recall.text_to_image.recall[k] for k in (1, 10))
         return (
-            f"mean recall {self.recall.mean:.1f} (text to image R@1 {one:.1f}, R@10 {ten:.1f}), "
+            f"mean recall {self.recall.mean_recall:.1f} (text to image R@1 {one:.1f}, R@10 {ten:.1f}), "
             f"matching {self.matching:.1f}, next word {self.words:.1f}"
         )
 
     def to_json(self) -> dict[str, Json]:
         """One flat line for the log."""
-        line: dict[str, Json] = {"mean_recall": round(self.recall.mean, 3)}
+        line: dict[str, Json] = {"mean_recall": round(self.recall.mean_recall, 3)}
         for name in ("text_to_image", "image_to_text"):
-            for k, value in zip(CUTOFFS, getattr(self.recall, name), strict=True):
+            for k, value in getattr(self.recall, name).recall.items():
                 line[f"{name}@{k}"] = round(value, 3)
         return line | {"matching": round(self.matching, 3), "next_word": round(self.words, 3)}
 

@@ -52,6 +52,9 @@ class CachedModel(nn.Module):
         _spread(self.retrieval, 0.02)
         encoder = self.retrieval.text_encoder
         encoder.load_state_dict(bert, strict=False)
+        for layer in encoder.encoder.layer:
+            # What looks at words knows more of looking at an image than random matrices do.
+            layer.crossattention.load_state_dict(layer.attention.state_dict())
         self.text_decoder = BlipTextLMHeadModel(config.text_config)
         self.text_decoder.bert.embeddings = encoder.embeddings
         layers = self.text_decoder.bert.encoder.layer

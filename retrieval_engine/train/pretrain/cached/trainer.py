@@ -189,6 +189,8 @@ class CachedRun:
         )
         retrieval = model.retrieval
         retrieval.vision_model.mean_projection.weight.copy_(mapping)
+        # Each place says, in the BERT's space, what it shows: so cross-attention can begin.
+        retrieval.vision_model.embeddings.patch_embedding.weight.add_(mapping)
         retrieval.vision_model.mean_projection.bias.zero_()
         dim = len(components)
         for projection in (retrieval.vision_proj, retrieval.text_proj):
@@ -233,8 +235,7 @@ class CachedRun:
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
         contrast = not fused or state.step % config.contrast_every == 0
         seen = self.batcher.batch(state.step, config.batch_size if contrast else config.fused_size)
-        hardness = min(1.0, 0.5 + 2 * along)
-        drawn = Draw(step=state.step, contrast=contrast, fused=fused, hardness=hardness)
+        drawn = Draw(step=state.step, contrast=contrast, fused=fused, hardness=along)
         parts = self.objective.losses(seen, drawn)
         loss = total(parts)
         if not bool(torch.isfinite(loss)):
@@ -267,7 +268,7 @@ class CachedRun:
         self.progress.say(f"step {state.step:,}: {found}; {self._done():.0%} done")
         if found.mean > state.kept:
             state.kept, state.kept_step = found.mean, state.step
-            state.recall = found.recall.mean
+            state.recall = found.recall.mean_recall
             save_atomically(self.model.state_dict(), self._best)
 
     def save(self) -> None:
