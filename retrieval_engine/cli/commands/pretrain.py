@@ -83,7 +83,7 @@ _FROM_BACKBONE = (
     click.option(
         "--class-names",
         default="",
-        help="Names of the backbone's classes, a line each: images of things by their names.",
+        help="Names of the backbone's classes, a line each (`imagenet` ships): images of things.",
     ),
 )
 # Of the recipe from random weights; a run from a backbone has its own.

@@ -18,7 +18,8 @@ class CachedConfig:
         backbone_weights: its published weights, a PyTorch file.
         text_init: directory of a BERT in Hugging Face layout that the text side begins with.
         class_names: file with a line for each row of the backbone's classifier, `name | name;
-            kind | kind`: its rows become images of named things (prototypes). Empty is none.
+            kind | kind`: its rows become images of named things (prototypes). `imagenet` is the
+            list that ships; empty is none.
         val_source: data to select on; empty takes the source's own, or holds out a twentieth.
         vision_layers: transformer layers over the backbone's states.
         embed_dim: length of the `itc` vectors.

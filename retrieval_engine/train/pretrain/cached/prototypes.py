@@ -42,9 +42,14 @@ class ClassName:
 def read_class_names(path: Path, rows: int) -> list[ClassName]:
     """The lines of a `name | name; kind | kind` file.
 
+    Args:
+        path: the file; `imagenet` is the list of ImageNet's 1,000 classes that ships.
+        rows: of the backbone's classifier.
+
     Raises:
         UsageError: it cannot be read or has not a line with a name for each row.
     """
+    path = Path(__file__).parent / "imagenet-classes.txt" if str(path) == "imagenet" else path
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
