@@ -20,7 +20,7 @@ from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
 _COLDEST, _WARMEST = 0.01, 0.5
 _CANDIDATES = 1000  # captions that a picture's false ones are drawn from
 _FALSE = 2  # false captions of each picture
-_MADE, _NONSENSE = 0.4, 0.1  # of the second ones: made by changing words, or true of nothing
+_MADE, _NONSENSE = 0.4, 0.1  # of the second ones: a word changed (late), or true of nothing
 _LONGEST = 22  # tokens of a caption that is matched or told; few are longer
 _GROUPS = 4
 _PROTOTYPE_WEIGHT = 0.5
@@ -96,7 +96,7 @@ class Objective:
             keys_values = self._model.cross.keys_values(tokens[:size])
             looked = (images[: self._config.matched_size] / temperature).detach().cpu()
             false = self._false(looked, seen, draw, rng)
-            parts["itm"] = self._matching(keys_values, seen, false, rng)
+            parts["itm"] = self._matching(keys_values, seen, false, draw, rng)
             parts["lm"] = self._captions(keys_values, seen, rng)
         return parts
 
@@ -151,13 +151,18 @@ class Objective:
         return drawn[ranked[:, :_FALSE]]
 
     def _matching(
-        self, seen_as: KeysValues, seen: Seen, false: NDArray[np.int64], rng: np.random.Generator
+        self,
+        seen_as: KeysValues,
+        seen: Seen,
+        false: NDArray[np.int64],
+        draw: Draw,
+        rng: np.random.Generator,
     ) -> Tensor:
         texts = []
         for row, others in enumerate(false):
             own = self._data.captions[seen.captions[row]]
             mixed = [own, *(self._data.captions[i] for i in others)]
-            mixed[-1] = self._made(own, int(seen.items[row]), rng) or mixed[-1]
+            mixed[-1] = self._made(own, int(seen.items[row]), draw, rng) or mixed[-1]
             texts += [mirrored(text) if seen.is_mirrored else text for text in mixed]
         words = self._texts.encode(texts).to(self._device)
         ids = words.ids[:, :_LONGEST].clone()
@@ -171,12 +176,12 @@ class Objective:
             labels.append(torch.tensor([1, *[0] * _FALSE], device=ids.device).repeat(len(rows)))
         return cross_entropy(torch.cat(logits).float(), torch.cat(labels))
 
-    def _made(self, text: str, item: int, rng: np.random.Generator) -> str | None:
+    def _made(self, text: str, item: int, draw: Draw, rng: np.random.Generator) -> str | None:
         """A false text made for a picture now and then: a word changed, or words from nowhere."""
         fate = rng.random()
         if fate < _NONSENSE:
             return nonsense(rng, self._words)
-        if fate > _NONSENSE + _MADE:
+        if fate > _NONSENSE + _MADE * draw.hardness:
             return None
         made = self._slots.changed(text, rng)
         own = self._data.captions[self._data.starts[item] : self._data.starts[item + 1]]
