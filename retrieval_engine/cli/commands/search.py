@@ -41,6 +41,11 @@ rank, score, id, caption, uri; of several queries, the query before them.
     type=click.IntRange(min=1),
     help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
 )
+@click.option(
+    "--rerank-model",
+    default="",
+    help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -59,6 +64,7 @@ def command(
     captions: bool,
     k: int,
     rerank: int | None,
+    rerank_model: str,
     vectors: Path | None,
     index: Path,
     store: Path,
@@ -100,7 +106,7 @@ def command(
     elif vectors is not None:
         sections = _ask_with_vectors(engine, vectors, k)
     else:
-        sections = _ask_with_words(engine, queries, k, rerank or 0)
+        sections = _ask_with_words(engine, queries, k, rerank or 0, rerank_model)
     if not quiet:
         print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
@@ -109,7 +115,7 @@ def command(
 
 
 def _ask_with_words(
-    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int
+    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int, rerank_model: str
 ) -> "list[Section]":
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search.contact_sheet import Section
@@ -119,7 +125,7 @@ def _ask_with_words(
         texts = [line.strip() for line in sys.stdin if line.strip()]
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
-    answers = engine.search_texts(texts, k, rerank=rerank)
+    answers = engine.search_texts(texts, k, rerank=rerank, rerank_model=rerank_model)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
 
 
