@@ -39,9 +39,7 @@ class CachedConfig:
         frozen_layers: of the text side, from below, that stay as the BERT had them.
         text_lr: peak step of what the BERT had.
         image_lr: peak step of the image side and of the projections.
-        fusion_lr: peak step of AdamW on the decoder's head, the matching head and the vectors of
-            cross-attention.
-        matrix_lr: peak step of Muon on the matrices of cross-attention.
+        fusion_lr: peak step of cross-attention, decoder head and matching head.
         weight_decay: of matrices.
         warmup: part of the run in which the steps rise.
         clip: largest norm of the gradient.
@@ -76,8 +74,7 @@ class CachedConfig:
     frozen_layers: int = 3
     text_lr: float = 7e-5
     image_lr: float = 1e-3
-    fusion_lr: float = 5e-4
-    matrix_lr: float = 3e-3
+    fusion_lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 2.0

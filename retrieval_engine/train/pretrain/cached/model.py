@@ -148,10 +148,6 @@ class CachedModel(nn.Module):
         logits: Tensor = linear(head.transform(x), weight, head.bias[self.said])
         return logits
 
-    def looking(self) -> list[nn.Parameter]:
-        """The matrices of cross-attention, which have everything to learn."""
-        return [p for name, p in self.named_parameters() if _looks(name, p)]
-
     def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
         """Parameters by peak step: what the BERT had, the image side, and what fuses both.
 
@@ -163,7 +159,7 @@ class CachedModel(nn.Module):
         image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
         fusion = ("crossattention", "itm_head", "text_decoder.cls.predictions.")
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad or _looks(name, parameter):
+            if not parameter.requires_grad:
                 continue
             if name.startswith(image):
                 sides[1].append(parameter)
@@ -187,10 +183,6 @@ class CachedModel(nn.Module):
                     }
                 )
         return found
-
-
-def _looks(name: str, parameter: nn.Parameter) -> bool:
-    return "crossattention" in name and parameter.ndim == 2
 
 
 def _look_back(attention: nn.Module, x: Tensor) -> Tensor:

@@ -144,9 +144,6 @@ class CachedRun:
         lrs = (config.text_lr, config.image_lr, config.fusion_lr)
         groups = self.model.groups(lrs, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-        self.muon = torch.optim.Muon(
-            self.model.looking(), weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
         self.state = RunState()
@@ -254,11 +251,8 @@ class CachedRun:
         fusing = step_factor(along, config.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * (fusing if group["fuses"] else overall)
-        for group in self.muon.param_groups:
-            group["lr"] = config.matrix_lr * fusing
-        for optimiser in (self.optimiser, self.muon):
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
         return parts
 
     def _done(self) -> float:
@@ -286,7 +280,6 @@ class CachedRun:
             "state": asdict(self.state),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "muon": self.muon.state_dict(),
             "objective": self.objective.state_dict(),
         }
         save_atomically(value, self._checkpoint)
@@ -296,7 +289,6 @@ class CachedRun:
         self.state = RunState(**saved["state"])
         self.model.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.muon.load_state_dict(saved["muon"])
         self.objective.load_state_dict(saved["objective"])
         self.progress.say(f"going on from step {self.state.step:,}")
 
