@@ -68,6 +68,10 @@ def encode(
     features = chosen_features(encoder, options.features, options.store_dtype)
     batch_size = options.batch_size or encoder.default_batch_size
     start = time.perf_counter()
+    # What makes a source fail shows here: before a store is made for it, or emptied for it.
+    expected = _expected(source, options)
+    if options.overwrite:
+        next(_wanted(source, options.split), None)
     with ExitStack() as stack:
         writer = stack.enter_context(
             StoreWriter.open(
@@ -90,7 +94,7 @@ def encode(
             open_pool(options.worker_kind, options.workers, ahead=2 * batch_size)
         )
         load = _Load(encoder.preprocessor, run.have[Modality.IMAGES])
-        progress.start("encoding", _expected(source, options))
+        progress.start("encoding", expected)
         loaded = pool.imap(load, run.changed_items())
         while run.encode_part(loaded):
             pass
@@ -106,6 +110,10 @@ def _expected(source: Source, options: EncodeOptions) -> int | None:
     if options.limit:
         return options.limit if count is None else min(count, options.limit)
     return count
+
+
+def _wanted(source: Source, split: str) -> Iterator[Item]:
+    return (item for item in source.items() if not split or item.split == split)
 
 
 def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
@@ -153,8 +161,7 @@ class _Run:
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
-        split = self.options.split
-        items = (item for item in self.source.items() if not split or item.split == split)
+        items = _wanted(self.source, self.options.split)
         for item in islice(items, self.options.limit or None):
             self.seen.add(item.id)
             if self.writer.unchanged(item, self.source.name):

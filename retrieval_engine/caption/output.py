@@ -23,9 +23,9 @@ from typing import Any
 
 from retrieval_engine.caption.pictures import Picture
 from retrieval_engine.caption.run import Captioned, Done
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import UsageError, VlreError
 from retrieval_engine.records import Failure, Json
-from retrieval_engine.store.durable import replace_file
 
 ToRow = Callable[[Captioned, str], dict[str, Any]]
 SUFFIXES = (".jsonl", ".csv", ".json")
@@ -237,27 +237,36 @@ def _csv(rows: Iterator[dict[str, Any]]) -> str:
 class TextFiles:
     """A `.txt` beside each picture, one caption on a line. A file that is there is never touched.
 
+    Nothing is written outside the folder that the picture's source was given, whatever an
+    annotation or a link says.
+
     Attributes:
         kept: number of pictures whose `.txt` was there already.
+        outside: number of pictures that lie outside that folder.
     """
 
     def __init__(self) -> None:
-        self.kept = 0
+        self.kept = self.outside = 0
 
     def has(self, picture: Picture) -> bool:
-        """Whether a picture's text file is there.
+        """Whether there is nothing to write for a picture: its text file is there, or forbidden.
 
         Raises:
             UsageError: the picture is no file of its own.
         """
-        return self._path(picture).exists()
+        path = self._path(picture)
+        inside = _is_inside(path, picture.home)
+        self.outside += not inside
+        return not inside or os.path.lexists(path)
 
     def add(self, done: Done) -> None:
         """Write the files of one batch."""
         for captioned in done.captioned:
             path = self._path(captioned.picture)
-            if path.exists():
+            if os.path.lexists(path):
                 self.kept += 1
+            elif not _is_inside(path, captioned.picture.home):
+                self.outside += 1
             else:
                 replace_file(path, ("\n".join(captioned.captions) + "\n").encode())
 
@@ -269,3 +278,8 @@ class TextFiles:
                 hint="use --out for pictures that are not files",
             )
         return path.with_suffix(".txt")
+
+
+def _is_inside(path: Path, home: Path | None) -> bool:
+    """Whether a file would lie in a folder when all links on the way are followed."""
+    return home is not None and path.parent.resolve().is_relative_to(home.resolve())

@@ -7,6 +7,7 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,11 +37,13 @@ class Picture:
         item: its id, where its bytes are, its captions and metadata.
         row: of its vision states in the store; -1 where they are not stored, -2 where only its
             bytes tell.
+        home: the folder that its source was given, where it is one of files.
     """
 
     source: str
     item: Item
     row: int = _NOT_LOOKED_UP
+    home: Path | None = None
 
     @property
     def name(self) -> str:
@@ -189,7 +192,17 @@ def of_store(gallery: Gallery) -> Iterator[Picture]:
                 split=own_split,
                 meta=gallery.meta(number),
             )
-            yield Picture(source=source, item=item, row=int(rows[number]))
+            row = int(rows[number])
+            yield Picture(source=source, item=item, row=row, home=_home_of(source))
+
+
+@lru_cache(maxsize=64)
+def _home_of(source: str) -> Path | None:
+    """The folder that a source's name speaks of: itself, or the one an annotation lies in."""
+    path = Path(source.partition(":")[2])
+    if not path.is_absolute():
+        return None
+    return path if path.is_dir() else path.parent
 
 
 class Targets:
@@ -219,16 +232,17 @@ class Targets:
         for target in self._opened:
             if isinstance(target, Path):
                 item = Item(id=str(target), uri=str(target.resolve()))
-                yield Picture(source=FILES, item=item)
+                yield Picture(source=FILES, item=item, home=target.resolve().parent)
             else:
                 yield from of_source(target, self._split)
 
 
 def of_source(source: Source, split: str | None = None) -> Iterator[Picture]:
     """The pictures of a source, in its order."""
+    home = getattr(source, "root", None)
     for item in source.items():
         if not split or item.split == split:
-            yield Picture(source=source.name, item=item)
+            yield Picture(source=source.name, item=item, home=home or _home_of(source.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import refuse_url
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.index import backends
 from retrieval_engine.index.catalog import SavedCatalog
@@ -76,6 +77,7 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
         IndexFailure: there is no index, or it is damaged; nothing is returned from a damaged one.
     """
     path = Path(path)
+    refuse_url(path, "an index")
     manifest = Manifest.read(path)
     manifest.check_files(path, content=manifest.bytes <= _CHEAP_BYTES if verify is None else verify)
     rows = backends.load(manifest.backend).open_rows(path, manifest.effort)
@@ -90,6 +92,7 @@ def replacing(out: Path) -> Iterator[Path]:
         UsageError: `out` is there and is no index; it will not be deleted for one.
         IndexFailure: the disk refuses.
     """
+    refuse_url(out, "an index")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             f"{out} is there and is no index", hint="name a folder that does not exist yet"

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import partial_of, publish
 from retrieval_engine.errors import StoreDamaged, StoreError, UsageError
 from retrieval_engine.records import Item
-from retrieval_engine.store.durable import PARTIAL, publish
 from retrieval_engine.store.manifest import (
     REPAIR_HINT,
     SHARDS,
@@ -105,21 +105,32 @@ class ItemRows:
             StoreError: the disk refuses.
         """
         table = pa.table(self.columns, schema=SCHEMA)
-        partial = path.with_name(path.name + PARTIAL)
-        try:
+        return publish_table(table, path)
+
+
+def publish_table(table: Any, path: Path) -> FileEntry:
+    """Write a table of `SCHEMA` as one whole file.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    partial = partial_of(path)
+    try:
+        with partial.open("xb") as file:
             pq.write_table(
                 table,
-                partial,
+                file,
                 compression="zstd",
                 use_dictionary=["source", "split"],
                 write_page_checksum=True,
             )
-            size_bytes, sha256 = publish(partial, path)
-        except OSError as error:
-            raise StoreError(f"cannot write {partial}: {error}") from error
-        return FileEntry(
-            name=path.name, kind=Kind.ITEMS, rows=len(self), size_bytes=size_bytes, sha256=sha256
-        )
+        size_bytes, sha256 = publish(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return FileEntry(
+        name=path.name, kind=Kind.ITEMS, rows=len(table), size_bytes=size_bytes, sha256=sha256
+    )
 
 
 def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.durable import refuse_url, replace_file
 from retrieval_engine.errors import StoreDamaged, StoreError, StoreNotFound
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
-from retrieval_engine.store.durable import replace_file
 
 FORMAT_VERSION = 1
 HEADER = "store.json"
@@ -122,10 +122,12 @@ def read_header(path: Path) -> Header:
     """The header of the store at a path.
 
     Raises:
+        UsageError: the path is an address such as `s3://…`.
         StoreNotFound: there is no `store.json`.
         StoreDamaged: it cannot be understood.
         StoreError: a newer vlre made the store.
     """
+    refuse_url(path, "a store")
     if not (path / HEADER).is_file():
         raise StoreNotFound(
             f"no store at {path}",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval_engine.store.begin import sweep
+from retrieval_engine.store.begin import own_shards, sweep
 from retrieval_engine.store.lock import WriterLock
 from retrieval_engine.store.manifest import (
     Manifest,
@@ -43,6 +43,7 @@ def repair_store(path: str | Path) -> Repaired:
     read_header(path)
     lock = WriterLock(path)
     try:
+        own_shards(path)
         manifest = read_manifest(path)
         bad = {entry.name: check_file(path, entry) for entry in manifest.files()}
         problems = tuple(problem for problem in bad.values() if problem)

@@ -66,7 +66,7 @@ class ShardReader:
         if self._process != os.getpid():
             self._reset()
         with self._turn, _reading(self._root / SHARDS / entry.name):
-            dataset = self._open(entry)[name]
+            dataset = _own_dataset(self._open(entry), name)
             if len(dataset) != entry.rows:
                 raise OSError(f"{name} has {len(dataset)} rows, the manifest says {entry.rows}")
             _gather(dataset, rows, out)
@@ -91,6 +91,21 @@ class ShardReader:
             with self._turn:
                 while self._files:
                     self._files.popitem()[1].close()
+
+
+def _own_dataset(file: Any, name: str) -> Any:
+    """A dataset whose bytes lie in the file itself: what a link leads to is not the store's."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise OSError(f"it has no {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise OSError(f"{name} is a link to elsewhere")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise OSError(f"the bytes of {name} lie elsewhere")
+    if dataset.chunks is None:
+        raise OSError(f"{name} has no checksums")
+    return dataset
 
 
 def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -118,5 +133,5 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error

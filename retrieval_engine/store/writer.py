@@ -8,17 +8,18 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import sync_directory
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Item, Modality
-from retrieval_engine.store.begin import make_directory, prepare, sweep
-from retrieval_engine.store.durable import sync_directory
+from retrieval_engine.store.begin import make_directory, next_free, prepare, sweep, unmake
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
 from retrieval_engine.store.lock import WriterLock
 from retrieval_engine.store.manifest import (
+    HEADER,
     SHARDS,
     FileEntry,
     Header,
@@ -35,7 +36,7 @@ class StoreWriter:
     """Adds to a store. One at a time; readers are never in its way.
 
     Use `open`, and as a context manager: leaving it gives the lock back and forgets uncommitted
-    parts. Parts may be filled and committed in another thread than the one that asks what is
+    parts; a store that was made for a run that failed before its first commit goes again. Parts may be filled and committed in another thread than the one that asks what is
     unchanged, but one at a time and in order.
 
     Attributes:
@@ -56,9 +57,10 @@ class StoreWriter:
         self.features = {m: tuple(features.get(m, ())) for m in Modality}
         self._lock = lock
         self._manifest = read_manifest(path)
-        self._next_part = self._manifest.next_part
+        self._made: tuple[Path, ...] | None = None  # folders made for a store that is new
         self._parts: list[PartWriter] = []
         sweep(path, self._manifest)
+        self._next_part = next_free(path, self._manifest)
         self._inventory = Inventory(path, self._manifest, self.features)
 
     @classmethod
@@ -91,14 +93,17 @@ class StoreWriter:
         forms = {m: {form.name: form for form in features.get(m, ())} for m in Modality}
         if any(KEY in by_name for by_name in forms.values()):
             raise UsageError(f"no feature can be called {KEY!r}: shards keep the cache keys there")
-        make_directory(path)
+        made = make_directory(path)
         lock = WriterLock(path)
+        is_new = not (path / HEADER).exists()
         try:
             header = prepare(path, spec, forms, overwrite=overwrite, adopt=adopt_spec)
-            return cls(path, lock, header, features)
+            writer = cls(path, lock, header, features)
         except BaseException:
             lock.release()
             raise
+        writer._made = made if is_new else None
+        return writer
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -109,7 +114,16 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        for part in self._parts:
+            part.discard()
+        if error is not None and self._made is not None and self.is_empty:
+            unmake(self.path, self._made)
+        self._lock.release()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is committed, no failure either."""
+        return not self._manifest.parts and not self.failures()
 
     def close(self) -> None:
         """Forget uncommitted parts and let others write."""
