@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from retrieval_engine import __version__, plugins
+from retrieval_engine.cli.signals import Told, ending_cleanly
 from retrieval_engine.errors import VlreError
 
 COMMANDS = "retrieval_engine.cli.commands"
@@ -48,15 +49,17 @@ class Commands(click.Group):
         debug = "--debug" in (kwargs.get("args") or sys.argv[1:])
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with ending_cleanly():
+                code = super().main(*args, **kwargs)
         except VlreError as error:
             if debug:
                 raise
             _explain(error)
             code = error.exit_code
-        except click.exceptions.Abort:
-            click.echo("interrupted", err=True)
-            code = INTERRUPTED
+        except click.exceptions.Abort as error:
+            told = error.__cause__ if isinstance(error.__cause__, Told) else None
+            click.echo(str(told or "interrupted"), err=True)
+            code = told.exit_code if told else INTERRUPTED
         except click.ClickException as error:
             error.show()
             code = error.exit_code
