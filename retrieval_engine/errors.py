@@ -12,6 +12,7 @@
     ├── StoreError                     a store cannot be read or written
     │   ├── StoreNotFound
     │   ├── StoreDamaged               a checksum or a length does not agree
+    │   ├── StoreChanged               it was overwritten or compacted while it was read
     │   ├── FeatureMissing             the store holds no such feature
     │   └── FingerprintMismatch        features of two encoders would be mixed
     ├── IndexFailure                   an index cannot be built, opened or searched
@@ -97,6 +98,10 @@ class StoreNotFound(StoreError):
 
 class StoreDamaged(StoreError):
     """A file of the store is missing, shorter, or its checksum does not agree."""
+
+
+class StoreChanged(StoreError):
+    """The store was overwritten or compacted after it was opened; nothing is wrong with it."""
 
 
 class FeatureMissing(StoreError):

@@ -10,7 +10,6 @@ made of a journal that lies beside them.
 """
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from retrieval_engine.caption.pictures import Picture
 from retrieval_engine.caption.run import Captioned, Done
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import UsageError, VlreError
+from retrieval_engine.locks import FileLock, Taken
 from retrieval_engine.records import Failure, Json
 
 ToRow = Callable[[Captioned, str], dict[str, Any]]
@@ -72,15 +72,15 @@ class CaptionFile:
         self._failures = {} if overwrite else _read_failures(self.ledger)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
             self._file = self.journal.open("a+b")
-            self._lock()
             if overwrite:
                 self._file.truncate(0)
             self.done = self._resume()
         except OSError as error:
             raise VlreError(f"cannot write {self.journal}: {error.strerror}") from error
         except UsageError:
-            self._file.close()
+            self._close()
             raise
         text = json.dumps({"run": run, **settings}, indent=2, ensure_ascii=False)
         replace_file(path.with_name(path.name + ".run.json"), text.encode() + b"\n")
@@ -94,14 +94,20 @@ class CaptionFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._close()
 
-    def _lock(self) -> None:
+    def _close(self) -> None:
+        self._file.close()
+        self._lock.release(remove=True)
+
+    def _locked(self) -> FileLock:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise VlreError(f"another run is writing {self.journal}") from error
+            return FileLock(self.journal.with_name(self.journal.name + ".lock"))
+        except Taken as error:
+            raise VlreError(
+                f"{self.journal} is being written by {error.owner}",
+                hint="wait for it to end, or write to another file",
+            ) from error
 
     def _resume(self) -> set[str]:
         """Names of the pictures that are done; what a kill left of a line is cut off."""

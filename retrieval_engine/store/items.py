@@ -22,6 +22,7 @@ from retrieval_engine.store.manifest import (
     FileEntry,
     Kind,
     Manifest,
+    is_missing,
 )
 
 # 64-bit offsets, so that a table of a hundred million captions can still be one array.
@@ -146,6 +147,7 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
 
     Raises:
         StoreDamaged: a table is missing, has another length, or a checksum fails.
+        StoreChanged: the store was overwritten or compacted since the manifest was read.
     """
     identity = ["source", "id", "removed"]
     wanted = [*columns, *(name for name in identity if name not in columns)]
@@ -192,7 +194,7 @@ def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns=list(columns))
     except FileNotFoundError as error:
-        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
+        raise is_missing(root, entry) from error
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
     if len(table) != entry.rows:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval_engine.store.begin import own_shards, sweep
-from retrieval_engine.store.lock import WriterLock
+from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     Manifest,
     Part,
@@ -41,7 +41,7 @@ def repair_store(path: str | Path) -> Repaired:
     """
     path = Path(path)
     read_header(path)
-    lock = WriterLock(path)
+    lock = lock_store(path)
     try:
         own_shards(path)
         manifest = read_manifest(path)

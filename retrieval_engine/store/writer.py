@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from retrieval_engine.durable import sync_directory
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
 from retrieval_engine.store.begin import make_directory, next_free, prepare, sweep, unmake
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
-from retrieval_engine.store.lock import WriterLock
+from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     HEADER,
     SHARDS,
@@ -48,7 +49,7 @@ class StoreWriter:
     def __init__(
         self,
         path: Path,
-        lock: WriterLock,
+        lock: FileLock,
         header: Header,
         features: Mapping[Modality, Sequence[Feature]],
     ) -> None:
@@ -94,7 +95,7 @@ class StoreWriter:
         if any(KEY in by_name for by_name in forms.values()):
             raise UsageError(f"no feature can be called {KEY!r}: shards keep the cache keys there")
         made = make_directory(path)
-        lock = WriterLock(path)
+        lock = lock_store(path)
         is_new = not (path / HEADER).exists()
         try:
             header = prepare(path, spec, forms, overwrite=overwrite, adopt=adopt_spec)
