@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 from retrieval_engine.encode_records import EncodeOptions, EncodeReport
 from retrieval_engine.encoders import Arrays, Encoder, open_encoder
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound, UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_bytes
+from retrieval_engine.sources import EmptySource, Source, open_source, read_bytes
 from retrieval_engine.sources.decode import decode
-from retrieval_engine.store import PartWriter, StoreWriter
+from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
 _PART_BYTES = 256 << 20
 
-__all__ = ["EncodeOptions", "EncodeReport", "encode"]
+__all__ = ["EncodeOptions", "EncodeReport", "encode", "open_changed"]
 
 
 def encode(
@@ -62,7 +62,7 @@ def encode(
         UsageError: a feature that the encoder does not emit.
         SourceError: the source cannot be read.
     """
-    source = open_source(source) if isinstance(source, str) else source
+    source = open_changed(source, store) if isinstance(source, str) else source
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress = options or EncodeOptions(), progress or Silent()
     features = chosen_features(encoder, options.features, options.store_dtype)
@@ -70,8 +70,8 @@ def encode(
     start = time.perf_counter()
     # What makes a source fail shows here: before a store is made for it, or emptied for it.
     expected = _expected(source, options)
-    if options.overwrite:
-        next(_wanted(source, options.split), None)
+    if options.overwrite and next(_wanted(source, options.split), None) is None:
+        raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
     with ExitStack() as stack:
         writer = stack.enter_context(
             StoreWriter.open(
@@ -102,6 +102,24 @@ def encode(
     progress.stop()
     run.report.seconds = time.perf_counter() - start
     return run.report
+
+
+def open_changed(source: str, store: Path | str) -> Source:
+    """The source with this name; one that has become empty is one where the store knows its items.
+
+    Raises:
+        UsageError, SourceError: as `open_source`.
+    """
+    try:
+        return open_source(source)
+    except SourceEmpty as error:
+        try:
+            known = error.source in open_store(store).items()["source"].unique().to_pylist()
+        except StoreNotFound:
+            known = False
+        if not known:
+            raise
+        return EmptySource(error.source)
 
 
 def _expected(source: Source, options: EncodeOptions) -> int | None:
@@ -243,6 +261,8 @@ class _Run:
         self.report.removed = self.writer.finish(
             self.source.name, failures=self.report.failures, seen=self.seen if whole else None
         )
+        if whole:
+            self.report.moved = self.writer.take_moved(self.source.name, self.seen)
 
 
 def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:

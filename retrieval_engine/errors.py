@@ -5,6 +5,7 @@
     ├── ShapeError          (ValueError)  an array has another shape or dtype than promised
     ├── MissingExtra        (ImportError) an optional library is not installed
     ├── SourceError                    a data source cannot be read
+    │   ├── SourceEmpty                it was read, and there is nothing in it
     │   └── DecodeError                one item's bytes are no usable picture
     ├── EncoderError                   a model cannot be loaded or run
     │   ├── CheckpointNotFound         neither a directory nor a reachable hub id
@@ -70,6 +71,20 @@ class MissingExtra(VlreError, ImportError):
 
 class SourceError(VlreError):
     """A data source cannot be read."""
+
+
+class SourceEmpty(SourceError):
+    """A source was read, and there is nothing in it.
+
+    Args:
+        message: what was looked for where.
+        source: its name.
+        hint: what to do next.
+    """
+
+    def __init__(self, message: str, *, source: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
 
 
 class DecodeError(SourceError):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def encode_summary(report: "Mapping[str, Json]") -> str:
-    """The report of an encode run for people, three lines."""
+    """The report of an encode run for people, three lines or four."""
     lines = []
     for modality in ("images", "captions"):
         tally = report[modality]
@@ -17,6 +17,13 @@ def encode_summary(report: "Mapping[str, Json]") -> str:
                 f"{n:,} {what}" for what, n in tally.items() if n or what == "encoded"
             )
             lines.append(f"{modality:9} {counts}")
+    gone = [
+        f"{report[what]:,} {words}"
+        for what, words in (("removed", "no longer there"), ("moved", "moved here"))
+        if report.get(what)
+    ]
+    if gone:
+        lines.append(f"items     {', '.join(gone)}")
     lines.append(
         f"store     {report['store']} in {report['seconds']} s, {report['images_per_s']} images/s"
     )

@@ -15,6 +15,8 @@ _SUFFIXES = frozenset(
 # A store of ours names itself by this file; nothing in it is data.
 _OWN_OUTPUT = frozenset(("store.json",))
 
+UNREADABLE = "folders cannot be read"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
@@ -58,7 +60,7 @@ class Walk:
             with os.scandir(path) as entries:
                 found = {entry.name: entry for entry in entries}
         except OSError:
-            self.skipped["folders cannot be read"] += 1
+            self.skipped[UNREADABLE] += 1
             return
         here = (state.st_dev, state.st_ino)
         if here in above or _OWN_OUTPUT & found.keys():  # a link back up, or nothing of the user's

@@ -229,6 +229,12 @@ def splits(table: Any) -> dict[str, int]:
     return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])}
 
 
+def sources(table: Any) -> dict[str, int]:
+    """Number of items of each source, in the order of their first items."""
+    counts = pc.value_counts(table["source"]).to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
 def caption_spans(column: Any) -> NDArray[np.int64]:
     """(n + 1,) bounds of each item's captions in the flattened caption column."""
     lengths = _numbers(pc.list_value_length(column))

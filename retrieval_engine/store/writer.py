@@ -13,7 +13,14 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
-from retrieval_engine.store.begin import make_directory, next_free, prepare, sweep, unmake
+from retrieval_engine.store.begin import (
+    make_directory,
+    next_free,
+    own_shards,
+    prepare,
+    sweep,
+    unmake,
+)
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
@@ -26,9 +33,11 @@ from retrieval_engine.store.manifest import (
     Header,
     Manifest,
     Part,
+    read_header,
     read_manifest,
     write_manifest,
 )
+from retrieval_engine.store.moved import COLUMNS, moved_items
 from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.shard import KEY
 
@@ -105,6 +114,24 @@ class StoreWriter:
             raise
         writer._made = made if is_new else None
         return writer
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> "StoreWriter":
+        """Open a store to take items out of it, whatever its encoder.
+
+        Raises:
+            StoreNotFound: there is none.
+            StoreError: another writer is at work.
+        """
+        path = Path(path)
+        header = read_header(path)
+        lock = lock_store(path)
+        try:
+            own_shards(path)
+            return cls(path, lock, header, {})
+        except BaseException:
+            lock.release()
+            raise
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -216,6 +243,24 @@ class StoreWriter:
             self.remove(source, gone)
         update_failures(self.path, failures, settled)
         return len(gone)
+
+    def take_moved(self, source: str, seen: Collection[str]) -> int:
+        """Take out the items of other sources that a source has now: their files have moved.
+
+        Args:
+            source: its name; a whole pass over it has just been committed.
+            seen: ids of all items that it has.
+
+        Returns:
+            Number of items taken out; see `moved_items` for which.
+        """
+        moved = moved_items(live_items(self.path, self._manifest, COLUMNS), source, seen)
+        if moved:
+            part = self.part()
+            for other, item_id in moved:
+                part.remove_items(other, [item_id])
+            part.commit()
+        return len(moved)
 
     def _publish(self, number: int, files: Sequence[FileEntry]) -> None:
         part = Part(number=number, files=tuple(files))

@@ -103,11 +103,10 @@ def command(
     """
     from retrieval_engine.cli.output import progress_bar
     from retrieval_engine.cli.projecting import project
-    from retrieval_engine.encode import EncodeOptions, encode
+    from retrieval_engine.encode import EncodeOptions, encode, open_changed
     from retrieval_engine.encode_stale import encode_stale
     from retrieval_engine.encoders import open_encoder
     from retrieval_engine.encoders.captioning import open_tower
-    from retrieval_engine.sources import open_source
 
     if head is not None:
         if source is not None or only_stale:
@@ -127,7 +126,8 @@ def command(
         part_rows=shard_rows,
         overwrite=overwrite,
     )
-    opened = open_source(_allowing_missing(source) if allow_missing else source) if source else None
+    asked = _allowing_missing(source) if source and allow_missing else source
+    opened = open_changed(asked, store) if asked else None
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if options.features == ("tokens",) or only_stale else open_encoder
     encoder = opener(model, device=device, dtype=dtype, adapter=adapter)

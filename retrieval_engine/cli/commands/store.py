@@ -1,4 +1,4 @@
-"""`vlre store`: look at a store, prove that it is whole, make it whole again."""
+"""`vlre store`: look at a store, prove that it is whole, make it whole again, take things out."""
 
 from pathlib import Path
 
@@ -118,3 +118,49 @@ def failures(store: Path, as_json: bool) -> None:
             click.echo(f"{failure.item_id}\t{failure.reason}\t{failure.uri}")
     if not ledger:
         note(f"{store}: no failures")
+
+
+@command.command(
+    help=_help(
+        "Take a source's items out of a store; SOURCE as `vlre store info` names it, or a folder. "
+        "Their features stay until `vlre store compact`, so that encoding them again is free.",
+        "vlre store forget folder:photos --store embeddings",
+    )
+)
+@click.argument("source")
+@store_option
+@json_option
+def forget(source: str, store: Path, as_json: bool) -> None:
+    """Forget and print."""
+    from retrieval_engine.cli.output import emit
+    from retrieval_engine.store import forget_source
+
+    count = forget_source(store, source)
+    if as_json:
+        emit({"store": str(store), "source": source, "forgotten": count})
+    else:
+        click.echo(f"{store}: {count:,} items of {source} forgotten")
+
+
+@command.command(
+    help=_help(
+        "Drop the rows that no item needs any more (superseded, stale, forgotten), and join small "
+        "files. Needs as much free space as is left at the end; a kill loses nothing.",
+        "vlre store compact --store embeddings",
+    )
+)
+@store_option
+@json_option
+def compact(store: Path, as_json: bool) -> None:
+    """Compact and print."""
+    from retrieval_engine.cli.output import emit
+    from retrieval_engine.store import compact_store
+
+    done = compact_store(store)
+    if as_json:
+        emit({"store": str(store), **done.to_json()})
+    else:
+        click.echo(
+            f"{store}: {done.rows_before:,} rows became {done.rows_after:,}, "
+            f"{done.bytes_before:,} bytes {done.bytes_after:,}"
+        )

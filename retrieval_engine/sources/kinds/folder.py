@@ -13,12 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.errors import SourceEmpty, SourceError, UsageError
 from retrieval_engine.records import Item
 from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.caption_files import Record, open_text, read_records
 from retrieval_engine.sources.options import Options, existing_directory, of_split, split_name
-from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher, picture_suffixes
+from retrieval_engine.sources.walk import (
+    UNREADABLE,
+    PictureFile,
+    Walk,
+    path_matcher,
+    picture_suffixes,
+)
 
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")
 _SHOWN = 10
@@ -44,12 +50,17 @@ def open_source(argument: str, options: Mapping[str, str]) -> "FolderSource":
         split=given.split(),
         split_from_folder=bool(given.text("split_from")),
     )
-    if next(source.pictures(Walk(source.root)), None) is None:
+    walk = Walk(source.root)
+    if next(source.pictures(walk), None) is None:
+        if walk.skipped[UNREADABLE]:
+            raise SourceError(f"{source.root} or a folder in it cannot be read")
         matching = f" that matches {given.text('glob')}" if given.text("glob") else ""
         endings = " ".join(sorted(picture_suffixes()))
-        raise SourceError(
-            f"no picture in {source.root}{matching}", hint=f"looked for files ending in {endings}"
-        )
+        message = f"no picture in {source.root}{matching}"
+        hint = f"looked for files ending in {endings}"
+        if source.is_partial:
+            raise SourceError(message, hint=hint)
+        raise SourceEmpty(message, source=source.name, hint=hint)
     return source
 
 
@@ -102,6 +113,9 @@ class FolderSource:
             if self._matches(picture.id):
                 yield self._item(picture, records)
         self.notes += [f"{count:,} {what}" for what, count in walk.skipped.items() if count]
+        if walk.skipped[UNREADABLE]:
+            # What cannot be seen is not gone.
+            self.is_partial = True
         self.notes += captions.notes()
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
