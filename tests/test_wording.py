@@ -16,7 +16,8 @@ from retrieval_engine.cli.wording import COMMAND_OF, as_options, context_of
 PACKAGE = Path(retrieval_engine.__file__).parent
 # A style sheet has `--names` of its own; a model card says with which command the model was made.
 NO_MESSAGES = ("cli/", "search/contact_sheet.py", "train/pretrain/export.py")
-OTHER_TOOLS = re.compile(r"`(hf|pip|if) [^`]*`")
+# Other programs, and what stands behind a source's name, which both write alike.
+OTHER_TOOLS = re.compile(r"`((hf|pip|if) [^`]*|\?\w+=\w+)`")
 EXPRESSION = re.compile(r"`([^`\n]+)`")
 
 
