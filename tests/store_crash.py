@@ -22,7 +22,7 @@ from pathlib import Path
 
 from retrieval_engine.records import Failure
 from retrieval_engine.store import StoreWriter, compact_store
-from tests.store_data import FEATURES, SOURCE, SPEC, add, pictures
+from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, pictures
 
 ITEMS = 12
 PART_ITEMS = 4

@@ -20,8 +20,8 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.scenes import truth
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.golden import GOLDEN, import_golden
 from tests.test_caption_decoding import save_both
 

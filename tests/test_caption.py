@@ -23,8 +23,9 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import open_store
+from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests import tiny, tiny_blip2
-from tests.broken_images import broken_images, encoded, jpeg, photo
+from tests.broken_images import broken_images
 from tests.test_caption_decoding import save_both
 
 GREEDY = DecodingOptions(beams=1, max_length=12)

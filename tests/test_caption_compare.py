@@ -12,7 +12,7 @@ from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_scores import evaluate_captions
 from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
 from retrieval_engine.evaluate.compare.caption_page import write_caption_page
-from tests.broken_images import jpeg
+from retrieval_engine.testing.images import jpeg
 
 TOLD = {
     "a.jpg": ["a brown dog on the grass", "a dog stands on green grass"],

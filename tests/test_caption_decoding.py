@@ -17,6 +17,7 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import Captioner, open_captioner
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.records import Modality
+from retrieval_engine.testing import CaptionerContract
 from tests import tiny, tiny_blip2
 from tests.golden import GOLDEN, import_golden
 
@@ -123,6 +124,33 @@ def _until_end(row: list[int], end: int) -> tuple[int, ...]:
     return tuple(row[: row.index(end)] if end in row else row)
 
 
+class TestBlip(CaptionerContract):
+    def open(self, folder: Path) -> Captioner:
+        checkpoint = folder / "caption"
+        if not checkpoint.exists():
+            import_golden("blip/caption", checkpoint)
+        return open_captioner(str(checkpoint), device="cpu", dtype="float32")
+
+
+class TestBlip2Opt(CaptionerContract):
+    def open(self, folder: Path) -> Captioner:
+        torch.manual_seed(3)
+        save_ending(tiny_blip2.save_blip2_opt, folder, Blip2ForConditionalGeneration)
+        return open_captioner(str(folder), device="cpu", dtype="float32")
+
+
+class TestBlip2T5(CaptionerContract):
+    def open(self, folder: Path) -> Captioner:
+        torch.manual_seed(3)
+        save_ending(tiny_blip2.save_blip2_t5, folder, Blip2ForConditionalGeneration)
+        return open_captioner(str(folder), device="cpu", dtype="float32")
+
+
+class TestShippedModel(CaptionerContract):
+    def open(self, folder: Path) -> Captioner:
+        return open_captioner("vlre-tiny", device="cpu", dtype="float32")
+
+
 def save_ending(save: Any, directory: Path, kind: Any) -> Path:
     """A random BLIP-2 whose sentences end now and then, not never or at once."""
     save(directory)
@@ -173,31 +201,6 @@ def test_blip2_writes_what_transformers_writes(tmp_path: Path, save: Any, change
     assert [sentence for group in found for sentence in group] == expected
     if changes["beams"] > 1:
         assert any(0 < len(sentence) < 10 for sentence in expected), "none ended by itself"
-
-
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        DecodingOptions(beams=1),
-        DecodingOptions(beams=3, num_captions=2),
-        DecodingOptions(beams=3, beam_rule=BeamRule.TRANSFORMERS),
-        DecodingOptions(sample=True, num_captions=3, top_p=0.9, temperature=3.0),
-    ],
-    ids=["greedy", "beams", "beams-transformers", "sampling"],
-)
-def test_a_caption_does_not_depend_on_its_batch(
-    captioner: Captioner, tokens: torch.Tensor, chosen: DecodingOptions
-) -> None:
-    whole = ids(write_captions(captioner, tokens, NAMES, chosen))
-    assert len({sentences[0] for sentences in whole}) > 1
-    order = np.random.default_rng(1).permutation(12)
-    mixed = ids(write_captions(captioner, tokens[order], [NAMES[i] for i in order], chosen))
-    assert [mixed[int(i)] for i in np.argsort(order)] == whole
-    alone = [
-        ids(write_captions(captioner, tokens[i : i + 1], NAMES[i : i + 1], chosen))[0]
-        for i in range(12)
-    ]
-    assert alone == whole
 
 
 def test_sampling_depends_on_the_seed_and_draws_what_is_likely(

@@ -15,16 +15,8 @@ from PIL import Image
 from retrieval_engine.errors import DecodeError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
-from tests.broken_images import (
-    BrokenImage,
-    OddImage,
-    broken_images,
-    encoded,
-    jpeg,
-    odd_images,
-    photo,
-    rgb,
-)
+from retrieval_engine.testing.images import encoded, jpeg, photo
+from tests.broken_images import BrokenImage, OddImage, broken_images, odd_images, rgb
 
 PHOTOS = Path(__file__).parents[1] / "../shared/data/flickr8k/images"
 

@@ -21,8 +21,9 @@ from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Store
+from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests import tiny
-from tests.broken_images import broken_images, encoded, jpeg, odd_images, photo
+from tests.broken_images import broken_images, odd_images
 
 
 @pytest.fixture(scope="module")

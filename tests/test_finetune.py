@@ -31,12 +31,12 @@ from retrieval_engine.evaluate.leaks import find_leaks, known_training_records
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Caption, Item, Json, Modality
 from retrieval_engine.store import StoreWriter
+from retrieval_engine.testing.images import jpeg
 from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
 from retrieval_engine.train.finetune.captioned import Order, load_sets
 from retrieval_engine.train.finetune.vision_states import augmented
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.finetune_stores import scenes_store
 from tests.test_adapters import copy_tower
 

@@ -13,6 +13,7 @@ from retrieval_engine.errors import FeatureMissing, TrainingError, UsageError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, load_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
+from retrieval_engine.testing.vector_store import write_store
 from retrieval_engine.train.head import (
     CaptionChoice,
     HeadRecipe,
@@ -29,7 +30,6 @@ from retrieval_engine.train.head.sampler import epoch, mine
 from retrieval_engine.train.head.val_recall import val_recall
 from retrieval_engine.train.runlog import read_log
 from tests.paired_vectors import embeddings, paired_store, views
-from tests.vector_store import write_store
 
 CPU = torch.device("cpu")
 QUICK = HeadRecipe(epochs=4, dim=10)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from retrieval_engine.errors import (
     CheckpointInvalid,
     CheckpointNotFound,
-    FingerprintMismatch,
     ShapeError,
     UsageError,
 )
@@ -26,9 +25,10 @@ from retrieval_engine.heads import (
     load_head,
     save_head,
 )
-from retrieval_engine.heads.projection import LinearProjection, MlpProjection
+from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
 from retrieval_engine.metrics.pair_scores import block_scores
-from retrieval_engine.records import Feature, Modality
+from retrieval_engine.records import Modality
+from retrieval_engine.testing import HeadContract, ProjectionContract
 from retrieval_engine.train.head import closed_form, fitting
 from retrieval_engine.train.head.val_recall import val_recall
 from tests.paired_vectors import views
@@ -54,15 +54,34 @@ def saved(tmp_path: Path, config: HeadConfig = CONFIG) -> SavedHead:
     return save_head(head, trained)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_an_mlp_can_begin_exactly_at_a_linear_map(residual: bool) -> None:
-    torch.manual_seed(1)
-    weight, bias, x = torch.randn(4, 6), torch.randn(4), torch.randn(50, 6)
-    mlp = MlpProjection(6, 4, hidden=11, residual=residual)
-    mlp.start_from(weight, bias)
-    expected = LinearProjection(6, 4)
-    expected.start_from(weight, bias)
-    assert torch.allclose(mlp(x), expected(x), atol=1e-5)
+class TestLinearProjection(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return LinearProjection(width, dim)
+
+
+class TestMlpProjection(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return MlpProjection(width, dim, hidden=11)
+
+
+class TestMlpProjectionBesideALinearPath(ProjectionContract):
+    def open(self, width: int, dim: int) -> Projection:
+        return MlpProjection(width, dim, hidden=11, dropout=0.3, residual=True)
+
+
+class TestMlpHead(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, dropout=0.5))
+
+
+class TestLinearHead(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, kind=HeadKind.LINEAR, hidden=0))
+
+
+class TestLinearHeadWithoutBias(HeadContract):
+    def open(self) -> Head:
+        return Head(dataclasses.replace(CONFIG, kind=HeadKind.LINEAR, hidden=0, bias=False))
 
 
 def test_an_mlp_with_few_units_begins_at_the_leading_outputs() -> None:
@@ -86,36 +105,6 @@ def test_projections_are_unit_vectors_whatever_the_block(monkeypatch: pytest.Mon
     assert np.allclose(head.project(Modality.IMAGES, x), whole, atol=1e-6)
     with pytest.raises(ShapeError, match="captions of width 9, got"):
         head.project(Modality.CAPTIONS, x)
-
-
-def test_a_saved_head_comes_back_as_it_was(tmp_path: Path) -> None:
-    before = saved(tmp_path)
-    after = load_head(before.path)
-    assert (after.config, after.weights, after.encoder) == (CONFIG, before.weights, "e" * 64)
-    assert after.record["store"] == "embeddings"
-    assert after.trained_on().seen(["s", "t", "t"], ["a", "b", "c"], ["x", "y", "k2"]) == [
-        "train",
-        "",
-        "val",
-    ]
-    x = np.ones((2, 9), np.float32)
-    expected = before.head.project(Modality.CAPTIONS, x)
-    assert np.array_equal(after.head.project(Modality.CAPTIONS, x), expected)
-
-
-def test_a_head_is_refused_by_features_of_another_encoder(tmp_path: Path) -> None:
-    head = saved(tmp_path)
-
-    def forms(prints: dict[Modality, str]) -> dict[Modality, dict[str, Feature]]:
-        return {
-            m: {"pooled": Feature(name="pooled", shape=(6,), dtype="float16", fingerprint=p)}
-            for m, p in prints.items()
-        }
-
-    head.check(forms({m: f"{m}-print" for m in Modality}), "f" * 64)
-    other = forms({Modality.IMAGES: "images-print", Modality.CAPTIONS: "adapter"})
-    with pytest.raises(FingerprintMismatch, match=r"somebody/blip.*eeeeeeeeeeee, expected ffff"):
-        head.check(other, "f" * 64)
 
 
 def test_damaged_heads_are_told(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 """The contract of an index, kept by exact search and by each recipe."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retrieval_engine.errors import ShapeError
-from retrieval_engine.index import ExactIndex, Index, SavedIndex, build_index, open_index
-from retrieval_engine.index.backends.faiss import open_rows
+from retrieval_engine.index import ExactIndex, Index
 from retrieval_engine.index.exact import Block, _from_keys, _ordered_keys
 from retrieval_engine.index.grouping import late_interaction, merge_queries
-from tests.contracts.index_contract import IndexContract, Vectors
-from tests.vector_store import clustered, unit, write_store
+from retrieval_engine.testing import BackendContract, IndexContract
+from retrieval_engine.testing.index_contract import Vectors
+from retrieval_engine.testing.vector_store import clustered, unit
 
 
 class TestExactIndex(IndexContract):
@@ -28,56 +29,35 @@ class TestExactIndexInSmallBlocks(IndexContract):
         return ExactIndex.streaming(blocks, len(vectors), vectors.shape[1:])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _folders(tmp_path_factory: pytest.TempPathFactory) -> None:
-    SavedContract._folders = tmp_path_factory
+class TestFlat(BackendContract):
+    def recipe(self, folder: Path) -> str:
+        return "flat"
 
 
-class SavedContract(IndexContract):
-    """Through a store, a build, and a folder opened again."""
-
-    recipe = ""
-    _folders: pytest.TempPathFactory
-
-    def build(self, vectors: Vectors) -> SavedIndex:
-        folder = self._folders.mktemp("index")
-        store = write_store(folder / "store", vectors)
-        build_index(store, folder / "built", recipe=self.recipe)
-        return open_index(folder / "built")
-
-
-class TestFlat(SavedContract):
-    recipe = "flat"
-
-
-class TestFlatHalfPrecision(SavedContract):
-    recipe = "flat-fp16"
+class TestFlatHalfPrecision(BackendContract):
     tolerance = 1e-3
     agreement = 0.97
 
-
-class ThoroughContract(SavedContract):
-    """An approximate kind at its greatest effort, where it must be exact."""
-
-    def build(self, vectors: Vectors) -> SavedIndex:
-        index = super().build(vectors)
-        rows = open_rows(index.path, {})
-        rows.set_effort(list(rows.efforts())[-1])
-        return SavedIndex(index.path, index.manifest, rows)
+    def recipe(self, folder: Path) -> str:
+        return "flat-fp16"
 
 
-class TestHnsw(ThoroughContract):
-    recipe = "hnsw"
+class TestHnsw(BackendContract):
+    def recipe(self, folder: Path) -> str:
+        return "hnsw"
 
 
-class TestIvf(ThoroughContract):
-    recipe = "ivf"
+class TestIvf(BackendContract):
+    def recipe(self, folder: Path) -> str:
+        return "ivf"
 
 
-class TestIvfHalfPrecision(ThoroughContract):
-    recipe = "ivf-fp16"
+class TestIvfHalfPrecision(BackendContract):
     tolerance = 1e-3
     agreement = 0.97
+
+    def recipe(self, folder: Path) -> str:
+        return "ivf-fp16"
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3, 4)])

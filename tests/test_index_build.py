@@ -17,7 +17,7 @@ from retrieval_engine.index import ExactIndex, build_index, open_index
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
-from tests.vector_store import clustered, key_of, spec, unit, write_store
+from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.index import build_index
 from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.recipes import BUILT_IN, Recipe, find_recipe, nlist_for, read_recipe
-from tests.vector_store import clustered, write_store
+from retrieval_engine.testing.vector_store import clustered, write_store
 
 FOLDER = Path(__file__).parents[1] / "indices" / "recipes"
 

@@ -1,17 +1,37 @@
 """Pair scores from stored states against transformers' own cross-encoder."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval_engine import open_encoder
+from retrieval_engine.models import Encoder
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.matcher import _by_images
-from tests import tiny
+from retrieval_engine.testing import MatcherContract
+from tests import tiny, tiny_blip2
 
 TEXTS = ["a dog", "a red car on the street at night", "two birds on grass", "a man and a woman"]
+
+
+class TestBlip(MatcherContract):
+    def open(self, folder: Path) -> Encoder:
+        return open_encoder(str(tiny.save_blip(folder)), device="cpu", dtype="float32")
+
+
+class TestBlip2(MatcherContract):
+    def open(self, folder: Path) -> Encoder:
+        return open_encoder(str(tiny_blip2.save_blip2(folder)), device="cpu", dtype="float32")
+
+
+class TestShippedModel(MatcherContract):
+    def open(self, folder: Path) -> Encoder:
+        return open_encoder("vlre-tiny", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +71,6 @@ def test_scores_equal_one_pair_at_a_time(encoder: BlipEncoder, tokens: np.ndarra
     np.testing.assert_allclose(found, expected[pairs[:, 0], pairs[:, 1]], atol=1e-5)
     with_cls = plain_scores(encoder, tokens, first=encoder.tokenizer.cls_token_id)
     assert abs(with_cls - expected).max() > 1e-3, "[ENC] and [CLS] must not give the same"
-
-
-def test_uneven_pairs_and_half_precision(encoder: BlipEncoder, tokens: np.ndarray) -> None:
-    pairs = np.array([(4, 0), (0, 1), (0, 3), (2, 2), (0, 0), (4, 3)])
-    whole = plain_scores(encoder, tokens, first=encoder.enc_token_id)
-    expected = whole[pairs[:, 0], pairs[:, 1]]
-    done: list[int] = []
-    found = encoder.matcher().score_pairs(
-        lambda rows: tokens[rows].astype(np.float16), TEXTS, pairs, advance=done.append
-    )
-    np.testing.assert_allclose(found, expected, atol=5e-3)
-    assert sum(done) == len(pairs)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,9 +21,9 @@ from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.search import open_engine
 from retrieval_engine.store import Store
+from retrieval_engine.testing.images import encoded, jpeg, photo
+from retrieval_engine.testing.vector_store import clustered, write_store
 from tests import tiny, tiny_blip2
-from tests.broken_images import encoded, jpeg, photo
-from tests.vector_store import clustered, write_store
 
 SENTENCES = ["a red car on the street", "two dogs running", "a boat at sunset", "a bird"]
 

@@ -16,9 +16,9 @@ from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.search import Hit
 from retrieval_engine.search.contact_sheet import Section, render
+from retrieval_engine.testing.images import jpeg
+from retrieval_engine.testing.vector_store import clustered, write_store
 from tests import tiny
-from tests.broken_images import jpeg
-from tests.vector_store import clustered, write_store
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources import open_source, read_bytes
-from tests.broken_images import jpeg
-from tests.contracts.source_contract import Expected, Fixture, SourceContract, five_items
+from retrieval_engine.testing.images import jpeg
+from retrieval_engine.testing.source_contract import Expected, Fixture, SourceContract, five_items
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources import open_source
 from retrieval_engine.sources.json_stream import elements, is_list
-from tests.contracts.source_contract import Expected, Fixture, SourceContract, five_items
+from retrieval_engine.testing.source_contract import Expected, Fixture, SourceContract, five_items
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 

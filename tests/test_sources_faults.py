@@ -21,8 +21,8 @@ from retrieval_engine.encoding.from_source import encode
 from retrieval_engine.errors import SourceError
 from retrieval_engine.models import Encoder
 from retrieval_engine.sources import read_bytes, read_item, reading
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 from tests.test_sources import lay_out
 from tests.test_sources_webdataset import shard
 
@@ -246,10 +246,7 @@ def test_sidecar_that_cannot_be_read_is_its_picture_s_failure(
 def test_members_too_large_to_be_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval_engine.sources.kinds.webdataset.MAX_TEXT", 100)
     members: list[tuple[str, bytes | str]] = [
-        ("0.jpg", jpeg()),
-        ("0.txt", "x" * 101),
-        ("1.jpg", jpeg()),
-        ("1.txt", "y"),
+        *(("0.jpg", jpeg()), ("0.txt", "x" * 101), ("1.jpg", jpeg()), ("1.txt", "y"))
     ]
     shard(tmp_path / "x.tar", members)
 

@@ -14,7 +14,7 @@ from retrieval_engine.cli.options import UserPath
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources import open_source
 from retrieval_engine.sources.caption_files import read_records
-from tests.broken_images import jpeg
+from retrieval_engine.testing.images import jpeg
 from tests.test_sources import captions_by_id, lay_out
 
 TWO = {"a.jpg": ["a dog"], "b.jpg": ["a cat"]}

@@ -15,7 +15,7 @@ from PIL import Image
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode, picture_suffixes
-from tests.broken_images import encoded, jpeg, photo
+from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests.test_sources import captions_by_id, lay_out
 from tests.test_sources_webdataset import shard
 
@@ -200,10 +200,7 @@ def test_hard_link_in_a_shard_is_the_picture_it_names(tmp_path: Path) -> None:
 
 def test_two_members_of_one_name_fail_and_their_neighbours_do_not(tmp_path: Path) -> None:
     members: list[tuple[str, bytes | str]] = [
-        ("0.jpg", jpeg(0)),
-        ("1.jpg", jpeg(1)),
-        ("1.txt", "x"),
-        ("1.jpg", jpeg(2)),
+        *(("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), ("1.txt", "x"), ("1.jpg", jpeg(2)))
     ]
     shard(tmp_path / "x.tar", members)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.caption_files import read_records
-from tests.broken_images import jpeg
+from retrieval_engine.testing.images import jpeg
 from tests.test_sources import captions_by_id, lay_out
 from tests.test_sources_webdataset import shard
 

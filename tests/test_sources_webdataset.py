@@ -12,8 +12,8 @@ import pytest
 from retrieval_engine.errors import DecodeError, SourceError, UsageError
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
-from tests.broken_images import jpeg
-from tests.contracts.source_contract import Fixture, SourceContract, five_items
+from retrieval_engine.testing.images import jpeg
+from retrieval_engine.testing.source_contract import Fixture, SourceContract, five_items
 
 
 def shard(path: Path, members: Iterable[tuple[str, bytes | str]]) -> Path:

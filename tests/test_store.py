@@ -16,7 +16,7 @@ from retrieval_engine.errors import (
 )
 from retrieval_engine.records import Feature, Item, Modality
 from retrieval_engine.store import StoreWriter, open_store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
     ITC,

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from retrieval_engine.cli import main
 from retrieval_engine.records import Failure
 from retrieval_engine.store import StoreWriter
-from tests.store_data import FEATURES, SOURCE, SPEC, pictures, write
+from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, pictures, write
 
 
 @pytest.fixture

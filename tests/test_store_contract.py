@@ -5,8 +5,8 @@ from pathlib import Path
 
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
-from tests.contracts.store_contract import StoreContract
-from tests.store_data import (
+from retrieval_engine.testing.store_contract import StoreContract
+from retrieval_engine.testing.store_data import (
     CAPTION_FEATURES,
     FEATURES,
     IMAGE_FEATURES,

@@ -19,8 +19,7 @@ import pytest
 from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
-from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
     SOURCE,
@@ -30,6 +29,7 @@ from tests.store_data import (
     rows,
     write,
 )
+from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -317,7 +317,7 @@ def test_a_full_disk_loses_nothing(begun: Path) -> None:
 import resource, signal, sys
 from retrieval_engine.errors import StoreError
 from retrieval_engine.store import StoreWriter
-from tests.store_data import *
+from retrieval_engine.testing.store_data import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with StoreWriter.open({str(begun)!r}, spec=SPEC, features=FEATURES) as writer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

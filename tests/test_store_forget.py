@@ -32,7 +32,7 @@ from retrieval_engine.store import (
 )
 from tests import tiny
 from tests.broken_images import jpeg
-from tests.store_data import FEATURES, SOURCE, SPEC, add, failure, pictures, write
+from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, failure, pictures, write
 
 ROOT = Path(__file__).parents[1]
 OTHER = "folder:/other"

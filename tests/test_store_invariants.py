@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store import StoreWriter, Strings, open_store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
     ITC,

@@ -18,7 +18,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store, repair_store
 from tests import tiny
 from tests.broken_images import jpeg
-from tests.store_data import FEATURES, SPEC, add, pictures, write
+from retrieval_engine.testing.store_data import FEATURES, SPEC, add, pictures, write
 
 TEN = pictures(10).items
 

@@ -12,7 +12,7 @@ from retrieval_engine.errors import (
 )
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.store import StoreWriter, describe, open_store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     CAPTION_FEATURES,
     FEATURES,
     IMAGE_FEATURES,

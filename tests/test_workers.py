@@ -1,35 +1,37 @@
-"""Every kind of pool: order, bounded reading ahead, failures that stay with their input."""
+"""Every kind of pool keeps the contract; what is one kind's own."""
 
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.workers import AHEAD_PER_WORKER, Failed, open_pool
-
-KINDS = ["serial", "threads", "processes"]
+from retrieval_engine.testing import PoolContract
+from retrieval_engine.workers import AHEAD_PER_WORKER, Failed, Pool, open_pool
+from retrieval_engine.workers.kinds import processes, serial, threads
 
 
 def square(value: int) -> int:
-    if value == 13:
-        raise ValueError("thirteen is not allowed")
     if value == 666:
         os._exit(9)
     return value * value
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_keep_their_order_and_failures_their_place(kind: str) -> None:
-    with open_pool(kind, 2) as pool:
-        found = list(pool.imap(square, range(60)))
-    assert [value for value, _ in found] == list(range(60))
-    assert all(result == value**2 for value, result in found if value != 13)
-    failed = found[13][1]
-    assert isinstance(failed, Failed)
-    assert failed.reason == "thirteen is not allowed"
-    assert "in square" in failed.details
+class TestSerial(PoolContract):
+    def open(self, workers: int, ahead: int) -> AbstractContextManager[Pool]:
+        return serial.open_pool(workers, ahead)
+
+
+class TestThreads(PoolContract):
+    def open(self, workers: int, ahead: int) -> AbstractContextManager[Pool]:
+        return threads.open_pool(workers, ahead)
+
+
+class TestProcesses(PoolContract):
+    def open(self, workers: int, ahead: int) -> AbstractContextManager[Pool]:
+        return processes.open_pool(workers, ahead)
 
 
 @pytest.mark.parametrize("kind", ["serial", "threads"])

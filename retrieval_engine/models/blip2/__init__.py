@@ -6,7 +6,7 @@ is trained, `parts` loads each part of a checkpoint alone, `translation` reads L
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, cast
 
 from retrieval_engine.records import Json
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from retrieval_engine.models.captioner import Captioner
     from retrieval_engine.models.checkpoint import Checkpoint
     from retrieval_engine.models.encoder import Encoder
+    from retrieval_engine.models.import_names import Translation
+    from retrieval_engine.models.import_settings import Settings
+    from retrieval_engine.models.import_shapes import Tensors
     from retrieval_engine.models.learner import Learner, Task
 
 _PARTS = {
@@ -81,3 +84,20 @@ def open_learner(
         checkpoint, task, with_tower=with_tower, dtype=dtype, quantize=quantize
     )
     return cast("Learner", opened)
+
+
+def recognise(parts: Set[str]) -> str:
+    """`blip2-qformer` for LAVIS's files with a Q-Former that matches; empty for others."""
+    speaks = {"opt_proj", "t5_proj", "llm_proj"} & parts
+    matches = {"vision_proj", "text_proj", "itm_head"} & parts
+    return "blip2-qformer" if "Qformer" in parts and matches and not speaks else ""
+
+
+def translate(
+    tensors: "Tensors", kind: str, settings: "Settings", tower: "Tensors | None"
+) -> "Translation":
+    """A LAVIS file, with its vision tower from a file of its own where it has none."""
+    from retrieval_engine.models.blip2 import translation
+
+    whole = tensors if tower is None else translation.add_vision(tensors, tower, settings)
+    return translation.translate(whole, settings)

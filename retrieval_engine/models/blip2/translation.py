@@ -12,7 +12,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.translation import VISION_NAMES
-from retrieval_engine.models.import_names import ImportKind, Translation, drop, rename
+from retrieval_engine.models.import_names import Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import (
     VISION,
@@ -38,6 +38,7 @@ _RULES = {
     "position_ids": r"(^|\.)position_ids$",
     "temperature": r"^temp$",
 }
+QFORMER = "blip2-qformer"
 _BERT = "Qformer.bert."
 # LAVIS takes 39 of EVA ViT-g's 40 blocks, and neither its last norm nor its classifier.
 _EVA_WIDTH, _EVA_BLOCKS = 1408, 39
@@ -82,7 +83,7 @@ def translate(tensors: Tensors, settings: Settings) -> Translation:
     kept = _join_biases(kept)
     mean, std = settings.normalisation()
     return Translation(
-        kind=ImportKind.BLIP2_QFORMER,
+        kind=QFORMER,
         config=_config(kept, settings),
         models=(Blip2ForImageTextRetrieval,),
         tensors={rename(name, _NAMES): tensor for name, tensor in kept.items()},

@@ -14,7 +14,7 @@ import pytest
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Item
 from retrieval_engine.sources import open_source, read_bytes
-from tests.broken_images import jpeg
+from retrieval_engine.testing.images import jpeg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import ShapeError, UsageError
 from retrieval_engine.index import Index
-from tests.vector_store import clustered, unit
+from retrieval_engine.testing.vector_store import clustered, unit
 
 Vectors = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import pytest
 from retrieval_engine.errors import FeatureMissing, FingerprintMismatch, StoreError, UsageError
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
-from tests.store_data import (
+from retrieval_engine.testing.store_data import (
     CAPTION_FEATURES,
     IMAGE_FEATURES,
     SOURCE,

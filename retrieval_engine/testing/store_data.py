@@ -82,10 +82,12 @@ class Pictures:
 
     @property
     def keys(self) -> list[str]:
+        """Of the images."""
         return [key_of(item) for item in self.items]
 
     @property
     def captions(self) -> list[Caption]:
+        """Those of all items, in order."""
         return [caption for item in self.items for caption in item.captions]
 
 

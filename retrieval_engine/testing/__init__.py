@@ -1,0 +1,84 @@
+"""Contracts: what every encoder, matcher, captioner, learner, source, index, … must do, as tests.
+
+A plug-in's test is a subclass of three lines that opens the thing; pytest finds the rest:
+
+    from retrieval_engine.testing import SourceContract
+
+    class TestBuckets(SourceContract):
+        def build(self, folder): ...
+
+Needs pytest and hypothesis, the extra `testing`. Beside the contracts lie what they are made of:
+small images, vectors and stores.
+"""
+
+import importlib
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from retrieval_engine.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from retrieval_engine.testing.backend_contract import BackendContract
+    from retrieval_engine.testing.captioner_contract import CaptionerContract
+    from retrieval_engine.testing.encoder_contract import EncoderContract
+    from retrieval_engine.testing.head_contract import HeadContract, ProjectionContract
+    from retrieval_engine.testing.index_contract import IndexContract
+    from retrieval_engine.testing.learner_contract import (
+        CaptionLearnerContract,
+        LearnerContract,
+        RetrievalLearnerContract,
+    )
+    from retrieval_engine.testing.matcher_contract import MatcherContract
+    from retrieval_engine.testing.pool_contract import PoolContract
+    from retrieval_engine.testing.source_contract import SourceContract
+    from retrieval_engine.testing.store_contract import StoreContract
+
+_HOMES = {
+    "BackendContract": "backend_contract",
+    "CaptionLearnerContract": "learner_contract",
+    "CaptionerContract": "captioner_contract",
+    "EncoderContract": "encoder_contract",
+    "HeadContract": "head_contract",
+    "IndexContract": "index_contract",
+    "LearnerContract": "learner_contract",
+    "MatcherContract": "matcher_contract",
+    "PoolContract": "pool_contract",
+    "ProjectionContract": "head_contract",
+    "RetrievalLearnerContract": "learner_contract",
+    "SourceContract": "source_contract",
+    "StoreContract": "store_contract",
+}
+
+__all__ = [
+    "BackendContract",
+    "CaptionLearnerContract",
+    "CaptionerContract",
+    "EncoderContract",
+    "HeadContract",
+    "IndexContract",
+    "LearnerContract",
+    "MatcherContract",
+    "PoolContract",
+    "ProjectionContract",
+    "RetrievalLearnerContract",
+    "SourceContract",
+    "StoreContract",
+]
+
+for _library in ("pytest", "hypothesis"):
+    if find_spec(_library) is None:
+        raise MissingExtra(_library, "testing")
+
+if "pytest" in sys.modules:
+    # Before they are imported: a failing assert then shows what it compared.
+    sys.modules["pytest"].register_assert_rewrite(
+        *(f"{__name__}.{home}" for home in sorted(set(_HOMES.values())))
+    )
+
+
+def __getattr__(name: str) -> object:
+    """Import a contract from its module when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
