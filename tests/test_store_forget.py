@@ -30,9 +30,17 @@ from retrieval_engine.store import (
     forget_source,
     open_store,
 )
+from retrieval_engine.testing.store_data import (
+    FEATURES,
+    SOURCE,
+    SPEC,
+    add,
+    failure,
+    pictures,
+    write,
+)
 from tests import tiny
 from tests.broken_images import jpeg
-from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, failure, pictures, write
 
 ROOT = Path(__file__).parents[1]
 OTHER = "folder:/other"
