@@ -106,6 +106,8 @@ def read_bytes(uri: str) -> bytes:
     kind, colon, _ = uri.partition(":")
     if colon and kind in plugins.names(KINDS):
         module = plugins.load(KINDS, kind, noun="source")
+        if not hasattr(module, "read_bytes"):
+            raise SourceError(f"{uri} is a source, not a picture", hint="name one picture in it")
         data: bytes = module.read_bytes(uri)
         return data
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.durable import replacing_file
+from retrieval_engine.durable import replacing_file, writing
 from retrieval_engine.records import Json
 
 
@@ -43,7 +43,7 @@ class RunLog:
 
     def write(self, line: Mapping[str, Json]) -> None:
         """Append one line."""
-        with self._path.open("a", encoding="utf-8") as handle:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
 
 
@@ -78,5 +78,6 @@ def draw_curves(log: Path, picture: Path, panels: Sequence[Panel]) -> bool:
         axes.set(xlabel="step", ylabel=panel.label, ylim=(0, panel.top))
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120, metadata={"Software": None})
+    with replacing_file(picture) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True

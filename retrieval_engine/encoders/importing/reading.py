@@ -40,7 +40,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise CheckpointInvalid(f"{file} is not a file")
-    found = _load(file)
+    found = load_pickled(file)
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -55,7 +55,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
 
 
-def _load(file: Path) -> object:
+def load_pickled(file: Path) -> object:
+    """What `torch.save` wrote: tensors in plain containers; anything else is refused, not run.
+
+    Raises:
+        CheckpointInvalid: it is damaged, or holds more than tensors.
+    """
     zipped = zipfile.is_zipfile(file)
     try:
         if zipped:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
+from retrieval_engine.durable import writing
 from retrieval_engine.encoders.importing.translation import Translation
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Json
@@ -47,7 +48,8 @@ def write_directory(
         translation.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         weights = partial / "model.safetensors"
-        save_file(_separate(translation.tensors), weights, {"format": "pt"})
+        with writing(weights):
+            save_file(_separate(translation.tensors), weights, {"format": "pt"})
         # safetensors leaves its files readable by their owner alone.
         shutil.copymode(partial / "config.json", weights)
         _write_json(partial / "preprocessor_config.json", _preprocessor(translation))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.durable import partial_of
+from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.encoders.checkpoint import weight_files
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.records import Json
@@ -89,8 +89,13 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     for name in [n for n in left if _is_tied(n, stored)]:
         del left[name]
     partial = partial_of(to)
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(to)
+    try:
+        with writing(to):
+            save_file(tensors, partial, metadata={"format": "pt"})
+            partial.replace(to)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return list(tensors)
 
 
@@ -117,4 +122,4 @@ def _safe_name(number: int, count: int) -> str:
 def write_json(path: Path, value: Mapping[str, Json]) -> None:
     """Write a JSON object for people and programs."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_file(path, text.encode() + b"\n")

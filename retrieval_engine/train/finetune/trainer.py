@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retrieval_engine.encoders.importing.reading import load_pickled
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.progress import Progress, Silent
@@ -278,7 +279,7 @@ class Run:
         if self.processes.is_first:
             if state.best_step != state.step:
                 self.output.write(self.out / "last", self.learner.model)
-            self._set_weights(torch.load(self._best_path, weights_only=True))
+            self._set_weights(load_pickled(self._best_path))
             trained = Trained(
                 steps=state.step,
                 best_step=state.best_step,

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.train.runlog import read_log
 
 
@@ -38,5 +39,6 @@ def draw_curves(log: Path, picture: Path) -> bool:
     for axes in (loss, recall):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=120, metadata={"Software": None})
+    with replacing_file(picture) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True

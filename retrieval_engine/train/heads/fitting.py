@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from retrieval_engine.durable import writing
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
 from retrieval_engine.progress import Progress
@@ -184,7 +185,7 @@ class Run:
             **found.to_json(),
             "seconds": round(time.perf_counter() - self.began, 3),
         }
-        with self.log.open("a", encoding="utf-8") as file:
+        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return found
 
