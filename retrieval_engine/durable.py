@@ -106,7 +106,7 @@ def publish(partial: Path, final: Path) -> tuple[int, str]:
     Returns:
         Its size in bytes and its sha256. The caller syncs the directory once for all.
     """
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size_bytes = os.fstat(file.fileno()).st_size

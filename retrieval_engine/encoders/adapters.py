@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.encoders.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.encoders.checksums import check_checksums
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.records import Json
@@ -85,12 +86,14 @@ def read_adapter(path: Path) -> Adapter:
     """The adapter in a directory.
 
     Raises:
-        CheckpointInvalid: there is none, or its JSON cannot be understood.
+        CheckpointInvalid: there is none, its JSON cannot be understood, or a file is not the one
+            that was written.
     """
     if not (path / PEFT_CONFIG).is_file():
         raise CheckpointInvalid(
             f"{path} holds no adapter", hint=f"expected {PEFT_CONFIG} and {PEFT_WEIGHTS}"
         )
+    check_checksums(path)
     try:
         config = loads((path / PEFT_CONFIG).read_bytes())
         file = path / RECORD

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from retrieval_engine.encoders.checksums import check_checksums
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.network import hub_is_reachable
@@ -59,6 +60,7 @@ def resolve(name: str) -> Checkpoint:
                 "from an original .pth file",
             )
         path = path.resolve()
+        check_checksums(path)
         return Checkpoint(name=str(path), path=path)
     if name in shipped():
         return Checkpoint(name=name, path=shipped()[name])

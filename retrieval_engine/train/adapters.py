@@ -13,8 +13,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.durable import replace_file, writing
-from retrieval_engine.encoders.adapters import RECORD, base_digest, peft_quiet
+from retrieval_engine.encoders.adapters import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    RECORD,
+    base_digest,
+    peft_quiet,
+)
 from retrieval_engine.encoders.checkpoint import Checkpoint
+from retrieval_engine.encoders.checksums import write_checksums
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.records import Json
 
@@ -190,6 +197,7 @@ def save_adapter(
     record = {"base": base_name(base), "base_digest": base_digest(base.path), "name": name, **facts}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / RECORD, text.encode())
+    write_checksums(folder, [PEFT_CONFIG, PEFT_WEIGHTS, RECORD])
     return folder
 
 

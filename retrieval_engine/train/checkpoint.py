@@ -33,7 +33,9 @@ def load_checkpoint(path: Path, *, identity: str) -> dict[str, Any]:
     try:
         saved = load_pickled(path)
     except CheckpointInvalid as error:
-        raise TrainingError(error.message, hint="start again without --resume") from error
+        raise TrainingError(
+            f"{path} is damaged, or holds more than tensors", hint="start again without --resume"
+        ) from error
     if not isinstance(saved, dict) or "identity" not in saved:
         raise TrainingError(f"{path} is none of ours", hint="start again without --resume")
     if saved["identity"] != identity:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from retrieval_engine.durable import writing
+from retrieval_engine.encoders.checksums import write_checksums
 from retrieval_engine.encoders.importing.translation import Translation
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Json
@@ -54,6 +55,7 @@ def write_directory(
         shutil.copymode(partial / "config.json", weights)
         _write_json(partial / "preprocessor_config.json", _preprocessor(translation))
         _write_json(partial / RECORD, record)
+        write_checksums(partial, [file.name for file in partial.iterdir()])
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from retrieval_engine.encoders.device import normalized_pixels
 from retrieval_engine.encoders.preprocess import ImagePreprocessor
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.machine import free_memory
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
@@ -50,7 +51,7 @@ class CachedStates:
         """Read all tokens of a set into memory if they fit; whether they did."""
         form = self._store.features(Modality.IMAGES)["tokens"]
         needed = len(data) * int(np.prod(form.shape)) * np.dtype(form.dtype).itemsize
-        if needed > _MEMORY_SHARE * _free_bytes():
+        if needed > _MEMORY_SHARE * (free_memory() or 0):
             return False
         self._kept[id(data)] = self._store.read(Modality.IMAGES, "tokens", data.rows)
         return True
@@ -142,12 +143,6 @@ class Ahead:
     def close(self) -> None:
         """Wait for what is under way and end the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-def _free_bytes() -> int:
-    import os
-
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
