@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -306,9 +307,12 @@ def test_a_ledger_that_cannot_be_understood(damaged: Path) -> None:
 
 def test_a_manifest_cannot_point_outside_its_store(damaged: Path) -> None:
     text = (damaged / "manifest.json").read_text()
+    text = re.sub(r',\s*"checksum": "\w+"', "", text)  # as stores had it before
     (damaged / "manifest.json").write_text(text.replace("items-00000", "../items-00000"))
     with pytest.raises(StoreDamaged, match="no plain file name"):
         open_store(damaged)
+    (damaged / "manifest.json").write_text(text)
+    assert len(open_store(damaged).items()) > 0
 
 
 def test_a_full_disk_loses_nothing(begun: Path) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
+from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import apply_adapter
-from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.checkpoint import Checkpoint, weight_files
+from retrieval_engine.models.import_files import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,9 @@ def load_model(
     """
     from safetensors import SafetensorError
 
+    for file in weight_files(checkpoint.path):
+        if file.suffix != ".safetensors":
+            read_tensors(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
@@ -62,7 +66,7 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointInvalid(
-            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}",
+            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {one_line(error)}",
             hint="the directory must hold the matching config.json and weights",
         ) from error
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
@@ -138,7 +142,7 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
         with _quiet():
             tokenizer: Tokenizer = loader.from_pretrained(checkpoint.path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise CheckpointInvalid(
             f"{checkpoint.name}: tokenizer cannot be loaded: {reason}"
         ) from error

@@ -147,6 +147,11 @@ class SearchEngine:
         self._check_k(k)
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
+        if broken := [i for i, text in enumerate(texts) if not _is_unicode(text)]:
+            raise UsageError(
+                f"query {broken[0] + 1} is not UTF-8: {texts[broken[0]]!a}",
+                hint="set the terminal to UTF-8, or give the words in a file through stdin",
+            )
         if rerank and rerank < k:
             raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
         scores, items = distinct_top_k(
@@ -268,6 +273,14 @@ class SearchEngine:
     def _check_k(k: int) -> None:
         if k < 1:
             raise UsageError(f"`k` is {k}; it must be at least 1")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, or bytes that were no UTF-8
+        return False
+    return True
 
 
 class _CaptionIndex:

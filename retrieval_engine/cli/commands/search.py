@@ -1,6 +1,5 @@
 """`vlre search`: words or a picture in, ranked pictures or captions out."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +77,7 @@ def command(
     """Parse, search, print."""
     from retrieval_engine.cli.hit_table import print_hits, print_paths
     from retrieval_engine.cli.output import note
+    from retrieval_engine.durable import replace_file
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
@@ -111,7 +111,7 @@ def command(
     elif not quiet:
         print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
-        html.write_text(render(sections), encoding="utf-8")
+        replace_file(html, render(sections).encode())
         note(f"contact sheet: {html}")
 
 
@@ -123,11 +123,26 @@ def _ask_with_words(
 
     texts = list(queries)
     if queries == ("-",):
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        texts = _lines_of_stdin()
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
     answers = engine.search_texts(texts, k, rerank=rerank)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
+
+
+def _lines_of_stdin() -> list[str]:
+    """What is asked, a line each; a byte-order mark and blank lines are left out."""
+    from retrieval_engine.errors import UsageError
+
+    with click.open_file("-", "rb") as stdin:
+        lines = stdin.read().split(b"\n")
+    try:
+        texts = [line.decode("utf-8-sig").strip() for line in lines]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8: {error.object!r:.60}", hint="convert it, e.g. with iconv -t utf-8"
+        ) from error
+    return [text for text in texts if text]
 
 
 def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Section]":

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.models.preprocess import CLIP_MEAN, CLIP_STD
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.config import PROMPT
@@ -67,6 +68,10 @@ def export(
     tokenizer.model_max_length = text.max_position_embeddings
     tokenizer.save_pretrained(out)
     _write_json(out / "preprocessor_config.json", _preprocessing(config.vision_config.image_size))
+    beside = ("training.json", "README.md", CHECKSUMS)
+    endings = (".json", ".safetensors", ".txt")
+    names = [file.name for file in out.iterdir() if file.suffix in endings]
+    write_checksums(out, [name for name in names if name not in beside])
     _write_json(out / "training.json", facts)
 
 
