@@ -111,6 +111,6 @@ def _random(template: Path, folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    compact = partial(_moments, work=_compact)
-    kill = {"moments": _moments, "random": _random, "compact": compact}[sys.argv[1]]
-    kill(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    kills: dict[str, Callable[[Path, Path, int], None]]
+    kills = {"moments": _moments, "random": _random, "compact": partial(_moments, work=_compact)}
+    kills[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

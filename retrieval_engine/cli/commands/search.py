@@ -133,9 +133,9 @@ def _lines_of_stdin() -> list[str]:
     """What is asked, a line each; a byte-order mark and blank lines are left out."""
     from retrieval_engine.errors import UsageError
 
-    lines = click.get_binary_stream("stdin").read().split(b"\n")
+    data: bytes = click.get_binary_stream("stdin").read()
     try:
-        texts = [line.decode("utf-8-sig").strip() for line in lines]
+        texts = [line.decode("utf-8-sig").strip() for line in data.split(b"\n")]
     except UnicodeDecodeError as error:
         raise UsageError(
             f"stdin is not UTF-8: {error.object!r:.60}", hint="convert it, e.g. with iconv -t utf-8"

@@ -5,6 +5,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
 
 
-def load_pickled(file: Path) -> object:
+def load_pickled(file: Path) -> Any:
     """What `torch.save` wrote: tensors in plain containers; anything else is refused, not run.
 
     Raises:
