@@ -132,6 +132,11 @@ class CaptionJob:
         self.encoded = run.encoded
         if texts and texts.kept:
             self.notes.append(f"{texts.kept:,} images had a .txt, which was left as it was")
+        if texts and texts.outside:
+            self.notes.append(
+                f"{texts.outside:,} images lie outside the folder of their source: no .txt was "
+                "written beside them"
+            )
 
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request

@@ -20,6 +20,8 @@ _STORE_BYTES = 4 << 20
 _SIDECAR = ".txt"
 _SHOWN = 8
 
+UNREADABLE = "folders cannot be read"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
@@ -77,7 +79,7 @@ class Walk:
             with os.scandir(path) as entries:
                 found = {entry.name: entry for entry in entries}
         except OSError:
-            self.skipped["folders cannot be read"] += 1
+            self.skipped[UNREADABLE] += 1
             return
         here = (state.st_dev, state.st_ino)
         if here in above:  # a link back up
