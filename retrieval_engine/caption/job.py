@@ -10,9 +10,9 @@ from typing import Any
 from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.images import Asked, SourceImage, Targets
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import CaptionRun, Done
+from retrieval_engine.caption.source_images import Asked, SourceImage, Targets
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure

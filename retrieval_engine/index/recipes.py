@@ -163,7 +163,7 @@ def read_recipe(path: Path) -> Recipe:
     if unknown := sorted(set(values) - set(allowed)):
         raise UsageError(f"{path}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
     if not isinstance(values.get("factory"), str):
-        raise UsageError(f"{path}: 'factory' is missing; it is a faiss factory string")
+        raise UsageError(f"{path}: `factory` is missing; it is a faiss factory string")
     try:
         return Recipe(name=path.stem, **values)
     except TypeError as error:
