@@ -19,6 +19,7 @@ _STORE_KEYS = frozenset(("format_version", "spec", "fingerprint"))
 _STORE_BYTES = 4 << 20
 _SIDECAR = ".txt"
 _SHOWN = 8
+_UNREAD = "folders cannot be read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class Walk:
         """Every picture, sorted by id as a string whatever order the file system has."""
         yield from self._directory(str(self.root), "", frozenset())
 
+    @property
+    def unread(self) -> bool:
+        """Whether a folder could not be read."""
+        return self.skipped[_UNREAD] > 0
+
     def notes(self) -> list[str]:
         """Lines for people about what was left out, after the last picture."""
         lines = [f"{count:,} {what}" for what, count in self.skipped.items() if count]
@@ -77,7 +83,7 @@ class Walk:
             with os.scandir(path) as entries:
                 found = {entry.name: entry for entry in entries}
         except OSError:
-            self.skipped["folders cannot be read"] += 1
+            self.skipped[_UNREAD] += 1
             return
         here = (state.st_dev, state.st_ino)
         if here in above:  # a link back up
