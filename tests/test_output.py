@@ -16,8 +16,8 @@ from retrieval_engine.cli.output import _BarProgress, _Lines, note, shown
 from retrieval_engine.encoding import encode
 from retrieval_engine.records import Failure
 from retrieval_engine.store import StoreWriter, open_store
+from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.broken_images import jpeg
 
 ROOT = Path(__file__).parents[1]
 NAMES = [

@@ -30,6 +30,7 @@ from retrieval_engine.store import (
     forget_source,
     open_store,
 )
+from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.store_data import (
     FEATURES,
     SOURCE,
@@ -40,7 +41,6 @@ from retrieval_engine.testing.store_data import (
     write,
 )
 from tests import tiny
-from tests.broken_images import jpeg
 
 ROOT = Path(__file__).parents[1]
 OTHER = "folder:/other"

@@ -16,9 +16,9 @@ from retrieval_engine.heads.head import Head, HeadConfig, HeadKind
 from retrieval_engine.heads.saved import SavedHead, TrainedOn, load_head, save_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store, repair_store
+from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.store_data import FEATURES, SPEC, add, pictures, write
 from tests import tiny
-from tests.broken_images import jpeg
 
 TEN = pictures(10).items
 
