@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RetrievalLearnerContract,
     )
     from retrieval_engine.testing.matcher_contract import MatcherContract
+    from retrieval_engine.testing.metric_contract import CaptionMetricContract, RankMetricContract
     from retrieval_engine.testing.pool_contract import PoolContract
     from retrieval_engine.testing.source_contract import SourceContract
     from retrieval_engine.testing.store_contract import StoreContract
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BackendContract": "backend_contract",
     "CaptionLearnerContract": "learner_contract",
+    "CaptionMetricContract": "metric_contract",
     "CaptionerContract": "captioner_contract",
     "EncoderContract": "encoder_contract",
     "HeadContract": "head_contract",
@@ -45,6 +47,7 @@ _HOMES = {
     "MatcherContract": "matcher_contract",
     "PoolContract": "pool_contract",
     "ProjectionContract": "head_contract",
+    "RankMetricContract": "metric_contract",
     "RetrievalLearnerContract": "learner_contract",
     "SourceContract": "source_contract",
     "StoreContract": "store_contract",
@@ -53,6 +56,7 @@ _HOMES = {
 __all__ = [
     "BackendContract",
     "CaptionLearnerContract",
+    "CaptionMetricContract",
     "CaptionerContract",
     "EncoderContract",
     "HeadContract",
@@ -61,6 +65,7 @@ __all__ = [
     "MatcherContract",
     "PoolContract",
     "ProjectionContract",
+    "RankMetricContract",
     "RetrievalLearnerContract",
     "SourceContract",
     "StoreContract",

@@ -144,7 +144,7 @@ class RetrievalLearnerContract(LearnerContract):
         noise = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in twin.model.parameters():
-                parameter += torch.randn(parameter.shape, generator=noise)
+                parameter.add_(torch.randn(parameter.shape, generator=noise))
         assert not torch.equal(twin.embed_images(states), images)
         assert not torch.equal(self._texts(twin, TEXTS), texts)
         assert not torch.equal(self._logits(twin, states, TEXTS), logits)
