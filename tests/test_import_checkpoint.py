@@ -22,7 +22,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.models.blip import translation as blip
 from retrieval_engine.models.blip2 import translation as blip2
 from retrieval_engine.models.import_checkpoint import import_checkpoint
-from retrieval_engine.models.import_names import ImportKind, rename, rename_back
+from retrieval_engine.models.import_names import rename, rename_back
 from retrieval_engine.models.import_settings import Settings
 from tests.authors_files import (
     BLIP2_CONFIG,
@@ -185,7 +185,7 @@ def test_a_frozen_vision_tower_comes_from_its_own_file(tmp_path: Path) -> None:
 # --- architecture -----------------------------------------------------------------------------
 
 
-def published(kind: ImportKind, width: int, depth: int, patch: int, image_size: int) -> Tensors:
+def published(kind: str, width: int, depth: int, patch: int, image_size: int) -> Tensors:
     """Tensors without storage, in the authors' names, of a checkpoint of published size."""
     vision = {
         "hidden_size": width,
@@ -196,7 +196,7 @@ def published(kind: ImportKind, width: int, depth: int, patch: int, image_size: 
         "image_size": image_size,
     }
     with torch.device("meta"):
-        if kind is ImportKind.BLIP2_QFORMER:
+        if kind == blip2.QFORMER:
             text = {"vocab_size": 30523, "use_qformer_text_input": True}
             config = Blip2Config(vision_config=vision, qformer_config=text)
             state = Blip2ForImageTextRetrieval(config).state_dict()
@@ -214,8 +214,8 @@ def published(kind: ImportKind, width: int, depth: int, patch: int, image_size: 
 def test_published_blip_sizes_are_read_from_shapes(
     width: int, depth: int, image_size: int, heads: int
 ) -> None:
-    tensors = published(ImportKind.BLIP_RETRIEVAL, width, depth, 16, image_size)
-    config = blip.translate(tensors, ImportKind.BLIP_RETRIEVAL, Settings()).config
+    tensors = published(blip.RETRIEVAL, width, depth, 16, image_size)
+    config = blip.translate(tensors, blip.RETRIEVAL, Settings()).config
     vision, text = config.vision_config, config.text_config
     assert (vision.hidden_size, vision.num_hidden_layers) == (width, depth)
     assert (vision.image_size, vision.patch_size) == (image_size, 16)
@@ -225,8 +225,8 @@ def test_published_blip_sizes_are_read_from_shapes(
 
 
 def test_blip2_vit_g_is_read_from_shapes() -> None:
-    tensors = published(ImportKind.BLIP2_QFORMER, 1408, 39, 14, 364)
-    config = blip2.translate(tensors, Settings()).config
+    tensors = published(blip2.QFORMER, 1408, 39, 14, 364)
+    config = blip2.translate(tensors, blip2.QFORMER, Settings()).config
     vision, qformer = config.vision_config, config.qformer_config
     assert (vision.num_attention_heads, vision.num_hidden_layers) == (16, 39)  # 88 per head
     assert (vision.intermediate_size, vision.image_size) == (6144, 364)
@@ -236,7 +236,7 @@ def test_blip2_vit_g_is_read_from_shapes() -> None:
 
 @pytest.mark.parametrize("names", [blip._NAMES, blip2._NAMES])
 def test_names_translate_back(names: Any) -> None:
-    kind = ImportKind.BLIP2_QFORMER if names is blip2._NAMES else ImportKind.BLIP_RETRIEVAL
+    kind = blip2.QFORMER if names is blip2._NAMES else blip.RETRIEVAL
     for name in published(kind, 768, 2, 16, 224):
         assert rename_back(rename(name, names), names) == name
 

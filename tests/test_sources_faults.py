@@ -245,7 +245,9 @@ def test_sidecar_that_cannot_be_read_is_its_picture_s_failure(
 
 def test_members_too_large_to_be_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval_engine.sources.kinds.webdataset.MAX_TEXT", 100)
-    members = [("0.jpg", jpeg()), ("0.txt", "x" * 101), ("1.jpg", jpeg()), ("1.txt", "y")]
+    members: list[tuple[str, bytes | str]] = [
+        *(("0.jpg", jpeg()), ("0.txt", "x" * 101), ("1.jpg", jpeg()), ("1.txt", "y"))
+    ]
     shard(tmp_path / "x.tar", members)
 
     first, second = open_source(f"webdataset:{tmp_path}/x.tar").items()

@@ -199,7 +199,9 @@ def test_hard_link_in_a_shard_is_the_picture_it_names(tmp_path: Path) -> None:
 
 
 def test_two_members_of_one_name_fail_and_their_neighbours_do_not(tmp_path: Path) -> None:
-    members = [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), ("1.txt", "x"), ("1.jpg", jpeg(2))]
+    members: list[tuple[str, bytes | str]] = [
+        *(("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), ("1.txt", "x"), ("1.jpg", jpeg(2)))
+    ]
     shard(tmp_path / "x.tar", members)
 
     items = {i.id: i for i in open_source(f"webdataset:{tmp_path}/x.tar").items()}

@@ -5,7 +5,7 @@ import gzip
 import json
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +76,7 @@ def test_bytes_in_another_encoding_are_counted(tmp_path: Path) -> None:
     assert part.notes == []
 
 
-FORMS = ("NFC", "NFD")
+FORMS: tuple[Literal["NFC"], Literal["NFD"]] = ("NFC", "NFD")
 
 
 @pytest.mark.parametrize("on_disk", FORMS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from retrieval_engine import encode, open_encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store
 from retrieval_engine.testing.store_data import (
@@ -159,3 +161,24 @@ def test_datasets_opens_the_shards_as_they_are(path: Path, tmp_path: Path, side:
         read = np.stack(list(found.values()))
         assert read.shape == expected.shape
         np.testing.assert_array_equal(read.astype(expected.dtype), expected)
+
+
+def test_a_store_of_the_first_format_opens_and_nothing_is_encoded_again(tmp_path: Path) -> None:
+    # Written by vlre 0.1.0 at 8093ee6: `vlre encode "scenes:6?seed=7" --dtype float32 --device cpu`.
+    with tarfile.open(Path(__file__).parent / "golden" / "store-format-1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = open_store(tmp_path / "embeddings")
+    assert store.verify() == []
+    assert [len(store.items()), store.count(Modality.CAPTIONS)] == [6, 30]
+    encoder = open_encoder("vlre-tiny", device="cpu", dtype="float32")
+    assert encoder.spec.fingerprint == store.fingerprint
+    for modality in Modality:
+        forms = encoder.features(modality)
+        for name, stored in store.features(modality).items():
+            assert forms[name].fingerprint == stored.fingerprint, name
+    report = encode("scenes:6?seed=7", store.path, encoder=encoder)
+    assert [report.images.encoded, report.images.reused] == [0, 6]
+    assert [report.captions.encoded, report.captions.reused] == [0, 30]
+    gallery = store.gallery()
+    fresh = encoder.encode_texts(list(gallery.caption_texts), ["itc"])["itc"]
+    np.testing.assert_allclose(gallery.captions("itc"), fresh, atol=2e-3)

@@ -54,6 +54,9 @@ class Done:
     failures: list[Failure]
 
 
+_Batch = tuple[Sequence[tuple[SourceImage, Loaded]], list[Failure]]
+
+
 class CaptionRun:
     """Writes captions for images.
 
@@ -123,7 +126,10 @@ class CaptionRun:
             images: read lazily, a bounded number ahead.
             progress: told about every image.
         """
-        progress = progress or Silent()
+        return map(self.write, self._batches(images, progress or Silent()))
+
+    def _batches(self, images: Iterable[SourceImage], progress: Progress) -> Iterator[_Batch]:
+        """Images as they are loaded, and those that could not be."""
         batch: list[tuple[SourceImage, Loaded]] = []
         failures: list[Failure] = []
         with open_pool("threads", self._workers, ahead=2 * self._batch_size) as pool:
@@ -134,11 +140,11 @@ class CaptionRun:
                     continue
                 batch.append((image, loaded))
                 if len(batch) == self._batch_size:
-                    yield Done(captioned=self.write(batch), failures=failures)
+                    yield batch, failures
                     progress.advance(len(batch))
                     batch, failures = [], []
         if batch or failures:
-            yield Done(captioned=self.write(batch), failures=failures)
+            yield batch, failures
             progress.advance(len(batch))
 
     @property
@@ -146,10 +152,11 @@ class CaptionRun:
         """Number of images whose vision states were not stored and had to be made."""
         return self.states.encoded
 
-    def write(self, batch: Sequence[tuple[SourceImage, Loaded]]) -> list[Captioned]:
+    def write(self, loaded: _Batch) -> Done:
         """Caption the images of one batch."""
+        batch, failures = loaded
         if not batch:
-            return []
+            return Done(captioned=[], failures=failures)
         rows = [loaded.row for _, loaded in batch]
         states = [
             side.read(rows, [loaded.pixels[number] for _, loaded in batch])
@@ -168,14 +175,15 @@ class CaptionRun:
             for (image, _), captions, own in zip(batch, texts, scores, strict=True)
         ]
         if self._judge is None:
-            return captioned
+            return Done(captioned=captioned, failures=failures)
         own = [
             tuple(caption.text for caption in image.item.captions) if self._judge_own else ()
             for image, _ in batch
         ]
         both = [(*written, *given) for written, given in zip(texts, own, strict=True)]
         found_matches = self._judge.probabilities(states[-1], both)
-        return [_ranked(c, found) for c, found in zip(captioned, found_matches, strict=True)]
+        captioned = [_ranked(c, m) for c, m in zip(captioned, found_matches, strict=True)]
+        return Done(captioned=captioned, failures=failures)
 
 
 def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:

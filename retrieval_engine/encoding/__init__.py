@@ -5,8 +5,9 @@ head makes of stored features, `imported` brings in other encoders' vectors, and
 reads vision states or encodes them once.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding.from_source import EncodeOptions, EncodeReport, encode
@@ -40,8 +41,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -24,9 +24,9 @@ FAMILIES = Plugins(
 class Family(Protocol):
     """The functions in the `__init__.py` of a family's folder.
 
-    A family may also have `open_captioner` (see `captioner.CaptioningFamily`), `open_learner`
-    (`learner.LearningFamily`) and `open_text_tower` (`text_tower.TextTowerFamily`); one without
-    them encodes, and nobody asks it for more.
+    A family may also have `open_captioner` (see `captioner`), `open_learner`
+    (`learner`), `open_text_tower` (`text_tower`), and `recognise` and `translate` of its authors'
+    files (`import_checkpoint`); one without them encodes, and nobody asks it for more.
     """
 
     def accepts(self, config: Mapping[str, Json]) -> bool:

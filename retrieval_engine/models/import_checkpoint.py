@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
+from retrieval_engine.models.family import FAMILIES, load_family
 from retrieval_engine.network import hub_is_reachable
 
 if TYPE_CHECKING:
@@ -116,17 +117,16 @@ def import_checkpoint(
 
 
 def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings") -> "Translation":
-    from retrieval_engine.models import import_names as translation
-    from retrieval_engine.models.blip import translation as blip
-    from retrieval_engine.models.blip2 import translation as blip2
+    """The checkpoint as the first family has it that recognises its tensors' names."""
+    from retrieval_engine.models.import_names import unknown
 
-    kind = translation.recognise(tensors)
-    if kind is translation.ImportKind.BLIP2_QFORMER:
-        whole = tensors if tower is None else blip2.add_vision(tensors, tower, options)
-        return blip2.translate(whole, options)
-    if tower is not None:
-        raise UsageError("`vision` is for BLIP-2 checkpoints saved without their vision tower")
-    return blip.translate(tensors, kind, options)
+    parts = {name.split(".")[0] for name in tensors}
+    for name in FAMILIES.names():
+        family: Any = load_family(name)
+        if hasattr(family, "recognise") and (kind := family.recognise(parts)):
+            found: Translation = family.translate(tensors, kind, options, tower)
+            return found
+    raise unknown(parts)
 
 
 def _resize(found: "Translation", image_size: int) -> "Translation":

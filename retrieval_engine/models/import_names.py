@@ -1,9 +1,8 @@
-"""An authors' checkpoint: recognised by its keys, put in Hugging Face's names, and checked."""
+"""An authors' checkpoint: put in Hugging Face's names, and checked."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,21 +21,12 @@ _KNOWN = (
 )
 
 
-class ImportKind(StrEnum):
-    """The checkpoints that can be imported."""
-
-    BLIP_RETRIEVAL = "blip-retrieval"
-    BLIP_CAPTIONING = "blip-captioning"
-    BLIP_PRETRAINING = "blip-pretraining"
-    BLIP2_QFORMER = "blip2-qformer"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
     """An authors' checkpoint in Hugging Face's names, ready to be written.
 
     Attributes:
-        kind: what it was recognised as.
+        kind: what it was recognised as, e.g. `blip-retrieval`.
         config: of the model, image size included.
         models: the transformers classes that load it.
         tensors: in Hugging Face's names.
@@ -49,7 +39,7 @@ class Translation:
         notes: what a reader of the import should know, one line each.
     """
 
-    kind: ImportKind
+    kind: str
     config: "PreTrainedConfig"
     models: "tuple[type[PreTrainedModel], ...]"
     tensors: Mapping[str, torch.Tensor]
@@ -62,14 +52,8 @@ class Translation:
     notes: list[str] = field(default_factory=list)
 
 
-def recognise(names: Iterable[str]) -> ImportKind:
-    """The kind of a checkpoint with tensors of these names.
-
-    Raises:
-        CheckpointInvalid: it is of none that can be imported; the message says what it seems to be.
-    """
-    parts = {name.split(".")[0] for name in names}
-    matches = {"vision_proj", "text_proj", "itm_head"} & parts
+def unknown(parts: set[str]) -> CheckpointInvalid:
+    """Why no family knows a checkpoint, by the first parts of its tensors' names."""
     seems = ""
     if {"vision_model", "qformer"} & parts:
         seems = "is in Hugging Face's names already: put it beside its config.json"
@@ -79,24 +63,12 @@ def recognise(names: Iterable[str]) -> ImportKind:
         )
     elif "cls_head" in parts:
         seems = "is BLIP for NLVR2, which has nothing to retrieve with"
-    elif "Qformer" in parts and matches:
-        return ImportKind.BLIP2_QFORMER
     elif {"text_encoder", "text_decoder"} <= parts:
-        if matches:
-            return ImportKind.BLIP_PRETRAINING
         seems = "is BLIP for question answering, which has nothing to retrieve with"
-    elif "text_encoder" in parts:
-        return ImportKind.BLIP_RETRIEVAL
-    elif "text_decoder" in parts:
-        return ImportKind.BLIP_CAPTIONING
-    raise CheckpointInvalid(
-        f"the checkpoint {seems}" if seems else f"unknown checkpoint: keys {_first(parts)}",
-        hint=_KNOWN,
+    first = ", ".join(sorted(parts)[:12]) + (" …" if len(parts) > 12 else "")
+    return CheckpointInvalid(
+        f"the checkpoint {seems}" if seems else f"unknown checkpoint: keys {first}", hint=_KNOWN
     )
-
-
-def _first(parts: set[str]) -> str:
-    return ", ".join(sorted(parts)[:12]) + (" …" if len(parts) > 12 else "")
 
 
 def rename(name: str, names: Names) -> str:

@@ -37,7 +37,7 @@ def read_asked(uri: str, *, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_D
     Raises:
         SourceError: the bytes cannot be had; the message is the reason.
     """
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if scheme in {"http", "https"}:
         return _fetch(uri, timeout_s, max_bytes)
     if scheme == "file":
@@ -62,9 +62,9 @@ def _fetch(url: str, timeout_s: float, max_bytes: int) -> bytes:
     opener = OpenerDirector()
     for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler(), *_answers()):
         opener.add_handler(handler)
-    request = urllib.request.Request(url, headers={"User-Agent": "vlre", "Accept": "image/*"})
     data = bytearray()
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "vlre", "Accept": "image/*"})
         with opener.open(request, timeout=min(_ANSWER_S, timeout_s)) as answer:
             while chunk := answer.read1(_CHUNK):
                 data += chunk
@@ -76,9 +76,11 @@ def _fetch(url: str, timeout_s: float, max_bytes: int) -> bytes:
                     )
             promised = answer.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:
-        raise SourceError(f"{url} answers {error.code} {error.reason}") from error
+        error.close()
+        said = " ".join(str(error.reason).split())
+        raise SourceError(f"{url} answers {error.code} {said}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", "") or error
+        reason = " ".join(str(getattr(error, "reason", "") or error).split())
         raise SourceError(f"cannot fetch {url}: {reason}") from error
     if promised.isdecimal() and int(promised) > len(data):
         raise SourceError(f"{url} ended after {len(data):,} of {int(promised):,} bytes")

@@ -4,22 +4,31 @@
 `text_tower` reads words without transformers, `translation` reads the authors' own files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
+from retrieval_engine.lazy import lazily
 from retrieval_engine.models.blip.settings import captioner_part_of as captioner_part_of
 from retrieval_engine.models.blip.settings import part_of as part_of
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
-    import torch
+    from retrieval_engine.models.blip.captioner import open_captioner as open_captioner
+    from retrieval_engine.models.blip.encoder import open_encoder as open_encoder
+    from retrieval_engine.models.blip.learner import open_learner as open_learner
+    from retrieval_engine.models.blip.text_tower import open_text_tower as open_text_tower
+    from retrieval_engine.models.blip.translation import translate as translate
 
-    from retrieval_engine.fingerprint import EncoderSpec
-    from retrieval_engine.models.captioner import Captioner
-    from retrieval_engine.models.checkpoint import Checkpoint
-    from retrieval_engine.models.encoder import Encoder
-    from retrieval_engine.models.learner import Learner, Task
-    from retrieval_engine.models.text_tower import TextTower
+__getattr__ = lazily(
+    __name__,
+    {
+        "open_captioner": "captioner",
+        "open_encoder": "encoder",
+        "open_learner": "learner",
+        "open_text_tower": "text_tower",
+        "translate": "translation",
+    },
+)
 
 
 def accepts(config: Mapping[str, Json]) -> bool:
@@ -27,40 +36,13 @@ def accepts(config: Mapping[str, Json]) -> bool:
     return config.get("model_type") == "blip"
 
 
-def open_encoder(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Encoder":
-    """Load a `BlipForImageTextRetrieval`; see `models.open_encoder`."""
-    from retrieval_engine.models.blip.encoder import BlipEncoder
-
-    return BlipEncoder(checkpoint, device=device, dtype=dtype)
-
-
-def open_captioner(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Captioner":
-    """Load a `BlipForConditionalGeneration`; see `captioner.open_captioner`."""
-    from retrieval_engine.models.blip.captioner import BlipCaptioner
-
-    return BlipCaptioner(checkpoint, device=device, dtype=dtype)
-
-
-def open_learner(
-    checkpoint: "Checkpoint",
-    task: "Task",
-    *,
-    with_tower: bool,
-    dtype: "torch.dtype",
-    quantize: str,
-) -> "Learner":
-    """Load what a task trains; see `learner.open_learner`."""
-    from retrieval_engine.models.blip import learner
-
-    return learner.open_learner(
-        checkpoint, task, with_tower=with_tower, dtype=dtype, quantize=quantize
-    )
-
-
-def open_text_tower(
-    checkpoint: "Checkpoint", spec: "EncoderSpec", *, device: str
-) -> "TextTower | None":
-    """The text side alone, where it is certain to be equal; see `text_tower`."""
-    from retrieval_engine.models.blip import text_tower
-
-    return text_tower.open_text_tower(checkpoint, spec, device=device)
+def recognise(parts: Set[str]) -> str:
+    """What kind of the authors' files has tensors of these first names; empty for none."""
+    if "Qformer" in parts or "cls_head" in parts or "vision_model" in parts:
+        return ""
+    matches = bool({"vision_proj", "text_proj", "itm_head"} & parts)
+    if {"text_encoder", "text_decoder"} <= parts:
+        return "blip-pretraining" if matches else ""  # without, it answers questions
+    if "text_encoder" in parts:
+        return "blip-retrieval"
+    return "blip-captioning" if "text_decoder" in parts else ""

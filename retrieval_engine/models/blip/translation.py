@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from retrieval_engine.models.import_names import ImportKind, Translation, drop, rename
+from retrieval_engine.errors import UsageError
+from retrieval_engine.models.import_names import Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import Tensors, text_config, vision_config
 
@@ -33,26 +34,33 @@ _RULES = {
 _HEAD = "text_decoder.cls.predictions.decoder."
 _EMBEDDINGS = "text_decoder.bert.embeddings.word_embeddings.weight"
 _HEAD_BIAS = "text_decoder.cls.predictions.bias"
+RETRIEVAL, CAPTIONING, PRETRAINING = "blip-retrieval", "blip-captioning", "blip-pretraining"
 _MODELS = {
-    ImportKind.BLIP_RETRIEVAL: (BlipForImageTextRetrieval,),
-    ImportKind.BLIP_CAPTIONING: (BlipForConditionalGeneration,),
-    ImportKind.BLIP_PRETRAINING: (BlipForImageTextRetrieval, BlipForConditionalGeneration),
+    RETRIEVAL: (BlipForImageTextRetrieval,),
+    CAPTIONING: (BlipForConditionalGeneration,),
+    PRETRAINING: (BlipForImageTextRetrieval, BlipForConditionalGeneration),
 }
 
 
-def translate(tensors: Tensors, kind: ImportKind, settings: Settings) -> Translation:
+def translate(
+    tensors: Tensors, kind: str, settings: Settings, tower: Tensors | None = None
+) -> Translation:
     """A BLIP checkpoint in Hugging Face's names.
 
     Args:
         tensors: in the authors' names.
         kind: retrieval, captioning or pre-training.
         settings: what the shapes cannot tell.
+        tower: refused; BLIP's files hold their vision tower.
 
     Raises:
         CheckpointInvalid: a tensor that tells the architecture is absent or contradicts settings.
+        UsageError: a tower is given.
     """
+    if tower is not None:
+        raise UsageError("`vision` is for BLIP-2 checkpoints saved without their vision tower")
     kept, dropped = drop(tensors, _RULES)
-    decodes = kind is not ImportKind.BLIP_RETRIEVAL
+    decodes = kind != RETRIEVAL
     tied = not decodes or _head_is_tied(kept)
     if decodes and tied:
         head = [name for name in kept if name.startswith(_HEAD)]
@@ -75,12 +83,12 @@ def translate(tensors: Tensors, kind: ImportKind, settings: Settings) -> Transla
     )
 
 
-def _config(tensors: Tensors, kind: ImportKind, settings: Settings, *, tied: bool) -> BlipConfig:
-    bert = "text_decoder.bert." if kind is ImportKind.BLIP_CAPTIONING else "text_encoder."
+def _config(tensors: Tensors, kind: str, settings: Settings, *, tied: bool) -> BlipConfig:
+    bert = "text_decoder.bert." if kind == CAPTIONING else "text_encoder."
     text = text_config(tensors, bert, settings)
     smoothing = settings.top.get("lm_label_smoothing", 0.1)
     embed_dim = tensors["vision_proj.weight"].shape[0] if "vision_proj.weight" in tensors else 256
-    if kind is not ImportKind.BLIP_CAPTIONING:
+    if kind != CAPTIONING:
         settings.agree("top", {"embed_dim": embed_dim})
     return BlipConfig(
         vision_config=vision_config(tensors, settings),

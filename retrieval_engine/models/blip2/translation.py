@@ -12,7 +12,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.translation import VISION_NAMES
-from retrieval_engine.models.import_names import ImportKind, Translation, drop, rename
+from retrieval_engine.models.import_names import Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import (
     VISION,
@@ -38,6 +38,7 @@ _RULES = {
     "position_ids": r"(^|\.)position_ids$",
     "temperature": r"^temp$",
 }
+QFORMER = "blip2-qformer"
 _BERT = "Qformer.bert."
 # LAVIS takes 39 of EVA ViT-g's 40 blocks, and neither its last norm nor its classifier.
 _EVA_WIDTH, _EVA_BLOCKS = 1408, 39
@@ -63,16 +64,22 @@ def add_vision(tensors: Tensors, tower: Tensors, settings: Settings) -> dict[str
     return {**tensors, **{VISION + name: tensor for name, tensor in kept.items()}}
 
 
-def translate(tensors: Tensors, settings: Settings) -> Translation:
+def translate(
+    tensors: Tensors, kind: str, settings: Settings, tower: Tensors | None = None
+) -> Translation:
     """A LAVIS Q-Former checkpoint in Hugging Face's names.
 
     Args:
         tensors: in LAVIS's names.
+        kind: `QFORMER`.
         settings: what the shapes cannot tell.
+        tower: its vision tower from a file of its own, where it has none.
 
     Raises:
         CheckpointInvalid: a tensor that tells the architecture is absent or contradicts settings.
     """
+    if tower is not None:
+        tensors = add_vision(tensors, tower, settings)
     if not any(name.startswith(VISION) for name in tensors):
         raise CheckpointInvalid(
             "the checkpoint holds no vision tower: LAVIS does not save what it keeps frozen",
@@ -82,7 +89,7 @@ def translate(tensors: Tensors, settings: Settings) -> Translation:
     kept = _join_biases(kept)
     mean, std = settings.normalisation()
     return Translation(
-        kind=ImportKind.BLIP2_QFORMER,
+        kind=kind,
         config=_config(kept, settings),
         models=(Blip2ForImageTextRetrieval,),
         tensors={rename(name, _NAMES): tensor for name, tensor in kept.items()},

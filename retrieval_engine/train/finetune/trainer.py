@@ -103,7 +103,7 @@ class FinetuneRun:
     # The loop
 
     def train(self) -> None:
-        """FinetuneRun the steps that are left."""
+        """Run the steps that are left."""
         state = self.state
         self.progress.say(str(self.output.counted(self.learner.model)))
         if not state.start:
