@@ -89,6 +89,10 @@ class ImageEncoder(ABC):
 
     # What all do
 
+    def form(self, name: str, shape: tuple[int, ...], *parts: str) -> Feature:
+        """A float32 feature of this shape, which these parts of the encoder decide."""
+        return Feature(name=name, shape=shape, dtype="float32", fingerprint=self.spec.part(*parts))
+
     @property
     def default_batch_size(self) -> int:
         """Images per call that suit the device."""

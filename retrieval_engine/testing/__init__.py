@@ -11,12 +11,12 @@ Needs pytest and hypothesis, the extra `testing`. Beside the contracts lie what 
 small images, vectors and stores.
 """
 
-import importlib
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import MissingExtra
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.testing.backend_contract import BackendContract
@@ -82,8 +82,4 @@ if "pytest" in sys.modules:
     )
 
 
-def __getattr__(name: str) -> object:
-    """Import a contract from its module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
