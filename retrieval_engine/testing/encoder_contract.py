@@ -128,7 +128,7 @@ class EncoderContract(ABC):
         for asked in ([name] for name in names):
             self._same(self.encode(encoder, modality, asked), {asked[0]: whole[asked[0]]})
         for pair in combinations(reversed(names), 2):
-            assert list(self.encode(encoder, modality, pair, [0])) == list(pair)
+            assert self.encode(encoder, modality, pair, [0]).keys() == set(pair)
         assert self.encode(encoder, modality, [], [0]) == {}
 
     @pytest.mark.parametrize("modality", Modality)

@@ -1,5 +1,7 @@
-"""The contracts notice what goes wrong in practice: each fault fails the test that is meant for it."""
+"""The shipped contracts: faults fail the tests that are meant for them, and pytest is asked for."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval_engine import open_encoder
+from retrieval_engine import open_encoder, testing
 from retrieval_engine.index import ExactIndex
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Arrays, Encoder
@@ -19,15 +21,14 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    folder = tiny.save_blip(tmp_path_factory.mktemp("blip"))
-    return open_encoder(str(folder), device="cpu", dtype="float32")
+    return Contract().open(tmp_path_factory.mktemp("blip"))
 
 
 class Contract(EncoderContract):
     __test__ = False
 
     def open(self, folder: Path) -> Encoder:
-        raise NotImplementedError
+        return open_encoder(str(tiny.save_blip(folder)), device="cpu", dtype="float32")
 
 
 class Faulty:
@@ -114,3 +115,29 @@ def test_a_faulty_index_fails(test: str, change: Any) -> None:
     getattr(Indexed(lambda search, queries, k: search(queries, k)), test)()  # type: ignore[operator]
     with pytest.raises(AssertionError):
         getattr(Indexed(change), test)()
+
+
+@pytest.mark.parametrize("library", ["pytest", "hypothesis"])
+def test_without_its_libraries_the_extra_is_named(library: str) -> None:
+    code = f"""
+import sys
+sys.modules[{library!r}] = None
+from retrieval_engine.errors import MissingExtra
+try:
+    import retrieval_engine.testing
+except MissingExtra as error:
+    print(error, error.hint, sep="; ")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == (
+        f"{library} is not installed; install it with `pip install 'vlre[testing]'`\n"
+    )
+
+
+def test_every_public_name_loads() -> None:
+    for name in testing.__all__:
+        contract = getattr(testing, name)
+        assert contract.__name__ == name
+        assert [method for method in dir(contract) if method.startswith("test_")]
+    with pytest.raises(AttributeError, match="no attribute 'MindContract'"):
+        testing.MindContract  # noqa: B018
