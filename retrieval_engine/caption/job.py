@@ -1,5 +1,6 @@
 """A whole captioning job: from what was asked for to files, counts and failures."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -78,7 +79,7 @@ class CaptionRequest:
     @property
     def is_single(self) -> bool:
         """Whether one image file is all there is."""
-        return len(self.targets) == 1 and Path(self.targets[0]).is_file()
+        return len(self.targets) == 1 and Path(os.path.expanduser(self.targets[0])).is_file()
 
 
 class CaptionJob:
@@ -132,6 +133,11 @@ class CaptionJob:
         self.encoded = run.encoded
         if texts and texts.kept:
             self.notes.append(f"{texts.kept:,} images had a .txt, which was left as it was")
+        if texts and texts.outside:
+            self.notes.append(
+                f"{texts.outside:,} images lie outside the folder of their source: no .txt was "
+                "written beside them"
+            )
 
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request

@@ -185,6 +185,11 @@ class AnnotatedImages:
         self._allow_missing = allow_missing
         self._survey: _Survey | None = None
 
+    @property
+    def root(self) -> Path:
+        """The folder with the images."""
+        return self._images.root
+
     def count(self) -> int:
         """Number of items whose images are there."""
         return self._look().found
