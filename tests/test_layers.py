@@ -1,6 +1,7 @@
 """Data flows one way: every module is in the import contract, and the contract bites."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,12 +33,13 @@ def test_every_room_and_every_module_beside_them_is_in_one_row() -> None:
     assert ROWS[:2] == [["testing"], ["cli"]]
 
 
-def test_contributing_has_the_same_rows() -> None:
+def test_contributing_names_every_room_in_its_row() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text[text.index("| row |") : text.index("Short functions")].splitlines()[2:]
     for row, line in zip(ROWS, filter(None, table), strict=True):
-        places = line.split("|")[2].replace("·", ",").split(",")
-        assert {place.strip("` /").removesuffix(".py") for place in places} == set(row)
+        places = re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[2])
+        assert set(places) <= set(row)
+        assert {name for name in row if (PACKAGE / name).is_dir()} <= set(places)
 
 
 @pytest.fixture
