@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from retrieval_engine.caption.images import SourceImage
 from retrieval_engine.caption.run import Captioned, Done
+from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import UsageError, VlreError
 from retrieval_engine.locks import FileLock, Taken

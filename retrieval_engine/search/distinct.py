@@ -1,4 +1,4 @@
-"""One hit for each picture, however many copies of its file the store knows."""
+"""One hit for each image, however many copies of its file the store knows."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from retrieval_engine.index.grouping import Items, Scores
 def distinct_top_k(
     index: Index, catalog: Catalog, queries: NDArray[np.float32], k: int
 ) -> tuple[Scores, Items]:
-    """The k best pictures of each query, where items of equal content are one.
+    """The k best images of each query, where items of equal content are one.
 
     Equal content has equal vectors and so equal scores. For each group the first item in the
     catalogue's order stands whose file is still there, else the first.

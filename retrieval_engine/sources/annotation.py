@@ -16,8 +16,11 @@ IMAGE_KEYS = (
     *("filepath", "file_path", "img", "img_path", "img_name", "img_file", "photo", "picture"),
     *("name", "file", "path"),
 )
-CAPTION_KEYS = (
+USUAL_CAPTION_KEYS = (
     *("captions", "caption", "comment", "sentences", "sentence", "texts", "text", "description"),
+)
+CAPTION_KEYS = (
+    *USUAL_CAPTION_KEYS,
     *("caption_text", "comments", "descriptions", "title", "alt_text", "alt", "prompt"),
 )
 

@@ -60,6 +60,11 @@ class Walk:
         """Every picture, sorted by id as a string whatever order the file system has."""
         yield from self._directory(str(self.root), "", frozenset())
 
+    @property
+    def unread(self) -> bool:
+        """Whether a folder could not be read."""
+        return self.skipped[UNREADABLE] > 0
+
     def notes(self) -> list[str]:
         """Lines for people about what was left out, after the last picture."""
         lines = [f"{count:,} {what}" for what, count in self.skipped.items() if count]

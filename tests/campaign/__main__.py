@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,7 +38,7 @@ def campaign(root: Path, sizes: dict[str, int], seed: int, only: str = "") -> Ta
     is_full = sizes is FULL
     if is_full:
         _everything(world)
-    trials = {
+    trials: dict[str, Callable[[int, random.Random], None]] = {
         "kills": lambda n, rng: kill_everything(world, tally, n, rng),
         "flips": lambda n, rng: flip_everything(world, tally, n, rng),
         "disks": lambda n, rng: fill_disks(world, tally, n, _WRITING if is_full else _QUICK),

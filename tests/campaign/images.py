@@ -3,13 +3,14 @@
 import io
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from retrieval_engine.errors import DecodeError
 from retrieval_engine.sources.decode import decode
-from tests.broken_images import photo
+from retrieval_engine.testing.images import photo
 from tests.campaign.children import in_child, vlre
 from tests.campaign.tally import Tally
 from tests.campaign.world import World
@@ -24,7 +25,7 @@ def mutate_images(world: World, tally: Tally, count: int, rng: random.Random) ->
     pictures: list[bytes] = []
     for start in range(0, count, _BATCH):
         pictures = [mutated(rng.choice(originals), rng) for _ in range(min(_BATCH, count - start))]
-        ended = in_child(lambda some=pictures: _decode_all(some))
+        ended = in_child(partial(_decode_all, pictures))
         bad = json.loads(ended.output) if ended.code == 0 else {}
         for number in range(len(pictures)):
             with tally.trial("mutated images", f"number {start + number}"):

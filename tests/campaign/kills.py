@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from retrieval_engine.models import open_encoder
 from retrieval_engine.errors import CheckpointNotFound, IndexFailure, StoreNotFound
 from retrieval_engine.heads.saved import load_head
 from retrieval_engine.index import open_index
+from retrieval_engine.models import open_encoder
 from tests.campaign.children import in_child
 from tests.campaign.tally import Tally
 from tests.campaign.world import World, contents_of, worn_copy
@@ -97,8 +97,8 @@ class Killed:
             except CheckpointNotFound:
                 return
         elif self.name == "caption" and (out / "captions.jsonl").exists():
-            whole = (out / "captions.jsonl").read_bytes().rpartition(b"\n")[0]
-            assert all(json.loads(line)["caption"] for line in whole.split(b"\n") if line)
+            lines = (out / "captions.jsonl").read_bytes().rpartition(b"\n")[0].split(b"\n")
+            assert all(json.loads(line)["caption"] for line in lines if line)
 
     def same(self, out: Path, whole: Path) -> None:
         """After the rerun everything is as if nobody had been killed."""
@@ -118,5 +118,5 @@ class Killed:
             assert opened.spec.adapter
         elif self.name == "caption":
             lines = [(p / "captions.jsonl").read_text().split("\n")[:-1] for p in (out, whole)]
-            ours, theirs = (sorted(json.loads(line)["image"] for line in some) for some in lines)
-            assert ours == theirs
+            done, expected = (sorted(json.loads(line)["image"] for line in some) for some in lines)
+            assert done == expected

@@ -111,6 +111,8 @@ class FolderSource:
             records = captions.take(picture.id)  # also of those that do not match: they are there
             if self._matches(picture.id):
                 yield self._item(picture, records)
+        # what is in a folder that cannot be read is not gone
+        self.is_partial = self.is_partial or walk.unread
         self.notes += [*walk.notes(), *captions.notes()]
         if walk.skipped[UNREADABLE]:
             self.is_partial = True  # what cannot be seen is not gone
