@@ -23,6 +23,7 @@ from retrieval_engine.errors import MissingExtra, SourceError, UsageError
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.sources.columns import choose_columns
 from retrieval_engine.sources.kinds.parquet import bytes_in
+from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import Options, split_name
 from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
 
@@ -134,7 +135,7 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         table = _table(str(path), path.stat().st_mtime_ns)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
     names = dict.fromkeys(name.removesuffix(".path") for name in columns)
     yield from table.select(list(names)).to_batches(max_chunksize=1024)
 
@@ -153,5 +154,5 @@ def read_bytes(uri: str) -> bytes:
     try:
         cell = _table(path, Path(path).stat().st_mtime_ns)[column][int(row)].as_py()
     except (OSError, pa.ArrowException, LookupError, ValueError) as error:
-        raise SourceError(f"cannot read {uri}: {error}") from error
+        raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     return bytes_in(cell, uri)
