@@ -25,7 +25,7 @@ from retrieval_engine.sources.columns import choose_columns
 from retrieval_engine.sources.kinds.parquet import bytes_in
 from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import Options, split_name
-from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
+from retrieval_engine.sources.tables import OPTIONS, Cell, TablePart, TableSource
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 _OPEN_FILES = 16
@@ -149,10 +149,10 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         SourceError: the file is gone, or the row holds no bytes.
     """
-    path, _, place = uri.removeprefix("hf:").rpartition("#")
-    row, _, column = place.partition(",")
+    cell = Cell.of(uri)
     try:
-        cell = _table(path, Path(path).stat().st_mtime_ns)[column][int(row)].as_py()
+        table = _table(cell.path, Path(cell.path).stat().st_mtime_ns)
+        value = table[cell.column][cell.row].as_py()
     except (OSError, pa.ArrowException, LookupError, ValueError) as error:
         raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
-    return bytes_in(cell, uri)
+    return bytes_in(value, uri)

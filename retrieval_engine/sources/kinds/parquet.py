@@ -24,7 +24,7 @@ from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.columns import choose_columns, same_form
 from retrieval_engine.sources.reading import MAX_BYTES, one_line
 from retrieval_engine.sources.source_name import Options
-from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
+from retrieval_engine.sources.tables import OPTIONS, Cell, TablePart, TableSource
 
 _BATCH_ROWS = 16
 _KEPT_BATCHES = 16
@@ -120,10 +120,10 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         SourceError: the file changed or is gone, or the row holds no bytes.
     """
-    path, _, place = uri.removeprefix("parquet:").rpartition("#")
-    row, _, column = place.partition(",")
+    cell = Cell.of(uri)
     try:
-        value = _cursor(path, Path(path).stat().st_mtime_ns, column).value(int(row))
+        mtime_ns = Path(cell.path).stat().st_mtime_ns
+        value = _cursor(cell.path, mtime_ns, cell.column).value(cell.row)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     return bytes_in(value, uri)
