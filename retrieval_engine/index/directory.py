@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.durable import refuse_url, sync_directory
-from retrieval_engine.errors import IndexFailure, UsageError
+from retrieval_engine.errors import IndexFailure, UsageError, one_line
 from retrieval_engine.index import backends
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.catalog import SavedCatalog
@@ -93,10 +93,13 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
         manifest = IndexManifest.read(path)
         try:
             return _open(path, manifest, verify)
-        except IndexFailure:
+        except (IndexFailure, OSError) as error:
             # A build that ended just now took the files of the manifest we read.
-            if IndexManifest.read(path) == manifest:
+            if IndexManifest.read(path) != manifest:
+                continue
+            if isinstance(error, IndexFailure):
                 raise
+            raise IndexFailure(f"cannot read {path}: {one_line(error)}") from error
     raise IndexFailure(f"{path} is being replaced again and again", hint="try again")
 
 

@@ -18,10 +18,10 @@ from tests.campaign.tally import Tally
 from tests.campaign.together import work_together
 from tests.campaign.world import World, make_world
 
-FULL = {"kills": 200, "flips": 500, "disks": 20, "images": 5000, "together": 60}
-SHORT = {"kills": 5, "flips": 12, "disks": 2, "images": 250, "together": 1}
+FULL: dict[str, float] = {"kills": 200, "flips": 500, "disks": 20, "images": 5000, "together": 60}
+SHORT: dict[str, float] = {"kills": 5, "flips": 9, "disks": 1, "images": 250, "together": 0.5}
 _WRITING = ["encode", "index", "train-head", "finetune", "caption", "compact", "search --html"]
-_QUICK = ["encode", "index", "compact"]
+_QUICK = ["index"]
 
 
 def _everything(world: World) -> None:
@@ -32,23 +32,22 @@ def _everything(world: World) -> None:
     make_adapter(world)
 
 
-def campaign(root: Path, sizes: dict[str, int], seed: int, only: str = "") -> Tally:
+def campaign(root: Path, sizes: dict[str, float], seed: int, only: str, is_full: bool) -> Tally:
     """Run the trials; each kind has its own random numbers, so that `only` repeats them."""
-    tally, world = Tally(), make_world(root)
-    is_full = sizes is FULL
+    tally, world = Tally(), make_world(root, with_head=is_full)
     if is_full:
         _everything(world)
-    trials: dict[str, Callable[[int, random.Random], None]] = {
-        "kills": lambda n, rng: kill_everything(world, tally, n, rng),
-        "flips": lambda n, rng: flip_everything(world, tally, n, rng),
-        "disks": lambda n, rng: fill_disks(world, tally, n, _WRITING if is_full else _QUICK),
-        "images": lambda n, rng: mutate_images(world, tally, n, rng),
+    trials: dict[str, Callable[[float, random.Random], None]] = {
+        "kills": lambda n, rng: kill_everything(world, tally, int(n), rng),
+        "flips": lambda n, rng: flip_everything(world, tally, int(n), rng),
+        "disks": lambda n, rng: fill_disks(world, tally, int(n), _WRITING if is_full else _QUICK),
+        "images": lambda n, rng: mutate_images(world, tally, int(n), rng),
         "together": lambda n, rng: work_together(world, tally, n),
     }
     for name, run in trials.items():
         if only in ("", name):
             run(sizes[name], random.Random(f"{seed} {name}"))
-            if is_full:
+            if is_full:  # so far
                 sys.stderr.write(tally.markdown() + "\n\n")
     return tally
 
@@ -59,9 +58,12 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a few of each, some seconds")
     parser.add_argument("--only", default="", choices=["", *FULL], help="one kind of trial")
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full numbers")
     asked = parser.parse_args()
+    full = {name: max(1.0, asked.scale * size) for name, size in FULL.items()}
+    sizes = SHORT if asked.short else full
     with tempfile.TemporaryDirectory(prefix="vlre-campaign-") as folder:
-        tally = campaign(Path(folder), SHORT if asked.short else FULL, asked.seed, asked.only)
+        tally = campaign(Path(folder), sizes, asked.seed, asked.only, not asked.short)
     sys.stdout.write(tally.markdown() + "\n")
     for text in tally.fell:
         sys.stdout.write(f"\nFELL {text}\n")

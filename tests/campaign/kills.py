@@ -25,9 +25,9 @@ SHARES = {
 
 
 def kill_everything(world: World, tally: Tally, count: int, rng: random.Random) -> None:
-    """Kill each command as often as its share of `count` says."""
+    """Kill each command as often as its share of `count` says; those with none are left out."""
     for name, share in SHARES.items():
-        if trials := round(share * count):
+        if trials := int(share * count + 1e-9):
             Killed(world, tally, name).run(trials, rng)
 
 
@@ -117,6 +117,8 @@ class Killed:
             opened = open_encoder(str(out / "tuned"), device="cpu", dtype="float32")
             assert opened.spec.adapter
         elif self.name == "caption":
-            lines = [(p / "captions.jsonl").read_text().split("\n")[:-1] for p in (out, whole)]
-            done, expected = (sorted(json.loads(line)["image"] for line in some) for some in lines)
-            assert done == expected
+            done = [
+                sorted(json.loads(line)["image"] for line in text.split("\n")[:-1])
+                for text in ((p / "captions.jsonl").read_text() for p in (out, whole))
+            ]
+            assert done[0] == done[1]
