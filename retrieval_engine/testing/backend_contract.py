@@ -38,7 +38,8 @@ class BackendContract(IndexContract):
         store = write_store(folder / "store", vectors)
         build_index(store, folder / "built", recipe=self.recipe(folder))
         index = open_index(folder / "built")
-        rows = backends.load(index.manifest.backend).open_rows(index.path, {})
+        folder = index.path / index.manifest.folder
+        rows = backends.load(index.manifest.backend).open_rows(folder, {})
         rows.set_effort(list(rows.efforts())[-1])
         return SavedIndex(index.path, index.manifest, rows)
 
