@@ -314,8 +314,11 @@ def test_second_picture_of_the_same_name_and_another_ending(tmp_path: Path) -> N
 
 def test_json_beside_a_text_keeps_what_the_text_does_not_say(tmp_path: Path) -> None:
     one, other = json.dumps({"caption": "x", "n": 1}), json.dumps({"title": "T", "n": 2})
-    members: list[tuple[str, bytes | str]] = [("0.jpg", jpeg()), ("0.txt", "x"), ("0.json", one)]
-    shard(tmp_path / "x.tar", [*members, ("1.jpg", jpeg()), ("1.txt", "y"), ("1.json", other)])
+    members: list[tuple[str, bytes | str]] = [
+        *(("0.jpg", jpeg()), ("0.txt", "x"), ("0.json", one)),
+        *(("1.jpg", jpeg()), ("1.txt", "y"), ("1.json", other)),
+    ]
+    shard(tmp_path / "x.tar", members)
 
     metas = [dict(item.meta) for item in open_source(f"webdataset:{tmp_path}/x.tar").items()]
 

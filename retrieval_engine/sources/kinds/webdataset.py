@@ -33,6 +33,7 @@ from retrieval_engine.sources.reading import (
     MAX_BYTES,
     MAX_TEXT,
     decode_text,
+    one_line,
     open_regular,
     parse_json,
     split_lines,
@@ -225,7 +226,9 @@ def _shard_records(shard: Path, left: _Left) -> Iterator[tuple[_Member, Record, 
                     record, damaged = _record(file, name, sample.own(picture))
                     yield picture, replace(record, fault=sample.fault or record.fault), damaged
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(f"{shard} is damaged, cut off, or no plain tar: {error}") from error
+        raise SourceError(
+            f"{shard} is damaged, cut off, or no plain tar: {one_line(error)}"
+        ) from error
 
 
 def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
@@ -339,7 +342,7 @@ def read_bytes(uri: str) -> bytes:
             file.seek(int(offset))
             data = file.read(int(size))
     except (OSError, ValueError) as error:
-        raise SourceError(f"cannot read {uri}: {error}") from error
+        raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     if len(data) != int(size):
         raise SourceError(f"cannot read {uri}: the shard ends after {len(data):,} bytes of it")
     return data
