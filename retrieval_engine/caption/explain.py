@@ -16,7 +16,8 @@ from PIL import Image
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.images import SourceImage
+from retrieval_engine.caption.source_images import SourceImage
+from retrieval_engine.durable import writing
 from retrieval_engine.errors import MissingExtra, UsageError, VlreError
 from retrieval_engine.models.captioner import Captioner, ExplainingCaptioner
 from retrieval_engine.sources import read_bytes
@@ -90,7 +91,8 @@ def _save(
         axis.set_title(word, color=_INK, fontsize=13)
     figure.suptitle(caption or "(no words)", color=_INK, fontsize=14, wrap=True)
     try:
-        figure.savefig(out, dpi=130)
+        with writing(out):
+            figure.savefig(out, dpi=130)
     except ValueError as error:
         raise UsageError(
             f"`explain={str(out)!r}`: {error}", hint="use .png, .svg or .pdf"

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
-    from retrieval_engine.encoding.from_source import EncodeOptions, EncodeReport, encode
+    from retrieval_engine.encoding.from_source import (
+        EncodeOptions,
+        EncodeReport,
+        encode,
+        open_changed,
+    )
     from retrieval_engine.encoding.imported import ImportReport, import_embeddings
     from retrieval_engine.encoding.stale import encode_stale
     from retrieval_engine.encoding.vector_folders import read_clip_retrieval
@@ -24,6 +29,7 @@ _HOMES = {
     "encode": "from_source",
     "encode_stale": "stale",
     "import_embeddings": "imported",
+    "open_changed": "from_source",
     "read_clip_retrieval": "vector_folders",
     "read_embeddings": "vector_set",
 }
@@ -36,6 +42,7 @@ __all__ = [
     "encode",
     "encode_stale",
     "import_embeddings",
+    "open_changed",
     "read_clip_retrieval",
     "read_embeddings",
 ]

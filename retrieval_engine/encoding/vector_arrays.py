@@ -1,5 +1,6 @@
 """Columns out of files: `.npy`, `.npz`, Parquet and plain text, named FILE or FILE:COLUMN."""
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.errors import SourceError, UsageError, one_line
 
 IMAGES = ("image_emb", "image_embeddings", "image_embedding", "img_emb", "images", "image")
 TEXTS = ("text_emb", "text_embeddings", "text_embedding", "texts", "text")
@@ -55,7 +56,7 @@ def read_column(name: str, usual: Sequence[str]) -> NDArray[Any]:
     except UsageError:  # it is a ValueError, but no sign of a broken file
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise SourceError(f"cannot read {name}: {error}") from error
+        raise SourceError(f"cannot read {name}: {one_line(error)}") from error
     raise SourceError(f"{path} is of no known kind; known: .npy, .npz, .parquet")
 
 
@@ -99,8 +100,8 @@ def _split(name: str) -> tuple[Path, str]:
     for suffix in _TABLES:
         head, found, column = name.rpartition(f"{suffix}:")
         if found:
-            return Path(head + suffix), column
-    return Path(name), ""
+            return Path(os.path.expanduser(head + suffix)), column
+    return Path(os.path.expanduser(name)), ""
 
 
 def _chosen(path: Path, column: str, known: Sequence[str], usual: Sequence[str]) -> str:

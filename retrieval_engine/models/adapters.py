@@ -7,7 +7,6 @@ refused. An adapter changes the fingerprints of the parts it touches, and of no 
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.models.checkpoint import Checkpoint, find_model, weight_digests
+from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,16 +86,18 @@ def read_adapter(path: Path) -> Adapter:
     """Read the adapter in a directory.
 
     Raises:
-        CheckpointInvalid: there is none, or its JSON cannot be understood.
+        CheckpointInvalid: there is none, its JSON cannot be understood, or a file is not the one
+            that was written.
     """
     if not (path / PEFT_CONFIG).is_file():
         raise CheckpointInvalid(
             f"{path} holds no adapter", hint=f"expected {PEFT_CONFIG} and {PEFT_WEIGHTS}"
         )
+    check_checksums(path)
     try:
-        config = json.loads((path / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config = loads((path / PEFT_CONFIG).read_bytes())
         file = path / RECORD
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        record = loads(file.read_bytes()) if file.is_file() else {}
         return Adapter(
             path=path,
             base=str(record.get("base") or config.get("base_model_name_or_path") or ""),

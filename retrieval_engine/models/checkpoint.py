@@ -11,8 +11,10 @@ from pathlib import Path
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 
 _SMALL_FILES = ["*.json", "*.txt"]
 
@@ -73,6 +75,7 @@ def find_model(name: str) -> Checkpoint:
                 "from an original .pth file",
             )
         path = path.resolve()
+        check_checksums(path)
         return Checkpoint(name=str(path), path=path)
     if name in shipped():
         return Checkpoint(name=name, path=shipped()[name])
@@ -122,7 +125,7 @@ def read_config(path: Path) -> dict[str, Json]:
         CheckpointInvalid: it is no JSON object.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = loads((path / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointInvalid(f"{path / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -170,7 +173,9 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+            if length > file.stat().st_size:
+                raise ValueError("its header is cut off")
+            header = loads(handle.read(length))
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 for name, entry in sorted(header.items()):
                     if name == "__metadata__" or part_of(name) is None:
@@ -184,25 +189,18 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
                     value.update(view)
                     view.release()
                     yield name, value.hexdigest()
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointInvalid(
             f"{file} is damaged: {error}", hint="download or copy the file again"
         ) from error
 
 
 def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
-    import pickle
-
     import torch
 
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointInvalid(
-            f"{file} cannot be read: {str(error).splitlines()[0]}",
-            hint="only plain tensors are accepted; download or copy the file again",
-        ) from error
-    for name, tensor in sorted(tensors.items()):
+    from retrieval_engine.models.import_files import read_tensors
+
+    for name, tensor in sorted(read_tensors(file).items()):
         if part_of(name) is not None:
             head = f"{tensor.dtype}{list(tensor.shape)}".encode()
             value = hashlib.sha256(head)

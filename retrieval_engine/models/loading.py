@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
+from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import apply_adapter
 from retrieval_engine.models.checkpoint import Checkpoint, weight_files
+from retrieval_engine.models.import_files import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,12 +53,15 @@ def load_model(
     """
     from safetensors import SafetensorError
 
+    for file in weight_files(checkpoint.path):
+        if file.suffix != ".safetensors":
+            read_tensors(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
         with _quiet():
             if fill is not None:
-                more["state_dict"] = fill(read_tensors(checkpoint.path))
+                more["state_dict"] = fill(all_tensors(checkpoint.path))
                 more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
                 None if fill else checkpoint.path,
@@ -68,7 +72,7 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointInvalid(
-            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}",
+            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {one_line(error)}",
             hint="the directory must hold the matching config.json and weights",
         ) from error
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
@@ -84,15 +88,13 @@ def load_model(
     return ready
 
 
-def read_tensors(path: "Path") -> "dict[str, Tensor]":
+def all_tensors(path: "Path") -> "dict[str, Tensor]":
     """All tensors of a checkpoint's files."""
     from safetensors.torch import load_file
-    from torch import load
 
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        safe = file.suffix == ".safetensors"
-        tensors |= load_file(file) if safe else load(file, map_location="cpu", weights_only=True)
+        tensors |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file)
     return tensors
 
 
@@ -156,7 +158,7 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
         with _quiet():
             tokenizer: Tokenizer = loader.from_pretrained(checkpoint.path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise CheckpointInvalid(
             f"{checkpoint.name}: tokenizer cannot be loaded: {reason}"
         ) from error

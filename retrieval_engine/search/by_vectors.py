@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.projected import ProjectedStore
-from retrieval_engine.errors import ShapeError, SourceError
+from retrieval_engine.errors import ShapeError, SourceError, one_line
 from retrieval_engine.records import Modality
+from retrieval_engine.search.distinct import distinct_top_k
 from retrieval_engine.search.engine import SearchEngine
 from retrieval_engine.search.hits import Hit
 
@@ -22,7 +23,9 @@ def read_vectors(path: Path) -> NDArray[Any]:
     try:
         vectors: NDArray[Any] = np.atleast_2d(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(
+            f"cannot read {path}: {one_line(error)}", hint="a .npy of floating-point numbers"
+        ) from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise SourceError(f"{path} holds {vectors.dtype}{list(vectors.shape)}, not vectors")
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
@@ -53,5 +56,5 @@ def search_vectors(engine: SearchEngine, vectors: NDArray[Any], k: int = 10) -> 
             f"the queries have {queries.shape[1]} dimensions, the images {engine.index.dim}",
             hint="give vectors of the encoder that the store was made with",
         )
-    scores, items = engine.index.search(queries, k)
+    scores, items = distinct_top_k(engine.index, engine.catalog, queries, k)
     return [engine.hits(s, i) for s, i in zip(scores, items, strict=True)]

@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.records import Failure
-from retrieval_engine.store.durable import replace_file
 from retrieval_engine.store.manifest import FAILURES
+from retrieval_engine.strict_json import loads
 
 
 def read_failures(path: Path) -> list[Failure]:
@@ -21,8 +22,8 @@ def read_failures(path: Path) -> list[Failure]:
     if not file.exists():
         return []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [Failure(**json.loads(line)) for line in lines]
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return [Failure(**loads(line)) for line in lines if line]
     except (ValueError, TypeError) as error:
         raise StoreDamaged(
             f"{file} cannot be understood ({error})",

@@ -1,5 +1,6 @@
 """Reading rows out of shards, fast and with every checksum looked at."""
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.store.keys import KEY_HEX
-from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry
+from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry, is_missing
 from retrieval_engine.store.shard import KEY
 
 _SLAB_BYTES = 32 << 20
@@ -30,10 +31,14 @@ class ShardReader:
 
     Args:
         root: directory of the store.
+        verify: compare each file's sha256 when it is first opened. HDF5 looks after the rows, but
+            not after its own tables of where they are.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, verify: bool = False) -> None:
         self._root = root
+        self._verify = verify
+        self._verified: set[str] = set()
         self._reset()
 
     def _reset(self) -> None:
@@ -43,7 +48,7 @@ class ShardReader:
 
     def keys(self, entry: FileEntry) -> NDArray[np.bytes_]:
         """(rows,) `S64` keys of a shard."""
-        out = np.empty(entry.rows, KEY_HEX)
+        out = np.empty(entry.rows, KEY_HEX)  # bounded by the file's length, which is checked
         self.gather(entry, KEY, np.arange(entry.rows), out)
         return out
 
@@ -60,15 +65,19 @@ class ShardReader:
 
         Raises:
             StoreDamaged: the file is missing, has another length, or a checksum fails.
+            StoreChanged: the store was overwritten or compacted since the entry was read.
         """
         if not len(rows):
             return
         if self._process != os.getpid():
             self._reset()
-        with self._turn, _reading(self._root / SHARDS / entry.name):
-            dataset = self._open(entry)[name]
-            if len(dataset) != entry.rows:
-                raise OSError(f"{name} has {len(dataset)} rows, the manifest says {entry.rows}")
+        with self._turn, _reading(self._root, entry):
+            dataset = _own_dataset(self._open(entry), name)
+            if dataset.shape != (entry.rows, *out.shape[1:]):
+                raise OSError(
+                    f"{name} has shape {dataset.shape}, the manifest says "
+                    f"{(entry.rows, *out.shape[1:])}"
+                )
             _gather(dataset, rows, out)
 
     def _open(self, entry: FileEntry) -> Any:
@@ -79,6 +88,11 @@ class ShardReader:
         size_bytes = path.stat().st_size
         if size_bytes != entry.size_bytes:
             raise OSError(f"{size_bytes} bytes, the manifest says {entry.size_bytes}")
+        if self._verify and entry.name not in self._verified:
+            with path.open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != entry.sha256:
+                    raise OSError("its sha256 is another than the manifest's")
+            self._verified.add(entry.name)
         # Shards never change, so readers need no lock; NFS often has none to give.
         file = self._files[entry.name] = h5py.File(path, "r", locking=False)
         if len(self._files) > _OPEN_FILES:
@@ -91,6 +105,21 @@ class ShardReader:
             with self._turn:
                 while self._files:
                     self._files.popitem()[1].close()
+
+
+def _own_dataset(file: Any, name: str) -> Any:
+    """A dataset whose bytes lie in the file itself: what a link leads to is not the store's."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise OSError(f"it has no {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise OSError(f"{name} is a link to elsewhere")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise OSError(f"the bytes of {name} lie elsewhere")
+    if dataset.chunks is None:
+        raise OSError(f"{name} has no checksums")
+    return dataset
 
 
 def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -113,10 +142,11 @@ def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(root: Path, entry: FileEntry) -> Iterator[None]:
+    path = root / SHARDS / entry.name
     try:
         yield
     except FileNotFoundError as error:
-        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
-    except (OSError, KeyError, RuntimeError) as error:
+        raise is_missing(root, entry) from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error

@@ -1,6 +1,5 @@
 """`vlre search`: words or a picture in, ranked pictures or captions out."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,8 @@ _HELP = """Find pictures by words or by a picture, and captions by a picture.
 
 Several queries are answered one after the other; `-` reads them from stdin, one a line. Without an
 index every image of the store is compared. Piped, the output is one tab-separated line a hit:
-rank, score, id, caption, uri; of several queries, the query before them.
+rank, score, id, caption, uri; of several queries, the query before them. Ids and uris are as they
+are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names may hold such.
 """
 
 
@@ -53,6 +53,8 @@ rank, score, id, caption, uri; of several queries, the query before them.
 @split_option
 @json_option
 @click.option("--html", type=UserPath(), help="Write a contact sheet to look at.")
+@click.option("--paths", is_flag=True, help="Print only where each hit is, one a line.")
+@click.option("-0", "null", is_flag=True, help="As --paths, each ended by NUL: for xargs -0.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
 @moved_model_option
 @device_option
@@ -72,13 +74,16 @@ def command(
     split: str | None,
     as_json: bool,
     html: Path | None,
+    paths: bool,
+    null: bool,
     quiet: bool,
     model: str,
     device: str,
 ) -> None:
     """Parse, search, print."""
-    from retrieval_engine.cli.hit_table import print_hits
+    from retrieval_engine.cli.hit_table import print_hits, print_paths
     from retrieval_engine.cli.output import note
+    from retrieval_engine.durable import replace_file
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
@@ -107,10 +112,12 @@ def command(
         sections = _ask_with_vectors(engine, vectors, k)
     else:
         sections = _ask_with_words(engine, queries, k, rerank or 0, rerank_model)
-    if not quiet:
+    if paths or null:
+        print_paths(sections, end="\0" if null else "\n")
+    elif not quiet:
         print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
-        html.write_text(render(sections), encoding="utf-8")
+        replace_file(html, render(sections).encode())
         note(f"contact sheet: {html}")
 
 
@@ -122,11 +129,26 @@ def _ask_with_words(
 
     texts = list(queries)
     if queries == ("-",):
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        texts = _lines_of_stdin()
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
     answers = engine.search_texts(texts, k, rerank=rerank, rerank_model=rerank_model)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
+
+
+def _lines_of_stdin() -> list[str]:
+    """What is asked, a line each; a byte-order mark and blank lines are left out."""
+    from retrieval_engine.errors import UsageError
+
+    with click.open_file("-", "rb") as stdin:
+        lines = stdin.read().split(b"\n")
+    try:
+        texts = [line.decode("utf-8-sig").strip() for line in lines]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8: {error.object!r:.60}", hint="convert it, e.g. with iconv -t utf-8"
+        ) from error
+    return [text for text in texts if text]
 
 
 def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Section]":

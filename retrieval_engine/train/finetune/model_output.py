@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from retrieval_engine.durable import writing
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
@@ -141,7 +142,8 @@ class Output:
 
     def log_samples(self, step: int, samples: Mapping[str, str]) -> None:
         """Add captions written at a step to `samples.jsonl`."""
-        with (self._out / "samples.jsonl").open("a", encoding="utf-8") as file:
+        path = self._out / "samples.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **samples}, ensure_ascii=False) + "\n")
 
     def finish(self, trained: Trained, model: nn.Module) -> FinetuneReport:

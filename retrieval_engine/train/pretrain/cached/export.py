@@ -13,7 +13,7 @@ from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.data import Scale
 from retrieval_engine.train.pretrain.cached.model import CachedModel
 from retrieval_engine.train.pretrain.cached.states import MEAN, STD
-from retrieval_engine.train.pretrain.export import preprocessing, write_json
+from retrieval_engine.train.pretrain.export import preprocessing, seal, write_json
 
 _NEW_TOKENS = 24
 _OWN = ("bert.encoder.layer.", "cls.predictions.bias", "cls.predictions.transform.")
@@ -60,6 +60,7 @@ def export(
     side = config.vision_config.image_size
     look = preprocessing(side, (MEAN,) * 3, (STD,) * 3) | {"decode": "draft"}
     write_json(out / "preprocessor_config.json", look)
+    seal(out)
     write_json(out / "training.json", facts)
 
 
