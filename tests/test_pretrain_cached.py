@@ -17,6 +17,7 @@ from retrieval_engine.models.blip.backbone import (
     EfficientNetLite,
     published_names,
 )
+from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
 from retrieval_engine.progress import Silent
@@ -259,3 +260,26 @@ def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(recipe, backbone="efficientnet-lite2")
     with pytest.raises(UsageError, match="are not those of efficientnet-lite2"):
         pretrain_cached(other, tmp_path / "out")
+
+
+def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:
+    encoder = open_encoder(str(trained), device="cpu", dtype="float32")
+    items = list(open_source("scenes:3?seed=3").items())
+    pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
+    found = encoder.encode_images(pixels, ["itc", "tokens"])
+    texts = ["a dog on grass", "a red car", "water"]
+    cosines = encoder.encode_texts(texts, ["itc"])["itc"][:, 0] @ found["itc"][:, 0].T
+    pairs = np.array([[image, text] for text in range(3) for image in range(3)])
+    tokens = found["tokens"]
+    logits = encoder.matcher().score_pairs(lambda rows: tokens[rows], texts, pairs)
+    start = json.loads((trained / "config.json").read_text())["match_start"]
+    plain = BlipCrossEncoder(encoder.model.text_encoder, encoder.model.itm_head)
+    ids = [[encoder.enc_token_id, *row[1:]] for row in encoder.tokenize(texts)]
+    for text, row in enumerate(ids):
+        with torch.inference_mode():
+            one = torch.tensor(row).expand(3, 1, -1)
+            own = plain.logits(
+                plain.keys_values(torch.from_numpy(tokens)), one, torch.ones_like(one)
+            )
+        expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
+        np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)

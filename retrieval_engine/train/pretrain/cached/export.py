@@ -42,6 +42,11 @@ def export(
     save_file(_weights(model, backbone, scale, dtype), weights, metadata={"format": "pt"})
     weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
     config = model.config
+    config.match_start = {
+        "scale": round(float(model.match_scale.detach()), 4),
+        "offset": round(float(model.match_offset.detach()), 4),
+        "cls_token_id": int(tokenizer.convert_tokens_to_ids("[CLS]")),
+    }
     config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype

@@ -133,6 +133,7 @@ class CachedRun:
                 said,
                 drop=config.dropout,
                 frozen_layers=config.frozen_layers,
+                cls=int(self.tokenizer.convert_tokens_to_ids("[CLS]")),
             ).to(self.device)
         prototypes = None
         if config.prototypes and names:
