@@ -54,8 +54,9 @@ def draw_explanation(
             "whose queries have no place in it",
             hint="use a BLIP captioner, e.g. Salesforce/blip-image-captioning-base",
         )
-    decoded = decode(read_bytes(image.item.uri))
-    pixels = captioner.preprocessor.pixels(decoded)
+    look = captioner.preprocessor
+    decoded = decode(read_bytes(image.item.uri), least_side=look.least_side)
+    pixels = look.pixels(decoded)
     tokens = torch.from_numpy(captioner.encode_images(pixels[None], ["tokens"])["tokens"])
     prompt = complete(options, captioner).prompt or ""
     sentence = write_captions(captioner, tokens, [image.name], options)[0][0]

@@ -95,7 +95,7 @@ def _from_hub(name: str) -> Checkpoint:
         raise CheckpointNotFound(
             f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
             hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
-            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-tiny'`",
+            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-photo'`",
         ) from error
     return Checkpoint(name=name, path=path, revision=path.name)
 

@@ -12,9 +12,10 @@ from retrieval_engine.models.checkpoint import Checkpoint, weight_files
 from retrieval_engine.models.import_files import read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 Model = TypeVar("Model", bound="nn.Module")
@@ -30,6 +31,7 @@ def load_model(
     dtype: Any,
     strict: bool = True,
     quantize: str = "",
+    fill: "Callable[[dict[str, Tensor]], dict[str, Tensor]] | None" = None,
 ) -> Model:
     """A model in evaluation mode with every parameter from the checkpoint.
 
@@ -42,6 +44,7 @@ def load_model(
         dtype: torch dtype of the parameters.
         strict: refuse missing parameters.
         quantize: `8bit` or `4bit` to keep linear layers so, on CUDA, through bitsandbytes.
+        fill: adds to the tensors of the files what the class knows under other names too.
 
     The checkpoint's adapter, where it has one, is merged into the weights.
 
@@ -57,8 +60,11 @@ def load_model(
     more = _quantization(quantize, dtype) if quantize else {}
     try:
         with _quiet():
+            if fill is not None:
+                more["state_dict"] = fill(all_tensors(checkpoint.path))
+                more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
-                checkpoint.path,
+                None if fill else checkpoint.path,
                 dtype=dtype,
                 output_loading_info=True,
                 local_files_only=True,
@@ -80,6 +86,17 @@ def load_model(
         model = apply_adapter(model, checkpoint.adapter)
     ready: Model = model.eval()
     return ready
+
+
+def all_tensors(path: "Path") -> "dict[str, Tensor]":
+    """All tensors of a checkpoint's files."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        safe = file.suffix == ".safetensors"
+        tensors |= load_file(file) if safe else read_tensors(file)
+    return tensors
 
 
 def _quantization(name: str, dtype: Any) -> dict[str, object]:

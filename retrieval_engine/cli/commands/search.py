@@ -41,6 +41,11 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     type=click.IntRange(min=1),
     help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
 )
+@click.option(
+    "--rerank-model",
+    default="",
+    help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -61,6 +66,7 @@ def command(
     captions: bool,
     k: int,
     rerank: int | None,
+    rerank_model: str,
     vectors: Path | None,
     index: Path,
     store: Path,
@@ -105,7 +111,7 @@ def command(
     elif vectors is not None:
         sections = _ask_with_vectors(engine, vectors, k)
     else:
-        sections = _ask_with_words(engine, queries, k, rerank or 0)
+        sections = _ask_with_words(engine, queries, k, rerank or 0, rerank_model)
     if paths or null:
         print_paths(sections, end="\0" if null else "\n")
     elif not quiet:
@@ -116,7 +122,7 @@ def command(
 
 
 def _ask_with_words(
-    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int
+    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int, rerank_model: str
 ) -> "list[Section]":
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search.contact_sheet import Section
@@ -126,7 +132,7 @@ def _ask_with_words(
         texts = _lines_of_stdin()
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
-    answers = engine.search_texts(texts, k, rerank=rerank)
+    answers = engine.search_texts(texts, k, rerank=rerank, rerank_model=rerank_model)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
 
 

@@ -115,7 +115,7 @@ class PixelStates:
     ) -> NDArray[np.uint8]:
         uri = data.uris[number]
         try:
-            image = decode(read_bytes(uri))
+            image = decode(read_bytes(uri), least_side=self._preprocessor.least_side)
         except DecodeError as error:
             raise DecodeError(f"{data.ids[number]} ({uri}): {error.message}") from error
         if step is not None and self._augment:
