@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from retrieval_engine.cli import main
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.blip.backbone import (
@@ -24,6 +27,7 @@ from retrieval_engine.progress import Silent
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.train.model_files import write_model
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.prototypes import (
     ClassName,
@@ -283,3 +287,43 @@ def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:
             )
         expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
         np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
+
+
+def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path) -> None:
+    base = load_file(trained / "model.safetensors")
+    shared = "encoder.layer.1.crossattention.self.key.weight"
+    encoder, decoder = f"text_encoder.{shared}", f"text_decoder.bert.{shared}"
+    write_model(trained, {decoder: base[encoder] + 1}, tmp_path / "captions")
+    write_model(trained, {encoder: base[encoder] + 1}, tmp_path / "search")
+    for folder, moved, kept in (("captions", decoder, encoder), ("search", encoder, decoder)):
+        written = load_file(tmp_path / folder / "model.safetensors")
+        torch.testing.assert_close(written[moved], base[encoder] + 1)
+        torch.testing.assert_close(written[kept], base[encoder])
+    captioner = open_captioner(str(tmp_path / "captions"), device="cpu", dtype="float32")
+    layer = captioner.model.text_decoder.bert.encoder.layer[1]
+    torch.testing.assert_close(layer.crossattention.self.key.weight.data, base[encoder] + 1)
+
+
+@pytest.mark.parametrize(
+    "task", [("retrieval", "--no-itm"), ("caption",), ("retrieval", "--from-pixels", "--no-itm")]
+)
+def test_what_was_pretrained_can_be_finetuned(
+    task: tuple[str, ...], trained: Path, tmp_path: Path
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    encode(
+        "scenes:24?seed=8",
+        store,
+        encoder=open_encoder(str(trained), device="cpu", dtype="float32"),
+        options=EncodeOptions(features=("itc", "tokens"), store_dtype="float32"),
+    )
+    arguments = ["finetune", *task, "--store", str(store), "--out", str(out), "--max-steps", "2"]
+    result = CliRunner().invoke(main, [*arguments, "--batch-size", "8", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    before = load_file(trained / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name].float())}
+    assert moved
+    assert not [name for name in moved if ".backbone." in name]
+    open_encoder(str(out), device="cpu")
+    open_captioner(str(out), device="cpu", dtype="auto")
