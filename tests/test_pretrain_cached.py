@@ -20,7 +20,9 @@ from retrieval_engine.models.blip.backbone import (
     EfficientNetLite,
     published_names,
 )
+from retrieval_engine.models.blip.captioner import BlipCaptioner
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
 from retrieval_engine.progress import Silent
@@ -165,6 +167,7 @@ def test_what_is_written_computes_what_was_trained(
     np.testing.assert_allclose(itc, texts.numpy(), atol=1e-5)
 
     captioner = open_captioner(str(trained), device="cpu", dtype="float32")
+    assert isinstance(captioner, BlipCaptioner)
     decoder, ours = captioner.model.text_decoder, run.model.text_decoder
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(decoder.state_dict()[name], tensor, msg=name)
@@ -196,12 +199,12 @@ class _Killed(Silent):
 
     steps = -1
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int | None) -> None:
         self.steps = 0 if what == "pretraining" else -1
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, steps: int = 1) -> None:
         if self.steps >= 0:
-            self.steps += n
+            self.steps += steps
         if self.steps == 3:
             raise KeyboardInterrupt
 
@@ -268,6 +271,7 @@ def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
 
 def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:
     encoder = open_encoder(str(trained), device="cpu", dtype="float32")
+    assert isinstance(encoder, BlipEncoder)
     items = list(open_source("scenes:3?seed=3").items())
     pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
     found = encoder.encode_images(pixels, ["itc", "tokens"])
@@ -300,6 +304,7 @@ def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path)
         torch.testing.assert_close(written[moved], base[encoder] + 1)
         torch.testing.assert_close(written[kept], base[encoder])
     captioner = open_captioner(str(tmp_path / "captions"), device="cpu", dtype="float32")
+    assert isinstance(captioner, BlipCaptioner)
     layer = captioner.model.text_decoder.bert.encoder.layer[1]
     torch.testing.assert_close(layer.crossattention.self.key.weight.data, base[encoder] + 1)
 

@@ -111,7 +111,8 @@ class _Blip:
         vision = config.vision_config
         settings = BlipSettings.of(config)
         weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings.tower})
-        self.frozen = ("vision_model.backbone.",) if settings.backbone else ()
+        backbone = ("vision_model.backbone.",) if settings.backbone else ()
+        self.frozen: tuple[str, ...] = backbone
         self.pooling = settings.pooling
         self.vision = weights["vision"]
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)

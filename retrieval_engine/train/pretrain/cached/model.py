@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ class CachedModel(nn.Module):
             MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls),
             config.text_config.pooling,
         )
+        self.said: Tensor
         self.register_buffer("said", said, persistent=False)
         self._drop, self._frozen = drop, frozen_layers
         still = [encoder.embeddings]
@@ -195,11 +197,11 @@ class CachedModel(nn.Module):
         return found
 
 
-def _look_back(attention: nn.Module, x: Tensor) -> Tensor:
+def _look_back(attention: Any, x: Tensor) -> Tensor:
     """Causal self-attention, (b, l, w) -> (b, l, w)."""
     heads = attention.num_attention_heads
     q, k, v = (
-        split_heads(project(x), heads)  # type: ignore[operator]
+        split_heads(project(x), heads)
         for project in (attention.query, attention.key, attention.value)
     )
     out = scaled_dot_product_attention(q, k, v, is_causal=True)
