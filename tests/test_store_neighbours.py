@@ -13,7 +13,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.durable import replace_file, replacing_file
 from retrieval_engine.encoding import EncodeOptions, encode
 from retrieval_engine.errors import SourceError, StoreDamaged, StoreError, UsageError
-from retrieval_engine.heads.head import Head, HeadConfig, HeadKind
+from retrieval_engine.heads import Head, HeadConfig, HeadKind
 from retrieval_engine.heads.saved import SavedHead, TrainedOn, load_head, save_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store, repair_store

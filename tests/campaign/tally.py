@@ -1,5 +1,6 @@
 """What was tried, what held, what fell."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,11 @@ class Tally:
             row.held += 1
         except AssertionError as error:
             row.fell.append(f"{what}: {str(error).strip()[:600]}")
+            sys.stderr.write(f"fell: {name}: {row.fell[-1]}\n")
         finally:
             row.seconds += time.monotonic() - begin
+            if row.tried % 10 == 0:
+                sys.stderr.write(f"{name}: {row.held:,} of {row.tried:,} held\n")
 
     @property
     def fell(self) -> list[str]:
