@@ -122,6 +122,7 @@ def measure_captions(store: Path, model: str, gallery: Gallery) -> None:
     ways = {
         "greedy": DecodingOptions(beams=1),
         "beams 3": DecodingOptions(beams=3),
+        "beams 3, no pair of words twice": DecodingOptions(beams=3, no_repeat_ngram=2),
         "beams 5, 3 ranked by ITM": DecodingOptions(beams=5, num_captions=3),
     }
     for name, options in ways.items():
