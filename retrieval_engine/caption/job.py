@@ -28,6 +28,7 @@ class CaptionRequest:
         store: directory of the store whose `tokens` are used, and which is captioned where there
             are no targets; it need not exist where there are.
         model: checkpoint of the captioner.
+        adapter: directory of an adapter for it.
         options: how to choose words.
         split: only the items of this split.
         limit: only the first images.
@@ -46,6 +47,7 @@ class CaptionRequest:
     targets: tuple[str, ...] = ()
     store: Path = Path("embeddings")
     model: str = "vlre-tiny"
+    adapter: str = ""
     options: DecodingOptions = field(default_factory=DecodingOptions)
     split: str | None = None
     limit: int | None = None
@@ -136,7 +138,7 @@ class CaptionJob:
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request
         where = {"device": request.device, "dtype": request.dtype}
-        captioner = open_writer(request.model, store, **where)
+        captioner = open_writer(request.model, store, adapter=request.adapter, **where)
         judge = open_judge(request.ranker, request.model, store, **where) if request.rank else None
         run = CaptionRun(
             captioner,
@@ -188,5 +190,6 @@ class CaptionJob:
         request = self.request
         assert request.explain is not None
         (image,) = Targets(request.targets)
-        captioner = open_writer(request.model, None, device=request.device, dtype=request.dtype)
+        where = {"device": request.device, "dtype": request.dtype}
+        captioner = open_writer(request.model, None, adapter=request.adapter, **where)
         return draw_explanation(captioner, image, request.options, request.explain)

@@ -1,14 +1,16 @@
 """Builds transformers models from a checkpoint and refuses half-loaded ones."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.models.adapters import apply_adapter
-from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.adapters import read_adapter
+from retrieval_engine.models.checkpoint import Checkpoint, tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,9 +75,26 @@ def load_model(
             hint="this checkpoint was made for another task; use a retrieval (ITM) checkpoint",
         )
     if checkpoint.adapter is not None:
-        model = apply_adapter(model, checkpoint.adapter)
+        model = _adapted(model, kind, checkpoint, dtype)
     ready: Model = model.eval()
     return ready
+
+
+def _adapted(model: Model, kind: type[Model], checkpoint: Checkpoint, dtype: Any) -> Any:
+    """The model with the checkpoint's adapter merged into it, which happens in float32."""
+    import torch
+
+    from retrieval_engine.models.adapter_layers import apply_adapter, plan_adapter
+
+    assert checkpoint.adapter is not None
+    adapter = read_adapter(checkpoint.adapter)
+    plan = plan_adapter(model, adapter, tensor_names(checkpoint.path))
+    if not plan.touches:
+        return model
+    if dtype != torch.float32:  # a sum that is rounded once, from the weights as they are stored
+        plain = replace(checkpoint, adapter=None)
+        return apply_adapter(load_model(kind, plain, dtype=torch.float32), adapter, plan).to(dtype)
+    return apply_adapter(model, adapter, plan)
 
 
 def _quantization(name: str, dtype: Any) -> dict[str, object]:
@@ -146,5 +165,24 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
 
 
 def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Digest of a tokenizer's words and ids."""
-    return digest(sorted(tokenizer.get_vocab().items()))
+    """Digest of a tokenizer's words and ids, and of what else decides ids where it is unusual."""
+    words: list[object] = [*sorted(tokenizer.get_vocab().items())]
+    unusual = unusual_settings(tokenizer)
+    return digest([words, unusual] if unusual else words)
+
+
+def unusual_settings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
+    """Settings that move token ids and are not those of BLIP's and BLIP-2's own tokenizers.
+
+    Sentences are padded here, on the right, whatever side the tokenizer would take.
+    """
+    found: dict[str, object] = {}
+    if tokenizer.truncation_side != "right":
+        found["truncation_side"] = tokenizer.truncation_side
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normaliser = json.loads(backend.to_str())["normalizer"] if backend is not None else None
+    if normaliser and normaliser["type"] == "BertNormalizer":
+        usual = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+        usual["lowercase"] = True
+        found |= {k: normaliser[k] for k, v in usual.items() if normaliser[k] != v}
+    return found

@@ -26,7 +26,7 @@ from retrieval_engine.models.attend import split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.relevance import token_relevance
-from retrieval_engine.models.blip.settings import captioner_part_of
+from retrieval_engine.models.blip.settings import captioner_part_of, refuse_answering
 from retrieval_engine.models.captioner import (
     DEFAULT_LENGTH,
     generation_defaults,
@@ -59,6 +59,7 @@ class BlipCaptioner(ImageEncoder):
         super().__init__(checkpoint, device=device, dtype=dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
+        refuse_answering(checkpoint)
         model = _load(checkpoint, stored)
         use_fused_attention(model)
         self.model = model.to(self.device)

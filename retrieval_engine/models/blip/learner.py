@@ -24,7 +24,12 @@ from retrieval_engine.models import text
 from retrieval_engine.models.attend import image_keys_values, look, split_heads
 from retrieval_engine.models.blip.captioner import PROMPT
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
-from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, part_of
+from retrieval_engine.models.blip.settings import (
+    MAX_TOKENS,
+    MAX_WORDS,
+    part_of,
+    refuse_answering,
+)
 from retrieval_engine.models.captioner import generation_defaults
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
 from retrieval_engine.models.learner import Task
@@ -84,6 +89,8 @@ def open_learner(
         (Task.CAPTION, False): CaptionSide,
         (Task.CAPTION, True): BlipForConditionalGeneration,
     }
+    if task is Task.CAPTION:
+        refuse_answering(checkpoint)
     model = load_model(kinds[task, with_tower], checkpoint, dtype=dtype, quantize=quantize)
     return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)
 
