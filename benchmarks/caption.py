@@ -28,7 +28,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from retrieval_engine.caption import BeamRule, CaptionRun, DecodingOptions
-from retrieval_engine.caption.images import of_store
+from retrieval_engine.caption.source_images import of_store
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.records import Item, Modality

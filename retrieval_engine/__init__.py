@@ -4,8 +4,9 @@ An embedding cache and retrieval engine for BLIP and BLIP-2. The public names lo
 so that importing the package costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import encode
@@ -41,11 +42,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from its room when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

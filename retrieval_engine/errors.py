@@ -6,6 +6,7 @@
     ├── MissingExtra        (ImportError) an optional library is not installed
     ├── PluginBroken        (ImportError) another distribution's plug-in cannot be imported
     ├── SourceError                    a data source cannot be read
+    │   ├── SourceEmpty                it was read, and there is nothing in it
     │   └── DecodeError                one item's bytes are no usable picture
     ├── EncoderError                   a model cannot be loaded or run
     │   ├── CheckpointNotFound         neither a directory nor a reachable hub id
@@ -13,6 +14,7 @@
     ├── StoreError                     a store cannot be read or written
     │   ├── StoreNotFound
     │   ├── StoreDamaged               a checksum or a length does not agree
+    │   ├── StoreChanged               it was overwritten or compacted while it was read
     │   ├── FeatureMissing             the store holds no such feature
     │   └── FingerprintMismatch        features of two encoders would be mixed
     ├── IndexFailure                   an index cannot be built, opened or searched
@@ -77,6 +79,20 @@ class SourceError(VlreError):
     """A data source cannot be read."""
 
 
+class SourceEmpty(SourceError):
+    """A source was read, and there is nothing in it.
+
+    Args:
+        message: what was looked for where.
+        source: its name.
+        hint: what to do next.
+    """
+
+    def __init__(self, message: str, *, source: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
+
+
 class DecodeError(SourceError):
     """The bytes of one item are no picture that can be used; the message is the reason."""
 
@@ -103,6 +119,10 @@ class StoreNotFound(StoreError):
 
 class StoreDamaged(StoreError):
     """A file of the store is missing, shorter, or its checksum does not agree."""
+
+
+class StoreChanged(StoreError):
+    """The store was overwritten or compacted after it was opened; nothing is wrong with it."""
 
 
 class FeatureMissing(StoreError):

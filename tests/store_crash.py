@@ -3,6 +3,7 @@
     python -m tests.store_crash moments TEMPLATE FOLDER N    at the first N changes of directory
                                                              entries, or at all there are
     python -m tests.store_crash random TEMPLATE FOLDER N     N times after a random while
+    python -m tests.store_crash compact TEMPLATE FOLDER N    as `moments`, of a compaction
 
 Each writer goes on with a copy of TEMPLATE in FOLDER/0, FOLDER/1, …; prints one JSON line for each:
 how it ended (0, or minus the signal) and how many parts it said it had committed.
@@ -20,12 +21,13 @@ from functools import partial
 from pathlib import Path
 
 from retrieval_engine.records import Failure
-from retrieval_engine.store import StoreWriter
+from retrieval_engine.store import StoreWriter, compact_store
 from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, pictures
 
 ITEMS = 12
 PART_ITEMS = 4
 FAILURE = Failure(source=SOURCE, item_id="broken.jpg", uri="/broken.jpg", reason="empty")
+Work = Callable[[Path, Callable[[int], None]], object]
 _CHANGES = ("os.rename", "os.remove")
 
 
@@ -41,12 +43,14 @@ def finish(path: Path, said: Callable[[int], None] = lambda number: None) -> lis
     return [item.id for item in missing]
 
 
-def _in_child(path: Path, prepare: Callable[[], None], wait: Callable[[int], None]) -> int:
+def _in_child(
+    path: Path, prepare: Callable[[], None], wait: Callable[[int], None], work: Work = finish
+) -> int:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         prepare()
-        finish(path, lambda number: _say(writing, number))
+        work(path, lambda number: _say(writing, number))
         os._exit(0)
     os.close(writing)
     wait(child)
@@ -76,12 +80,16 @@ def _die_at(moment: int) -> None:
     sys.addaudithook(hook)
 
 
-def _moments(template: Path, folder: Path, count: int) -> None:
+def _moments(template: Path, folder: Path, count: int, work: Work = finish) -> None:
     for moment in range(count):
         path = folder / str(moment)
         shutil.copytree(template, path)
-        if _in_child(path, partial(_die_at, moment), lambda child: None) == 0:
+        if _in_child(path, partial(_die_at, moment), lambda child: None, work) == 0:
             return
+
+
+def _compact(path: Path, said: Callable[[int], None]) -> None:
+    compact_store(path)
 
 
 def _random(template: Path, folder: Path, count: int) -> None:
@@ -103,5 +111,11 @@ def _random(template: Path, folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    kill = {"moments": _moments, "random": _random}[sys.argv[1]]
+    compact = partial(_moments, work=_compact)
+    kills: dict[str, Callable[[Path, Path, int], None]] = {
+        "moments": _moments,
+        "random": _random,
+        "compact": compact,
+    }
+    kill = kills[sys.argv[1]]
     kill(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -246,7 +246,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
 
     with (
         CaptionWriter(tmp_path / "a.jsonl", {}, "run"),
-        pytest.raises(VlreError, match="another run"),
+        pytest.raises(VlreError, match="is being written by process"),
     ):
         CaptionWriter(tmp_path / "a.jsonl", {}, "run")
 

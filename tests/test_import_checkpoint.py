@@ -226,7 +226,7 @@ def test_published_blip_sizes_are_read_from_shapes(
 
 def test_blip2_vit_g_is_read_from_shapes() -> None:
     tensors = published(blip2.QFORMER, 1408, 39, 14, 364)
-    config = blip2.translate(tensors, Settings()).config
+    config = blip2.translate(tensors, blip2.QFORMER, Settings()).config
     vision, qformer = config.vision_config, config.qformer_config
     assert (vision.num_attention_heads, vision.num_hidden_layers) == (16, 39)  # 88 per head
     assert (vision.intermediate_size, vision.image_size) == (6144, 364)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
 from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
     vectors = clustered(400, 32)
@@ -26,7 +30,7 @@ def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
     assert (report.items, report.rows, report.recipe) == (400, 400, "flat")
     assert (
         report.bytes
-        == sum(f.stat().st_size for f in (tmp_path / "index").iterdir())
+        == sum(f.stat().st_size for f in (tmp_path / "index").rglob("*") if f.is_file())
         - (tmp_path / "index" / MANIFEST).stat().st_size
     )
     assert report.bytes > 400 * 32 * 4
@@ -120,7 +124,8 @@ def test_only_the_items_of_a_split(tmp_path: Path) -> None:
 def test_one_flipped_bit_is_refused(tmp_path: Path, victim: str) -> None:
     store = write_store(tmp_path / "store", clustered(50, 16))
     build_index(store, tmp_path / "index", recipe="flat")
-    path = tmp_path / "index" / victim
+    [data_folder] = (tmp_path / "index").glob("data-*")
+    path = data_folder / victim
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -140,11 +145,17 @@ def test_a_manifest_that_cannot_be_understood_is_refused(tmp_path: Path) -> None
     folder = tmp_path / "index"
     build_index(write_store(tmp_path / "store", clustered(50, 16)), folder)
     value = json.loads((folder / MANIFEST).read_text())
+    unsigned = {name: member for name, member in value.items() if name != "checksum"}
     for text, why in (
         ("{", "cannot read"),
         (json.dumps(value | {"format": 2}), "has format 2, this version reads 1"),
-        (json.dumps(value | {"surprise": 1}), "is no index manifest"),
-        (json.dumps(value | {"items": 49}), "its manifest says 49"),
+        (json.dumps(value | {"items": 49}), "its checksum differs"),
+        (json.dumps(unsigned | {"surprise": 1}), "is no index manifest"),
+        (json.dumps(unsigned | {"items": 49}), "its manifest says 49"),
+        (json.dumps(unsigned).replace('"items": 50', '"items": 1e999'), "beyond all floats"),
+        (json.dumps(unsigned | {"folder": "a\0b"}), "NUL"),
+        (json.dumps(unsigned | {"folder": "../store"}), "no plain name"),
+        ("[" * 100_000, "nested too deep"),
     ):
         (folder / MANIFEST).write_text(text)
         with pytest.raises(IndexFailure, match=why):
@@ -188,13 +199,13 @@ def test_nothing_but_an_index_is_replaced(tmp_path: Path) -> None:
     assert open_index(empty).items == 50
 
 
-def test_an_index_goes_back_where_it_was_when_the_move_fails(tmp_path: Path) -> None:
+def test_an_index_stays_where_it_was_when_the_swap_fails(tmp_path: Path) -> None:
     out = tmp_path / "index"
     build_index(write_store(tmp_path / "store", clustered(50, 16)), out)
 
     def build_and_fail() -> None:
-        with replacing(out) as folder:
-            folder.rmdir()  # the move of the new folder fails after the old one has moved away
+        with replacing(out):
+            pass  # no manifest was written: the swap itself fails
 
     with pytest.raises(IndexFailure, match="cannot write"):
         build_and_fail()
@@ -205,16 +216,106 @@ def test_what_killed_builds_left_is_cleared_away(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", clustered(50, 16))
     out = tmp_path / "index"
     build_index(store, out)
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    (tmp_path / f".index.new-{gone}").mkdir()
-    out.rename(tmp_path / f".index.old-{gone}")
-    running = tmp_path / f".index.new-{os.getppid()}"
-    running.mkdir()
+    (out / "data-01234567").mkdir()
+    (out / "data-01234567" / "vectors.faiss").write_bytes(b"half")
+    (out / "data-mine").mkdir()  # no name that a build gives
+    (out / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="faiss cannot make"):
         build_index(store, out, recipe="factory:Flta")
     assert open_index(out).items == 50
-    assert sorted(p.name for p in tmp_path.iterdir()) == [running.name, "index", "store"]
+    current = open_index(out).manifest.folder
+    assert {p.name for p in out.iterdir()} == {"manifest.json", current, "data-mine", "notes.txt"}
+
+
+def test_a_folder_where_the_first_build_was_killed_is_built_in(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    (out / "data-01234567").mkdir(parents=True)
+    (out / "build.lock").write_text("process 1 on elsewhere\n")
+    build_index(write_store(tmp_path / "store", clustered(50, 16)), out)
+    assert sorted(p.name[:5] for p in out.iterdir()) == ["data-", "manif"]
+
+
+def test_a_build_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    with pytest.raises(UsageError, match="faiss cannot make"):
+        build_index(store, tmp_path / "deep" / "down" / "index", recipe="factory:Flta")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_index_of_before_opens_and_is_replaced(tmp_path: Path) -> None:
+    """Its files lay beside the manifest, which had no member `folder`."""
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    out = tmp_path / "index"
+    build_index(store, out)
+    [data] = out.glob("data-*")
+    for file in data.iterdir():
+        file.rename(out / file.name)
+    data.rmdir()
+    value = json.loads((out / MANIFEST).read_text())
+    del value["folder"], value["checksum"]
+    (out / MANIFEST).write_text(json.dumps(value))
+    assert open_index(out).search(clustered(1, 16), 50)[1].min() == 0
+    build_index(store, out)
+    assert sorted(p.name[:5] for p in out.iterdir()) == ["data-", "manif"]
+    assert open_index(out).items == 50
+
+
+def test_a_second_build_is_told_who_is_building(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    store = write_store(tmp_path / "store", clustered(50, 16))
+    with replacing(out) as folder:
+        (folder / MANIFEST).write_text("{}")
+        with pytest.raises(IndexFailure, match=f"is being built by process {os.getpid()} on"):
+            build_index(store, out)
+
+
+def test_there_is_an_index_at_every_moment_of_a_swap(tmp_path: Path) -> None:
+    """Readers open it again and again while it is rebuilt: always an old or a new one, whole."""
+    out = tmp_path / "index"
+    stores = [write_store(tmp_path / f"s{n}", clustered(n, 16, seed=n)) for n in (40, 60)]
+    build_index(stores[0], out, recipe="flat")
+    seen: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            index = open_index(out)
+            seen.append(len(index.catalog.entries(range(index.items))))
+
+    with ThreadPoolExecutor(2) as threads:
+        readers = [threads.submit(read) for _ in range(2)]
+        for round_ in range(12):
+            build_index(stores[round_ % 2], out, recipe="flat")
+        done.set()
+        for reader in readers:
+            reader.result()
+    assert set(seen) == {40, 60}
+
+
+@pytest.mark.parametrize("call", ["os.replace", "shutil.rmtree", "os.fsync"])
+def test_a_build_killed_at_any_step_leaves_an_index(tmp_path: Path, call: str) -> None:
+    out = tmp_path / "index"
+    write_store(tmp_path / "store", clustered(60, 16))
+    build_index(write_store(tmp_path / "old", clustered(50, 16)), out, recipe="flat")
+    found = set()
+    for step in range(2):
+        code = (
+            "import os, shutil, signal\n"
+            "from retrieval_engine.index import build_index\n"
+            "from retrieval_engine.store import open_store\n"
+            f"real, calls = {call}, iter(range(99))\n"
+            "def deadly(*arguments, **options):\n"
+            f"    if next(calls) == {step}: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return real(*arguments, **options)\n"
+            f"{call} = deadly\n"
+            f"build_index(open_store({str(tmp_path / 'store')!r}), {str(out)!r}, recipe='flat')\n"
+        )
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+        found.add(run.returncode)
+        assert open_index(out).items in (50, 60)
+        if run.returncode == 0:
+            break
+    assert -signal.SIGKILL in found
 
 
 def test_what_cannot_be_indexed_is_explained(tmp_path: Path) -> None:

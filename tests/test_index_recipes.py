@@ -1,12 +1,13 @@
 """Recipes: the built-in ones, the files, and what is refused."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.index import build_index
+from retrieval_engine.index.backends import typed_options
 from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.recipes import BUILT_IN, Recipe, find_recipe, nlist_for, read_recipe
 from retrieval_engine.testing.vector_store import clustered, write_store
@@ -122,3 +123,21 @@ def test_a_factory_string_that_faiss_does_not_know_is_explained(tmp_path: Path) 
     store = write_store(tmp_path / "store", clustered(50, 8))
     with pytest.raises(UsageError, match="faiss cannot make 'Flta'"):
         build_index(store, tmp_path / "index", recipe="factory:Flta")
+
+
+def test_a_recipe_carries_options_of_its_own_backend_and_needs_no_factory(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class GraphOptions:
+        links: int
+        metric: str = "ip"
+
+    plain = Recipe(name="graph", options={"links": 32})
+    assert typed_options(GraphOptions, plain) == GraphOptions(links=32)
+    with pytest.raises(UsageError, match="has no option 'link'; known: links, metric"):
+        typed_options(GraphOptions, Recipe(name="graph", options={"link": 32}))
+    with pytest.raises(UsageError, match="missing 1 required keyword-only argument: 'links'"):
+        typed_options(GraphOptions, Recipe(name="graph"))
+    file = tmp_path / "flat.toml"
+    file.write_text('factory = "Flat"\n[options]\nlinks = 32\n')
+    with pytest.raises(UsageError, match=r"flat.toml: recipe flat: faiss has no option 'links'"):
+        read_recipe(file)

@@ -82,7 +82,7 @@ def test_index_verifies(tmp_path: Path) -> None:
     )
     [verified] = lines(run("index", "--index", tmp_path / "i", "--verify", "--json"))
     assert verified["verified"] is True
-    file = tmp_path / "i" / "vectors.faiss"
+    [file] = (tmp_path / "i").glob("data-*/vectors.faiss")
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     result = run("index", "--index", tmp_path / "i", "--verify")
     assert result.exit_code == 1

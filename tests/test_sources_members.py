@@ -296,3 +296,49 @@ def test_tar_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
 
     assert item.id == "caf\N{REPLACEMENT CHARACTER}"
     assert read_bytes(item.uri) == jpeg()
+
+
+def test_second_picture_of_the_same_name_and_another_ending(tmp_path: Path) -> None:
+    members = [("0.jpg", jpeg(1)), ("0.png", encoded(photo(2), "PNG")), ("0.txt", b"both")]
+    shard(tmp_path / "x.tar", [*members, ("1.jpg", jpeg(3))])
+
+    items = list(open_source(f"webdataset:{tmp_path}/x.tar").items())
+
+    assert {item.id: [c.text for c in item.captions] for item in items} == {
+        "0.jpg": ["both"],
+        "0.png": ["both"],
+        "1": [],
+    }
+    assert read_bytes(items[0].uri) == jpeg(1)
+
+
+def test_json_beside_a_text_keeps_what_the_text_does_not_say(tmp_path: Path) -> None:
+    one, other = json.dumps({"caption": "x", "n": 1}), json.dumps({"title": "T", "n": 2})
+    members: list[tuple[str, bytes | str]] = [
+        *(("0.jpg", jpeg()), ("0.txt", "x"), ("0.json", one)),
+        *(("1.jpg", jpeg()), ("1.txt", "y"), ("1.json", other)),
+    ]
+    shard(tmp_path / "x.tar", members)
+
+    metas = [dict(item.meta) for item in open_source(f"webdataset:{tmp_path}/x.tar").items()]
+
+    assert metas == [{"n": 1}, {"title": "T", "n": 2}]
+
+
+def test_numbered_captions_come_before_a_title(tmp_path: Path) -> None:
+    spec = rows(tmp_path / "a.parquet", number=1, title=["T"], caption_0=["x"], caption_1=["y"])
+    assert captions_by_id(spec) == {"a-0": ["x", "y"]}
+
+    spec = rows(tmp_path / "b.parquet", number=1, Title=["T"])
+    assert captions_by_id(spec) == {"b-0": ["T"]}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_unreadable_folder_takes_nothing_out_of_a_store(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.jpg": jpeg(), "s/b.jpg": jpeg(1)})
+    (tmp_path / "s").chmod(0)
+    source: Any = open_source(f"folder:{tmp_path}")
+
+    assert [item.id for item in source.items()] == ["a.jpg"]
+    assert source.is_partial
+    assert source.notes == ["1 folders cannot be read"]

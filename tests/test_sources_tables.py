@@ -14,6 +14,7 @@ import pytest
 
 from retrieval_engine.errors import MissingExtra, SourceError, UsageError
 from retrieval_engine.sources import open_source, read_bytes
+from retrieval_engine.sources.tables import Cell
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.source_contract import Expected, Fixture, SourceContract, five_items
 
@@ -292,3 +293,19 @@ def test_hf_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(MissingExtra, match="datasets is not installed"):
         open_source("hf:nobody/nothing")
+
+
+@pytest.mark.parametrize("table", ["", "photos", "a/b #1, ü"])
+@pytest.mark.parametrize("column", ["image", "my, image", "a/b"])
+def test_a_cell_s_uri_has_room_for_a_table_s_name(table: str, column: str) -> None:
+    cell = Cell(path="/data/a #2.db", row=7, column=column, table=table)
+    assert Cell.of(cell.uri("sqlite")) == cell
+
+
+def test_a_cell_of_a_file_with_one_table_keeps_its_uri() -> None:
+    assert (
+        Cell(path="/a.parquet", row=3, column="image").uri("parquet")
+        == "parquet:/a.parquet#3,image"
+    )
+    with pytest.raises(SourceError, match="names no cell"):
+        Cell.of("parquet:/a.parquet#image")

@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from retrieval_engine.errors import StoreDamaged, StoreError
+from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
 from retrieval_engine.testing.store_data import (
@@ -332,3 +335,50 @@ with StoreWriter.open({str(begun)!r}, spec=SPEC, features=FEATURES) as writer:
     assert store.verify() == []
     assert len(store.gallery()) == PART_ITEMS
     assert len(finish(begun)) == ITEMS - PART_ITEMS
+
+
+# --- readers of a store that is replaced ---
+
+
+def test_a_reader_of_an_overwritten_store_is_not_told_that_it_is_damaged(tmp_path: Path) -> None:
+    path, twenty = tmp_path / "s", pictures(20).items
+    write(path, twenty, part_items=5)
+    reader = open_store(path)
+    assert len(reader.items()) == 20
+    with StoreWriter.open(path, spec=SPEC, features=FEATURES, overwrite=True) as writer:
+        for look in (reader.items, reader.gallery):
+            with pytest.raises(StoreChanged, match="was overwritten or compacted while"):
+                look()
+        assert len(open_store(path).items()) == 0
+        add(writer, twenty[:7])
+    assert len(open_store(path).gallery()) == 7
+    (path / "shards" / "items-00004.parquet").unlink()  # and this is damage
+    with pytest.raises(StoreDamaged, match="is missing"):
+        open_store(path).items()
+
+
+def test_readers_while_it_is_overwritten_again_and_again(tmp_path: Path) -> None:
+    path, done = tmp_path / "s", threading.Event()
+    write(path, pictures(6).items)
+    seen: Counter[object] = Counter()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                store = open_store(path)
+                gallery = store.gallery()
+                assert len(gallery.images("itc")) == len(gallery)
+                seen[len(gallery)] += 1
+            except StoreChanged:
+                seen["changed"] += 1
+
+    with ThreadPoolExecutor(2) as threads:
+        readers = [threads.submit(read) for _ in range(2)]
+        for count in (6, 9) * 10:
+            with StoreWriter.open(path, spec=SPEC, features=FEATURES, overwrite=True) as writer:
+                add(writer, pictures(count).items)
+        done.set()
+        for reader in readers:
+            reader.result()
+    assert set(seen) <= {0, 6, 9, "changed"}
+    assert seen[6] + seen[9] > 0

@@ -16,7 +16,8 @@ from retrieval_engine.cli.wording import COMMAND_OF, as_options, context_of
 PACKAGE = Path(retrieval_engine.__file__).parent
 # A style sheet has `--names` of its own; a model card says with which command the model was made.
 NO_MESSAGES = ("cli/", "search/contact_sheet.py", "train/pretrain/export.py")
-OTHER_TOOLS = re.compile(r"`(hf|pip|if) [^`]*`")
+# Other tools' commands, and options in a source's name (`?id=COLUMN`): typed alike everywhere.
+ALIKE = re.compile(r"`((hf|pip|if) |\?)[^`]*`")
 EXPRESSION = re.compile(r"`([^`\n]+)`")
 
 
@@ -106,9 +107,7 @@ def text_of(node: ast.expr) -> str:
 def test_no_message_of_the_library_names_an_option_or_a_command() -> None:
     names = "|".join(COMMANDS.names()).replace("_", "-")
     command = re.compile(rf"(?<![\w-])--[a-z]|vlre ({names})\b")
-    found = [
-        (where, text) for where, text in strings() if command.search(OTHER_TOOLS.sub("", text))
-    ]
+    found = [(where, text) for where, text in strings() if command.search(ALIKE.sub("", text))]
     assert found == []
 
 
@@ -132,7 +131,7 @@ def test_what_messages_name_in_backticks_is_there() -> None:
     arguments = set().union(*known.values(), {"x"})  # `{name}` of a message may be any
     calls = set()
     for where, text in strings():
-        for expression in EXPRESSION.findall(OTHER_TOOLS.sub("", text)):
+        for expression in EXPRESSION.findall(ALIKE.sub("", text)):
             said = ast.parse(f"_({expression})", mode="eval").body
             assert isinstance(said, ast.Call), (where, expression)
             words: list[ast.expr | ast.keyword] = [*said.args, *said.keywords]

@@ -15,9 +15,9 @@ from typing import Any
 from retrieval_engine.caption.caption_writer import CaptionWriter
 from retrieval_engine.caption.cleaned import CleaningTally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.images import Asked, SourceImage
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import Captioned, CaptionRun
+from retrieval_engine.caption.source_images import Asked, SourceImage
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure, Json

@@ -10,7 +10,6 @@ made of a journal that lies beside them.
 """
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -21,12 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from retrieval_engine.caption.images import SourceImage
 from retrieval_engine.caption.run import Captioned, Done
+from retrieval_engine.caption.source_images import SourceImage
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import UsageError, VlreError
+from retrieval_engine.locks import FileLock, Taken
 from retrieval_engine.records import Failure, Json
 from retrieval_engine.sources.reading import split_lines
-from retrieval_engine.store.durable import replace_file
 
 ToRow = Callable[[Captioned, str], dict[str, Any]]
 SUFFIXES = (".jsonl", ".csv", ".json")
@@ -73,15 +73,15 @@ class CaptionWriter:
         self._failures = {} if overwrite else _read_failures(self.ledger)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
             self._file = self.journal.open("a+b")
-            self._lock()
             if overwrite:
                 self._file.truncate(0)
             self.done = self._resume()
         except OSError as error:
             raise VlreError(f"cannot write {self.journal}: {error.strerror}") from error
         except UsageError:
-            self._file.close()
+            self._close()
             raise
         text = json.dumps({"run": run, **settings}, indent=2, ensure_ascii=False)
         replace_file(path.with_name(path.name + ".run.json"), text.encode() + b"\n")
@@ -95,14 +95,20 @@ class CaptionWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._close()
 
-    def _lock(self) -> None:
+    def _close(self) -> None:
+        self._file.close()
+        self._lock.release(remove=True)
+
+    def _locked(self) -> FileLock:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise VlreError(f"another run is writing {self.journal}") from error
+            return FileLock(self.journal.with_name(self.journal.name + ".lock"))
+        except Taken as error:
+            raise VlreError(
+                f"{self.journal} is being written by {error.owner}",
+                hint="wait for it to end, or write to another file",
+            ) from error
 
     def _resume(self) -> set[str]:
         """Names of the images that are done; what a kill left of a line is cut off."""
@@ -239,27 +245,36 @@ def _csv(rows: Iterator[dict[str, Any]]) -> str:
 class TextFiles:
     """A `.txt` beside each image, one caption on a line. A file that is there is never touched.
 
+    Nothing is written outside the folder that the image's source was given, whatever an
+    annotation or a link says.
+
     Attributes:
         kept: number of images whose `.txt` was there already.
+        outside: number of images that lie outside that folder.
     """
 
     def __init__(self) -> None:
-        self.kept = 0
+        self.kept = self.outside = 0
 
     def has(self, image: SourceImage) -> bool:
-        """Whether an image's text file is there.
+        """Whether there is nothing to write for an image: its text file is there, or forbidden.
 
         Raises:
             UsageError: the image is no file of its own.
         """
-        return self._path(image).exists()
+        path = self._path(image)
+        inside = _is_inside(path, image.home)
+        self.outside += not inside
+        return not inside or os.path.lexists(path)
 
     def add(self, done: Done) -> None:
         """Write the files of one batch."""
         for captioned in done.captioned:
             path = self._path(captioned.image)
-            if path.exists():
+            if os.path.lexists(path):
                 self.kept += 1
+            elif not _is_inside(path, captioned.image.home):
+                self.outside += 1
             else:
                 lines = [" ".join(split_lines(caption)) for caption in captioned.captions]
                 replace_file(path, ("\n".join(lines) + "\n").encode())
@@ -272,3 +287,8 @@ class TextFiles:
                 hint="use `out` for images that are not files",
             )
         return path.with_suffix(".txt")
+
+
+def _is_inside(path: Path, home: Path | None) -> bool:
+    """Whether a file would lie in a folder when all links on the way are followed."""
+    return home is not None and path.parent.resolve().is_relative_to(home.resolve())

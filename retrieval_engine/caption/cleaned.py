@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retrieval_engine.durable import partial_of
 from retrieval_engine.errors import VlreError
 from retrieval_engine.models.text import pre_caption
 from retrieval_engine.sources import read_bytes
@@ -89,12 +90,12 @@ def write_cleaned(
     """
     written = CleanedData()
     names = ("captions.jsonl", "dropped.jsonl", "captions.parquet")
-    partial = {name: out / f"{name}.partial" for name in names}
+    partial = {name: partial_of(out / name) for name in names}
     schema = pa.schema([*_FIELDS, *([_IMAGE] if with_images else [])])
     try:
         with (
-            partial["captions.jsonl"].open("w", encoding="utf-8") as kept,
-            partial["dropped.jsonl"].open("w", encoding="utf-8") as dropped,
+            partial["captions.jsonl"].open("x", encoding="utf-8") as kept,
+            partial["dropped.jsonl"].open("x", encoding="utf-8") as dropped,
             pq.ParquetWriter(partial["captions.parquet"], schema) as table,
         ):
             batch: list[dict[str, Any]] = []
@@ -108,6 +109,9 @@ def write_cleaned(
             partial[name].replace(out / name)
     except OSError as error:
         raise VlreError(f"cannot write in {out}: {error.strerror}") from error
+    finally:
+        for left in partial.values():
+            left.unlink(missing_ok=True)
     return written
 
 

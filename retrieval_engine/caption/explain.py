@@ -16,7 +16,7 @@ from PIL import Image
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.images import SourceImage
+from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.errors import MissingExtra, UsageError, VlreError
 from retrieval_engine.models.captioner import Captioner, ExplainingCaptioner
 from retrieval_engine.sources import read_bytes

@@ -1,5 +1,6 @@
 """A whole captioning job: from what was asked for to files, counts and failures."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,9 +11,9 @@ from typing import Any
 from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.images import Asked, SourceImage, Targets
 from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
 from retrieval_engine.caption.run import CaptionRun, Done
+from retrieval_engine.caption.source_images import Asked, SourceImage, Targets
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure
@@ -80,7 +81,7 @@ class CaptionRequest:
     @property
     def is_single(self) -> bool:
         """Whether one image file is all there is."""
-        return len(self.targets) == 1 and Path(self.targets[0]).is_file()
+        return len(self.targets) == 1 and Path(os.path.expanduser(self.targets[0])).is_file()
 
 
 class CaptionJob:
@@ -134,6 +135,11 @@ class CaptionJob:
         self.encoded = run.encoded
         if texts and texts.kept:
             self.notes.append(f"{texts.kept:,} images had a .txt, which was left as it was")
+        if texts and texts.outside:
+            self.notes.append(
+                f"{texts.outside:,} images lie outside the folder of their source: no .txt was "
+                "written beside them"
+            )
 
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request

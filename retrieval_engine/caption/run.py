@@ -12,8 +12,8 @@ import torch
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.images import Loaded, LoadImage, SourceImage, VisionStates
 from retrieval_engine.caption.ranking import Judge
+from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage, VisionStates
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.progress import Progress, Silent

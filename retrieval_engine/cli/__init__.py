@@ -5,6 +5,8 @@ standard library at the top and everything else inside the command, so that `vlr
 at once.
 """
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any
 import click
 
 from retrieval_engine import __version__
+from retrieval_engine.cli.signals import Told, ending_cleanly
 from retrieval_engine.errors import PluginBroken, VlreError
 from retrieval_engine.plugins import Plugins
 
@@ -48,32 +51,47 @@ class Commands(click.Group):
             return _broken(cmd_name, error)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named.
+
+        The reader of our output may go (`vlre search … | head`): nothing is wrong then. It is seen
+        here because click itself would make an error of it.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_output()
+            return 0
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and end with the right exit code and at most two lines on an explained failure."""
         typed = list(kwargs.get("args") or sys.argv[1:])
         debug = "--debug" in typed
         kwargs["standalone_mode"] = False
         try:
-            code = super().main(*args, **kwargs)
+            with ending_cleanly():
+                code = super().main(*args, **kwargs)
+            _flush()
         except VlreError as error:
             if debug:
                 raise
             _explain(error, typed)
             code = error.exit_code
-        except click.exceptions.Abort:
-            click.echo("interrupted", err=True)
-            code = INTERRUPTED
+        except click.exceptions.Abort as error:
+            told = error.__cause__ if isinstance(error.__cause__, Told) else None
+            click.echo(str(told or "interrupted"), err=True)
+            code = told.exit_code if told else INTERRUPTED
         except click.ClickException as error:
             error.show()
             code = error.exit_code
-        except BrokenPipeError:
-            # The reader of our output has gone (`vlre search … | head`): nothing is wrong.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # at the last flush
+            _drop_output()
             code = 0
         except (OSError, MemoryError, RuntimeError) as error:
             explained = _of_the_machine(error)
             if debug or explained is None:
                 raise
+            _drop_output()
             _explain(explained, typed)
             code = explained.exit_code
         sys.exit(code if isinstance(code, int) else 0)
@@ -95,10 +113,31 @@ def _broken(name: str, error: PluginBroken) -> click.Command:
     )
 
 
+def _flush() -> None:
+    if sys.stdout is not None:  # None where it was closed from the start
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Send to nowhere what is left for a pipe without a reader or a full disk.
+
+    Else Python would try again at its very end, and complain.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):  # a stream without a file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _of_the_machine(error: Exception) -> VlreError | None:
     """What a file, a disk or memory refused, in words; None when it is something else."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
+        if not where and error.errno == errno.ENOSPC:
+            where = "writing the output: "
         return VlreError(f"{where}{error.strerror}", hint="--debug shows where it happened")
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):
@@ -108,12 +147,13 @@ def _of_the_machine(error: Exception) -> VlreError | None:
 
 
 def _explain(error: VlreError, typed: Sequence[str]) -> None:
-    from retrieval_engine.cli.wording import as_options, context_of
+    from retrieval_engine.cli.output import note
+    from retrieval_engine.cli.wording import context_of
 
     context = context_of(main, typed)
-    click.echo(f"Error: {as_options(error.message, context)}", err=True)
+    note(f"Error: {error.message}", context)
     if error.hint:
-        click.echo(f"hint: {as_options(error.hint, context)}", err=True)
+        note(f"hint: {error.hint}", context)
 
 
 @click.group(cls=Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,7 +162,8 @@ def _explain(error: VlreError, typed: Sequence[str]) -> None:
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
     """The group; each command is a file in `commands/`."""
-    from retrieval_engine.cli.output import quiet_libraries
+    from retrieval_engine.cli.output import quiet_libraries, write_any_name
 
     ctx.obj = debug
     quiet_libraries(debug=debug)
+    write_any_name()

@@ -21,15 +21,14 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
         store: directory of the store.
         given: the other options of the command.
     """
-    from retrieval_engine.encoding import encode
+    from retrieval_engine.encoding import encode, open_changed
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
-    from retrieval_engine.sources import open_source
 
     options = _options(given)
     if given["allow_missing"]:
         source = f"{source}{'&' if '?' in source else '?'}allow_missing=true"
-    opened = open_source(source)
+    opened = open_changed(source, store)
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if options.features == ("tokens",) else open_encoder
     model, adapter = given["model"], given["adapter"]
@@ -106,7 +105,7 @@ def _tell(report: "EncodeReport", *, notes: Sequence[str] = (), as_json: bool) -
 
 
 def _summary(report: "Mapping[str, Json]") -> str:
-    """The report of an encode run for people, three lines."""
+    """The report of an encode run for people, three lines or four."""
     lines = []
     for modality in ("images", "captions"):
         tally = report[modality]
@@ -115,6 +114,13 @@ def _summary(report: "Mapping[str, Json]") -> str:
                 f"{n:,} {what}" for what, n in tally.items() if n or what == "encoded"
             )
             lines.append(f"{modality:9} {counts}")
+    gone = [
+        f"{report[what]:,} {words}"
+        for what, words in (("removed", "no longer there"), ("moved", "moved here"))
+        if report.get(what)
+    ]
+    if gone:
+        lines.append(f"items     {', '.join(gone)}")
     lines.append(
         f"store     {report['store']} in {report['seconds']} s, {report['images_per_s']} images/s"
     )

@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from retrieval_engine.cli.output import emit, table_console
+from retrieval_engine.cli.output import emit, on_terminal, shown
 
 if TYPE_CHECKING:
     from retrieval_engine.search.contact_sheet import Section
 
+_WIDEST = 100_000
+
 
 def print_hits(sections: "list[Section]", *, as_json: bool, with_query: bool) -> None:
-    """Print hits: tables on a terminal, one tab-separated line a hit when piped, or JSON lines.
+    r"""Print hits: tables on a terminal, one tab-separated line a hit when piped, or JSON lines.
+
+    Ids and uris are printed as they are. Only a tab or a line break in one, which would make
+    another column or line of it, stands as `\t`, `\n` or `\r`.
 
     Args:
         sections: each query with its hits.
@@ -24,28 +29,53 @@ def print_hits(sections: "list[Section]", *, as_json: bool, with_query: bool) ->
             query = {"query": section.title} if with_query else {}
             for hit in section.hits:
                 emit(query | hit.to_json())
-    elif sys.stdout.isatty():
+    elif on_terminal():
         _print_tables(sections)
     else:
         for section in sections:
-            asked = [section.title] if with_query else []
+            asked = [_words(section.title)] if with_query else []
             for hit in section.hits:
-                cells = [str(hit.rank), f"{hit.score:.4f}", hit.name, hit.sentence, hit.uri]
-                click.echo("\t".join(" ".join(cell.split()) for cell in [*asked, *cells]))
+                cells = [_cell(hit.name), _words(hit.sentence), _cell(hit.uri)]
+                line = "\t".join([*asked, str(hit.rank), f"{hit.score:.4f}", *cells])
+                click.echo(line, color=True)  # else click drops what looks like colours
+
+
+def print_paths(sections: "list[Section]", *, end: str) -> None:
+    """Print the uri of each hit and nothing else, for other programs.
+
+    Args:
+        sections: each query with its hits.
+        end: what ends each, a line break or NUL.
+    """
+    for section in sections:
+        for hit in section.hits:
+            click.echo(hit.uri + end, nl=False, color=True)
+
+
+def _cell(name: str) -> str:
+    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _print_tables(sections: "list[Section]") -> None:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     for section in sections:
-        table = Table(title=Text(section.title), title_justify="left", box=None, pad_edge=False)
+        title = Text(shown(section.title))
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("rank", justify="right")
         table.add_column("score", justify="right")
-        table.add_column("id", overflow="fold", max_width=32)
+        table.add_column("id", no_wrap=True)
         table.add_column("caption", no_wrap=True, overflow="ellipsis", max_width=60)
-        table.add_column("uri", style="dim", overflow="fold")
+        table.add_column("uri", style="dim", no_wrap=True)
         for hit in section.hits:
-            text = (Text(cell) for cell in (hit.name, hit.sentence, hit.uri))
+            text = (Text(shown(cell)) for cell in (hit.name, _words(hit.sentence), hit.uri))
             table.add_row(str(hit.rank), f"{hit.score:.4f}", *text)
-        table_console().print(table)
+        # As wide as it takes: the terminal itself wraps a long path, and copies it in one piece.
+        width = Console(width=_WIDEST).measure(table).maximum
+        Console(file=sys.stdout, highlight=False, width=max(width, 1)).print(table)

@@ -5,11 +5,17 @@ head makes of stored features, `imported` brings in other encoders' vectors, and
 reads vision states or encodes them once.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from retrieval_engine.lazy import lazily
+
 if TYPE_CHECKING:
-    from retrieval_engine.encoding.from_source import EncodeOptions, EncodeReport, encode
+    from retrieval_engine.encoding.from_source import (
+        EncodeOptions,
+        EncodeReport,
+        encode,
+        open_changed,
+    )
     from retrieval_engine.encoding.imported import ImportReport, import_embeddings
     from retrieval_engine.encoding.stale import encode_stale
     from retrieval_engine.encoding.vector_folders import read_clip_retrieval
@@ -23,6 +29,7 @@ _HOMES = {
     "encode": "from_source",
     "encode_stale": "stale",
     "import_embeddings": "imported",
+    "open_changed": "from_source",
     "read_clip_retrieval": "vector_folders",
     "read_embeddings": "vector_set",
 }
@@ -35,13 +42,10 @@ __all__ = [
     "encode",
     "encode_stale",
     "import_embeddings",
+    "open_changed",
     "read_clip_retrieval",
     "read_embeddings",
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -60,6 +60,8 @@ class EncodeReport:
         images: per item.
         captions: per caption.
         removed: items of the source that are gone and were taken out of the store.
+        moved: items of other sources that were taken out because their files are gone and the same
+            content is here.
         seconds: wall time.
         model_seconds: of it, inside the encoder.
         failures: one per failed item.
@@ -70,6 +72,7 @@ class EncodeReport:
     images: Tally = field(default_factory=Tally)
     captions: Tally = field(default_factory=Tally)
     removed: int = 0
+    moved: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
@@ -86,6 +89,7 @@ class EncodeReport:
             "images": tally(self.images),
             "captions": tally(self.captions),
             "removed": self.removed,
+            "moved": self.moved,
             "seconds": round(self.seconds, 3),
             "model_seconds": round(self.model_seconds, 3),
             "images_per_s": round(self.images.encoded / max(self.seconds, 1e-9), 2),

@@ -21,20 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound, UsageError
 from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
-from retrieval_engine.sources import Source, open_source, read_item
+from retrieval_engine.sources import EmptySource, Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
-from retrieval_engine.store import PartWriter, StoreWriter
+from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
 _PART_BYTES = 256 << 20
 
-__all__ = ["EncodeOptions", "EncodeReport", "encode"]
+__all__ = ["EncodeOptions", "EncodeReport", "encode", "open_changed"]
 
 
 def encode(
@@ -62,12 +62,16 @@ def encode(
         UsageError: a feature that the encoder does not emit.
         SourceError: the source cannot be read.
     """
-    source = open_source(source) if isinstance(source, str) else source
+    source = open_changed(source, store) if isinstance(source, str) else source
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress = options or EncodeOptions(), progress or Silent()
     features = chosen_features(encoder, options.features, options.store_dtype)
     batch_size = options.batch_size or encoder.default_batch_size
     start = time.perf_counter()
+    # What makes a source fail shows here: before a store is made for it, or emptied for it.
+    expected = _expected(source, options)
+    if options.overwrite and next(_wanted(source, options.split), None) is None:
+        raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
     with ExitStack() as stack:
         writer = stack.enter_context(
             StoreWriter.open(
@@ -90,7 +94,7 @@ def encode(
             open_pool(options.worker_kind, options.workers, ahead=2 * batch_size)
         )
         load = _Load(encoder.preprocessor, run.have[Modality.IMAGES])
-        progress.start("encoding", _expected(source, options))
+        progress.start("encoding", expected)
         loaded = pool.imap(load, run.changed_items())
         while run.encode_part(loaded):
             pass
@@ -100,12 +104,34 @@ def encode(
     return run.report
 
 
+def open_changed(source: str, store: Path | str) -> Source:
+    """The source with this name; one that has become empty is one where the store knows its items.
+
+    Raises:
+        UsageError, SourceError: as `open_source`.
+    """
+    try:
+        return open_source(source)
+    except SourceEmpty as error:
+        try:
+            known = error.source in open_store(store).items()["source"].unique().to_pylist()
+        except StoreNotFound:
+            known = False
+        if not known:
+            raise
+        return EmptySource(error.source)
+
+
 def _expected(source: Source, options: EncodeOptions) -> int | None:
     """Number of items a run will look at, where that is known before."""
     count = None if options.split else source.count()
     if options.limit:
         return options.limit if count is None else min(count, options.limit)
     return count
+
+
+def _wanted(source: Source, split: str) -> Iterator[Item]:
+    return (item for item in source.items() if not split or item.split == split)
 
 
 def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
@@ -153,8 +179,7 @@ class _Run:
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
-        split = self.options.split
-        items = (item for item in self.source.items() if not split or item.split == split)
+        items = _wanted(self.source, self.options.split)
         for item in islice(items, self.options.limit or None):
             self.seen.add(item.id)
             if not item.fault and self.writer.unchanged(item, self.source.name):
@@ -246,6 +271,8 @@ class _Run:
         self.report.removed = self.writer.finish(
             self.source.name, failures=self.report.failures, seen=self.seen if whole else None
         )
+        if whole:
+            self.report.moved = self.writer.take_moved(self.source.name, self.seen)
 
 
 def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:

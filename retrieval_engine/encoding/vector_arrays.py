@@ -1,5 +1,6 @@
 """Columns out of files: `.npy`, `.npz`, Parquet and plain text, named FILE or FILE:COLUMN."""
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,8 @@ def _split(name: str) -> tuple[Path, str]:
     for suffix in _TABLES:
         head, found, column = name.rpartition(f"{suffix}:")
         if found:
-            return Path(head + suffix), column
-    return Path(name), ""
+            return Path(os.path.expanduser(head + suffix)), column
+    return Path(os.path.expanduser(name)), ""
 
 
 def _chosen(path: Path, column: str, known: Sequence[str], usual: Sequence[str]) -> str:

@@ -3,8 +3,9 @@
 The public names load on first use: captions are scored without waiting for torch.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.evaluate.caption_scores import CaptionReport, evaluate_captions
@@ -53,8 +54,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"retrieval_engine.{_HOMES[name]}"), name)
+__getattr__ = lazily("retrieval_engine", _HOMES)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.leaks import LeakReport, gallery_keys
 from retrieval_engine.metrics.bootstrap import Bootstrap
@@ -104,11 +104,11 @@ def write_certificate(path: Path, value: Mapping[str, Json]) -> None:
     Raises:
         EvaluationError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".tmp")
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with replacing_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise EvaluationError(f"cannot write {path}: {error.strerror}") from error
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import FeatureMissing
 from retrieval_engine.heads.saved import SavedHead
 from retrieval_engine.models import Arrays, Encoder
+from retrieval_engine.models.encoder import unknown_features
 from retrieval_engine.records import Feature, Modality
 
 if TYPE_CHECKING:
@@ -52,19 +53,27 @@ class HeadedEncoder:
 
     def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
         """See `Encoder`."""
-        arrays = self._encoder.encode_images(pixels, self._needed(features))
+        arrays = self._encoder.encode_images(pixels, self._needed(features, Modality.IMAGES))
         return self._projected(Modality.IMAGES, arrays, features)
 
     def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
         """See `Encoder`."""
-        arrays = self._encoder.encode_texts(texts, self._needed(features))
+        arrays = self._encoder.encode_texts(texts, self._needed(features, Modality.CAPTIONS))
         return self._projected(Modality.CAPTIONS, arrays, features)
 
     def matcher(self) -> "Matcher":
         """The encoder's own: pair scores do not pass through a head."""
         return self._encoder.matcher()
 
-    def _needed(self, features: Sequence[str]) -> list[str]:
+    def _needed(self, features: Sequence[str], modality: Modality) -> list[str]:
+        """What the encoder itself must give.
+
+        Raises:
+            UsageError: a feature is not emitted; the message lists those that are.
+        """
+        known = self.features(modality)
+        if unknown := [name for name in features if name not in known]:
+            raise unknown_features(self.spec.checkpoint, unknown, known, modality)
         return list(dict.fromkeys(self.saved.config.feature if n == ITC else n for n in features))
 
     def _projected(self, modality: Modality, arrays: Arrays, features: Sequence[str]) -> Arrays:

@@ -7,8 +7,7 @@ trained_on.parquet    source, id and key of every image of the training and vali
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, FingerprintMismatch
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.heads.head import Head, HeadConfig
@@ -190,17 +190,14 @@ def save_head(saved: SavedHead, trained_on: TrainedOn) -> SavedHead:
         "trained_on": {"images": len(trained_on), "sha256": trained_on.digest},
         **saved.record,
     }
-    _replace(path / WEIGHTS, lambda file: file.write_bytes(weights))
-    _replace(path / ITEMS, lambda file: pq.write_table(table, file, compression="zstd"))
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _replace(path / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
+    with replacing_file(path / WEIGHTS) as file:
+        file.write(weights)
+    with replacing_file(path / ITEMS) as file:
+        pq.write_table(table, file, compression="zstd")
+    with replacing_file(path / RECORD) as file:
+        file.write(text.encode())
     return saved
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
 
 
 def load_head(path: str | Path) -> SavedHead:

@@ -138,9 +138,14 @@ def build_index(
         backend.save(rows, folder)
         SavedCatalog.of_store(store, split).save(folder)
         manifest = replace(
-            _manifest(store, vectors, built, folder), contents=contents, split=split or ""
+            _manifest(store, vectors, built, folder),
+            contents=contents,
+            split=split or "",
+            folder=folder.name,
         )
-        saved = SavedIndex(folder, manifest, backend.open_rows(folder, manifest.effort))
+        saved = SavedIndex(
+            folder, replace(manifest, folder=""), backend.open_rows(folder, manifest.effort)
+        )
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
         progress.stop()

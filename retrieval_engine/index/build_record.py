@@ -10,6 +10,7 @@ from retrieval_engine.errors import IndexFailure
 from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.records import Json
 from retrieval_engine.store import Store
+from retrieval_engine.strict_json import loads
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,7 +52,9 @@ class IndexManifest:
         items: number of items.
         rows_per_item: vectors of each item; row r belongs to item r // rows_per_item.
         dim: length of a vector.
-        files: every other file of the folder.
+        folder: where the files are, inside the index; empty for the index's folder itself, as
+            indexes before 2026-11 have it.
+        files: every other file.
         report: figures of the build.
         versions: of this package and the backend's library.
     """
@@ -72,6 +75,7 @@ class IndexManifest:
     items: int
     rows_per_item: int
     dim: int
+    folder: str = ""
     files: tuple[IndexFile, ...]
     report: Mapping[str, Json] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -94,7 +98,7 @@ class IndexManifest:
     def write(self, folder: Path) -> None:
         """Put the manifest into a folder."""
         value = {"format": FORMAT, **asdict(self)}
-        text = json.dumps(value, indent=2, ensure_ascii=False)
+        text = json.dumps({**value, "checksum": _digest(value)}, indent=2, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -107,7 +111,7 @@ class IndexManifest:
         rebuild = "build it again with `build_index()`"
         path = folder / MANIFEST
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = loads(path.read_bytes())
         except FileNotFoundError as error:
             raise IndexFailure(
                 f"no index at {folder}", hint="build one with `build_index()`"
@@ -119,10 +123,17 @@ class IndexManifest:
             raise IndexFailure(
                 f"{path} has format {seen}, this version reads {FORMAT}", hint=rebuild
             )
+        checksum = value.pop("checksum", None)  # older ones have none
+        if checksum is not None and _digest(value) != checksum:
+            raise IndexFailure(f"{path} is damaged: its checksum differs", hint=rebuild)
         del value["format"]
         try:
             value["files"] = tuple(IndexFile(**file) for file in value["files"])
-            return cls(**value)
+            manifest = cls(**value)
+            for name in (manifest.folder, *(file.name for file in manifest.files)):
+                if name != Path(name).name and name:
+                    raise TypeError(f"{name!r} is no plain name")
+            return manifest
         except (KeyError, TypeError) as error:
             raise IndexFailure(f"{path} is no index manifest: {error}", hint=rebuild) from error
 
@@ -130,14 +141,14 @@ class IndexManifest:
         """Compare the files with what the manifest says of them.
 
         Args:
-            folder: where they are.
+            folder: the index.
             content: hash them too, about a second a gigabyte; else compare lengths alone.
 
         Raises:
             IndexFailure: a file is missing, of another length, or its checksum differs.
         """
         for file in self.files:
-            path = folder / file.name
+            path = folder / self.folder / file.name
             if not path.is_file():
                 raise IndexFailure(f"{path} is missing", hint="build the index again")
             length = path.stat().st_size
@@ -151,6 +162,11 @@ class IndexManifest:
                     f"{path} is damaged: its checksum differs from its manifest's",
                     hint="build the index again",
                 )
+
+
+def _digest(value: Mapping[str, Json]) -> str:
+    """Digest of all members but the checksum, as they are after a journey through JSON."""
+    return digest(json.loads(json.dumps(value)))
 
 
 def describe(path: Path) -> IndexFile:

@@ -52,6 +52,9 @@ class Catalog(Protocol):
     def entries(self, numbers: Iterable[int]) -> list[Entry]:
         """The items with these numbers, in the order asked."""
 
+    def contents(self, numbers: NDArray[np.int64]) -> list[str | int]:
+        """What tells the images of these items apart: equal for equal bytes, and only then."""
+
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of these items' images in a store, for `Store.read`; -1 where it has none."""
 
@@ -85,6 +88,11 @@ class GalleryCatalog:
             ),
             meta=gallery.meta(number),
         )
+
+    def contents(self, numbers: NDArray[np.int64]) -> list[str | int]:
+        """As `Catalog.contents`: a store keeps equal bytes in one row."""
+        rows: list[str | int] = self._gallery.image_rows[numbers].tolist()
+        return rows
 
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Catalog.image_rows`; the store is the gallery's own."""
@@ -151,6 +159,10 @@ class SavedCatalog:
             captions=tuple(Caption(id=c["id"], text=c["text"]) for c in row["captions"]),
             meta=json.loads(row["meta"]),
         )
+
+    def contents(self, numbers: NDArray[np.int64]) -> list[str | int]:
+        """As `Catalog.contents`: the sha256 of each image."""
+        return [self._table["key"][int(number)].as_py() for number in numbers]
 
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Catalog.image_rows`, by the content of the images."""

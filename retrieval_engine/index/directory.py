@@ -1,7 +1,14 @@
-"""An index as a folder: opened by mapping it, replaced in one move."""
+"""An index as a folder: opened by mapping it, replaced in one move.
+
+index/
+├── manifest.json       the commit point: names the folder with the data
+└── data-0a1b2c3d/      vectors and items of one build
+"""
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import refuse_url, sync_directory
 from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.index import backends
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
@@ -20,9 +28,13 @@ from retrieval_engine.index.grouping import (
     check_queries,
     grouped_top_k,
 )
+from retrieval_engine.locks import FileLock, Taken
 
 # Up to this many bytes an index is hashed when it is opened: a tenth of a second at most.
 _CHEAP_BYTES = 200_000_000
+_DATA = "data-"
+_LOCK = "build.lock"
+_TRIES = 5
 
 
 class SavedIndex:
@@ -37,7 +49,7 @@ class SavedIndex:
     def __init__(self, path: Path, manifest: IndexManifest, rows: RowSearch) -> None:
         self.path = path
         self.manifest = manifest
-        self.catalog = SavedCatalog.open(path)
+        self.catalog = SavedCatalog.open(path / manifest.folder)
         self._rows = rows
         if rows.rows != manifest.rows or len(self.catalog) != manifest.items:
             raise IndexFailure(
@@ -76,68 +88,102 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
         IndexFailure: there is no index, or it is damaged; nothing is returned from a damaged one.
     """
     path = Path(path)
-    manifest = IndexManifest.read(path)
+    refuse_url(path, "an index")
+    for _ in range(_TRIES):
+        manifest = IndexManifest.read(path)
+        try:
+            return _open(path, manifest, verify)
+        except IndexFailure:
+            # A build that ended just now took the files of the manifest we read.
+            if IndexManifest.read(path) == manifest:
+                raise
+    raise IndexFailure(f"{path} is being replaced again and again", hint="try again")
+
+
+def _open(path: Path, manifest: IndexManifest, verify: bool | None) -> SavedIndex:
     manifest.check_files(path, content=manifest.bytes <= _CHEAP_BYTES if verify is None else verify)
-    rows = backends.load(manifest.backend).open_rows(path, manifest.effort)
+    rows = backends.load(manifest.backend).open_rows(path / manifest.folder, manifest.effort)
     return SavedIndex(path, manifest, rows)
 
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends well.
+    """A new folder inside `out` for the files of an index, which takes effect when the block ends.
+
+    The block leaves a manifest in it; that is moved over the manifest of `out`, in one step. Before
+    it the old index is there, after it the new one, and never none.
 
     Raises:
         UsageError: `out` is there and is no index; it will not be deleted for one.
-        IndexFailure: the disk refuses.
+        IndexFailure: the disk refuses, or another build is at work.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    refuse_url(out, "an index")
+    if out.exists() and not (out / MANIFEST).is_file() and not _is_unfinished(out):
         raise UsageError(
             f"{out} is there and is no index", hint="name a folder that does not exist yet"
         )
-    # abspath, not resolve: a link named `out` is replaced, not what it points to.
-    out = Path(os.path.abspath(out))
-    made, previous = (out.with_name(f".{out.name}.{w}-{os.getpid()}") for w in ("new", "old"))
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
-        made.mkdir()
-        yield made
-        _sync(made)
-        if out.exists():
-            out.rename(previous)
-        made.rename(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with _building(out):
+            _sweep(out)
+            data = out / f"{_DATA}{secrets.token_hex(4)}"
+            data.mkdir()
+            try:
+                yield data
+                _sync(data)
+                os.replace(data / MANIFEST, out / MANIFEST)
+                sync_directory(out)
+            finally:
+                _sweep(out)
     except OSError as error:
-        if previous.exists() and not out.exists():
-            previous.rename(out)
         raise IndexFailure(f"cannot write {out}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-        shutil.rmtree(previous, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: the index is there
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _building(out: Path) -> Iterator[None]:
+    try:
+        lock = FileLock(out / _LOCK)
+    except Taken as error:
+        raise IndexFailure(
+            f"{out} is being built by {error.owner}",
+            hint="wait for it to end, or build another index",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def _is_unfinished(out: Path) -> bool:
+    """Whether nothing lies in a folder but what a killed first build left."""
+    return out.is_dir() and all(_is_ours(path.name) for path in out.iterdir())
+
+
+def _is_ours(name: str) -> bool:
+    return name == _LOCK or re.fullmatch(f"{_DATA}[0-9a-f]{{8}}", name) is not None
 
 
 def _sweep(out: Path) -> None:
-    """Clear away what builds left beside `out` that were killed."""
-    for left in out.parent.glob(f".{out.name}.*-*"):
-        word, _, process = left.name.removeprefix(f".{out.name}.").partition("-")
-        if word not in ("new", "old") or not process.isdigit() or _is_running(int(process)):
-            continue
-        if word == "old" and not out.exists():
-            left.rename(out)  # killed between the two moves of a swap
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
+    """Take away what the manifest does not name: data of replaced and of killed builds."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        current = IndexManifest.read(out) if (out / MANIFEST).is_file() else None
+    except IndexFailure:  # damaged: whose data is whose will be known after the next build
+        return
+    for path in out.iterdir():
+        if path.is_dir() and path.name.startswith(_DATA) and _is_ours(path.name):
+            if current is None or path.name != current.folder:
+                shutil.rmtree(path, ignore_errors=True)
+        elif current and current.folder and path.name in {file.name for file in current.files}:
+            path.unlink()  # of an index as it was laid out before
 
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    sync_directory(folder)

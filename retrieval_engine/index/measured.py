@@ -23,7 +23,7 @@ _TIMED_QUERIES = 100
 _ROUNDING = 2e-6
 
 
-class Expected(NamedTuple):
+class ExactAnswers(NamedTuple):
     """The right answers to a sample of queries.
 
     Attributes:
@@ -66,14 +66,14 @@ def sample_queries(
     return queries, side
 
 
-def expect(exact: Index, queries: NDArray[np.float32]) -> Expected:
+def expect(exact: Index, queries: NDArray[np.float32]) -> ExactAnswers:
     """The right answers, with as many again beyond them to know the ties at the last place."""
     k = min(K, exact.items)
     scores, items = exact.search(queries, 2 * k)
-    return Expected(queries, scores, items, k)
+    return ExactAnswers(queries, scores, items, k)
 
 
-def recall_at_10(index: Index, expected: Expected) -> float:
+def recall_at_10(index: Index, expected: ExactAnswers) -> float:
     """Share of the 10 best items that the index finds, mean over the queries, in [0, 1].
 
     An item whose score equals that of the 10th, up to rounding, is as right as the 10th.
@@ -96,7 +96,7 @@ def p50_ms(index: Index, queries: NDArray[np.float32]) -> float:
     return statistics.median(times[3:])
 
 
-def tune(rows: Rows, index: Index, expected: Expected, target: float) -> float:
+def tune(rows: Rows, index: Index, expected: ExactAnswers, target: float) -> float:
     """Set the least search effort that reaches the target recall, and say the recall reached.
 
     Where none reaches it, the least effort within 0.001 of the best recall is taken.

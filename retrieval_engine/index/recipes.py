@@ -7,11 +7,13 @@ edited and added to: a file there wins over a built-in recipe of its name.
 import math
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.plugins import Plugins
+from retrieval_engine.records import Json
 
 BACKENDS = Plugins(
     package="retrieval_engine.index.backends", noun="index backend", group="vlre.backends"
@@ -36,19 +38,21 @@ class Recipe:
     Attributes:
         name: what it is called in the manifest.
         factory: faiss factory string; `{nlist}` is replaced by the number of lists that suits
-            the number of rows.
+            the number of rows. Empty for a backend that knows no such strings.
         backend: file name in `index/backends/`.
         target_recall: the effort of a search (nprobe, efSearch) is doubled at build until
             recall@10 against exact search reaches this, in (0, 1].
         ef_construction: HNSW's build effort; 0 leaves the library's default.
+        options: of the backend, by the names that its own `Options` give them.
         about: one line for people.
     """
 
     name: str
-    factory: str
+    factory: str = ""
     backend: str = "faiss"
     target_recall: float = 0.95
     ef_construction: int = 0
+    options: Mapping[str, Json] = field(default_factory=dict)
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -162,9 +166,11 @@ def read_recipe(path: Path) -> Recipe:
     allowed = [f.name for f in fields(Recipe) if f.name != "name"]
     if unknown := sorted(set(values) - set(allowed)):
         raise UsageError(f"{path}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
-    if not isinstance(values.get("factory"), str):
-        raise UsageError(f"{path}: 'factory' is missing; it is a faiss factory string")
     try:
-        return Recipe(name=path.stem, **values)
+        recipe = Recipe(name=path.stem, **values)
+        BACKENDS.load(recipe.backend).read_options(recipe)
     except TypeError as error:
         raise UsageError(f"{path}: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
+    return recipe

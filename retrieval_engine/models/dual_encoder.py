@@ -30,7 +30,7 @@ from retrieval_engine.models.device import (
     pick_device,
     pick_dtype,
 )
-from retrieval_engine.models.encoder import Arrays
+from retrieval_engine.models.encoder import Arrays, unknown_features
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -89,6 +89,10 @@ class ImageEncoder(ABC):
 
     # What all do
 
+    def form(self, name: str, shape: tuple[int, ...], *parts: str) -> Feature:
+        """A float32 feature of this shape, which these parts of the encoder decide."""
+        return Feature(name=name, shape=shape, dtype="float32", fingerprint=self.spec.part(*parts))
+
     @property
     def default_batch_size(self) -> int:
         """Images per call that suit the device."""
@@ -113,11 +117,8 @@ class ImageEncoder(ABC):
         """
         known = self.features(modality)
         if unknown := [name for name in features if name not in known]:
-            raise UsageError(
-                f"{self.checkpoint.name} emits no {', '.join(unknown)} for {modality}; it has "
-                f"{', '.join(known) or 'nothing of them'}",
-                hint=self.hint(unknown),
-            )
+            hint = self.hint(unknown)
+            raise unknown_features(self.checkpoint.name, unknown, known, modality, hint)
 
     @torch.inference_mode()
     def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:

@@ -1,11 +1,12 @@
 """Features out: models that turn images and captions into arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -76,3 +77,22 @@ class ReadsTokens(Protocol):
             tokens: (n, t, w) floats.
             features: names out of `features(Modality.IMAGES)`.
         """
+
+
+def unknown_features(
+    name: str, unknown: Sequence[str], known: Collection[str], modality: Modality, hint: str = ""
+) -> UsageError:
+    """The error of an encoder that was asked for features it does not emit.
+
+    Args:
+        name: of its checkpoint.
+        unknown: what it was asked for and lacks.
+        known: what it emits.
+        modality: for what.
+        hint: what to do instead.
+    """
+    return UsageError(
+        f"{name} emits no {', '.join(unknown)} for {modality}; it has "
+        f"{', '.join(known) or 'nothing of them'}",
+        hint=hint,
+    )

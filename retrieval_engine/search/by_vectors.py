@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import ShapeError, SourceError
 from retrieval_engine.records import Modality
+from retrieval_engine.search.distinct import distinct_top_k
 from retrieval_engine.search.engine import SearchEngine
 from retrieval_engine.search.hits import Hit
 
@@ -53,5 +54,5 @@ def search_vectors(engine: SearchEngine, vectors: NDArray[Any], k: int = 10) -> 
             f"the queries have {queries.shape[1]} dimensions, the images {engine.index.dim}",
             hint="give vectors of the encoder that the store was made with",
         )
-    scores, items = engine.index.search(queries, k)
+    scores, items = distinct_top_k(engine.index, engine.catalog, queries, k)
     return [engine.hits(s, i) for s, i in zip(scores, items, strict=True)]

@@ -27,6 +27,7 @@ from retrieval_engine.index.grouping import Items, Scores, late_interaction, mer
 from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Caption, Modality
+from retrieval_engine.search.distinct import distinct_top_k, first_of_each
 from retrieval_engine.search.hits import Hit, hit_of
 from retrieval_engine.search.pairing import check_head, check_pair, open_query_encoder
 from retrieval_engine.search.rerank import rerank_images
@@ -148,7 +149,9 @@ class SearchEngine:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
         if rerank and rerank < k:
             raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
-        scores, items = self.index.search(self.encode_texts(texts), max(k, rerank))
+        scores, items = distinct_top_k(
+            self.index, self.catalog, self.encode_texts(texts), max(k, rerank)
+        )
         if rerank:
             scores, items = rerank_images(
                 texts,
@@ -185,20 +188,24 @@ class SearchEngine:
             return self._search_captions(image, k)
         query = self.encode_image(image)
         if len(query) == 1:
-            scores, items = self.index.search(query, k)
+            scores, items = distinct_top_k(self.index, self.catalog, query, k)
             return self.hits(scores[0], items[0])
         store = self._needed_store("searching like images with several vectors each")
-        scores, items = self.index.search(query, max(4 * k, 64))
+        k = min(k, self.index.items)
+        scores, items = self.index.search(query, min(max(4 * k, 64), self.index.items))
         _, candidates = merge_queries(scores, items, scores.size)
         rows = self.catalog.image_rows(store, candidates)
         candidates, rows = candidates[rows >= 0], rows[rows >= 0]
         vectors = store.read(Modality.IMAGES, self.feature, rows)
         found = late_interaction(query, vectors)
-        best = np.lexsort((candidates, -found))[:k]
-        return self.hits(found[best], candidates[best])
+        order = np.lexsort((candidates, -found))
+        kept = first_of_each(self.catalog, candidates[order])[:k]
+        best = order[[place for place, _ in kept]]
+        return self.hits(found[best], np.array([item for _, item in kept], np.int64))
 
     def _search_captions(self, image: bytes | str | Path, k: int) -> list[Hit]:
         captions = self._captions
+        k = min(k, captions.index.items)
         scores, numbers = merge_queries(*captions.index.search(self.encode_image(image), k), k)
         return [
             captions.hit(rank, score, number)

@@ -48,6 +48,27 @@ class Source(Protocol):
         """Number of items, or None when only reading would tell."""
 
 
+class EmptySource:
+    """A source that had items once and has none now.
+
+    Args:
+        name: what it was called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.notes = [f"{name} holds nothing any more: its items are taken out of the store"]
+        self.is_partial = False
+
+    def items(self) -> Iterator[Item]:
+        """None."""
+        return iter(())
+
+    def count(self) -> int | None:
+        """None at all."""
+        return 0
+
+
 def open_source(spec: str) -> Source:
     """The source with this name.
 

@@ -11,6 +11,7 @@ from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.annotation import Record, composed
 from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.reading import one_line
 
 _SHOWN = 10
 
@@ -185,6 +186,11 @@ class AnnotatedImages:
         self._allow_missing = allow_missing
         self._survey: _Survey | None = None
 
+    @property
+    def root(self) -> Path:
+        """The folder with the images."""
+        return self._images.root
+
     def count(self) -> int:
         """Number of items whose images are there."""
         return self._look().found
@@ -269,7 +275,8 @@ class AnnotatedImages:
         absent, root = len(survey.missing), self._images.root
         if not absent:
             return
-        names = ", ".join(survey.missing[:_SHOWN]) + (", …" if absent > _SHOWN else "")
+        shown = (one_line(name) for name in survey.missing[:_SHOWN])
+        names = ", ".join(shown) + (", …" if absent > _SHOWN else "")
         line = f"{absent:,} of {absent + survey.found:,} images are not in {root}: {names}"
         if not survey.found:
             raise SourceError(

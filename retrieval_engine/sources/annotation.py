@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
 from retrieval_engine.sources.cleaning import clean_text
+from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import split_name
 
 IMAGE_KEYS = (
@@ -16,8 +17,11 @@ IMAGE_KEYS = (
     *("filepath", "file_path", "img", "img_path", "img_name", "img_file", "photo", "picture"),
     *("name", "file", "path"),
 )
-CAPTION_KEYS = (
+USUAL_CAPTION_KEYS = (
     *("captions", "caption", "comment", "sentences", "sentence", "texts", "text", "description"),
+)
+CAPTION_KEYS = (
+    *USUAL_CAPTION_KEYS,
     *("caption_text", "comments", "descriptions", "title", "alt_text", "alt", "prompt"),
 )
 
@@ -114,7 +118,7 @@ def record_of(entry: Json, where: str, fields: Fields | None = None) -> Record:
     )
     if image_key is None:
         raise SourceError(
-            f"{where}: no image name; found the keys {', '.join(entry) or 'none'}",
+            f"{where}: no image name; found the keys {one_line(', '.join(entry) or 'none')}",
             hint="name the key with `?image=KEY`, or use one of: " + ", ".join(IMAGE_KEYS[:8]),
         )
     return named_record(str(entry[image_key]), entry, fields, used=image_key)

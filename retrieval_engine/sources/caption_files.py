@@ -17,7 +17,7 @@ from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotation import Fields, Record, named_record, record_of
 from retrieval_engine.sources.caption_tables import table_records
 from retrieval_engine.sources.json_stream import elements, is_list, pairs
-from retrieval_engine.sources.reading import UNREADABLE, lines, open_text, parse_json
+from retrieval_engine.sources.reading import UNREADABLE, lines, one_line, open_text, parse_json
 
 _OTHER_KINDS = frozenset(("images", "annotations", "info", "licenses", "categories"))
 
@@ -42,7 +42,7 @@ def read_records(path: Path, fields: Fields | None = None) -> Iterator[Record]:
         else:
             yield from table_records(path, fields)
     except (*UNREADABLE, csv.Error) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _objects(path: Path, fields: Fields) -> Iterator[Record]:

@@ -23,7 +23,7 @@ from retrieval_engine.sources.annotation import (
     key_of,
 )
 from retrieval_engine.sources.decode import picture_suffixes
-from retrieval_engine.sources.reading import lines, open_text
+from retrieval_engine.sources.reading import lines, one_line, open_text
 from retrieval_engine.sources.source_name import split_name
 
 _NUMBER_KEYS = ("comment_number", "caption_number", "number")
@@ -131,7 +131,7 @@ def _headed_by_data(head: Sequence[str], path: Path) -> _Form | None:
             caption = 1 - image
         if caption < 0:
             raise SourceError(
-                f"{path} has no column of captions; its columns: {', '.join(names)}",
+                f"{path} has no column of captions; its columns: {one_line(', '.join(names))}",
                 hint="name it with `?caption=COLUMN`",
             )
         return _Form(
@@ -177,7 +177,7 @@ def _quoted_rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
                 if any(cell.strip() for cell in cells):
                     yield reader.line_num, cells
         except csv.Error as error:
-            raise SourceError(f"{path}:{reader.line_num}: {error}") from error
+            raise SourceError(f"{path}:{reader.line_num}: {one_line(error)}") from error
 
 
 def _plain_rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
@@ -212,7 +212,7 @@ def _record(cells: list[str], form: _Form, where: str) -> Record:
         cells = [cells[0], number, text] if number.isdecimal() else cells
     if len(cells) <= max(form.image, *form.captions, 0) or not cells[form.image].strip():
         wanted, found = (form.delimiter.join(each) for each in (form.names, cells))
-        raise SourceError(f"{where}: expected {wanted!r}, found {found[:120]!r}")
+        raise SourceError(f"{where}: expected {wanted[:120]!r}, found {found[:120]!r}")
     raw, number = cells[form.image].strip(), ""
     if match := _NUMBERED.match(raw):
         raw, number = match[1], match[2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from retrieval_engine.errors import SourceError
-from retrieval_engine.sources.annotation import CAPTION_KEYS, key_of
+from retrieval_engine.sources.annotation import CAPTION_KEYS, USUAL_CAPTION_KEYS, key_of
 from retrieval_engine.sources.source_name import Options
 
 _IDS = ("filename", "file_name", "image_name", "image_id", "img_id", "id", "key", "__key__")
@@ -94,10 +94,10 @@ def _caption_columns(schema: pa.Schema, asked: str) -> tuple[str, ...]:
         return () if asked == "none" else tuple(name.strip() for name in asked.split(","))
     texts = {f.name: f for f in schema if _is_text(f.type) or _is_text_list(f.type)}
     by_key = {key_of(name): name for name in reversed(texts)}
-    named = next((by_key[key] for key in CAPTION_KEYS if key in by_key), "")
-    if named:
-        return (named,)
-    return tuple(name for name in texts if _NUMBERED_CAPTION.fullmatch(name.lower()))
+    usual = [by_key[key] for key in USUAL_CAPTION_KEYS if key in by_key]
+    numbered = [name for name in texts if _NUMBERED_CAPTION.fullmatch(name.lower())]
+    rare = [by_key[key] for key in CAPTION_KEYS if key in by_key]
+    return tuple(usual[:1] or numbered or rare[:1])
 
 
 def same_form(first: pa.Schema, other: pa.Schema) -> bool:

@@ -26,6 +26,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -68,6 +69,7 @@ _BROKEN = (
 )
 
 
+@cache
 def picture_suffixes() -> frozenset[str]:
     """Endings, in lower case and with the dot, of the files that `decode` can decode."""
     Image.init()

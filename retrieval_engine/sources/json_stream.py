@@ -12,7 +12,7 @@ from typing import TextIO
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
-from retrieval_engine.sources.reading import MAX_TEXT, UNREADABLE, open_text
+from retrieval_engine.sources.reading import MAX_TEXT, UNREADABLE, one_line, open_text
 
 _CHUNK = 1 << 20
 _BLANK = " \t\r\n"
@@ -29,7 +29,7 @@ def is_list(path: Path) -> bool:
         with open_text(path) as stream:
             return stream.read(4096).lstrip(_BLANK).startswith("[")
     except UNREADABLE as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def elements(path: Path, key: str = "") -> Iterator[Json]:
@@ -63,9 +63,9 @@ def _scanner(path: Path) -> Iterator["_Scanner"]:
         with open_text(path) as stream:
             yield _Scanner(stream)
     except UNREADABLE as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
     except ValueError as error:
-        raise SourceError(f"{path}: {error}") from error
+        raise SourceError(f"{path}: {one_line(error)}") from error
 
 
 class _Scanner:

@@ -40,6 +40,12 @@ _PEEKED = 4096
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
+def one_line(error: BaseException | str) -> str:
+    """What an error says, on one line of a bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
 def open_regular(path: Path | str) -> BinaryIO:
     """A file for reading that is surely a regular one; opening never waits.
 
@@ -117,7 +123,7 @@ def parse_json(text: str | bytes, where: str) -> Json:
     try:
         value: Json = json.loads(text)
     except ValueError as error:
-        raise SourceError(f"{where} is no JSON: {error}") from error
+        raise SourceError(f"{where} is no JSON: {one_line(error)}") from error
     except RecursionError as error:
         raise SourceError(f"{where} is nested too deeply") from error
     return value

@@ -1,9 +1,11 @@
 """Items from tables with one picture in each row: the rows read, and which split each is in."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +23,7 @@ from retrieval_engine.sources.source_name import Options, existing_file, split_n
 _UNIQUE = "name a column of unique ids with `?id=COLUMN`, or number the rows with `?id=row`"
 OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
 """Options that every source of tables knows."""
+_CELL = re.compile(r"(?:([^/,]*)/)?(\d+),(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +34,48 @@ class TablePart:
         path: the file, absolute.
         read: gives its rows, of the columns asked for alone, a batch at a time.
         split: what all its rows are in, or empty.
+        table: name of the table in a file that holds several, such as a database; else empty.
     """
 
     path: Path
     read: Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]
     split: str = ""
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Where a picture is in a table; as a uri `KIND:FILE#ROW,COLUMN` or `…#TABLE/ROW,COLUMN`.
+
+    Attributes:
+        path: the file.
+        row: number of the row, from 0.
+        column: name of the column.
+        table: name of the table in a file that holds several, else empty.
+    """
+
+    path: str
+    row: int
+    column: str
+    table: str = ""
+
+    def uri(self, kind: str) -> str:
+        """The uri of the cell in a source of this kind."""
+        table = f"{quote(self.table, safe='')}/" if self.table else ""
+        return f"{kind}:{self.path}#{table}{self.row},{self.column}"
+
+    @classmethod
+    def of(cls, uri: str) -> "Cell":
+        """The cell that a uri names.
+
+        Raises:
+            SourceError: it names none.
+        """
+        path, _, place = uri.partition(":")[2].rpartition("#")
+        if (found := _CELL.fullmatch(place)) is None:
+            raise SourceError(f"{uri} names no cell of a table")
+        table, row, column = found.groups(default="")
+        return cls(path=path, row=int(row), column=column, table=unquote(table))
 
 
 class TableSource:
@@ -138,9 +178,12 @@ class TableSource:
             for batch in part.read(part.path, columns.light):
                 for values in _values(batch, columns):
                     where = f"{part.path}, row {row}"
+                    cell = Cell(
+                        path=str(part.path), row=row, column=columns.image, table=part.table
+                    )
                     yield _Row(
                         record=_record(values, columns, f"{part.path.stem}-{row}", where, part),
-                        uri=f"{self._kind}:{part.path}#{row},{columns.image}",
+                        uri=cell.uri(self._kind),
                         mtime_ns=mtime_ns,
                         where=where,
                     )

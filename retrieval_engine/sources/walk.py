@@ -20,6 +20,8 @@ _STORE_BYTES = 4 << 20
 _SIDECAR = ".txt"
 _SHOWN = 8
 
+UNREADABLE = "folders cannot be read"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureFile:
@@ -58,6 +60,11 @@ class Walk:
         """Every picture, sorted by id as a string whatever order the file system has."""
         yield from self._directory(str(self.root), "", frozenset())
 
+    @property
+    def unread(self) -> bool:
+        """Whether a folder could not be read."""
+        return self.skipped[UNREADABLE] > 0
+
     def notes(self) -> list[str]:
         """Lines for people about what was left out, after the last picture."""
         lines = [f"{count:,} {what}" for what, count in self.skipped.items() if count]
@@ -77,7 +84,7 @@ class Walk:
             with os.scandir(path) as entries:
                 found = {entry.name: entry for entry in entries}
         except OSError:
-            self.skipped["folders cannot be read"] += 1
+            self.skipped[UNREADABLE] += 1
             return
         here = (state.st_dev, state.st_ino)
         if here in above:  # a link back up

@@ -5,7 +5,9 @@ gallery = store.gallery(split="test")
 for start, block in gallery.image_blocks("itc", 4096): ...
 """
 
+from retrieval_engine.store.compact import Compacted, compact_store
 from retrieval_engine.store.facts import StoreFacts, describe
+from retrieval_engine.store.forget import forget_source
 from retrieval_engine.store.gallery import Gallery, Strings
 from retrieval_engine.store.manifest import REPAIR_HINT
 from retrieval_engine.store.part import PartWriter
@@ -15,6 +17,7 @@ from retrieval_engine.store.writer import StoreWriter
 
 __all__ = [
     "REPAIR_HINT",
+    "Compacted",
     "Gallery",
     "PartWriter",
     "Repaired",
@@ -22,7 +25,9 @@ __all__ = [
     "StoreFacts",
     "StoreWriter",
     "Strings",
+    "compact_store",
     "describe",
+    "forget_source",
     "open_store",
     "repair_store",
 ]

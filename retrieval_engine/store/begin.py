@@ -1,11 +1,14 @@
 """Makes a directory ready for a writer, and sweeps up after a dead one."""
 
+import contextlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from retrieval_engine.durable import refuse_url
 from retrieval_engine.errors import FingerprintMismatch, ShapeError, StoreDamaged, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Modality
-from retrieval_engine.store.durable import PARTIAL
 from retrieval_engine.store.manifest import (
     FAILURES,
     HEADER,
@@ -23,18 +26,31 @@ from retrieval_engine.store.manifest import (
 )
 
 _OURS = {HEADER, MANIFEST, FAILURES, LOCK, SHARDS}
+# Names that a writer gives; whatever else lies in a store is somebody's, and stays.
+_SHARD = r"((images|captions)-\d+\.h5|items-\d+\.parquet)"
+_PARTIAL = r"(\.[0-9a-f]{8})?\.partial"
+_OUR_SHARD = re.compile(f"{_SHARD}({_PARTIAL})?")
+_OUR_PARTIAL = re.compile(f"({'|'.join(map(re.escape, (HEADER, MANIFEST, FAILURES)))}){_PARTIAL}")
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path) -> tuple[Path, ...]:
     """Make the directory of a store, or refuse one that holds something else.
 
+    Returns:
+        The directories that had to be made, the innermost first.
+
     Raises:
+        UsageError: the path is an address such as `s3://…`.
         StoreError: it cannot be made, or is neither empty nor a store.
     """
+    refuse_url(path, "a store")
+    made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
     try:
         path.mkdir(parents=True, exist_ok=True)
         foreign = [
-            entry.name for entry in path.iterdir() if entry.name.removesuffix(PARTIAL) not in _OURS
+            entry.name
+            for entry in path.iterdir()
+            if entry.name not in _OURS and not _OUR_PARTIAL.fullmatch(entry.name)
         ]
     except OSError as error:
         raise StoreError(f"cannot write a store at {path}: {error.strerror}") from error
@@ -43,6 +59,16 @@ def make_directory(path: Path) -> None:
             f"{path} is no store, and not empty: it holds {sorted(foreign)[0]}",
             hint="name a new or empty directory as `store`",
         )
+    return made
+
+
+def unmake(path: Path, made: Iterable[Path]) -> None:
+    """Take away a store that was made in vain; whatever else came to lie there stays."""
+    with contextlib.suppress(OSError):
+        for name in (HEADER, MANIFEST, FAILURES, LOCK):
+            (path / name).unlink(missing_ok=True)
+        for folder in (path / SHARDS, *made):
+            folder.rmdir()
 
 
 def prepare(
@@ -55,7 +81,7 @@ def prepare(
         ShapeError: a feature is stored in another shape or dtype.
         StoreDamaged: the header or the manifest cannot be understood.
     """
-    (path / SHARDS).mkdir(exist_ok=True)
+    own_shards(path)
     exists = (path / HEADER).exists()
     if overwrite or not exists:
         _start_anew(path, overwrite=overwrite)
@@ -83,6 +109,30 @@ def prepare(
         )
         write_header(path, header)
     return header
+
+
+def own_shards(path: Path) -> None:
+    """Make sure that `shards/` is the store's own folder.
+
+    Raises:
+        StoreError: it is a link, behind which another's files may lie, or cannot be made.
+    """
+    shards = path / SHARDS
+    if shards.is_symlink():
+        raise StoreError(
+            f"{shards} is a link to {shards.readlink()}; a writer would replace and delete files "
+            "there",
+            hint="put the folder itself in the place of the link, or link the whole store",
+        )
+    try:
+        shards.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write in {shards}: {error.strerror}") from error
+
+
+def next_free(path: Path, manifest: Manifest) -> int:
+    """A part number that neither the manifest nor a file or folder in `shards/` has."""
+    return max(manifest.next_part, _highest_number(path) + 1)
 
 
 def _check_form(path: Path, known: Feature, form: Feature, *, adopt: bool) -> None:
@@ -115,33 +165,40 @@ def _start_anew(path: Path, *, overwrite: bool) -> None:
         except StoreDamaged:
             if not overwrite:
                 raise
-            before = Manifest(next_part=_highest_number(path) + 1)
+            before = Manifest()
         if before.parts and not overwrite:
             raise StoreDamaged(
                 f"{path / HEADER} is missing, {path / MANIFEST} lists {len(before.parts)} parts",
                 hint="restore it from a copy, or encode again with `EncodeOptions(overwrite=True)`",
             )
-        next_part = before.next_part
+        next_part = next_free(path, before)
     write_manifest(path, Manifest(next_part=next_part))
     (path / FAILURES).unlink(missing_ok=True)
 
 
 def _highest_number(path: Path) -> int:
-    digits = (file.name.partition("-")[2].partition(".")[0] for file in (path / SHARDS).iterdir())
-    return max((int(d) for d in digits if d.isdecimal()), default=-1)
+    names = (file.name for file in (path / SHARDS).iterdir())
+    numbers = (re.findall(r"\d+", name)[0] for name in names if _OUR_SHARD.fullmatch(name))
+    return max(map(int, numbers), default=-1)
 
 
 def sweep(path: Path, manifest: Manifest) -> list[str]:
     """Delete what a dead writer left: partial files and shards that no manifest lists.
 
-    The caller holds the writer's lock.
+    What has another name than a writer gives, and every folder, is left alone. The caller holds the writer's lock.
 
     Returns:
         Names of the files deleted.
     """
     listed = {entry.name for entry in manifest.files()}
-    left = [file for file in (path / SHARDS).iterdir() if file.name not in listed]
-    left += list(path.glob(f"*{PARTIAL}"))
+    left = [file for file in _ours(path / SHARDS, _OUR_SHARD) if file.name not in listed]
+    left += _ours(path, _OUR_PARTIAL)
     for file in left:
         file.unlink()
     return sorted(file.name for file in left)
+
+
+def _ours(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """Files a writer may have left; of a link the link itself, of a folder nothing."""
+    found = [file for file in folder.iterdir() if names.fullmatch(file.name)]
+    return [file for file in found if file.is_symlink() or file.is_file()]

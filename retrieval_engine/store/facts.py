@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.store.items import live_items, splits
+from retrieval_engine.store.items import live_items, sources, splits
 from retrieval_engine.store.manifest import FORMAT_VERSION, feature_json
 from retrieval_engine.store.reader import Store
 
@@ -17,6 +17,7 @@ class StoreFacts:
         store: what the figures are about.
         items: number of live items.
         splits: number of live items by split, largest first.
+        sources: number of live items by source, in the order of their first items.
         rows: number of distinct keys of each modality with at least one current feature.
         coverage: number of them that have each feature, by modality and feature.
         failures: number of items in the failure ledger.
@@ -26,6 +27,7 @@ class StoreFacts:
     store: Store
     items: int
     splits: Mapping[str, int]
+    sources: Mapping[str, int]
     rows: Mapping[Modality, int]
     coverage: Mapping[Modality, Mapping[str, int]]
     failures: int
@@ -49,6 +51,7 @@ class StoreFacts:
             "created": store.header.created,
             "items": self.items,
             "splits": dict(self.splits),
+            "sources": dict(self.sources),
             **sides,
             "failures": self.failures,
             "parts": len(store.manifest.parts),
@@ -63,6 +66,8 @@ class StoreFacts:
         yield "encoder", f"{store.spec.checkpoint} ({store.spec.family}, {store.fingerprint[:12]})"
         shares = ", ".join(f"{name or 'no split'} {n:,}" for name, n in self.splits.items())
         yield "items", f"{self.items:,}" + (f" ({shares})" if shares else "")
+        for source, count in self.sources.items():
+            yield "  source", f"{source} {count:,}"
         for modality in Modality:
             yield str(modality), f"{self.rows[modality]:,} rows"
             for name, form in store.features(modality).items():
@@ -77,11 +82,12 @@ class StoreFacts:
 
 def describe(store: Store) -> StoreFacts:
     """The figures of a store; reads keys and items, no features."""
-    table = live_items(store.path, store.manifest, ["split"])
+    table = live_items(store.path, store.manifest, ["split", "source"])
     return StoreFacts(
         store=store,
         items=len(table),
         splits=splits(table),
+        sources=sources(table),
         rows={modality: store.count(modality) for modality in Modality},
         coverage={
             modality: {name: store.count(modality, name) for name in store.features(modality)}

@@ -13,15 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import partial_of, publish
 from retrieval_engine.errors import StoreDamaged, StoreError, UsageError
 from retrieval_engine.records import Item
-from retrieval_engine.store.durable import PARTIAL, publish
 from retrieval_engine.store.manifest import (
     REPAIR_HINT,
     SHARDS,
     FileEntry,
     FileKind,
     Manifest,
+    is_missing,
 )
 
 # 64-bit offsets, so that a table of a hundred million captions can still be one array.
@@ -105,25 +106,32 @@ class ItemRows:
             StoreError: the disk refuses.
         """
         table = pa.table(self.columns, schema=SCHEMA)
-        partial = path.with_name(path.name + PARTIAL)
-        try:
+        return publish_table(table, path)
+
+
+def publish_table(table: Any, path: Path) -> FileEntry:
+    """Write a table of `SCHEMA` as one whole file.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    partial = partial_of(path)
+    try:
+        with partial.open("xb") as file:
             pq.write_table(
                 table,
-                partial,
+                file,
                 compression="zstd",
                 use_dictionary=["source", "split"],
                 write_page_checksum=True,
             )
-            size_bytes, sha256 = publish(partial, path)
-        except OSError as error:
-            raise StoreError(f"cannot write {partial}: {error}") from error
-        return FileEntry(
-            name=path.name,
-            kind=FileKind.ITEMS,
-            rows=len(self),
-            size_bytes=size_bytes,
-            sha256=sha256,
-        )
+        size_bytes, sha256 = publish(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return FileEntry(
+        name=path.name, kind=FileKind.ITEMS, rows=len(table), size_bytes=size_bytes, sha256=sha256
+    )
 
 
 def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
@@ -139,6 +147,7 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
 
     Raises:
         StoreDamaged: a table is missing, has another length, or a checksum fails.
+        StoreChanged: the store was overwritten or compacted since the manifest was read.
     """
     identity = ["source", "id", "removed"]
     wanted = [*columns, *(name for name in identity if name not in columns)]
@@ -185,7 +194,7 @@ def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns=list(columns))
     except FileNotFoundError as error:
-        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
+        raise is_missing(root, entry) from error
     except (OSError, pa.ArrowException, KeyError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
     if len(table) != entry.rows:
@@ -218,6 +227,12 @@ def splits(table: Any) -> dict[str, int]:
     """Number of items of each split, largest first."""
     counts = pc.value_counts(table["split"]).to_pylist()
     return {c["values"]: c["counts"] for c in sorted(counts, key=lambda c: -c["counts"])}
+
+
+def sources(table: Any) -> dict[str, int]:
+    """Number of items of each source, in the order of their first items."""
+    counts = pc.value_counts(table["source"]).to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
 
 
 def caption_spans(column: Any) -> NDArray[np.int64]:

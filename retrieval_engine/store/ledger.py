@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.records import Failure
-from retrieval_engine.store.durable import replace_file
 from retrieval_engine.store.manifest import FAILURES
 
 

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.errors import StoreDamaged, StoreError, StoreNotFound
+from retrieval_engine.durable import refuse_url, replace_file
+from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError, StoreNotFound
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Json, Modality
-from retrieval_engine.store.durable import replace_file
 
 FORMAT_VERSION = 1
 HEADER = "store.json"
@@ -122,10 +122,12 @@ def read_header(path: Path) -> Header:
     """The header of the store at a path.
 
     Raises:
+        UsageError: the path is an address such as `s3://…`.
         StoreNotFound: there is no `store.json`.
         StoreDamaged: it cannot be understood.
         StoreError: a newer vlre made the store.
     """
+    refuse_url(path, "a store")
     if not (path / HEADER).is_file():
         raise StoreNotFound(
             f"no store at {path}",
@@ -200,6 +202,22 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     ]
     value = {"format_version": FORMAT_VERSION, "next_part": manifest.next_part, "parts": parts}
     replace_file(path / MANIFEST, _json_bytes(value))
+
+
+def is_missing(path: Path, entry: FileEntry) -> StoreError:
+    """The error for a file that is not there: the store is damaged, or was replaced meanwhile.
+
+    Args:
+        path: of the store.
+        entry: what a manifest, read earlier, says of the file.
+    """
+    file = path / SHARDS / entry.name
+    if (path / MANIFEST).is_file() and entry not in read_manifest(path).files():
+        return StoreChanged(
+            f"{path} was overwritten or compacted while it was being read",
+            hint="open it again: run the same once more",
+        )
+    return StoreDamaged(f"{file} is missing", hint=REPAIR_HINT)
 
 
 def feature_json(feature: Feature) -> dict[str, Json]:

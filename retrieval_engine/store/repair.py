@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval_engine.store.begin import sweep
-from retrieval_engine.store.lock import WriterLock
+from retrieval_engine.store.begin import own_shards, sweep
+from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     Manifest,
     Part,
@@ -41,8 +41,9 @@ def repair_store(path: str | Path) -> Repaired:
     """
     path = Path(path)
     read_header(path)
-    lock = WriterLock(path)
+    lock = lock_store(path)
     try:
+        own_shards(path)
         manifest = read_manifest(path)
         bad = {entry.name: check_file(path, entry) for entry in manifest.files()}
         problems = tuple(problem for problem in bad.values() if problem)

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import partial_of, publish
 from retrieval_engine.errors import ShapeError, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Modality
-from retrieval_engine.store.durable import PARTIAL, publish
 from retrieval_engine.store.keys import KEY_HEX, hex_keys, raw_keys
 from retrieval_engine.store.manifest import (
     FORMAT_VERSION,
@@ -99,7 +99,7 @@ def _refused(what: str, feature: Feature, key: np.bytes_, found: str) -> StoreEr
 
 
 class ShardWriter:
-    """Collects rows in `NAME.partial` and publishes them as one whole file.
+    """Collects rows in a partial file and publishes them as one whole file.
 
     Args:
         path: final path of the shard.
@@ -116,9 +116,9 @@ class ShardWriter:
         self.features = dict(features)
         self.rows = 0
         self.size_bytes = 0
-        self._partial = path.with_name(path.name + PARTIAL)
+        self._partial = partial_of(path)
         with _writing(self._partial):
-            self._disk = _Disk(self._partial, "w+")
+            self._disk = _Disk(self._partial, "x+")
             self._file = h5py.File(self._disk, "w")
             self._file.attrs["format_version"] = FORMAT_VERSION
             self._file.attrs["modality"] = str(modality)

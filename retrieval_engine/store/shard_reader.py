@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.store.keys import KEY_HEX
-from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry
+from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry, is_missing
 from retrieval_engine.store.shard import KEY
 
 _SLAB_BYTES = 32 << 20
@@ -60,13 +60,14 @@ class ShardReader:
 
         Raises:
             StoreDamaged: the file is missing, has another length, or a checksum fails.
+            StoreChanged: the store was overwritten or compacted since the entry was read.
         """
         if not len(rows):
             return
         if self._process != os.getpid():
             self._reset()
-        with self._turn, _reading(self._root / SHARDS / entry.name):
-            dataset = self._open(entry)[name]
+        with self._turn, _reading(self._root, entry):
+            dataset = _own_dataset(self._open(entry), name)
             if len(dataset) != entry.rows:
                 raise OSError(f"{name} has {len(dataset)} rows, the manifest says {entry.rows}")
             _gather(dataset, rows, out)
@@ -93,6 +94,21 @@ class ShardReader:
                     self._files.popitem()[1].close()
 
 
+def _own_dataset(file: Any, name: str) -> Any:
+    """A dataset whose bytes lie in the file itself: what a link leads to is not the store's."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise OSError(f"it has no {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise OSError(f"{name} is a link to elsewhere")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise OSError(f"the bytes of {name} lie elsewhere")
+    if dataset.chunks is None:
+        raise OSError(f"{name} has no checksums")
+    return dataset
+
+
 def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
     first, count = int(rows[0]), len(rows)
     if int(rows[-1]) - first + 1 == count and (np.diff(rows) == 1).all():
@@ -113,10 +129,11 @@ def _gather(dataset: Any, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(root: Path, entry: FileEntry) -> Iterator[None]:
+    path = root / SHARDS / entry.name
     try:
         yield
     except FileNotFoundError as error:
-        raise StoreDamaged(f"{path} is missing", hint=REPAIR_HINT) from error
-    except (OSError, KeyError, RuntimeError) as error:
+        raise is_missing(root, entry) from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error

@@ -8,25 +8,36 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import sync_directory
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
-from retrieval_engine.store.begin import make_directory, prepare, sweep
-from retrieval_engine.store.durable import sync_directory
+from retrieval_engine.store.begin import (
+    make_directory,
+    next_free,
+    own_shards,
+    prepare,
+    sweep,
+    unmake,
+)
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
-from retrieval_engine.store.lock import WriterLock
+from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
+    HEADER,
     SHARDS,
     FileEntry,
     Header,
     Manifest,
     Part,
+    read_header,
     read_manifest,
     write_manifest,
 )
+from retrieval_engine.store.moved import COLUMNS, moved_items
 from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.shard import KEY
 
@@ -35,7 +46,7 @@ class StoreWriter:
     """Adds to a store. One at a time; readers are never in its way.
 
     Use `open`, and as a context manager: leaving it gives the lock back and forgets uncommitted
-    parts. Parts may be filled and committed in another thread than the one that asks what is
+    parts; a store that was made for a run that failed before its first commit goes again. Parts may be filled and committed in another thread than the one that asks what is
     unchanged, but one at a time and in order.
 
     Attributes:
@@ -47,7 +58,7 @@ class StoreWriter:
     def __init__(
         self,
         path: Path,
-        lock: WriterLock,
+        lock: FileLock,
         header: Header,
         features: Mapping[Modality, Sequence[Feature]],
     ) -> None:
@@ -56,9 +67,10 @@ class StoreWriter:
         self.features = {m: tuple(features.get(m, ())) for m in Modality}
         self._lock = lock
         self._manifest = read_manifest(path)
-        self._next_part = self._manifest.next_part
+        self._made: tuple[Path, ...] | None = None  # folders made for a store that is new
         self._parts: list[PartWriter] = []
         sweep(path, self._manifest)
+        self._next_part = next_free(path, self._manifest)
         self._inventory = Inventory(path, self._manifest, self.features)
 
     @classmethod
@@ -91,11 +103,32 @@ class StoreWriter:
         forms = {m: {form.name: form for form in features.get(m, ())} for m in Modality}
         if any(KEY in by_name for by_name in forms.values()):
             raise UsageError(f"no feature can be called {KEY!r}: shards keep the cache keys there")
-        make_directory(path)
-        lock = WriterLock(path)
+        made = make_directory(path)
+        lock = lock_store(path)
+        is_new = not (path / HEADER).exists()
         try:
             header = prepare(path, spec, forms, overwrite=overwrite, adopt=adopt_spec)
-            return cls(path, lock, header, features)
+            writer = cls(path, lock, header, features)
+        except BaseException:
+            lock.release()
+            raise
+        writer._made = made if is_new else None
+        return writer
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> "StoreWriter":
+        """Open a store to take items out of it, whatever its encoder.
+
+        Raises:
+            StoreNotFound: there is none.
+            StoreError: another writer is at work.
+        """
+        path = Path(path)
+        header = read_header(path)
+        lock = lock_store(path)
+        try:
+            own_shards(path)
+            return cls(path, lock, header, {})
         except BaseException:
             lock.release()
             raise
@@ -109,7 +142,16 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        for part in self._parts:
+            part.discard()
+        if error is not None and self._made is not None and self.is_empty:
+            unmake(self.path, self._made)
+        self._lock.release()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is committed, no failure either."""
+        return not self._manifest.parts and not self.failures()
 
     def close(self) -> None:
         """Forget uncommitted parts and let others write."""
@@ -201,6 +243,24 @@ class StoreWriter:
             self.remove(source, gone)
         update_failures(self.path, failures, settled)
         return len(gone)
+
+    def take_moved(self, source: str, seen: Collection[str]) -> int:
+        """Take out the items of other sources that a source has now: their files have moved.
+
+        Args:
+            source: its name; a whole pass over it has just been committed.
+            seen: ids of all items that it has.
+
+        Returns:
+            Number of items taken out; see `moved_items` for which.
+        """
+        moved = moved_items(live_items(self.path, self._manifest, COLUMNS), source, seen)
+        if moved:
+            part = self.part()
+            for other, item_id in moved:
+                part.remove_items(other, [item_id])
+            part.commit()
+        return len(moved)
 
     def _publish(self, number: int, files: Sequence[FileEntry]) -> None:
         part = Part(number=number, files=tuple(files))

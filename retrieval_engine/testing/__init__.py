@@ -11,12 +11,12 @@ Needs pytest and hypothesis, the extra `testing`. Beside the contracts lie what 
 small images, vectors and stores.
 """
 
-import importlib
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import MissingExtra
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.testing.backend_contract import BackendContract
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RetrievalLearnerContract,
     )
     from retrieval_engine.testing.matcher_contract import MatcherContract
+    from retrieval_engine.testing.metric_contract import CaptionMetricContract, RankMetricContract
     from retrieval_engine.testing.pool_contract import PoolContract
     from retrieval_engine.testing.source_contract import SourceContract
     from retrieval_engine.testing.store_contract import StoreContract
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BackendContract": "backend_contract",
     "CaptionLearnerContract": "learner_contract",
+    "CaptionMetricContract": "metric_contract",
     "CaptionerContract": "captioner_contract",
     "EncoderContract": "encoder_contract",
     "HeadContract": "head_contract",
@@ -45,6 +47,7 @@ _HOMES = {
     "MatcherContract": "matcher_contract",
     "PoolContract": "pool_contract",
     "ProjectionContract": "head_contract",
+    "RankMetricContract": "metric_contract",
     "RetrievalLearnerContract": "learner_contract",
     "SourceContract": "source_contract",
     "StoreContract": "store_contract",
@@ -53,6 +56,7 @@ _HOMES = {
 __all__ = [
     "BackendContract",
     "CaptionLearnerContract",
+    "CaptionMetricContract",
     "CaptionerContract",
     "EncoderContract",
     "HeadContract",
@@ -61,6 +65,7 @@ __all__ = [
     "MatcherContract",
     "PoolContract",
     "ProjectionContract",
+    "RankMetricContract",
     "RetrievalLearnerContract",
     "SourceContract",
     "StoreContract",
@@ -77,8 +82,4 @@ if "pytest" in sys.modules:
     )
 
 
-def __getattr__(name: str) -> object:
-    """Import a contract from its module when it is first asked for (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

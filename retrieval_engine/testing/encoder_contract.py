@@ -40,8 +40,10 @@ class EncoderContract(ABC):
     """Subclass it with `open`, which writes a small checkpoint and opens it."""
 
     texts: Sequence[str] = TEXTS
-    # Largest difference of a number of the same image or text in another batch.
+    # Largest difference of a number of the same image or text in another batch; of `itc`, which
+    # has unit length.
     tolerance = 1e-5
+    itc_tolerance = 1e-6
 
     @abstractmethod
     def open(self, folder: Path) -> Encoder:
@@ -128,7 +130,7 @@ class EncoderContract(ABC):
         for asked in ([name] for name in names):
             self._same(self.encode(encoder, modality, asked), {asked[0]: whole[asked[0]]})
         for pair in combinations(reversed(names), 2):
-            assert list(self.encode(encoder, modality, pair, [0])) == list(pair)
+            assert self.encode(encoder, modality, pair, [0]).keys() == set(pair)
         assert self.encode(encoder, modality, [], [0]) == {}
 
     @pytest.mark.parametrize("modality", Modality)
@@ -207,4 +209,5 @@ class EncoderContract(ABC):
     def _same(self, found: Arrays, whole: Arrays, rows: Any = slice(None)) -> None:
         assert found.keys() == whole.keys()
         for name, array in found.items():
-            np.testing.assert_allclose(array, whole[name][rows], atol=self.tolerance, err_msg=name)
+            atol = self.itc_tolerance if name == "itc" else self.tolerance
+            np.testing.assert_allclose(array, whole[name][rows], atol=atol, rtol=0, err_msg=name)

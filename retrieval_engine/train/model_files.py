@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieval_engine.durable import partial_of
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.checkpoint import tied_twin, weight_files
 from retrieval_engine.records import Json
@@ -87,7 +88,7 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     stored = set(tensors)
     for name in [n for n in left if _is_tied(n, stored)]:
         del left[name]
-    partial = to.with_suffix(".partial")
+    partial = partial_of(to)
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(to)
     return list(tensors)

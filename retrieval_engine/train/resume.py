@@ -1,23 +1,19 @@
 """Where a run stands, on disk: written whole or not at all, and enough to go on exactly."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import TrainingError
 
 
 def save_atomically(value: Any, path: Path) -> None:
     """Write with `torch.save`; a crash leaves either the old file or the new one."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    with partial.open("wb") as handle:
-        torch.save(value, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    with replacing_file(path) as file:
+        torch.save(value, file)
 
 
 def load_checkpoint(path: Path, *, identity: str) -> dict[str, Any]:

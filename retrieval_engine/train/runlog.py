@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import MissingExtra
 from retrieval_engine.records import Json
 
@@ -54,9 +55,8 @@ class RunLog:
             return
         lines = read_log(path) if keep_steps and path.exists() else []
         kept = [line for line in lines if int(str(line["step"])) <= keep_steps]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        with replacing_file(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, line: Mapping[str, Json]) -> None:
         """Append one line; it has a `step`."""

@@ -57,7 +57,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
     --out goes on where an earlier one stopped. Exit code 3 means: done, but some pictures failed.
     """
     from retrieval_engine.caption import CaptionJob, CaptionRequest
-    from retrieval_engine.cli.output import emit, progress_bar
+    from retrieval_engine.cli.output import emit, progress_bar, tell
 
     request = CaptionRequest(targets=targets, options=read_decoding(given), **given)
     job = CaptionJob(request)
@@ -71,7 +71,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
             elif not (request.out or request.txt_beside):
                 before = "" if request.is_single else f"{row['image']}\t"
                 for sentence in row.get("captions", [row["caption"]]):
-                    click.echo(f"{before}{sentence}")
+                    tell(f"{before}{sentence}")
     report(job)
     if job.failures:
         ctx.exit(SOME_FAILED)

@@ -27,7 +27,8 @@ _HELP = """Find pictures by words or by a picture, and captions by a picture.
 
 Several queries are answered one after the other; `-` reads them from stdin, one a line. Without an
 index every image of the store is compared. Piped, the output is one tab-separated line a hit:
-rank, score, id, caption, uri; of several queries, the query before them.
+rank, score, id, caption, uri; of several queries, the query before them. Ids and uris are as they
+are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names may hold such.
 """
 
 
@@ -48,6 +49,8 @@ rank, score, id, caption, uri; of several queries, the query before them.
 @split_option
 @json_option
 @click.option("--html", type=UserPath(), help="Write a contact sheet to look at.")
+@click.option("--paths", is_flag=True, help="Print only where each hit is, one a line.")
+@click.option("-0", "null", is_flag=True, help="As --paths, each ended by NUL: for xargs -0.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
 @moved_model_option
 @device_option
@@ -66,12 +69,14 @@ def command(
     split: str | None,
     as_json: bool,
     html: Path | None,
+    paths: bool,
+    null: bool,
     quiet: bool,
     model: str,
     device: str,
 ) -> None:
     """Parse, search, print."""
-    from retrieval_engine.cli.hit_table import print_hits
+    from retrieval_engine.cli.hit_table import print_hits, print_paths
     from retrieval_engine.cli.output import note
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine
@@ -101,7 +106,9 @@ def command(
         sections = _ask_with_vectors(engine, vectors, k)
     else:
         sections = _ask_with_words(engine, queries, k, rerank or 0)
-    if not quiet:
+    if paths or null:
+        print_paths(sections, end="\0" if null else "\n")
+    elif not quiet:
         print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
         html.write_text(render(sections), encoding="utf-8")

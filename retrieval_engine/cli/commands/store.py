@@ -1,4 +1,4 @@
-"""`vlre store`: look at a store, prove that it is whole, make it whole again."""
+"""`vlre store`: look at a store, prove that it is whole, make it whole again, take things out."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def command() -> None:
 @json_option
 def info(store: Path, as_json: bool) -> None:
     """Describe and print."""
-    from retrieval_engine.cli.output import emit
+    from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.store import describe, open_store
 
     facts = describe(open_store(store))
     if as_json:
         emit(facts.to_json())
         return
-    click.echo("\n".join(f"{name + ':':<13}{value}" for name, value in facts.lines()))
+    tell("\n".join(f"{name + ':':<13}{value}" for name, value in facts.lines()))
 
 
 @command.command(
@@ -47,7 +47,7 @@ def info(store: Path, as_json: bool) -> None:
 @json_option
 def verify(store: Path, as_json: bool) -> None:
     """Check and print."""
-    from retrieval_engine.cli.output import emit
+    from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.errors import StoreDamaged
     from retrieval_engine.store import REPAIR_HINT, open_store
 
@@ -58,7 +58,7 @@ def verify(store: Path, as_json: bool) -> None:
     if as_json:
         emit({"store": str(store), "files": len(files), "bytes": size_bytes, "problems": problems})
     elif not problems:
-        click.echo(f"{store}: {len(files)} files, {size_bytes:,} bytes, all as they were written")
+        tell(f"{store}: {len(files)} files, {size_bytes:,} bytes, all as they were written")
     if problems:
         raise StoreDamaged("\n".join(problems), hint=REPAIR_HINT)
 
@@ -73,7 +73,7 @@ def verify(store: Path, as_json: bool) -> None:
 @json_option
 def repair(store: Path, as_json: bool) -> None:
     """Repair and print."""
-    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.cli.output import emit, note, tell
     from retrieval_engine.store import repair_store
 
     repaired = repair_store(store)
@@ -87,13 +87,13 @@ def repair(store: Path, as_json: bool) -> None:
         )
         return
     for line in repaired.problems:
-        click.echo(f"dropped: {line}")
+        tell(f"dropped: {line}")
     for name in repaired.swept:
-        click.echo(f"deleted: {name}")
+        tell(f"deleted: {name}")
     if repaired.problems:
         note("hint: run your `vlre encode` again; it makes what was dropped, and nothing else")
     elif not repaired.swept:
-        click.echo(f"{store}: nothing to repair")
+        tell(f"{store}: nothing to repair")
 
 
 @command.command(
@@ -107,7 +107,7 @@ def failures(store: Path, as_json: bool) -> None:
     """Read and print."""
     from dataclasses import asdict
 
-    from retrieval_engine.cli.output import emit, note
+    from retrieval_engine.cli.output import emit, note, shown, tell
     from retrieval_engine.store import open_store
 
     ledger = open_store(store).failures()
@@ -115,6 +115,52 @@ def failures(store: Path, as_json: bool) -> None:
         if as_json:
             emit(asdict(failure))
         else:
-            click.echo(f"{failure.item_id}\t{failure.reason}\t{failure.uri}")
+            tell("\t".join(map(shown, (failure.item_id, failure.reason, failure.uri))))
     if not ledger:
         note(f"{store}: no failures")
+
+
+@command.command(
+    help=_help(
+        "Take a source's items out of a store; SOURCE as `vlre store info` names it, or a folder. "
+        "Their features stay until `vlre store compact`, so that encoding them again is free.",
+        "vlre store forget folder:photos --store embeddings",
+    )
+)
+@click.argument("source")
+@store_option
+@json_option
+def forget(source: str, store: Path, as_json: bool) -> None:
+    """Forget and print."""
+    from retrieval_engine.cli.output import emit, tell
+    from retrieval_engine.store import forget_source
+
+    count = forget_source(store, source)
+    if as_json:
+        emit({"store": str(store), "source": source, "forgotten": count})
+    else:
+        tell(f"{store}: {count:,} items of {source} forgotten")
+
+
+@command.command(
+    help=_help(
+        "Drop the rows that no item needs any more (superseded, stale, forgotten), and join small "
+        "files. Needs as much free space as is left at the end; a kill loses nothing.",
+        "vlre store compact --store embeddings",
+    )
+)
+@store_option
+@json_option
+def compact(store: Path, as_json: bool) -> None:
+    """Compact and print."""
+    from retrieval_engine.cli.output import emit, tell
+    from retrieval_engine.store import compact_store
+
+    done = compact_store(store)
+    if as_json:
+        emit({"store": str(store), **done.to_json()})
+    else:
+        tell(
+            f"{store}: {done.rows_before:,} rows became {done.rows_after:,}, "
+            f"{done.bytes_before:,} bytes {done.bytes_after:,}"
+        )

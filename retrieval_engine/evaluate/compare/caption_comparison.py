@@ -1,6 +1,7 @@
 """Figures of several caption runs on the same images and references."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _named(runs: Sequence[str]) -> dict[str, Path]:
         name = given or Path(place).stem
         if name in files:
             raise EvaluationError(f"several runs are called {name!r}", hint="name them: NAME=FILE")
-        files[name] = Path(place)
+        files[name] = Path(os.path.expanduser(place))
     return files
 
 

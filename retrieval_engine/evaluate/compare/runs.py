@@ -1,6 +1,7 @@
 """What can be compared: heads, the encoder's own ITC, other stores, and saved figures."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def open_runs(names: Sequence[str], store: Path) -> list[ComparedRun]:
 
 def _open(text: str, store: Path) -> ComparedRun:
     given, _, place = text.rpartition("=")
-    path = Path(place)
+    path = Path(os.path.expanduser(place))
     if place == ITC:
         return ComparedRun(
             name=given or "ITC", kind=ITC, note="as encoded", store=open_store(store)

@@ -1,9 +1,11 @@
 """One file per library that can search rows; `Backend` says what the file must define."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.index.grouping import RowSearch
 from retrieval_engine.index.recipes import BACKENDS, Recipe
 from retrieval_engine.index.vectors import StoredVectors
@@ -26,6 +28,13 @@ class Rows(RowSearch, Protocol):
 class Backend(Protocol):
     """The functions of a file in this folder."""
 
+    def read_options(self, recipe: Recipe) -> object:
+        """What a recipe asks of this library; `typed_options` makes it of a dataclass.
+
+        Raises:
+            UsageError: an option is unknown, missing, or cannot be meant.
+        """
+
     def build(self, recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[Rows, str]:
         """All rows, indexed, and the recipe as the library was told it."""
 
@@ -37,6 +46,27 @@ class Backend(Protocol):
 
     def version(self) -> str:
         """Version of the library."""
+
+
+Options = TypeVar("Options")
+
+
+def typed_options(kind: type[Options], recipe: Recipe) -> Options:
+    """A recipe's options as a backend's own dataclass, which checks their values.
+
+    Raises:
+        UsageError: an option is unknown, missing or refused.
+    """
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(recipe.options) - known):
+        raise UsageError(
+            f"recipe {recipe.name}: {recipe.backend} has no option {unknown[0]!r}; "
+            f"known: {', '.join(sorted(known)) or 'none'}"
+        )
+    try:
+        return kind(**recipe.options)
+    except TypeError as error:
+        raise UsageError(f"recipe {recipe.name}: {error}") from error
 
 
 def load(name: str) -> Backend:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure, MissingExtra, UsageError
+from retrieval_engine.index.backends import typed_options
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
@@ -89,6 +91,22 @@ class FaissRows:
             wider = _visiting(self._index, nprobe)
             scores[short], rows[short] = self._index.search(queries[short], fetch, params=wider)
         return scores, rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaissOptions:
+    """None of its own: a faiss recipe is its factory string."""
+
+
+def read_options(recipe: Recipe) -> FaissOptions:
+    """Check that a recipe says what faiss needs.
+
+    Raises:
+        UsageError: it has no factory string, or options.
+    """
+    if not recipe.factory:
+        raise UsageError("`factory` is missing; it is a faiss factory string")
+    return typed_options(FaissOptions, recipe)
 
 
 def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows, str]:

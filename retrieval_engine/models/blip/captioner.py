@@ -142,6 +142,9 @@ class BlipCaptioner(ImageEncoder):
         return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
 
+open_captioner = BlipCaptioner
+
+
 class BlipDecodingState:
     """Decoding state of BLIP's text decoder: keys and values of the words so far and of the images.
 

@@ -113,3 +113,6 @@ class BlipEncoder(DualEncoder):
             device=self.device,
             dtype=self.dtype,
         )
+
+
+open_encoder = BlipEncoder

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.models.import_names import Translation, drop, rename
 from retrieval_engine.models.import_settings import Settings
 from retrieval_engine.models.import_shapes import Tensors, text_config, vision_config
@@ -41,17 +42,23 @@ _MODELS = {
 }
 
 
-def translate(tensors: Tensors, kind: str, settings: Settings) -> Translation:
+def translate(
+    tensors: Tensors, kind: str, settings: Settings, tower: Tensors | None = None
+) -> Translation:
     """A BLIP checkpoint in Hugging Face's names.
 
     Args:
         tensors: in the authors' names.
         kind: retrieval, captioning or pre-training.
         settings: what the shapes cannot tell.
+        tower: refused; BLIP's files hold their vision tower.
 
     Raises:
         CheckpointInvalid: a tensor that tells the architecture is absent or contradicts settings.
+        UsageError: a tower is given.
     """
+    if tower is not None:
+        raise UsageError("`vision` is for BLIP-2 checkpoints saved without their vision tower")
     kept, dropped = drop(tensors, _RULES)
     decodes = kind != RETRIEVAL
     tied = not decodes or _head_is_tied(kept)

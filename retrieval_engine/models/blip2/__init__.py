@@ -7,20 +7,26 @@ is trained, `parts` loads each part of a checkpoint alone, `translation` reads L
 
 import re
 from collections.abc import Mapping, Set
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from retrieval_engine.lazy import lazily
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
-    import torch
+    from retrieval_engine.models.blip2.captioner import open_captioner as open_captioner
+    from retrieval_engine.models.blip2.encoder import open_encoder as open_encoder
+    from retrieval_engine.models.blip2.learner import open_learner as open_learner
+    from retrieval_engine.models.blip2.translation import translate as translate
 
-    from retrieval_engine.models.captioner import Captioner
-    from retrieval_engine.models.checkpoint import Checkpoint
-    from retrieval_engine.models.encoder import Encoder
-    from retrieval_engine.models.import_names import Translation
-    from retrieval_engine.models.import_settings import Settings
-    from retrieval_engine.models.import_shapes import Tensors
-    from retrieval_engine.models.learner import Learner, Task
+__getattr__ = lazily(
+    __name__,
+    {
+        "open_captioner": "captioner",
+        "open_encoder": "encoder",
+        "open_learner": "learner",
+        "translate": "translation",
+    },
+)
 
 _PARTS = {
     r"vision_model\.": "vision",
@@ -55,49 +61,8 @@ def captioner_part_of(name: str) -> str | None:
     return next((part for start, part in _SPEAKING_PARTS.items() if name.startswith(start)), None)
 
 
-def open_encoder(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Encoder":
-    """Load a `Blip2ForImageTextRetrieval`, or the features of one with a language model."""
-    from retrieval_engine.models.blip2 import encoder
-
-    return cast("Encoder", encoder.open_encoder(checkpoint, device=device, dtype=dtype))
-
-
-def open_captioner(checkpoint: "Checkpoint", *, device: str, dtype: str) -> "Captioner":
-    """Load a `Blip2ForConditionalGeneration`; see `captioner.open_captioner`."""
-    from retrieval_engine.models.blip2 import captioner
-
-    return captioner.open_captioner(checkpoint, device=device, dtype=dtype)
-
-
-def open_learner(
-    checkpoint: "Checkpoint",
-    task: "Task",
-    *,
-    with_tower: bool,
-    dtype: "torch.dtype",
-    quantize: str,
-) -> "Learner":
-    """Load what a task trains; see `learner.open_learner`."""
-    from retrieval_engine.models.blip2 import learner
-
-    opened = learner.open_learner(
-        checkpoint, task, with_tower=with_tower, dtype=dtype, quantize=quantize
-    )
-    return cast("Learner", opened)
-
-
 def recognise(parts: Set[str]) -> str:
     """`blip2-qformer` for LAVIS's files with a Q-Former that matches; empty for others."""
     speaks = {"opt_proj", "t5_proj", "llm_proj"} & parts
     matches = {"vision_proj", "text_proj", "itm_head"} & parts
     return "blip2-qformer" if "Qformer" in parts and matches and not speaks else ""
-
-
-def translate(
-    tensors: "Tensors", kind: str, settings: "Settings", tower: "Tensors | None"
-) -> "Translation":
-    """A LAVIS file, with its vision tower from a file of its own where it has none."""
-    from retrieval_engine.models.blip2 import translation
-
-    whole = tensors if tower is None else translation.add_vision(tensors, tower, settings)
-    return translation.translate(whole, settings)

@@ -64,16 +64,22 @@ def add_vision(tensors: Tensors, tower: Tensors, settings: Settings) -> dict[str
     return {**tensors, **{VISION + name: tensor for name, tensor in kept.items()}}
 
 
-def translate(tensors: Tensors, settings: Settings) -> Translation:
+def translate(
+    tensors: Tensors, kind: str, settings: Settings, tower: Tensors | None = None
+) -> Translation:
     """A LAVIS Q-Former checkpoint in Hugging Face's names.
 
     Args:
         tensors: in LAVIS's names.
+        kind: `QFORMER`.
         settings: what the shapes cannot tell.
+        tower: its vision tower from a file of its own, where it has none.
 
     Raises:
         CheckpointInvalid: a tensor that tells the architecture is absent or contradicts settings.
     """
+    if tower is not None:
+        tensors = add_vision(tensors, tower, settings)
     if not any(name.startswith(VISION) for name in tensors):
         raise CheckpointInvalid(
             "the checkpoint holds no vision tower: LAVIS does not save what it keeps frozen",
@@ -83,7 +89,7 @@ def translate(tensors: Tensors, settings: Settings) -> Translation:
     kept = _join_biases(kept)
     mean, std = settings.normalisation()
     return Translation(
-        kind=QFORMER,
+        kind=kind,
         config=_config(kept, settings),
         models=(Blip2ForImageTextRetrieval,),
         tensors={rename(name, _NAMES): tensor for name, tensor in kept.items()},

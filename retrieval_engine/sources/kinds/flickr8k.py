@@ -18,7 +18,7 @@ from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotated import AnnotatedImages
 from retrieval_engine.sources.annotation import Record
 from retrieval_engine.sources.caption_files import read_records
-from retrieval_engine.sources.reading import UNREADABLE, lines, open_text
+from retrieval_engine.sources.reading import UNREADABLE, lines, one_line, open_text
 from retrieval_engine.sources.source_name import Options, existing_directory, split_name
 
 _IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -84,7 +84,7 @@ def _names(path: Path) -> list[str]:
         with open_text(path) as stream:
             return [line.strip() for line in lines(stream, path) if line.strip()]
     except UNREADABLE as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def _records(captions: Path, splits: Mapping[str, str]) -> Iterator[Record]:

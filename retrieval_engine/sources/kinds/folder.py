@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.errors import SourceEmpty, SourceError, UsageError
 from retrieval_engine.records import Item
 from retrieval_engine.sources.annotated import merge, size_and_time
 from retrieval_engine.sources.annotation import Record, composed, image_name
@@ -22,7 +22,7 @@ from retrieval_engine.sources.cleaning import passed
 from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.reading import MAX_TEXT, decode_text, read_whole, split_lines
 from retrieval_engine.sources.source_name import Options, existing_directory, split_name
-from retrieval_engine.sources.walk import PictureFile, Walk, path_matcher
+from retrieval_engine.sources.walk import UNREADABLE, PictureFile, Walk, path_matcher
 
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")
 _SHOWN = 10
@@ -48,12 +48,17 @@ def open_source(argument: str, options: Mapping[str, str]) -> "FolderSource":
         split=given.split(),
         split_from_folder=bool(given.text("split_from")),
     )
-    if next(source.pictures(Walk(source.root)), None) is None:
+    walk = Walk(source.root)
+    if next(source.pictures(walk), None) is None:
+        if walk.skipped[UNREADABLE]:
+            raise SourceError(f"{source.root} or a folder in it cannot be read")
         matching = f" that matches {given.text('glob')}" if given.text("glob") else ""
         endings = " ".join(sorted(picture_suffixes()))
-        raise SourceError(
-            f"no picture in {source.root}{matching}", hint=f"looked for files ending in {endings}"
-        )
+        message = f"no picture in {source.root}{matching}"
+        hint = f"looked for files ending in {endings}"
+        if source.is_partial:
+            raise SourceError(message, hint=hint)
+        raise SourceEmpty(message, source=source.name, hint=hint)
     return source
 
 
@@ -106,7 +111,11 @@ class FolderSource:
             records = captions.take(picture.id)  # also of those that do not match: they are there
             if self._matches(picture.id):
                 yield self._item(picture, records)
+        # what is in a folder that cannot be read is not gone
+        self.is_partial = self.is_partial or walk.unread
         self.notes += [*walk.notes(), *captions.notes()]
+        if walk.skipped[UNREADABLE]:
+            self.is_partial = True  # what cannot be seen is not gone
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
         beside = [_beside(picture.id, text) for text in picture.texts]

@@ -23,8 +23,9 @@ from retrieval_engine.errors import MissingExtra, SourceError, UsageError
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.sources.columns import choose_columns
 from retrieval_engine.sources.kinds.parquet import bytes_in
+from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import Options, split_name
-from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
+from retrieval_engine.sources.tables import OPTIONS, Cell, TablePart, TableSource
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 _OPEN_FILES = 16
@@ -134,7 +135,7 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         table = _table(str(path), path.stat().st_mtime_ns)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
     names = dict.fromkeys(name.removesuffix(".path") for name in columns)
     yield from table.select(list(names)).to_batches(max_chunksize=1024)
 
@@ -148,10 +149,10 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         SourceError: the file is gone, or the row holds no bytes.
     """
-    path, _, place = uri.removeprefix("hf:").rpartition("#")
-    row, _, column = place.partition(",")
+    cell = Cell.of(uri)
     try:
-        cell = _table(path, Path(path).stat().st_mtime_ns)[column][int(row)].as_py()
+        table = _table(cell.path, Path(cell.path).stat().st_mtime_ns)
+        value = table[cell.column][cell.row].as_py()
     except (OSError, pa.ArrowException, LookupError, ValueError) as error:
-        raise SourceError(f"cannot read {uri}: {error}") from error
-    return bytes_in(cell, uri)
+        raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
+    return bytes_in(value, uri)

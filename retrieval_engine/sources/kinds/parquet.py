@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.columns import choose_columns, same_form
-from retrieval_engine.sources.reading import MAX_BYTES
+from retrieval_engine.sources.reading import MAX_BYTES, one_line
 from retrieval_engine.sources.source_name import Options
-from retrieval_engine.sources.tables import OPTIONS, TablePart, TableSource
+from retrieval_engine.sources.tables import OPTIONS, Cell, TablePart, TableSource
 
 _BATCH_ROWS = 16
 _KEPT_BATCHES = 16
@@ -75,32 +75,34 @@ def _files(argument: str) -> list[Path]:
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path).remove_metadata()
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path} is no whole Parquet file: {error}") from error
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise SourceError(f"{path} is no whole Parquet file: {one_line(error)}") from error
 
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for group in range(file.metadata.num_row_groups):
-                check_sizes(file, group, columns)
+                _check_sizes(file, group, columns)
             yield from file.iter_batches(batch_size=1024, columns=list(columns))
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def check_sizes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> None:
-    """Refuse a row group whose columns unpack to far more than a picture or a text can.
+def _check_sizes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> None:
+    """Refuse a column of a row group that unpacks to far more than pictures and texts do.
 
-    Pictures hardly shrink, and texts shrink to a tenth: what shrinks to less than a hundredth and is
-    larger than memory should hold is a bomb or a mistake.
+    Pictures hardly shrink and texts shrink to a tenth. The sizes of single columns are asked for only
+    where the whole group is suspicious: damaged statistics there would end the process.
 
     Raises:
-        ValueError: a column is one.
+        ValueError: it is a bomb or a mistake.
     """
-    chunks = file.metadata.row_group(group)
-    for number in range(chunks.num_columns):
-        chunk = chunks.column(number)
+    metadata = file.metadata.row_group(group)
+    if metadata.total_byte_size <= MAX_BYTES:
+        return
+    for number in range(metadata.num_columns):
+        chunk = metadata.column(number)
         name = chunk.path_in_schema
         if not any(name == column or name.startswith(f"{column}.") for column in columns):
             continue
@@ -118,12 +120,12 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         SourceError: the file changed or is gone, or the row holds no bytes.
     """
-    path, _, place = uri.removeprefix("parquet:").rpartition("#")
-    row, _, column = place.partition(",")
+    cell = Cell.of(uri)
     try:
-        value = _cursor(path, Path(path).stat().st_mtime_ns, column).value(int(row))
+        mtime_ns = Path(cell.path).stat().st_mtime_ns
+        value = _cursor(cell.path, mtime_ns, cell.column).value(cell.row)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise SourceError(f"cannot read {uri}: {error}") from error
+        raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     return bytes_in(value, uri)
 
 
@@ -176,7 +178,10 @@ class _Cursor:
             if not self._next <= row < self._end:
                 self._start_group(row)
             while True:
-                cells = next(self._ahead).column(0)
+                batch = next(self._ahead, None)
+                if batch is None:
+                    raise ValueError(f"no row {row}; its row group ends before")
+                cells = batch.column(0)
                 start, self._next = self._next, self._next + len(cells)
                 self._recent.append((start, cells))
                 if row < self._next:
@@ -186,7 +191,7 @@ class _Cursor:
         start = 0
         for group, size in enumerate(self._sizes):
             if start <= row < start + size:
-                check_sizes(self._file, group, [self._column])
+                _check_sizes(self._file, group, [self._column])
                 self._ahead = self._file.iter_batches(
                     batch_size=_BATCH_ROWS, row_groups=[group], columns=[self._column]
                 )

@@ -9,11 +9,12 @@ to list the items, and a picture is read from its place in the shard: `webdatase
 
 Every picture is an item. Its id is the sample's key, the name up to the first dot; where a sample
 has several pictures, as `0.left.png` and `0.right.png` or `img.v1.0.png` and `img.v1.1.png`, the
-name without its last ending, and then `img.v1.0.txt` goes with `img.v1.0.png` alone. Members of a
+name without its last ending (`0.jpg` beside `0.png` with it), and then `img.v1.0.txt` goes with `img.v1.0.png` alone. Members of a
 sample need not follow each other.
 """
 
 import glob
+import os
 import re
 import tarfile
 from collections import Counter
@@ -24,7 +25,7 @@ from typing import BinaryIO
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item, Json
-from retrieval_engine.sources.annotated import merge
+from retrieval_engine.sources.annotated import merge, size_and_time
 from retrieval_engine.sources.annotation import CAPTION_KEYS, Record, captions_of
 from retrieval_engine.sources.cleaning import clean_text, passed
 from retrieval_engine.sources.decode import picture_suffixes
@@ -32,6 +33,7 @@ from retrieval_engine.sources.reading import (
     MAX_BYTES,
     MAX_TEXT,
     decode_text,
+    one_line,
     open_regular,
     parse_json,
     split_lines,
@@ -121,6 +123,13 @@ class _Sample:
         others = {other.stem for other in self.pictures} - {picture.stem}
         return [text for text in self.texts if text.stem not in others]
 
+    def name_of(self, picture: _Member, key: str) -> str:
+        """The id of one of its pictures: as short as tells it from the others."""
+        if len(self.pictures) == 1:
+            return key
+        alike = sum(other.stem == picture.stem for other in self.pictures)
+        return picture.stem if alike == 1 else picture.stem + picture.ending
+
 
 class WebDatasetSource:
     """Items in tar shards, one shard after the other.
@@ -154,6 +163,7 @@ class WebDatasetSource:
         left = _Left()
         seen: dict[str, Path] = {}
         for shard in self._shards:
+            mtime_ns = size_and_time(str(shard))[1]
             for picture, record, damaged in _shard_records(shard, left):
                 item_id = f"{shard.stem}/{record.image}" if self._shard_in_id else record.image
                 if item_id in seen:
@@ -165,7 +175,7 @@ class WebDatasetSource:
                 yield replace(
                     merge([record], item_id=item_id),
                     uri=f"webdataset:{shard}#{offset},{size}",
-                    mtime_ns=shard.stat().st_mtime_ns,
+                    mtime_ns=mtime_ns,
                 )
         self.notes += left.notes()
 
@@ -212,21 +222,24 @@ def _shard_records(shard: Path, left: _Left) -> Iterator[tuple[_Member, Record, 
                 if not sample.pictures:
                     left.samples.append(key)
                 for picture in sample.pictures:
-                    name = key if len(sample.pictures) == 1 else picture.stem
+                    name = sample.name_of(picture, key)
                     record, damaged = _record(file, name, sample.own(picture))
                     yield picture, replace(record, fault=sample.fault or record.fault), damaged
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(f"{shard} is damaged, cut off, or no plain tar: {error}") from error
+        raise SourceError(
+            f"{shard} is damaged, cut off, or no plain tar: {one_line(error)}"
+        ) from error
 
 
 def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
     """The samples of a shard by their key; the data of its members are passed over."""
+    size_bytes = os.fstat(file.fileno()).st_size
     samples: dict[str, _Sample] = {}
     places: dict[str, tuple[int, int]] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             tar.members = []  # type: ignore[attr-defined] # it would keep every header
-            member = _member(info, places, shard, left)
+            member = _member(info, places, size_bytes, left)
             if member is None:
                 continue
             folder, slash, name = member.stem.rpartition("/")
@@ -246,7 +259,7 @@ def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
 
 
 def _member(
-    info: tarfile.TarInfo, places: dict[str, tuple[int, int]], shard: Path, left: _Left
+    info: tarfile.TarInfo, places: dict[str, tuple[int, int]], size_bytes: int, left: _Left
 ) -> _Member | None:
     """A picture or text of a shard; None for folders, and for others, which are counted."""
     if info.isdir():
@@ -262,7 +275,7 @@ def _member(
     if place is None or not (info.isfile() or info.islnk()):
         left.others["links and devices"] += 1
         return None
-    if sum(place) > (size_bytes := shard.stat().st_size):  # `tarfile` would not look
+    if sum(place) > size_bytes:  # `tarfile` would not look
         raise tarfile.ReadError(f"{name} ends at byte {sum(place):,}, the file at {size_bytes:,}")
     is_second = name in places
     places[name] = place
@@ -296,8 +309,10 @@ def _record(file: BinaryIO, name: str, texts: list[_Member]) -> tuple[Record, bo
         meta |= value if isinstance(value, dict) else {}
     named = next((key for key in CAPTION_KEYS if meta.get(key)), "")
     if named:
-        told, wrong = captions_of(meta.pop(named))
+        told, wrong = captions_of(meta[named])
         fault = fault or ("" if captions else wrong)
+        if not captions or told == tuple(captions):
+            del meta[named]
     split = split_name(str(meta.pop("split", "") or ""))
     record = Record(
         image=name,
@@ -327,7 +342,7 @@ def read_bytes(uri: str) -> bytes:
             file.seek(int(offset))
             data = file.read(int(size))
     except (OSError, ValueError) as error:
-        raise SourceError(f"cannot read {uri}: {error}") from error
+        raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     if len(data) != int(size):
         raise SourceError(f"cannot read {uri}: the shard ends after {len(data):,} bytes of it")
     return data

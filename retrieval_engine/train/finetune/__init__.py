@@ -3,8 +3,9 @@
 The recipe is in `trainer.py`; what a family gives to it in `models/learner.py`.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.train.finetune.config import (
@@ -33,8 +34,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load on first use: options are checked before torch is."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

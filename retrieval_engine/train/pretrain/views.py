@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.preprocess import SquashToSquare
@@ -141,8 +142,8 @@ def _draw(
     if regions is not None:
         regions.flush()
     done = json.dumps({"rows": rows, "failures": failures})
-    (folder / "done.partial").write_text(done, encoding="utf-8")
-    (folder / "done.partial").replace(folder / "done.json")
+    with replacing_file(folder / "done.json") as file:
+        file.write(done.encode())
 
 
 def _draw_chunk(items: Sequence[Item], *, size: ModelSize, labels: Labelled | None) -> list[_Drawn]:

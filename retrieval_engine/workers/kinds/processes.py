@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
+from retrieval_engine.workers.parent import end_with_parent
 
 _task: Callable[[Any], Any]
 
@@ -27,6 +28,7 @@ def open_pool(workers: int, ahead: int) -> Iterator[Pool]:
 def _receive(task: Callable[[Any], Any]) -> None:
     """Keep the task in the worker, so that it travels once and not with each input."""
     global _task
+    end_with_parent()
     _task = task
 
 

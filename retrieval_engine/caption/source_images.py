@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,11 +38,13 @@ class SourceImage:
         item: its id, where its bytes are, its captions and metadata.
         row: of its vision states in the store; -1 where they are not stored, -2 where only its
             bytes tell.
+        home: the folder that its source was given, where it is one of files.
     """
 
     source: str
     item: Item
     row: int = _NOT_LOOKED_UP
+    home: Path | None = None
 
     @property
     def name(self) -> str:
@@ -193,7 +196,17 @@ def of_store(gallery: Gallery) -> Iterator[SourceImage]:
                 split=own_split,
                 meta=gallery.meta(number),
             )
-            yield SourceImage(source=source, item=item, row=int(rows[number]))
+            row = int(rows[number])
+            yield SourceImage(source=source, item=item, row=row, home=_home_of(source))
+
+
+@lru_cache(maxsize=64)
+def _home_of(source: str) -> Path | None:
+    """The folder that a source's name speaks of: itself, or the one an annotation lies in."""
+    path = Path(source.partition(":")[2])
+    if not path.is_absolute():
+        return None
+    return path if path.is_dir() else path.parent
 
 
 class Targets:
@@ -223,7 +236,7 @@ class Targets:
         for target in self._opened:
             if isinstance(target, Path):
                 item = Item(id=str(target), uri=str(target.resolve()))
-                yield SourceImage(source=FILES, item=item)
+                yield SourceImage(source=FILES, item=item, home=target.resolve().parent)
             else:
                 yield from of_source(target, self._split)
 
@@ -235,9 +248,10 @@ def _file(target: str) -> Path | None:
 
 def of_source(source: Source, split: str | None = None) -> Iterator[SourceImage]:
     """The images of a source, in its order."""
+    home = getattr(source, "root", None)
     for item in source.items():
         if not split or item.split == split:
-            yield SourceImage(source=source.name, item=item)
+            yield SourceImage(source=source.name, item=item, home=home or _home_of(source.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

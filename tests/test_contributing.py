@@ -1,0 +1,82 @@
+"""The examples of CONTRIBUTING.md, installed as the distribution they are, keep their contracts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+EXAMPLE = re.compile(r"^```(python|toml)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds `my-lab`, its tests, and what an installer would write of it."""
+    folder = tmp_path_factory.mktemp("lab")
+    for _, name, body in EXAMPLE.findall(TEXT):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(body, encoding="utf-8")
+    (folder / "my_lab" / "__init__.py").touch()
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    info = folder / "my_lab-0.1.dist-info"
+    info.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(head)
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return folder
+
+
+def run(lab: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, in which `my-lab` is installed."""
+    places = os.pathsep.join([str(lab), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=lab,
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_example_is_a_whole_file() -> None:
+    assert len(re.findall(r"^```python", TEXT, re.MULTILINE)) == 14
+    names = [name for kind, name, _ in EXAMPLE.findall(TEXT) if kind == "python"]
+    assert len(set(names)) == len(names) == 14
+
+
+def test_every_example_passes_its_own_tests(lab: Path) -> None:
+    ran = run(lab, "-m", "pytest", "-v", "-W", "error", "-p", "no:cacheprovider", "tests")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "skipped" not in ran.stdout
+    for file in sorted((lab / "tests").iterdir()):
+        if file.suffix == ".py":
+            assert re.search(rf"^tests/{file.name}::.* PASSED", ran.stdout, re.MULTILINE)
+    assert "TestClip::test_opened_twice_it_is_the_same PASSED" in ran.stdout
+
+
+def test_every_example_is_among_the_plugins(lab: Path) -> None:
+    listed = run(lab, "-c", "from retrieval_engine.cli import main; main(['plugins', '--json'])")
+    rows = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [(row["kind"], row["name"]) for row in rows if row["from"] == "my-lab"] == [
+        ("source", "zip"),
+        ("model", "clip"),
+        ("backend", "matrix"),
+        ("command", "caption-words"),
+    ]
+
+
+def test_a_dual_encoder_is_under_sixty_lines(lab: Path) -> None:
+    code = (lab / "my_lab" / "clip" / "encoder.py").read_text()
+    inside = code[code.index("class ClipEncoder") :]
+    assert sum(1 for line in inside.splitlines() if line.strip()) < 60
