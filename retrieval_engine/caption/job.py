@@ -154,6 +154,11 @@ class CaptionJob:
             batch_size=request.batch_size or 0,
             workers=request.workers or 0,
         )
+        if request.options.prompt is None and not captioner.says_prompt:
+            self.notes.append(
+                f"{request.model} does not say what prompt it was trained with: its authors' is "
+                f"taken, {captioner.prompt!r}; `prompt=''` is none"
+            )
         if not request.is_single:
             self.notes.extend(states_notes(run, store, request.model))
         return run

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec, digest
-from retrieval_engine.models.checkpoint import Checkpoint, find_model, tensor_names, weight_digests
+from retrieval_engine.models.checkpoint import (
+    Checkpoint,
+    find_model,
+    tensor_names,
+    weight_digests,
+    without_wrappers,
+)
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -33,7 +39,6 @@ PEFT_CONFIG, PEFT_WEIGHTS, RECORD = (
 )
 _PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
-_WRAPPERS = re.compile(r"^((_orig_mod|module|model)\.)+|(?<=\.)_orig_mod\.")
 _LORA_SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
 # What no number depends on, or what the tensors' names and values say anyway.
 _INERT = re.compile(
@@ -99,7 +104,7 @@ def base_tensor_name(name: str) -> str:
     `base_model.model._orig_mod.qformer.x.lora_A.weight` is `qformer.x.lora_A.weight`. What peft keeps
     once for all layers (`base_model.vera_A`) has another prefix and stays as it is.
     """
-    return _WRAPPERS.sub("", name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+    return without_wrappers(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
 
 
 def is_shared(name: str) -> bool:

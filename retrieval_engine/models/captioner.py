@@ -65,6 +65,7 @@ class Captioner(Protocol):
         preprocessor: as of an `Encoder`.
         captions_at_once: sentences of a batch that suit the device.
         prompt: what it was trained to go on from.
+        says_prompt: whether its files name the prompt; it is the authors' otherwise.
         end_id: token that ends a sentence.
         default_length: tokens of a sentence where nobody says, counted as `prompt_counts` says.
         longest: number of tokens of a sentence at most, `prompt_ids` included.
@@ -77,6 +78,7 @@ class Captioner(Protocol):
     preprocessor: ImagePreprocessor
     captions_at_once: int
     prompt: str
+    says_prompt: bool
     end_id: int
     default_length: int
     longest: int

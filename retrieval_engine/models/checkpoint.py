@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -129,6 +130,14 @@ def weight_files(path: Path) -> list[Path]:
     raise CheckpointInvalid(
         f"{path} has no weights", hint="expected model.safetensors or pytorch_model.bin"
     )
+
+
+_WRAPPERS = re.compile(r"^((_orig_mod|module|model)\.)+|(?<=\.)_orig_mod\.")
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what torch.compile, DistributedDataParallel and Lightning put on it."""
+    return _WRAPPERS.sub("", name)
 
 
 def tensor_names(path: Path) -> set[str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import read_adapter
-from retrieval_engine.models.checkpoint import Checkpoint, tensor_names
+from retrieval_engine.models.checkpoint import Checkpoint, tensor_names, without_wrappers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +60,7 @@ def load_model(
                 dtype=dtype,
                 output_loading_info=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are refused here, by name
                 **more,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -67,17 +68,43 @@ def load_model(
             f"{checkpoint.name} cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}",
             hint="the directory must hold the matching config.json and weights",
         ) from error
-    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if strict and missing:
-        raise CheckpointInvalid(
-            f"{checkpoint.name} lacks {len(missing)} parameters of {kind.__name__}: "
-            f"{_listed(missing)}",
-            hint="this checkpoint was made for another task; use a retrieval (ITM) checkpoint",
-        )
+    _check_sizes(checkpoint, report["mismatched_keys"])
+    if strict and report["missing_keys"]:
+        raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
         model = _adapted(model, kind, checkpoint, dtype)
     ready: Model = model.eval()
     return ready
+
+
+def _check_sizes(checkpoint: Checkpoint, mismatched: "Iterable[tuple[str, Any, Any]]") -> None:
+    for name, seen, wanted in sorted(mismatched, key=lambda entry: entry[0]):
+        raise CheckpointInvalid(
+            f"{checkpoint.name}: {name} is {list(seen)} in the weights, and {list(wanted)} by "
+            "config.json",
+            hint="config.json and the weights must be of one model"
+            + ("; rows of embeddings are `vocab_size`" if "embed" in name else ""),
+        )
+
+
+def _lacking(checkpoint: Checkpoint, kind: type, missing: list[str]) -> CheckpointInvalid:
+    """Why parameters are missing, as far as the names in the files tell."""
+    names = tensor_names(checkpoint.path)
+    wrapped = next((n for n in sorted(names) if without_wrappers(n) in missing), "")
+    if wrapped:
+        prefix = wrapped.removesuffix(without_wrappers(wrapped))
+        return CheckpointInvalid(
+            f"{checkpoint.name}: names of its tensors begin with {prefix!r}, e.g. {wrapped}: it was "
+            "saved with the wrapper that it was trained in",
+            hint="save the model inside: `model.module` of DistributedDataParallel, "
+            "`model._orig_mod` of torch.compile",
+        )
+    parts = sorted({name.partition(".")[0] for name in names})
+    return CheckpointInvalid(
+        f"{checkpoint.name} lacks {len(missing)} parameters of {kind.__name__}: {_listed(missing)}",
+        hint=f"its weights hold {_listed(parts)}; a checkpoint with the others is needed: retrieval "
+        "(ITM) checkpoints have all that is searched and matched with",
+    )
 
 
 def _adapted(model: Model, kind: type[Model], checkpoint: Checkpoint, dtype: Any) -> Any:

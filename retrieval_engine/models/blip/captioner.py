@@ -68,7 +68,8 @@ class BlipCaptioner(ImageEncoder):
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)
         said = generation_defaults(checkpoint.path, PROMPT)
-        self.prompt, self.default_length = said.prompt, DEFAULT_LENGTH
+        self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.default_length = DEFAULT_LENGTH
         if said.new_tokens is not None:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))
             self.default_length = min(whole, self.longest)

@@ -110,7 +110,8 @@ class Blip2Captioner(Blip2Images):
             self.longest = int(words.max_position_embeddings) - config.num_query_tokens
         said = generation_defaults(checkpoint.path, PROMPT)
         self.end_id = end_token(said, config)
-        self.prompt, self.default_length = said.prompt, said.new_tokens or DEFAULT_LENGTH
+        self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.default_length = said.new_tokens or DEFAULT_LENGTH
         on_cuda = self.device.type == "cuda"
         self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
         settings: dict[str, object] = {

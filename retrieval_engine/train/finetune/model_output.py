@@ -149,6 +149,8 @@ class Output:
         folder = self.write(self._out, model)
         opener = open_encoder if self._config.task is Task.RETRIEVAL else open_captioner
         opened: Any = opener(str(folder), device=self._config.device)
+        if self._config.task is Task.CAPTION and self._wrapped is None:
+            _say_prompt(folder / "generation_config.json", opened.prompt)
         report = FinetuneReport(
             out=self._out,
             steps=trained.steps,
@@ -180,6 +182,12 @@ class Output:
             "keys": list(keys),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
+
+
+def _say_prompt(file: Path, prompt: str) -> None:
+    """Write down what the captions were trained to go on from."""
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_json(file, said | {"prompt": prompt})
 
 
 def _tower_size(path: Path) -> int:
