@@ -34,12 +34,9 @@ def test_a_vocabulary_that_is_one_off_names_the_tensor_and_both_sizes(
     rows = config["text_config"]["vocab_size"]
     config["text_config"]["vocab_size"] = rows + 1
     (model / "config.json").write_text(json.dumps(config))
+    opener: Any = open_encoder if kind == "retrieval" else open_captioner
     with pytest.raises(CheckpointInvalid) as caught:
-        if kind == "retrieval":
-            open_encoder(str(model))
-        else:
-            captioner: Any = open_captioner(str(model))
-            assert captioner.speaking
+        assert opener(str(model)).speaking
     assert "embed" in caught.value.message
     assert f"is [{rows}, " in caught.value.message
     assert f"and [{rows + 1}, " in caught.value.message

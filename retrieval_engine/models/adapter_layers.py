@@ -239,6 +239,7 @@ def _probe(layer: nn.Module) -> "Tensor":
         ValueError: a layer of a kind that is not known here.
     """
     generator = torch.Generator().manual_seed(0)
+    shape: tuple[int, ...]
     match layer:
         case nn.Embedding():
             return torch.arange(min(64, layer.num_embeddings))[None]

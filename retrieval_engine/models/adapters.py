@@ -162,7 +162,7 @@ def read_adapter(path: Path) -> Adapter:
 
 def _settings(config: Mapping[str, Json]) -> dict[str, Json]:
     """All of an adapter's config that decides numbers beside its tensors."""
-    more = {k: v for k, v in config.items() if v and not _INERT.fullmatch(k)}
+    more: dict[str, Json] = {k: v for k, v in config.items() if v and not _INERT.fullmatch(k)}
     if config.get("peft_type") != "LORA":
         return more
     if more.get("init_lora_weights") is True:

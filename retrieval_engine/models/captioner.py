@@ -232,11 +232,12 @@ def single_end(said: object) -> int | None:
     Raises:
         ValueError: there are several; a sentence would end at the first of them only.
     """
-    ends = set(said) if isinstance(said, list) else {said}
+    ends = sorted(
+        {int(str(end)) for end in (said if isinstance(said, list) else [said]) if end is not None}
+    )
     if len(ends) > 1:
-        raise ValueError(f"several end tokens, {sorted(ends)}: a sentence ends at one here")
-    (end,) = ends
-    return None if end is None else int(str(end))
+        raise ValueError(f"several end tokens, {ends}: a sentence ends at one here")
+    return ends[0] if ends else None
 
 
 def rows_of(
