@@ -23,8 +23,14 @@ from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.source_name import split_name
 
 LEDGER = ".failures.jsonl"
-_IMAGE_NAMES = ("image", "image_id", "item_id", "image_name", "file_name", "filename", "id")
-_CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences", "raw")
+_IMAGE_NAMES = (
+    *("image", "image_id", "item_id", "image_name", "file_name", "filename", "image_path"),
+    *("filepath", "id"),
+)
+_CAPTION_NAMES = (
+    *("caption", "captions", "text", "sentence", "sentences", "raw", "generated_caption"),
+    "prediction",
+)
 _ERROR_NAMES = ("error", "failure", "reason")
 # What programs write in the place of a caption: [ERROR], <failed>, Error: out of memory.
 _FAILURE = re.compile(
@@ -247,7 +253,7 @@ def _table_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
     try:
         records = list(table_records(path, Fields()))
     except SourceError as error:
-        raise EvaluationError(str(error), hint=error.hint) from error
+        raise EvaluationError(error.message) from error
     keys = {key_of(cell) for cell in re.split(r"[,|\t;]", first)}
     known = tuple(picture_suffixes())
     names_picture = any(record.image.lower().endswith(known) for record in records[:1])
