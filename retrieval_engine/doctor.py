@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.network import hub_is_reachable
+from retrieval_engine.records import DEFAULT_MODEL
 
 GOLDENS = Path(__file__).parent / "checkpoints" / "goldens"
-DEFAULT_MODEL = "vlre-tiny"
 # Largest absolute difference allowed: on a CPU what another BLAS may move, tight enough that a
 # wrong eps shows (7e-5 on states); a GPU sums in another order.
 _ON_CPU = {"pixels": 1e-6, "tokens": 1e-5, "itc": 5e-6, "logits": 1e-4}

@@ -4,6 +4,7 @@ A file that is being written has a name of its own, `NAME.TOKEN.partial`, and is
 neither a file that is there nor the target of a planted link can be overwritten through it.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -29,15 +30,38 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
     """
     partial = partial_of(path)
     try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with writing(path):
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the disk within the block name this file, and are `OSError`, whoever wrote.
+
+    A failing write of Python names no file at all, and libraries in C++ and Rust have errors of
+    their own for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    except Exception as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors, tokenizers
+            number = int(code[1])
+        elif re.search(r"No space left|file write failed|failed writing file", str(error)):  # torch
+            number = errno.ENOSPC
+        else:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -82,7 +106,7 @@ def publish(partial: Path, final: Path) -> tuple[int, str]:
     Returns:
         Its size in bytes and its sha256. The caller syncs the directory once for all.
     """
-    with partial.open("rb") as file:
+    with partial.open("r+b") as file:  # Windows syncs only what is open for writing
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size_bytes = os.fstat(file.fileno()).st_size

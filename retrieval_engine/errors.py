@@ -156,3 +156,14 @@ class TrainingError(VlreError):
 
 class EvaluationError(VlreError):
     """Figures cannot be computed honestly from what was given."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line, and without its advice.
+
+    Of pickled files that libraries advise to load all the same it says what they are.
+    """
+    text = str(error).strip() or type(error).__name__
+    if "pickle" in text.lower() or "weights_only" in text:
+        return "it holds pickled objects, which may run code when they are loaded"
+    return " ".join(text.splitlines()[0].split())[:300]

@@ -49,7 +49,8 @@ class FileLock:
         except Timeout:
             raise Taken(_owner(path)) from None
         if os.name != "nt":  # there nobody could read it while it is locked
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            with contextlib.suppress(OSError):  # a full disk is told where it matters
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def release(self, *, remove: bool = False) -> None:
         """Let others have it; nothing happens the second time.

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
 from typing import Any, NoReturn
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # not what an escaped backslash stands before
 
 
 def loads(text: str | bytes) -> Any:
@@ -15,7 +18,7 @@ def loads(text: str | bytes) -> Any:
     """
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-        if "\\u0000" in (text if isinstance(text, str) else text.decode()):
+        if _NUL.search(text if isinstance(text, str) else text.decode()):
             raise ValueError("holds a NUL character")
     except RecursionError:
         raise ValueError("is nested too deep") from None

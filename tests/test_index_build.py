@@ -67,7 +67,7 @@ def test_a_wider_search_finds_more_than_the_probed_lists_hold(tmp_path: Path, re
     assert effort["nprobe"] < 50
     _, items = index.search(clustered(3, 16, seed=1), 2000)
     assert [sorted(row) for row in items.tolist()] == [list(range(2000))] * 3
-    assert index._rows.effort == effort  # type: ignore[attr-defined]
+    assert index.rows.effort == effort  # type: ignore[attr-defined]
 
 
 def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path) -> None:

@@ -86,3 +86,25 @@ def test_a_moved_model_is_found_again(tmp_path: Path) -> None:
     other = tiny.save_blip(tmp_path / "other", seed=9)
     command = ["search", "a dog", "--store", str(store), "--model", str(other)]
     assert "expected" in CliRunner().invoke(main, command).stderr
+
+
+def test_another_model_judges_only_the_nearest(
+    store: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Its own order of those images: what a search of its own store gives, among the same ones."""
+    other = open_encoder(str(tiny.save_blip(tmp_path / "other", seed=5)), device="cpu")
+    options = EncodeOptions(features=("itc", "tokens"), store_dtype="float32")
+    encode("scenes:30?seed=11&size=32", tmp_path / "store", encoder=other, options=options)
+    engine = SearchEngine(open_store(store), encoder=encoder, device="cpu")
+    found = engine.search_texts(QUERIES, k=4, rerank=9, rerank_model=str(tmp_path / "other"))
+    theirs = SearchEngine(open_store(tmp_path / "store"), encoder=other)
+    every = theirs.search_texts(QUERIES, k=30, rerank=30)
+    for hits, itc, own in zip(found, engine.search_texts(QUERIES, k=9), every, strict=True):
+        nearest = {hit.item_id for hit in itc}
+        expected = [hit for hit in own if hit.item_id in nearest][:4]
+        assert [hit.item_id for hit in hits] == [hit.item_id for hit in expected]
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [hit.score for hit in expected], atol=1e-4
+        )
+    with pytest.raises(UsageError, match="`rerank_model` needs `rerank`"):
+        engine.search_texts(QUERIES, k=4, rerank_model=str(tmp_path / "other"))

@@ -1,5 +1,6 @@
 """What is not the store's own is never read through, overwritten or deleted."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.durable import replace_file, replacing_file
 from retrieval_engine.encoding import EncodeOptions, encode
 from retrieval_engine.errors import SourceError, StoreDamaged, StoreError, UsageError
-from retrieval_engine.heads.head import Head, HeadConfig, HeadKind
+from retrieval_engine.heads import Head, HeadConfig, HeadKind
 from retrieval_engine.heads.saved import SavedHead, TrainedOn, load_head, save_head
 from retrieval_engine.records import Modality
 from retrieval_engine.store import StoreWriter, open_store, repair_store
@@ -157,6 +158,7 @@ def test_features_elsewhere_are_refused(tmp_path: Path, kind: str) -> None:
     for entry in value["parts"][0]["files"]:
         if entry["name"] == shard.name:
             entry["bytes"] = shard.stat().st_size
+            entry["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
     value.pop("checksum", None)
     manifest.write_text(json.dumps(value))
     store = open_store(tmp_path / "s")

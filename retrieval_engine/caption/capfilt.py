@@ -20,7 +20,7 @@ from retrieval_engine.caption.run import Captioned, CaptionRun
 from retrieval_engine.caption.source_images import Asked, SourceImage
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Failure, Json
+from retrieval_engine.records import DEFAULT_MODEL, Failure, Json
 from retrieval_engine.store import Store
 
 DECISIONS = "decisions.jsonl"
@@ -53,7 +53,7 @@ class CapFiltRequest:
     out: Path
     targets: tuple[str, ...] = ()
     store: Path = Path("embeddings")
-    model: str = "vlre-tiny"
+    model: str = DEFAULT_MODEL
     ranker: str | None = None
     options: DecodingOptions = field(default_factory=lambda: DecodingOptions(sample=True))
     threshold: float = THRESHOLD

@@ -17,6 +17,7 @@ from PIL import Image
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.caption.source_images import SourceImage
+from retrieval_engine.durable import writing
 from retrieval_engine.errors import MissingExtra, UsageError, VlreError
 from retrieval_engine.models.captioner import Captioner, ExplainingCaptioner
 from retrieval_engine.sources import read_bytes
@@ -53,8 +54,9 @@ def draw_explanation(
             "whose queries have no place in it",
             hint="use a BLIP captioner, e.g. Salesforce/blip-image-captioning-base",
         )
-    decoded = decode(read_bytes(image.item.uri))
-    pixels = captioner.preprocessor.pixels(decoded)
+    look = captioner.preprocessor
+    decoded = decode(read_bytes(image.item.uri), least_side=look.least_side)
+    pixels = look.pixels(decoded)
     tokens = torch.from_numpy(captioner.encode_images(pixels[None], ["tokens"])["tokens"])
     prompt = complete(options, captioner).prompt or ""
     sentence = write_captions(captioner, tokens, [image.name], options)[0][0]
@@ -89,7 +91,8 @@ def _save(
         axis.set_title(word, color=_INK, fontsize=13)
     figure.suptitle(caption or "(no words)", color=_INK, fontsize=14, wrap=True)
     try:
-        figure.savefig(out, dpi=130)
+        with writing(out):
+            figure.savefig(out, dpi=130)
     except ValueError as error:
         raise UsageError(
             f"`explain={str(out)!r}`: {error}", hint="use .png, .svg or .pdf"

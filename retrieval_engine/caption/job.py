@@ -16,7 +16,7 @@ from retrieval_engine.caption.run import CaptionRun, Done
 from retrieval_engine.caption.source_images import Asked, SourceImage, Targets
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Failure
+from retrieval_engine.records import DEFAULT_MODEL, Failure
 from retrieval_engine.store import Store
 
 
@@ -47,7 +47,7 @@ class CaptionRequest:
 
     targets: tuple[str, ...] = ()
     store: Path = Path("embeddings")
-    model: str = "vlre-tiny"
+    model: str = DEFAULT_MODEL
     adapter: str = ""
     options: DecodingOptions = field(default_factory=DecodingOptions)
     split: str | None = None

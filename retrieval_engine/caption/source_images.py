@@ -165,7 +165,12 @@ class LoadImage:
         wanted = [not (used and row >= 0) for used in self._uses_store]
         if not any(wanted):
             return Loaded(row, (None,) * len(wanted))
-        decoded = decode(read_item(image.item) if data is None else data)
+        # A large JPEG may be decoded smaller only where everyone who reads it allows that.
+        sides = [
+            p.least_side for p, needed in zip(self._preprocessors, wanted, strict=True) if needed
+        ]
+        least = max(sides) if all(sides) else 0
+        decoded = decode(read_item(image.item) if data is None else data, least_side=least)
         pixels = (
             preprocessor.pixels(decoded) if needed else None
             for preprocessor, needed in zip(self._preprocessors, wanted, strict=True)

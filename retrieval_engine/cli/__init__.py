@@ -16,7 +16,7 @@ import click
 
 from retrieval_engine import __version__
 from retrieval_engine.cli.signals import Told, ending_cleanly
-from retrieval_engine.errors import PluginBroken, VlreError
+from retrieval_engine.errors import PluginBroken, VlreError, one_line
 from retrieval_engine.plugins import Plugins
 
 COMMANDS = Plugins(package="retrieval_engine.cli.commands", noun="command", group="vlre.commands")
@@ -87,10 +87,10 @@ class Commands(click.Group):
         except BrokenPipeError:  # at the last flush
             _drop_output()
             code = 0
-        except (OSError, MemoryError, RuntimeError) as error:
-            explained = _of_the_machine(error)
-            if debug or explained is None:
+        except Exception as error:
+            if debug:
                 raise
+            explained = _of_the_machine(error) or _unforeseen(error)
             _drop_output()
             _explain(explained, typed)
             code = explained.exit_code
@@ -139,11 +139,23 @@ def _of_the_machine(error: Exception) -> VlreError | None:
         if not where and error.errno == errno.ENOSPC:
             where = "writing the output: "
         return VlreError(f"{where}{error.strerror}", hint="--debug shows where it happened")
+    if "No space left on device" in str(error) or "os error 28" in str(error):
+        return VlreError(
+            f"the disk is full: {one_line(error)}", hint="make room, then run it again"
+        )
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "can't allocate memory" in str(error):
         hint = "use a smaller --batch-size, or fewer --features; --debug shows where it happened"
         return VlreError("there is not enough memory", hint=hint)
     return None
+
+
+def _unforeseen(error: Exception) -> VlreError:
+    """What nobody thought of: still one line."""
+    return VlreError(
+        f"unforeseen {type(error).__name__}: {one_line(error)}",
+        hint="this is a fault of vlre; --debug shows where it happened, for a report",
+    )
 
 
 def _explain(error: VlreError, typed: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from retrieval_engine.records import DEFAULT_MODEL
+
 DEFAULT_STORE = "embeddings"
 DEFAULT_INDEX = "indices/built/default"
 
@@ -47,7 +49,7 @@ index_option = click.option(
 model_option = click.option(
     "--model",
     envvar="VLRE_MODEL",
-    default="vlre-tiny",
+    default=DEFAULT_MODEL,
     show_default=True,
     help="Directory or hub id of a checkpoint, e.g. Salesforce/blip-itm-base-coco. "
     "[env: VLRE_MODEL]",

@@ -25,7 +25,7 @@ from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound, Usa
 from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
+from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Feature, Item, Modality
 from retrieval_engine.sources import EmptySource, Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
@@ -41,7 +41,7 @@ def encode(
     source: Source | str,
     store: Path | str,
     *,
-    encoder: Encoder | str = "vlre-tiny",
+    encoder: Encoder | str = DEFAULT_MODEL,
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
@@ -158,7 +158,8 @@ class _Load:
         key = hashlib.sha256(data).hexdigest()
         if key in self.known:
             return _Loaded(key, None)
-        return _Loaded(key, self.preprocessor.pixels(decode(data)))
+        image = decode(data, least_side=self.preprocessor.least_side)
+        return _Loaded(key, self.preprocessor.pixels(image))
 
 
 @dataclass(slots=True, kw_only=True)

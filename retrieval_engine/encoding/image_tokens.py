@@ -89,6 +89,7 @@ class ImageTokens:
 
     def _pixels(self, uri: str) -> NDArray[np.uint8]:
         try:
-            return self._encoder.preprocessor.pixels(decode(read_bytes(uri)))
+            look = self._encoder.preprocessor
+            return look.pixels(decode(read_bytes(uri), least_side=look.least_side))
         except DecodeError as error:
             raise DecodeError(f"{uri}: {error.message}", hint=error.hint) from error

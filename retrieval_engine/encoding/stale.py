@@ -223,7 +223,9 @@ class _Work:
         Raises:
             DecodeError, SourceError: it cannot be read any more.
         """
-        return self._encoder.preprocessor.pixels(decode(read_bytes(owners[0][2])))
+        look = self._encoder.preprocessor
+        data = read_bytes(owners[0][2])
+        return look.pixels(decode(data, least_side=look.least_side))
 
     def _failed(self, owners: Sequence[Owner], failed: Failed) -> None:
         self._report.images.failed += 1

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.errors import SourceError, UsageError, one_line
 
 IMAGES = ("image_emb", "image_embeddings", "image_embedding", "img_emb", "images", "image")
 TEXTS = ("text_emb", "text_embeddings", "text_embedding", "texts", "text")
@@ -56,7 +56,7 @@ def read_column(name: str, usual: Sequence[str]) -> NDArray[Any]:
     except UsageError:  # it is a ValueError, but no sign of a broken file
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise SourceError(f"cannot read {name}: {error}") from error
+        raise SourceError(f"cannot read {name}: {one_line(error)}") from error
     raise SourceError(f"{path} is of no known kind; known: .npy, .npz, .parquet")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
 from retrieval_engine.evaluate.references import read_references
@@ -107,7 +108,7 @@ def write_rows(path: Path, report: CaptionReport) -> None:
     """
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows())
     try:
-        path.write_text("".join(lines), encoding="utf-8")
+        replace_file(path, "".join(lines).encode())
     except OSError as error:
         raise EvaluationError(f"cannot write {path}: {error.strerror}") from error
 

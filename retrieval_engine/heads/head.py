@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrieval_engine.errors import ShapeError, UsageError
-from retrieval_engine.heads.projection import LinearProjection, MlpProjection, Projection
+from retrieval_engine.heads.projection import HeadKind, Projection, make_projection
 from retrieval_engine.records import Json, Modality
 
 _BLOCK_VECTORS = 8192
 _WIDEST = 32_768
 _LARGEST_SCALE = 100.0  # as CLIP clamps it: a larger one makes training unstable
-
-
-class HeadKind(StrEnum):
-    """Kind of a head's two projections: linear, or an MLP."""
-
-    LINEAR = "linear"
-    MLP = "mlp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +71,6 @@ class HeadConfig:
         """
         return cls(**{**value, "kind": HeadKind(value["kind"])})
 
-    def projection(self, width: int) -> Projection:
-        """A new side of a head, with random weights."""
-        if self.kind is HeadKind.LINEAR:
-            return LinearProjection(width, self.dim, bias=self.bias)
-        return MlpProjection(
-            width, self.dim, hidden=self.hidden, dropout=self.dropout, residual=self.residual
-        )
-
 
 class Head(nn.Module):
     """Projects images and texts so that matching ones have large inner products.
@@ -106,8 +90,8 @@ class Head(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = config.projection(config.image_width)
-        self.text = config.projection(config.text_width)
+        self.image = make_projection(config, config.image_width)
+        self.text = make_projection(config, config.text_width)
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
         self.offset = nn.Parameter(torch.tensor(0.0))
 

@@ -1,10 +1,21 @@
 """One side of a head: the linear and the multi-layer projection, and what both have in common."""
 
 from abc import ABC, abstractmethod
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from retrieval_engine.heads.head import HeadConfig
+
+
+class HeadKind(StrEnum):
+    """Kind of a head's two projections."""
+
+    LINEAR = "linear"
+    MLP = "mlp"
 
 
 class Projection(nn.Module, ABC):
@@ -124,3 +135,21 @@ class MlpProjection(Projection):
             self.first.bias[units] = sign * bias[:carried]
             self.second.weight[:carried, units] = sign * torch.eye(carried)
         self.second.bias.zero_()
+
+
+def make_projection(config: "HeadConfig", width: int) -> Projection:
+    """A projection of a head's kind, with random weights.
+
+    Args:
+        config: of the head.
+        width: of the side's features.
+    """
+    if config.kind is HeadKind.LINEAR:
+        return LinearProjection(width, config.dim, bias=config.bias)
+    return MlpProjection(
+        width,
+        config.dim,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        residual=config.residual,
+    )

@@ -22,6 +22,7 @@ from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, Finge
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.heads.head import Head, HeadConfig
 from retrieval_engine.records import Feature, Json, Modality
+from retrieval_engine.strict_json import loads
 
 RECORD = "head.json"
 WEIGHTS = "head.safetensors"
@@ -214,7 +215,7 @@ def load_head(path: str | Path) -> SavedHead:
             hint="train one with `train_head(out=DIR)`",
         )
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = loads((path / RECORD).read_bytes())
         if record["format"] != _FORMAT:
             raise CheckpointInvalid(f"{path} has format {record['format']}, known is {_FORMAT}")
         weights = (path / WEIGHTS).read_bytes()

@@ -14,7 +14,7 @@ from retrieval_engine.index.backends import Rows
 from retrieval_engine.index.build_record import IndexManifest, contents_of, describe
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex, replacing
-from retrieval_engine.index.grouping import Items, Scores, grouped_top_k
+from retrieval_engine.index.grouping import GroupedIndex
 from retrieval_engine.index.recipes import Recipe, find_recipe
 from retrieval_engine.index.vectors import StoredVectors, image_vectors
 from retrieval_engine.progress import Progress, Silent
@@ -61,23 +61,11 @@ class IndexReport:
 
 
 class _Built(NamedTuple):
-    """Rows in memory, as an `Index`."""
+    """Rows in memory, and what they were made of."""
 
     recipe: Recipe
     factory: str
     rows: Rows
-    per_item: int
-
-    @property
-    def items(self) -> int:
-        return self.rows.rows // self.per_item
-
-    @property
-    def dim(self) -> int:
-        return self.rows.dim
-
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
-        return grouped_top_k(self.rows, queries, k, self.per_item)
 
 
 class _Tuned(NamedTuple):
@@ -131,7 +119,7 @@ def build_index(
         progress.start(f"building {chosen.name} of {vectors.rows:,} rows", None)
         backend = backends.load(chosen.backend)
         rows, factory = backend.build(chosen, vectors, seed)
-        built = _Built(chosen, factory, rows, vectors.per_item)
+        built = _Built(chosen, factory, rows)
         progress.start("comparing with exact search", None)
         tuned = _tune(store, vectors, built, seed)
         progress.start("writing", None)
@@ -156,7 +144,8 @@ def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tu
     """Set the search effort that the recipe's recall takes, as exact search judges it."""
     queries, asked = measured.sample_queries(store, vectors, seed)
     expected = measured.expect(vectors.exact(), queries)
-    found = measured.tune(built.rows, built, expected, built.recipe.target_recall)
+    index = GroupedIndex(built.rows, vectors.per_item)
+    found = measured.tune(built.rows, index, expected, built.recipe.target_recall)
     return _Tuned(found, queries, asked)
 
 

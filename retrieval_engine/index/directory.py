@@ -13,20 +13,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from retrieval_engine.durable import refuse_url, sync_directory
-from retrieval_engine.errors import IndexFailure, UsageError
+from retrieval_engine.errors import IndexFailure, UsageError, one_line
 from retrieval_engine.index import backends
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.grouping import (
-    Items,
+    GroupedIndex,
     RowSearch,
-    Scores,
-    check_queries,
-    grouped_top_k,
 )
 from retrieval_engine.locks import FileLock, Taken
 
@@ -37,8 +31,8 @@ _LOCK = "build.lock"
 _TRIES = 5
 
 
-class SavedIndex:
-    """An index folder, open for search; an `Index`.
+class SavedIndex(GroupedIndex):
+    """An index folder, open for search; item numbers are positions in `catalog`.
 
     Args:
         path: the folder.
@@ -47,31 +41,16 @@ class SavedIndex:
     """
 
     def __init__(self, path: Path, manifest: IndexManifest, rows: RowSearch) -> None:
+        super().__init__(rows, manifest.rows_per_item)
         self.path = path
         self.manifest = manifest
         self.catalog = SavedCatalog.open(path / manifest.folder)
-        self._rows = rows
         if rows.rows != manifest.rows or len(self.catalog) != manifest.items:
             raise IndexFailure(
                 f"{path} holds {rows.rows:,} rows of {len(self.catalog):,} items, its manifest "
                 f"says {manifest.rows:,} of {manifest.items:,}",
                 hint="build the index again",
             )
-
-    @property
-    def items(self) -> int:
-        """Number of items."""
-        return self.manifest.items
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.manifest.dim
-
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
-        """As `Index.search`; item numbers are positions in `catalog`."""
-        queries = check_queries(queries, self.dim, k)
-        return grouped_top_k(self._rows, queries, k, self.manifest.rows_per_item)
 
 
 def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
@@ -93,10 +72,13 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
         manifest = IndexManifest.read(path)
         try:
             return _open(path, manifest, verify)
-        except IndexFailure:
+        except (IndexFailure, OSError) as error:
             # A build that ended just now took the files of the manifest we read.
-            if IndexManifest.read(path) == manifest:
+            if IndexManifest.read(path) != manifest:
+                continue
+            if isinstance(error, IndexFailure):
                 raise
+            raise IndexFailure(f"cannot read {path}: {one_line(error)}") from error
     raise IndexFailure(f"{path} is being replaced again and again", hint="try again")
 
 
@@ -184,6 +166,6 @@ def _sweep(out: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
     sync_directory(folder)

@@ -93,40 +93,58 @@ def check_queries(queries: NDArray[np.float32], dim: int, k: int) -> NDArray[np.
     return queries
 
 
-def grouped_top_k(
-    index: RowSearch, queries: NDArray[np.float32], k: int, rows_per_item: int
-) -> tuple[Scores, Items]:
-    """The k best items of each query, from a search over rows.
-
-    Fetches more rows than items are wanted, and again four times as many for the queries that did
-    not see k distinct items or were cut within a tie.
+class GroupedIndex:
+    """An `Index` over a backend's rows, of which each item has several.
 
     Args:
-        index: row r of it belongs to item r // rows_per_item.
-        queries: (q, d) float32, checked.
-        k: at least 1.
+        rows: row r belongs to item r // rows_per_item.
         rows_per_item: vectors of each item, 1 for BLIP and 32 for BLIP-2.
 
-    Returns:
-        As `Index.search`.
+    Attributes:
+        rows: as given.
+        rows_per_item: as given.
     """
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    items = np.full((len(queries), k), -1, dtype=np.int64)
-    wanted = min(k, index.rows // rows_per_item)
-    pending = np.arange(len(queries))
-    fetch = wanted * min(rows_per_item, 4) + _SLACK
-    while len(pending) and wanted:
-        fetch = min(fetch, index.rows)
-        row_scores, rows = index.search_rows(queries[pending], fetch)
-        row_scores = np.where(rows < 0, np.float32(-np.inf), row_scores)
-        tops, top_items = _best_items(row_scores, rows // rows_per_item, wanted, rows_per_item)
-        scores[pending, :wanted], items[pending, :wanted] = tops, top_items
-        whole = (rows[:, -1] < 0) | (fetch == index.rows)
-        short = top_items[:, -1] < 0
-        cut_in_tie = (row_scores[:, -1] == tops[:, -1]) & (fetch < _TIE_ROWS)
-        pending = pending[~whole & (short | cut_in_tie)]
-        fetch *= 4
-    return scores, items
+
+    def __init__(self, rows: RowSearch, rows_per_item: int) -> None:
+        self.rows = rows
+        self.rows_per_item = rows_per_item
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return self.rows.rows // self.rows_per_item
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.rows.dim
+
+    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+        """As `Index.search`, from a search over rows.
+
+        Fetches more rows than items are wanted, and again four times as many for the queries that
+        did not see k distinct items or were cut within a tie.
+        """
+        queries = check_queries(queries, self.dim, k)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        items = np.full((len(queries), k), -1, dtype=np.int64)
+        wanted = min(k, self.items)
+        pending = np.arange(len(queries))
+        fetch = wanted * min(self.rows_per_item, 4) + _SLACK
+        while len(pending) and wanted:
+            fetch = min(fetch, self.rows.rows)
+            row_scores, rows = self.rows.search_rows(queries[pending], fetch)
+            row_scores = np.where(rows < 0, np.float32(-np.inf), row_scores)
+            tops, top_items = _best_items(
+                row_scores, rows // self.rows_per_item, wanted, self.rows_per_item
+            )
+            scores[pending, :wanted], items[pending, :wanted] = tops, top_items
+            whole = (rows[:, -1] < 0) | (fetch == self.rows.rows)
+            short = top_items[:, -1] < 0
+            cut_in_tie = (row_scores[:, -1] == tops[:, -1]) & (fetch < _TIE_ROWS)
+            pending = pending[~whole & (short | cut_in_tie)]
+            fetch *= 4
+        return scores, items
 
 
 def _best_items(

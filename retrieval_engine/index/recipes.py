@@ -71,7 +71,16 @@ class Recipe:
         return self.factory.replace("{nlist}", str(nlist))
 
 
+# faiss takes these, and then ends the whole process, divides by zero or never ends.
+_DEADLY = re.compile(r"(?:HNSW|NSG)[01](?!\d)|(?<!\d)0+(?!\d)")
+
+
 def _check_factory(factory: str) -> None:
+    if found := _DEADLY.search(factory):
+        raise UsageError(
+            f"{found[0]} in {factory!r} is too little for faiss",
+            hint="HNSW takes 2 or more, every other number 1 or more",
+        )
     if found := _POLYSEMOUS.search(factory):
         raise UsageError(
             f"{found[0]} in {factory!r} trains for polysemous codes, thirty times longer",
@@ -161,7 +170,9 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"cannot read recipe {path}: it is nested too deep") from None
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read recipe {path}: {error}") from error
     allowed = [f.name for f in fields(Recipe) if f.name != "name"]
     if unknown := sorted(set(values) - set(allowed)):

@@ -34,7 +34,7 @@ def open_encoder(
     """Load an encoder.
 
     Args:
-        checkpoint: a model that ships with the package (`vlre-tiny`), a directory in Hugging Face
+        checkpoint: a model that ships with the package (`vlre-photo`, `vlre-tiny`), a directory in Hugging Face
             layout, or a hub id, optionally with `@revision`; or the directory of an adapter that
             names its base.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …

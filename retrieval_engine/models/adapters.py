@@ -8,7 +8,6 @@ changes the fingerprints of the parts it touches, and of no others.
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -27,7 +26,9 @@ from retrieval_engine.models.checkpoint import (
     weight_digests,
     without_wrappers,
 )
+from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,16 +140,18 @@ def read_adapter(path: Path) -> Adapter:
     """Read the adapter in a directory.
 
     Raises:
-        CheckpointInvalid: there is none, or its JSON cannot be understood.
+        CheckpointInvalid: there is none, its JSON cannot be understood, or a file is not the one
+            that was written.
     """
     if not (path / PEFT_CONFIG).is_file():
         raise CheckpointInvalid(
             f"{path} holds no adapter", hint=f"expected {PEFT_CONFIG} and {PEFT_WEIGHTS}"
         )
+    check_checksums(path)
     try:
-        config = json.loads((path / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config = loads((path / PEFT_CONFIG).read_bytes())
         file = path / RECORD
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        record = loads(file.read_bytes()) if file.is_file() else {}
         return Adapter(
             path=path,
             kind=str(config.get("peft_type", "of no kind")),
@@ -228,6 +231,12 @@ def check_homes(adapter: Adapter, names: Iterable[str]) -> None:
     """
     known = set(names)
     modules = modules_with_weights(known)
+    if any(name.startswith("text_decoder.") for name in known):
+        # A decoder may take from the encoder what the files then hold once.
+        start = "text_encoder."
+        modules |= {
+            f"text_decoder.bert.{m.removeprefix(start)}" for m in modules if m.startswith(start)
+        }
     tensors = adapter.tensors()
     if all(map(is_shared, tensors)):
         raise CheckpointInvalid(

@@ -147,7 +147,7 @@ def open_captioner(
     """Load a model that writes captions.
 
     Args:
-        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-tiny`;
+        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-photo`;
             see `models.open_encoder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: as of `models.open_encoder`.

@@ -1,7 +1,6 @@
 """Finds a checkpoint's files and says what is in them, without building a model."""
 
 import hashlib
-import json
 import mmap
 import re
 import struct
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,7 @@ def find_model(name: str) -> Checkpoint:
                 "from an original .pth file",
             )
         path = path.resolve()
+        check_checksums(path)
         return Checkpoint(name=str(path), path=path)
     if name in shipped():
         return Checkpoint(name=name, path=shipped()[name])
@@ -98,7 +100,7 @@ def _from_hub(name: str) -> Checkpoint:
         raise CheckpointNotFound(
             f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
             hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
-            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-tiny'`",
+            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-photo'`",
         ) from error
     return Checkpoint(name=name, path=path, revision=path.name)
 
@@ -110,7 +112,7 @@ def read_config(path: Path) -> dict[str, Json]:
         CheckpointInvalid: it is no JSON object.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = loads((path / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointInvalid(f"{path / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -151,14 +153,16 @@ def tensor_names(path: Path) -> set[str]:
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
     if file.suffix != ".safetensors":
-        yield from ((name, list(value.shape)) for name, value in _unpickled(file).items())
+        yield from ((name, list(value.shape)) for name, value in pickled_tensors(file).items())
         return
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+            if length > file.stat().st_size:
+                raise ValueError("its header is cut off")
+            header = loads(handle.read(length))
         yield from ((n, entry["shape"]) for n, entry in header.items() if n != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointInvalid(
             f"{file} is damaged: {error}", hint="download or copy the file again"
         ) from error
@@ -190,7 +194,9 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
+            if length > file.stat().st_size:
+                raise ValueError("its header is cut off")
+            header = loads(handle.read(length))
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 for name, entry in sorted(header.items()):
                     if name == "__metadata__" or part_of(name) is None:
@@ -204,7 +210,7 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
                     value.update(view)
                     view.release()
                     yield name, value.hexdigest()
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointInvalid(
             f"{file} is damaged: {error}", hint="download or copy the file again"
         ) from error
@@ -217,7 +223,7 @@ def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple
 
     names = {dtype: name for name, dtype in _TYPES.items()}
     found: dict[str, str] = {}
-    for name, tensor in sorted(_unpickled(file).items()):
+    for name, tensor in sorted(pickled_tensors(file).items()):
         if part_of(name) is not None:
             value = hashlib.sha256(f"{names[tensor.dtype]}{list(tensor.shape)}".encode())
             value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -241,23 +247,19 @@ def tied_twin(name: str) -> str | None:
     return ends[0][0] + ends[0][1] if ends else None
 
 
-def _unpickled(file: Path) -> "dict[str, Tensor]":
+def pickled_tensors(file: Path) -> "dict[str, Tensor]":
     """The tensors of a file that `torch.save` wrote; nothing in it runs.
 
     Raises:
         CheckpointInvalid: the file is damaged, or holds more than tensors by name.
     """
-    import pickle
-
     import torch
 
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointInvalid(
-            f"{file} cannot be read: {str(error).splitlines()[0]}",
-            hint="only plain tensors are accepted; download or copy the file again",
-        ) from error
+    from retrieval_engine.models.import_files import load_pickled
+
+    tensors = load_pickled(file)
+    if not isinstance(tensors, dict):
+        raise CheckpointInvalid(f"{file} holds a {type(tensors).__name__}, not a dict of tensors")
     others = [str(k) for k, v in tensors.items() if not isinstance(v, torch.Tensor)]
     if others:
         raise CheckpointInvalid(

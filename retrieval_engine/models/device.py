@@ -27,6 +27,13 @@ def pick_device(name: str) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r}; try auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+            raise UsageError(
+                f"device {name} is not here", hint="use device auto, cpu or cuda"
+            ) from error
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(

@@ -14,13 +14,15 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 
+from retrieval_engine.durable import writing
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.checkpoint import without_wrappers
+from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.import_names import Translation
 from retrieval_engine.records import Json
 
@@ -60,7 +62,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise CheckpointInvalid(f"{file} is not a file")
-    found = _load(file)
+    found = load_pickled(file)
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -75,7 +77,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     return {without_wrappers(str(name)): tensor for name, tensor in found.items()}
 
 
-def _load(file: Path) -> object:
+def load_pickled(file: Path) -> Any:
+    """What `torch.save` wrote: tensors in plain containers; anything else is refused, not run.
+
+    Raises:
+        CheckpointInvalid: it is damaged, or holds more than tensors.
+    """
     zipped = zipfile.is_zipfile(file)
     try:
         if zipped:
@@ -133,11 +140,13 @@ def write_directory(
         translation.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         weights = partial / "model.safetensors"
-        save_file(_separate(translation.tensors), weights, {"format": "pt"})
+        with writing(weights):
+            save_file(_separate(translation.tensors), weights, {"format": "pt"})
         # safetensors leaves its files readable by their owner alone.
         shutil.copymode(partial / "config.json", weights)
         _write_json(partial / "preprocessor_config.json", _preprocessor(translation))
         _write_json(partial / RECORD, record)
+        write_checksums(partial, [file.name for file in partial.iterdir()])
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

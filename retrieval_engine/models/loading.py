@@ -7,15 +7,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
+from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import read_adapter
-from retrieval_engine.models.checkpoint import Checkpoint, tensor_names, without_wrappers
+from retrieval_engine.models.checkpoint import (
+    Checkpoint,
+    pickled_tensors,
+    tensor_names,
+    weight_files,
+    without_wrappers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 Model = TypeVar("Model", bound="nn.Module")
@@ -31,6 +38,7 @@ def load_model(
     dtype: Any,
     strict: bool = True,
     quantize: str = "",
+    fill: "Callable[[dict[str, Tensor]], dict[str, Tensor]] | None" = None,
 ) -> Model:
     """A model in evaluation mode with every parameter from the checkpoint.
 
@@ -43,20 +51,28 @@ def load_model(
         dtype: torch dtype of the parameters.
         strict: refuse missing parameters.
         quantize: `8bit` or `4bit` to keep linear layers so, on CUDA, through bitsandbytes.
+        fill: adds to the tensors of the files what the class knows under other names too.
 
     The checkpoint's adapter, where it has one, is merged into the weights.
 
     Raises:
         CheckpointInvalid: files are damaged, or parameters are missing or of another shape.
     """
+    import torch
     from safetensors import SafetensorError
 
+    for file in weight_files(checkpoint.path):
+        if file.suffix != ".safetensors":
+            pickled_tensors(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
         with _quiet():
+            if fill is not None:
+                more["state_dict"] = fill(all_tensors(checkpoint.path))
+                more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
-                checkpoint.path,
+                None if fill else checkpoint.path,
                 dtype=dtype,
                 output_loading_info=True,
                 local_files_only=True,
@@ -65,14 +81,18 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointInvalid(
-            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {str(error).splitlines()[0]}",
+            f"{checkpoint.name} cannot be loaded as {kind.__name__}: {one_line(error)}",
             hint="the directory must hold the matching config.json and weights",
         ) from error
     _check_sizes(checkpoint, report["mismatched_keys"])
     if strict and report["missing_keys"]:
         raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
-        model = _adapted(model, kind, checkpoint, dtype)
+
+        def whole(plain: Checkpoint) -> Model:
+            return load_model(kind, plain, dtype=torch.float32, fill=fill)
+
+        model = _adapted(model, checkpoint, whole)
     ready: Model = model.eval()
     return ready
 
@@ -107,8 +127,14 @@ def _lacking(checkpoint: Checkpoint, kind: type, missing: list[str]) -> Checkpoi
     )
 
 
-def _adapted(model: Model, kind: type[Model], checkpoint: Checkpoint, dtype: Any) -> Any:
-    """The model with the checkpoint's adapter merged into it, which happens in float32."""
+def _adapted(model: Any, checkpoint: Checkpoint, in_float32: "Callable[[Checkpoint], Any]") -> Any:
+    """The model with the checkpoint's adapter merged into it.
+
+    Args:
+        model: without the adapter.
+        checkpoint: names the adapter.
+        in_float32: loads the same model so; sums are rounded once, from the weights as stored.
+    """
     import torch
 
     from retrieval_engine.models.adapter_layers import apply_adapter, plan_adapter
@@ -116,12 +142,21 @@ def _adapted(model: Model, kind: type[Model], checkpoint: Checkpoint, dtype: Any
     assert checkpoint.adapter is not None
     adapter = read_adapter(checkpoint.adapter)
     plan = plan_adapter(model, adapter, tensor_names(checkpoint.path))
-    if not plan.touches:
-        return model
-    if dtype != torch.float32:  # a sum that is rounded once, from the weights as they are stored
-        plain = replace(checkpoint, adapter=None)
-        return apply_adapter(load_model(kind, plain, dtype=torch.float32), adapter, plan).to(dtype)
-    return apply_adapter(model, adapter, plan)
+    if not plan.touches or model.dtype == torch.float32:
+        return apply_adapter(model, adapter, plan) if plan.touches else model
+    whole = in_float32(replace(checkpoint, adapter=None))
+    return apply_adapter(whole, adapter, plan).to(model.dtype)
+
+
+def all_tensors(path: "Path") -> "dict[str, Tensor]":
+    """All tensors of a checkpoint's files."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        safe = file.suffix == ".safetensors"
+        tensors |= load_file(file) if safe else pickled_tensors(file)
+    return tensors
 
 
 def _quantization(name: str, dtype: Any) -> dict[str, object]:
@@ -184,7 +219,7 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
         with _quiet():
             tokenizer: Tokenizer = loader.from_pretrained(checkpoint.path, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise CheckpointInvalid(
             f"{checkpoint.name}: tokenizer cannot be loaded: {reason}"
         ) from error

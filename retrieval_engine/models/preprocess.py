@@ -44,23 +44,41 @@ class ImagePreprocessor(Protocol):
     def name(self) -> str:
         """Name and version for the fingerprint: all that decides the normalised pixels."""
 
+    @property
+    def least_side(self) -> int:
+        """Pixels below which no side of a JPEG may fall in decoding; 0 decodes every pixel."""
+
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """(image_size, image_size, 3) pixels of an RGB image of any size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquashToSquare:
-    """BLIP's and BLIP-2's: the whole image, squashed to a square; see `ImagePreprocessor`."""
+    """BLIP's and BLIP-2's: the whole image, squashed to a square; see `ImagePreprocessor`.
+
+    Attributes:
+        image_size: side of the square in pixels.
+        mean: of each channel, on the scale 0-1.
+        std: of each channel, on the scale 0-1.
+        draft: a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long
+            as no side falls below `image_size`.
+    """
 
     image_size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    draft: bool = False
+
+    @property
+    def least_side(self) -> int:
+        """See `ImagePreprocessor.least_side`."""
+        return self.image_size if self.draft else 0
 
     @property
     def name(self) -> str:
         """Name and version for the fingerprint: all that decides the normalised pixels."""
         numbers = ",".join(f"{v:g}" for v in (*self.mean, *self.std))
-        return f"{VERSION}({numbers})"
+        return f"{VERSION}({numbers})" + ("+draft" if self.draft else "")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An image as the model reads it.
@@ -114,7 +132,8 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
             f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
             + (f", rescale_factor {said['rescale_factor']}" if "rescale_factor" in said else "")
         )
-    return SquashToSquare(image_size=image_size, mean=m, std=s)
+    draft = said.get("decode") == "draft"
+    return SquashToSquare(image_size=image_size, mean=m, std=s, draft=draft)
 
 
 def _refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:

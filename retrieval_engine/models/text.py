@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 VERSION = "pre_caption1"
@@ -42,3 +43,20 @@ def token_ids(
         cleaned, truncation=True, max_length=max_tokens, return_attention_mask=False
     )["input_ids"]
     return ids
+
+
+def pooled(states: "Tensor", mask: "Tensor", pooling: str) -> "Tensor":
+    """The state that stands for each text.
+
+    Args:
+        states: (n, l, w) after the last layer.
+        mask: (n, l), 1 on tokens and 0 on padding.
+        pooling: `cls` for the first token, as in BLIP; `mean` over the tokens, as in MiniLM.
+
+    Returns:
+        (n, w).
+    """
+    if pooling == "cls":
+        return states[:, 0]
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(1) / weights.sum(1)

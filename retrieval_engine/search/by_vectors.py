@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.projected import ProjectedStore
-from retrieval_engine.errors import ShapeError, SourceError
+from retrieval_engine.errors import ShapeError, SourceError, one_line
 from retrieval_engine.records import Modality
 from retrieval_engine.search.distinct import distinct_top_k
 from retrieval_engine.search.engine import SearchEngine
@@ -23,7 +23,9 @@ def read_vectors(path: Path) -> NDArray[Any]:
     try:
         vectors: NDArray[Any] = np.atleast_2d(np.load(path, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
+        raise SourceError(
+            f"cannot read {path}: {one_line(error)}", hint="a .npy of floating-point numbers"
+        ) from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise SourceError(f"{path} holds {vectors.dtype}{list(vectors.shape)}, not vectors")
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)

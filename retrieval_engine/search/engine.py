@@ -25,7 +25,7 @@ from retrieval_engine.index.catalog import Catalog, GalleryCatalog
 from retrieval_engine.index.exact import Block
 from retrieval_engine.index.grouping import Items, Scores, late_interaction, merge_queries
 from retrieval_engine.index.vectors import image_vectors
-from retrieval_engine.models import Encoder
+from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.records import Caption, Modality
 from retrieval_engine.search.distinct import distinct_top_k, first_of_each
 from retrieval_engine.search.hits import Hit, hit_of
@@ -82,6 +82,7 @@ class SearchEngine:
         self.notes: tuple[str, ...] = ()
         self._device, self._model = device, model
         self._encoder: Encoder | None = None
+        self._guests: dict[str, Encoder] = {}
         self.index: Index
         self.catalog: Catalog
         if index:
@@ -130,7 +131,7 @@ class SearchEngine:
         return self.search_texts([text], k)[0]
 
     def search_texts(
-        self, texts: Sequence[str], k: int = 10, *, rerank: int = 0
+        self, texts: Sequence[str], k: int = 10, *, rerank: int = 0, rerank_model: str = ""
     ) -> list[list[Hit]]:
         """The k images that fit each of several sentences best.
 
@@ -139,6 +140,8 @@ class SearchEngine:
             k: at least 1; more than there are images gives them all.
             rerank: how many of the nearest images the cross-encoder puts in a new order, at
                 least k; 0 for none. Scores are then ITM + ITC.
+            rerank_model: another checkpoint for that, such as a real BLIP: it encodes only the
+                images it is shown.
 
         Raises:
             UsageError: k is below 1, rerank is below k, a text is empty, or the checkpoint has
@@ -147,8 +150,15 @@ class SearchEngine:
         self._check_k(k)
         if blank := [i for i, text in enumerate(texts) if not text.strip()]:
             raise UsageError(f"query {blank[0] + 1} is empty", hint='ask for something: "a dog"')
+        if broken := [i for i, text in enumerate(texts) if not _is_unicode(text)]:
+            raise UsageError(
+                f"query {broken[0] + 1} is not UTF-8: {texts[broken[0]]!a}",
+                hint="set the terminal to UTF-8, or give the words in a file through stdin",
+            )
         if rerank and rerank < k:
             raise UsageError(f"`rerank` is {rerank}; it must be at least `k`, which is {k}")
+        if rerank_model and not rerank:
+            raise UsageError("`rerank_model` needs `rerank`: how many images it shall look at")
         scores, items = distinct_top_k(
             self.index, self.catalog, self.encode_texts(texts), max(k, rerank)
         )
@@ -159,10 +169,16 @@ class SearchEngine:
                 items,
                 store=self.store,
                 catalog=self.catalog,
-                encoder=self.encoder,
+                encoder=self._guest(rerank_model) if rerank_model else self.encoder,
+                is_guest=bool(rerank_model),
             )
             scores, items = scores[:, :k], items[:, :k]
         return [self.hits(s, i) for s, i in zip(scores, items, strict=True)]
+
+    def _guest(self, name: str) -> Encoder:
+        if name not in self._guests:
+            self._guests[name] = open_encoder(name, device=self._device)
+        return self._guests[name]
 
     def search_image(
         self, image: bytes | str | Path, k: int = 10, captions: bool = False
@@ -227,7 +243,8 @@ class SearchEngine:
         if known is not None:
             return known
         try:
-            pixels = self.encoder.preprocessor.pixels(decode(data))
+            look = self.encoder.preprocessor
+            pixels = look.pixels(decode(data, least_side=look.least_side))
         except DecodeError as error:
             what = "the query image" if isinstance(image, bytes) else str(image)
             raise DecodeError(f"{what}: {error.message}") from error
@@ -268,6 +285,14 @@ class SearchEngine:
     def _check_k(k: int) -> None:
         if k < 1:
             raise UsageError(f"`k` is {k}; it must be at least 1")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, or bytes that were no UTF-8
+        return False
+    return True
 
 
 class _CaptionIndex:

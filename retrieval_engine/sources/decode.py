@@ -77,13 +77,15 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset((*known, *_HEIF_SUFFIXES))
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> Image.Image:
     """The picture in these bytes, upright, in mode RGB.
 
     Args:
         data: a whole file: JPEG, PNG, GIF, WebP, BMP, TIFF, PPM, JPEG 2000, AVIF, HEIC, ICO, QOI.
         max_pixels: refuse a picture with more pixels than this, before decoding it; a third of
             it for WebP, JPEG 2000, AVIF and HEIC.
+        least_side: a JPEG may be decoded at a half, a quarter or an eighth of its size as long as
+            no side falls below this many pixels; 0 keeps every pixel.
 
     Raises:
         DecodeError: the bytes are no picture that can be used; the message is the reason.
@@ -100,15 +102,21 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"{image.format} of {width}x{height} = {width * height:,} pixels; "
             f"at most {most:,} are decoded"
         )
+    small = _scale(min(width, height), least_side) if image.format == "JPEG" else 1
     if weight * width * height <= _ALONE_ABOVE:
-        return _decoded(image, data, 1)
+        return _decoded(image, data, small)
     with _large:
-        return _decoded(image, data, _reduction(width * height))
+        return _decoded(image, data, max(small, _reduction(width * height)))
 
 
 def _reduction(pixels: int) -> int:
     """By how much the edges of a picture are divided: 1, 2, 4 or 8."""
     return next(k for k in (1, 2, 4, 8) if pixels <= REDUCED_ABOVE * k * k or k == 8)
+
+
+def _scale(side: int, least: int) -> int:
+    """By how much a side may be divided, 1, 2, 4 or 8, without falling below a number of pixels."""
+    return next(k for k in (8, 4, 2, 1) if side >= k * least or k == 1) if least else 1
 
 
 def _decoded(image: Image.Image, data: bytes, by: int) -> Image.Image:

@@ -62,6 +62,14 @@ def make_directory(path: Path) -> tuple[Path, ...]:
     return made
 
 
+def has_parts(path: Path) -> bool:
+    """Whether something may be committed: there are parts, or a manifest nobody understands."""
+    try:
+        return (path / MANIFEST).exists() and bool(read_manifest(path).parts)
+    except StoreDamaged:
+        return True
+
+
 def unmake(path: Path, made: Iterable[Path]) -> None:
     """Take away a store that was made in vain; whatever else came to lie there stays."""
     with contextlib.suppress(OSError):

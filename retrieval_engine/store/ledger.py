@@ -1,14 +1,16 @@
 """The failure ledger: which items could not be encoded, and why."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import StoreDamaged
+from retrieval_engine.fingerprint import digest
 from retrieval_engine.records import Failure
 from retrieval_engine.store.manifest import FAILURES
+from retrieval_engine.strict_json import loads
 
 
 def read_failures(path: Path) -> list[Failure]:
@@ -21,9 +23,9 @@ def read_failures(path: Path) -> list[Failure]:
     if not file.exists():
         return []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [Failure(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return [_failure(loads(line)) for line in lines if line]
+    except (ValueError, TypeError, AttributeError) as error:
         raise StoreDamaged(
             f"{file} cannot be understood ({error})",
             hint="delete it: the next `encode()` tries the failed items again",
@@ -45,5 +47,17 @@ def update_failures(
     for failure in failures:
         after[failure.source, failure.item_id] = failure
     if list(after.values()) != before:
-        lines = [json.dumps(asdict(failure)) + "\n" for failure in after.values()]
+        lines = [json.dumps(_signed(failure)) + "\n" for failure in after.values()]
         replace_file(path / FAILURES, "".join(lines).encode())
+
+
+def _signed(failure: Failure) -> dict[str, str]:
+    value = asdict(failure)
+    return {**value, "checksum": digest(value)}
+
+
+def _failure(line: Mapping[str, str]) -> Failure:
+    value = {name: text for name, text in line.items() if name != "checksum"}
+    if line.get("checksum", digest(value)) != digest(value):  # lines of before have none
+        raise ValueError("the checksum of a line differs")
+    return Failure(**value)

@@ -1,6 +1,7 @@
 """The two JSON files of a store: what made it (`store.json`), what is in it (`manifest.json`)."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -9,10 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retrieval_engine.durable import refuse_url, replace_file
 from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError, StoreNotFound
-from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.records import Feature, Json, Modality
+from retrieval_engine.strict_json import loads
 
 FORMAT_VERSION = 1
 HEADER = "store.json"
@@ -21,6 +25,8 @@ FAILURES = "failures.jsonl"
 LOCK = "store.lock"
 SHARDS = "shards"
 REPAIR_HINT = "drop what is damaged with `repair_store()`, then encode again"
+
+_LARGEST_ROW = 1 << 30
 
 Features = Mapping[Modality, Mapping[str, Feature]]
 
@@ -145,7 +151,7 @@ def read_header(path: Path) -> Header:
             created=str(value["created"]),
             versions=dict(value["versions"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _not_understood(path / HEADER, error) from error
 
 
@@ -190,7 +196,7 @@ def read_manifest(path: Path) -> Manifest:
             for part in value["parts"]
         )
         return Manifest(next_part=int(value["next_part"]), parts=parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _not_understood(path / MANIFEST, error) from error
 
 
@@ -230,26 +236,32 @@ def feature_json(feature: Feature) -> dict[str, Json]:
 
 
 def _features(value: Mapping[str, Any]) -> dict[str, Feature]:
-    return {
-        name: Feature(
-            name=name,
-            shape=tuple(int(side) for side in form["shape"]),
-            dtype=str(form["dtype"]),
-            fingerprint=str(form["fingerprint"]),
-        )
-        for name, form in value.items()
-    }
+    return {name: _feature(name, form) for name, form in value.items()}
+
+
+def _feature(name: str, form: Mapping[str, Any]) -> Feature:
+    shape = tuple(int(side) for side in form["shape"])
+    dtype = np.dtype(str(form["dtype"]))
+    if dtype.kind not in "fiub" or not all(side > 0 for side in shape):
+        raise ValueError(f"{name} cannot be {dtype}{list(shape)}")
+    if math.prod(shape) * dtype.itemsize > _LARGEST_ROW:
+        raise ValueError(f"a row of {name} has {math.prod(shape):,} values")
+    return Feature(name=name, shape=shape, dtype=str(dtype), fingerprint=str(form["fingerprint"]))
 
 
 def _entry(value: Mapping[str, Any]) -> FileEntry:
     name = str(value["name"])
     if name != Path(name).name:
         raise ValueError(f"{name!r} is no plain file name")
+    kind, rows, size_bytes = FileKind(value["kind"]), int(value["rows"]), int(value["bytes"])
+    # A key of a shard takes 64 bytes, whatever else its rows hold.
+    if min(rows, size_bytes) < 0 or (kind is not FileKind.ITEMS and 64 * rows > size_bytes):
+        raise ValueError(f"{name} cannot hold {rows:,} rows in {size_bytes:,} bytes")
     return FileEntry(
         name=name,
-        kind=FileKind(value["kind"]),
-        rows=int(value["rows"]),
-        size_bytes=int(value["bytes"]),
+        kind=kind,
+        rows=rows,
+        size_bytes=size_bytes,
         sha256=str(value["sha256"]),
         features=_features(value["features"]),
     )
@@ -267,12 +279,14 @@ def _entry_json(entry: FileEntry) -> dict[str, Json]:
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    plain = json.loads(json.dumps(value))
+    signed = {**plain, "checksum": digest(plain)}
+    return (json.dumps(signed, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = loads(path.read_bytes())
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -285,6 +299,9 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}",
             hint="upgrade vlre",
         )
+    checksum = value.pop("checksum", None)  # stores made before 2026-11 have none
+    if checksum is not None and checksum != digest(value):
+        raise _not_understood(path, ValueError("its checksum differs"))
     return value
 
 

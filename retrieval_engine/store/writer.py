@@ -14,6 +14,7 @@ from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
 from retrieval_engine.store.begin import (
+    has_parts,
     make_directory,
     next_free,
     own_shards,
@@ -110,6 +111,8 @@ class StoreWriter:
             header = prepare(path, spec, forms, overwrite=overwrite, adopt=adopt_spec)
             writer = cls(path, lock, header, features)
         except BaseException:
+            if is_new and not has_parts(path):
+                unmake(path, made)
             lock.release()
             raise
         writer._made = made if is_new else None

@@ -1,11 +1,13 @@
 """What every index backend must do: the contract of an index, through a store and a folder."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.index import SavedIndex, backends, build_index, open_index
 from retrieval_engine.index.backends import Backend, Rows
 from retrieval_engine.index.recipes import find_recipe
@@ -38,7 +40,8 @@ class BackendContract(IndexContract):
         store = write_store(folder / "store", vectors)
         build_index(store, folder / "built", recipe=self.recipe(folder))
         index = open_index(folder / "built")
-        rows = backends.load(index.manifest.backend).open_rows(index.path, {})
+        folder = index.path / index.manifest.folder
+        rows = backends.load(index.manifest.backend).open_rows(folder, {})
         rows.set_effort(list(rows.efforts())[-1])
         return SavedIndex(index.path, index.manifest, rows)
 
@@ -87,6 +90,13 @@ class BackendContract(IndexContract):
         scores, numbers = rows.search_rows(clustered(5, 8, seed=12), 90)
         assert (np.diff(scores, axis=1) <= 0).all()
         assert (np.sort(numbers, axis=1) == np.arange(90)).all()
+
+    def test_an_unknown_option_is_refused(self) -> None:
+        recipe, _ = find_recipe(self.recipe(self._new_folder("recipe")), 100)
+        backend = backends.load(recipe.backend)
+        backend.read_options(recipe)
+        with pytest.raises(UsageError, match="colour"):
+            backend.read_options(replace(recipe, options={**recipe.options, "colour": "red"}))
 
     def test_the_manifest_says_what_it_was_built_with(self) -> None:
         manifest = self.build(clustered(60, 8)[:, None]).manifest

@@ -12,9 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from retrieval_engine.durable import replace_file, writing
 from retrieval_engine.errors import TrainingError, UsageError
-from retrieval_engine.models.adapters import RECORD, base_digest, peft_quiet
+from retrieval_engine.models.adapters import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    RECORD,
+    base_digest,
+    peft_quiet,
+)
 from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -182,13 +190,14 @@ def save_adapter(
         The directory with the adapter.
     """
     wrapped.peft_config[name].base_model_name_or_path = base_name(base)
-    with peft_quiet():
+    with peft_quiet(), writing(out):
         wrapped.save_pretrained(str(out), selected_adapters=[name], save_embedding_layers=False)
     folder = out if name == "default" else out / name
     (folder / "README.md").unlink(missing_ok=True)  # peft's form to be filled in
     record = {"base": base_name(base), "base_digest": base_digest(base.path), "name": name, **facts}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / RECORD).write_text(text, encoding="utf-8")
+    replace_file(folder / RECORD, text.encode())
+    write_checksums(folder, [PEFT_CONFIG, PEFT_WEIGHTS, RECORD])
     return folder
 
 

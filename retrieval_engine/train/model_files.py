@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieval_engine.durable import partial_of
+from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.checkpoint import tied_twin, weight_files
+from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_NOT_COPIED = ("README.md", "training.json", "log.jsonl", "curves.png", "samples.jsonl")
+_NOT_COPIED = (CHECKSUMS, "README.md", "training.json", "log.jsonl", "curves.png", "samples.jsonl")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".ckpt", ".onnx")
 _INDEX = ".index.json"
 
@@ -45,10 +46,12 @@ def write_model(base: Path, changed: "Mapping[str, Tensor]", out: Path) -> None:
         TrainingError: a tensor of another shape than the base's.
     """
     out.mkdir(parents=True, exist_ok=True)
+    written = []
     for file in sorted(base.iterdir()):
         weighty = file.suffix in _WEIGHTS or file.name.endswith(_INDEX)
         if file.is_file() and not weighty and file.name not in _NOT_COPIED:
             shutil.copyfile(file, out / file.name)
+            written.append(file.name)
     index: dict[str, str] = {}
     left = dict(changed)
     files = weight_files(base)
@@ -60,7 +63,9 @@ def write_model(base: Path, changed: "Mapping[str, Tensor]", out: Path) -> None:
         raise TrainingError(f"the base has no tensor {next(iter(left))}, which was trained")
     if len(files) > 1:
         value = {"metadata": {}, "weight_map": dict(sorted(index.items()))}
-        (out / f"model.safetensors{_INDEX}").write_text(json.dumps(value, indent=2))
+        written.append(f"model.safetensors{_INDEX}")
+        replace_file(out / written[-1], json.dumps(value, indent=2).encode())
+    write_checksums(out, [*written, *index.values()])
 
 
 def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
@@ -89,8 +94,13 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     for name in [n for n in left if _is_tied(n, stored)]:
         del left[name]
     partial = partial_of(to)
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(to)
+    try:
+        with writing(to):
+            save_file(tensors, partial, metadata={"format": "pt"})
+            partial.replace(to)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return list(tensors)
 
 
@@ -108,4 +118,4 @@ def _safe_name(number: int, count: int) -> str:
 def write_json(path: Path, value: Mapping[str, Json]) -> None:
     """Write a JSON object for people and programs."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_file(path, text.encode() + b"\n")

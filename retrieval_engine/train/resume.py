@@ -1,13 +1,13 @@
 """Where a run stands, on disk: written whole or not at all, and enough to go on exactly."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retrieval_engine.durable import replacing_file
-from retrieval_engine.errors import TrainingError
+from retrieval_engine.errors import CheckpointInvalid, TrainingError
+from retrieval_engine.models.import_files import load_pickled
 
 
 def save_atomically(value: Any, path: Path) -> None:
@@ -26,16 +26,18 @@ def load_checkpoint(path: Path, *, identity: str) -> dict[str, Any]:
     Raises:
         TrainingError: there is none, it is damaged, or it belongs to another run.
     """
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise TrainingError(
             f"nothing to resume: {path} is not there", hint="start without `resume`"
-        ) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        )
+    try:
+        saved = load_pickled(path)
+    except CheckpointInvalid as error:
         raise TrainingError(
-            f"{path} is damaged: {str(error).splitlines()[0]}", hint="give another `out`"
+            f"{path} is damaged, or holds more than tensors", hint="give another `out`"
         ) from error
+    if not isinstance(saved, dict) or "identity" not in saved:
+        raise TrainingError(f"{path} is none of ours", hint="give another `out`")
     if saved["identity"] != identity:
         raise TrainingError(
             f"{path} belongs to a run with other options or other data",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.durable import replacing_file
+from retrieval_engine.durable import replacing_file, writing
 from retrieval_engine.errors import MissingExtra
 from retrieval_engine.records import Json
 
@@ -62,7 +62,7 @@ class RunLog:
         """Append one line; it has a `step`."""
         if not self._is_kept:
             return
-        with self._path.open("a", encoding="utf-8") as handle:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
         for name, value in line.items():
             if self._board is not None and isinstance(value, float):
@@ -115,5 +115,6 @@ def draw_curves(log: Path, plot: Path, panels: Sequence[Panel]) -> bool:
         axes.set(xlabel="step", ylabel=panel.label, ylim=(0, panel.top))
         if axes.lines:
             axes.legend(frameon=False)
-    figure.savefig(plot, dpi=120, metadata={"Software": None})
+    with replacing_file(plot) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True

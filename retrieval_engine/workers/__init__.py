@@ -3,13 +3,13 @@
 A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`.
 """
 
-import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from retrieval_engine.machine import usable_cores
 from retrieval_engine.plugins import Plugins
 
 KINDS = Plugins(package="retrieval_engine.workers.kinds", noun="kind of worker")
@@ -61,7 +61,7 @@ def open_pool(kind: str, workers: int = 0, *, ahead: int = 0) -> AbstractContext
     Raises:
         UsageError: there is no such kind.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or usable_cores()
     module = KINDS.load(kind)
     pool: AbstractContextManager[Pool] = module.open_pool(
         count, max(ahead, count * AHEAD_PER_WORKER)

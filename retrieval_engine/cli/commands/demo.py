@@ -38,6 +38,8 @@ def command(ctx: click.Context, pictures: int, out: Path) -> None:
         [
             "encode",
             f"scenes:{pictures}?seed={UNSEEN_SEED}&captions=detailed",
+            "--model",
+            "vlre-tiny",
             "--store",
             str(store),
         ],
@@ -52,5 +54,5 @@ def command(ctx: click.Context, pictures: int, out: Path) -> None:
     click.echo(
         f"\nLook at the contact sheet: {sheet}\n"
         f'Ask something yourself:    vlre search "a girl with an umbrella" --store {store} --index {index}\n'
-        "Your own pictures:         vlre encode folder:PHOTOS --model Salesforce/blip-itm-base-coco"
+        "Your own photographs:      vlre encode folder:PHOTOS"
     )

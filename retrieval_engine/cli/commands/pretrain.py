@@ -71,8 +71,27 @@ _OPTIONS = (
 )
 
 
+_FROM_BACKBONE = (
+    click.option(
+        "--backbone",
+        default="",
+        help="Begin with this frozen backbone (efficientnet-lite0, -lite1, -lite2) and train on "
+        "its cached states.",
+    ),
+    click.option("--backbone-weights", default="", help="Its published weights, a .pth file."),
+    click.option("--text-init", default="", help="Directory of a BERT the text side begins with."),
+    click.option(
+        "--class-names",
+        default="",
+        help="Names of the backbone's classes, a line each (`imagenet` ships): images of things.",
+    ),
+)
+# Of the recipe from random weights; a run from a backbone has its own.
+_SCRATCH_ONLY = ("preset", "concept_share", "matrix_lr", "patience", "tokenizer", "dtype")
+
+
 def _options(function: Any) -> Any:
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, *_FROM_BACKBONE)):
         function = option(function)
     return function
 
@@ -96,11 +115,17 @@ def command(
     from dataclasses import asdict
 
     from retrieval_engine.cli.output import emit, progress_bar
-    from retrieval_engine.train.pretrain import PretrainConfig, pretrain
 
-    config = PretrainConfig(source=source, **recipe)
     with progress_bar() as progress:
-        report = pretrain(config, out, resume=resume, cache=cache, progress=progress)
+        run = {"resume": resume, "cache": cache, "progress": progress}
+        if recipe["backbone"]:
+            report = _from_backbone(source, recipe, out, run)
+        else:
+            from retrieval_engine.train.pretrain import PretrainConfig, pretrain
+
+            names = ("backbone", "backbone_weights", "text_init", "class_names")
+            plain = {name: value for name, value in recipe.items() if name not in names}
+            report = pretrain(PretrainConfig(source=source, **plain), out, **run)
     if as_json:
         emit({**asdict(report), "out": str(report.out)})
         return
@@ -108,3 +133,19 @@ def command(
         f"{report.out}: {report.parameters:,} weights, step {report.best_step:,} of "
         f"{report.steps:,}, mean recall {report.mean_recall:.1f} %, {report.minutes:.1f} minutes"
     )
+
+
+def _from_backbone(source: str, recipe: dict[str, Any], out: Path, run: dict[str, Any]) -> Any:
+    from retrieval_engine.train.pretrain.cached.config import CachedConfig
+    from retrieval_engine.train.pretrain.cached.trainer import pretrain_cached
+
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in recipe.items()
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    }
+    if wrong := [name for name in _SCRATCH_ONLY if name in given]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise click.UsageError(f"with --backbone there is no {names}")
+    return pretrain_cached(CachedConfig(source=source, **given), out, **run)

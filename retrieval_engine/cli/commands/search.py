@@ -1,6 +1,5 @@
 """`vlre search`: words or a picture in, ranked pictures or captions out."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,11 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     type=click.IntRange(min=1),
     help="Put this many of the nearest pictures in the cross-encoder's order (ITM + ITC).",
 )
+@click.option(
+    "--rerank-model",
+    default="",
+    help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -62,6 +66,7 @@ def command(
     captions: bool,
     k: int,
     rerank: int | None,
+    rerank_model: str,
     vectors: Path | None,
     index: Path,
     store: Path,
@@ -78,6 +83,7 @@ def command(
     """Parse, search, print."""
     from retrieval_engine.cli.hit_table import print_hits, print_paths
     from retrieval_engine.cli.output import note
+    from retrieval_engine.durable import replace_file
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
@@ -105,29 +111,44 @@ def command(
     elif vectors is not None:
         sections = _ask_with_vectors(engine, vectors, k)
     else:
-        sections = _ask_with_words(engine, queries, k, rerank or 0)
+        sections = _ask_with_words(engine, queries, k, rerank or 0, rerank_model)
     if paths or null:
         print_paths(sections, end="\0" if null else "\n")
     elif not quiet:
         print_hits(sections, as_json=as_json, with_query=len(sections) > 1 or queries == ("-",))
     if html:
-        html.write_text(render(sections), encoding="utf-8")
+        replace_file(html, render(sections).encode())
         note(f"contact sheet: {html}")
 
 
 def _ask_with_words(
-    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int
+    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int, rerank_model: str
 ) -> "list[Section]":
     from retrieval_engine.errors import UsageError
     from retrieval_engine.search.contact_sheet import Section
 
     texts = list(queries)
     if queries == ("-",):
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        texts = _lines_of_stdin()
         if not texts:
             raise UsageError("no query on stdin", hint="one query a line")
-    answers = engine.search_texts(texts, k, rerank=rerank)
+    answers = engine.search_texts(texts, k, rerank=rerank, rerank_model=rerank_model)
     return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
+
+
+def _lines_of_stdin() -> list[str]:
+    """What is asked, a line each; a byte-order mark and blank lines are left out."""
+    from retrieval_engine.errors import UsageError
+
+    with click.open_file("-", "rb") as stdin:
+        lines = stdin.read().split(b"\n")
+    try:
+        texts = [line.decode("utf-8-sig").strip() for line in lines]
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"stdin is not UTF-8: {error.object!r:.60}", hint="convert it, e.g. with iconv -t utf-8"
+        ) from error
+    return [text for text in texts if text]
 
 
 def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Section]":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import EvaluationError, MissingExtra, SourceError
 from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison, CaptionRow
 from retrieval_engine.evaluate.compare.plots import COLOURS
@@ -80,7 +81,7 @@ def write_caption_page(
     page = out / "captions.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        page.write_text("\n".join(parts), encoding="utf-8")
+        replace_file(page, "\n".join(parts).encode())
     except OSError as error:
         raise EvaluationError(f"cannot write {page}: {error.strerror}") from error
     return page

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import EvaluationError, SourceError
 from retrieval_engine.evaluate.compare import plots
 from retrieval_engine.evaluate.compare.comparison import KS, SIDES, Comparison, Row
@@ -180,10 +181,10 @@ def _thumbnail(uri: str) -> NDArray[np.uint8] | None:
 def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> ReportFiles:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "report.html").write_text(page, encoding="utf-8")
-        (out / "comparison.csv").write_text(table, encoding="utf-8")
+        replace_file(out / "report.html", page.encode())
+        replace_file(out / "comparison.csv", table.encode())
         for name, png in drawn.items():
-            (out / f"{name}.png").write_bytes(png)
+            replace_file(out / f"{name}.png", png)
     except OSError as error:
         raise EvaluationError(f"cannot write the report to {out}: {error.strerror}") from error
     return ReportFiles(page=out / "report.html", plots=tuple(out / f"{name}.png" for name in drawn))

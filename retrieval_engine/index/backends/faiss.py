@@ -15,6 +15,7 @@ from retrieval_engine.index.backends import typed_options
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
+from retrieval_engine.machine import usable_cores
 
 FILE = "vectors.faiss"
 # Settings that trade time for recall, and where doubling them starts.
@@ -189,9 +190,7 @@ def cpu_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()
 
 
 def _faiss() -> Any:

@@ -18,15 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import BertTokenizer, BlipForConditionalGeneration
+from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.attend import split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
+from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
 from retrieval_engine.models.blip.relevance import token_relevance
-from retrieval_engine.models.blip.settings import captioner_part_of, refuse_answering
+from retrieval_engine.models.blip.settings import (
+    BlipSettings,
+    captioner_part_of,
+    refuse_answering,
+    shares_decoder,
+    sharing_part_of,
+)
 from retrieval_engine.models.captioner import (
     DEFAULT_LENGTH,
     generation_defaults,
@@ -35,7 +42,7 @@ from retrieval_engine.models.captioner import (
 )
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.dual_encoder import ImageEncoder
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature
 
@@ -63,6 +70,8 @@ class BlipCaptioner(ImageEncoder):
         model = _load(checkpoint, stored)
         use_fused_attention(model)
         self.model = model.to(self.device)
+        if isinstance(model.vision_model, HybridVisionModel):
+            model.vision_model.quicken()
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
@@ -75,16 +84,15 @@ class BlipCaptioner(ImageEncoder):
             self.default_length = min(whole, self.longest)
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
         self.captions_at_once = _CUDA_SENTENCES if self.device.type == "cuda" else _CPU_SENTENCES
-        tower = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
+        tower = BlipSettings.of(model.config).tower
+        part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of
         text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
         text += [self.start_id, self.end_id]
         self.spec = EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
-            weights=weight_digests(
-                checkpoint.path, captioner_part_of, {"vision": tower, "text": text}
-            ),
+            weights=weight_digests(checkpoint.path, part_of, {"vision": tower, "text": text}),
             vocabulary=vocabulary_digest(self.tokenizer),
             image_size=vision.image_size,
             preprocessing=self.preprocessor.name,
@@ -217,12 +225,12 @@ class BlipDecodingState:
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     try:
-        return load_model(BlipForConditionalGeneration, checkpoint, dtype=dtype)
+        return load_captioning(checkpoint, dtype=dtype)
     except CheckpointInvalid as error:
         if "lacks" not in error.message:
             raise
         raise CheckpointInvalid(
             f"{checkpoint.name} writes no captions: {error.message.partition(' lacks ')[2]} missing",
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
-            "the default, `model='vlre-tiny'`",
+            "the default, `model='vlre-photo'`",
         ) from error

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import BertTokenizer, BlipForImageTextRetrieval
+from transformers import BertTokenizer
 
 from retrieval_engine.models import text
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import DualEncoder
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
@@ -38,12 +39,14 @@ class BlipEncoder(DualEncoder):
         super().__init__(checkpoint, device=device, dtype=dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
-        model = load_model(BlipForImageTextRetrieval, checkpoint, dtype=stored)
+        model = load_retrieval(checkpoint, dtype=stored)
         use_fused_attention(model)
         model.vision_proj.float()
         model.text_proj.float()
         model.itm_head.float()
         self.model = model.to(self.device)
+        if isinstance(model.vision_model, HybridVisionModel):
+            model.vision_model.quicken()
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
@@ -86,14 +89,14 @@ class BlipEncoder(DualEncoder):
         return text.token_ids(self.tokenizer, texts, max_words=MAX_WORDS, max_tokens=MAX_TOKENS)
 
     def text_tower(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(n, h) [CLS] states."""
+        """(n, h) [CLS] states, or the mean over the tokens where the checkpoint says so."""
         states: Tensor = self.model.text_encoder(
             input_ids=ids, attention_mask=mask
         ).last_hidden_state
-        return states[:, 0]
+        return text.pooled(states, mask, self._settings.pooling)
 
     def of_text_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
-        """`pooled` is the CLS state, `itc` its projection."""
+        """`pooled` is the text's state, `itc` its projection."""
         found = {"pooled": states}
         if "itc" in features:
             found["itc"] = normalize(self.model.text_proj(states), dim=-1)[:, None]

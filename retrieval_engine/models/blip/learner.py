@@ -15,7 +15,6 @@ from transformers import (
     BertTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
 )
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
@@ -24,9 +23,11 @@ from retrieval_engine.models import text
 from retrieval_engine.models.attend import image_keys_values, look, split_heads
 from retrieval_engine.models.blip.captioner import PROMPT
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import load_captioning, load_decoder, load_retrieval
 from retrieval_engine.models.blip.settings import (
     MAX_TOKENS,
     MAX_WORDS,
+    BlipSettings,
     part_of,
     refuse_answering,
 )
@@ -83,22 +84,26 @@ def open_learner(
     quantize: str,
 ) -> "BlipRetrieval | BlipCaption":
     """See `learner.open_learner`."""
-    kinds = {
-        (Task.RETRIEVAL, False): RetrievalSide,
-        (Task.RETRIEVAL, True): BlipForImageTextRetrieval,
-        (Task.CAPTION, False): CaptionSide,
-        (Task.CAPTION, True): BlipForConditionalGeneration,
-    }
-    if task is Task.CAPTION:
+    if task is Task.RETRIEVAL:
+        load = load_retrieval if with_tower else _load_retrieval_side
+    else:
         refuse_answering(checkpoint)
-    model = load_model(kinds[task, with_tower], checkpoint, dtype=dtype, quantize=quantize)
+        load = load_captioning if with_tower else _load_caption_side
+    model = load(checkpoint, dtype=dtype, quantize=quantize)
     return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)
+
+
+def _load_retrieval_side(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
+    return load_model(RetrievalSide, checkpoint, dtype=dtype, quantize=quantize)
+
+
+def _load_caption_side(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
+    return load_decoder(CaptionSide, checkpoint, dtype=dtype, quantize=quantize)
 
 
 class _Blip:
     """What both tasks share; see `Learner`."""
 
-    frozen: tuple[str, ...] = ()
     targets = "text"
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
@@ -106,8 +111,10 @@ class _Blip:
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         config = BlipConfig.from_dict(read_config(checkpoint.path))
         vision = config.vision_config
-        settings = [vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act]
-        weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings})
+        settings = BlipSettings.of(config)
+        weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings.tower})
+        self.frozen = ("vision_model.backbone.",) if settings.backbone else ()
+        self.pooling = settings.pooling
         self.vision = weights["vision"]
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
         self.width = int(config.text_config.hidden_size)
@@ -146,7 +153,8 @@ class BlipRetrieval(_Blip):
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `RetrievalLearner.embed_texts`."""
         states = self.model.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return normalize(self.model.text_proj(states[:, 0]).float(), dim=-1)
+        pooled = text.pooled(states, mask, self.pooling)
+        return normalize(self.model.text_proj(pooled).float(), dim=-1)
 
     def copy(self) -> "BlipRetrieval":
         """See `RetrievalLearner.copy`."""

@@ -51,6 +51,39 @@ def refuse_answering(checkpoint: Checkpoint) -> None:
         )
 
 
+def sharing_part_of(name: str) -> str | None:
+    """`captioner_part_of` where the decoder takes what it shares from the encoder."""
+    return "text" if decoder_twin(name) else captioner_part_of(name)
+
+
+def decoder_twin(name: str) -> str | None:
+    """The decoder's name of a tensor of the text encoder that BLIP's decoder shares with it.
+
+    Embeddings, cross-attention and feed-forward layers; the self-attention is the decoder's own
+    (Li et al. 2022, section 3.2).
+    """
+    start, _, rest = name.partition(".")
+    if start != "text_encoder":
+        return None
+    parts = rest.split(".")
+    shared = parts[0] == "embeddings" or parts[3:4] in (
+        ["crossattention"],
+        ["intermediate"],
+        ["output"],
+    )
+    return f"text_decoder.bert.{rest}" if shared else None
+
+
+def stated(part: Any, name: str) -> Any:
+    """A value of a part of a configuration, transformers' object or JSON; None where it has none."""
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
+def shares_decoder(config: Any) -> bool:
+    """Whether a checkpoint holds once what encoder and decoder share."""
+    return bool(stated(stated(config, "text_config"), "decoder_shares_encoder"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlipSettings:
     """The part of a BLIP's config.json that shapes features.
@@ -63,6 +96,8 @@ class BlipSettings:
         text_width: of the text tower's states.
         vision: heads, LayerNorm epsilon and activation of the vision tower.
         text: the same of the text tower.
+        backbone: name of what stands in the place of the patch projection, or empty.
+        pooling: which state of a text is projected: `cls`, or `mean` over its tokens.
     """
 
     dim: int
@@ -72,6 +107,8 @@ class BlipSettings:
     text_width: int
     vision: Arithmetic
     text: Arithmetic
+    backbone: str = ""
+    pooling: str = "cls"
 
     @classmethod
     def of(cls, config: Any) -> "BlipSettings":
@@ -85,6 +122,8 @@ class BlipSettings:
             text_width=words.hidden_size,
             vision=(vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act),
             text=(words.num_attention_heads, words.layer_norm_eps, words.hidden_act),
+            backbone=_backbone(vision),
+            pooling=stated(words, "pooling") or "cls",
         )
 
     @classmethod
@@ -105,9 +144,16 @@ class BlipSettings:
                 text_width=int(words["hidden_size"]),
                 vision=arithmetic(vision),
                 text=arithmetic(words),
+                backbone=_backbone(vision),
+                pooling=str(words.get("pooling") or "cls"),
             )
         except (KeyError, TypeError, ValueError):
             return None
+
+    @property
+    def tower(self) -> list[Json]:
+        """What besides the weights decides the vision tower's states."""
+        return [*self.vision, self.backbone] if self.backbone else [*self.vision]
 
     @property
     def tokens(self) -> int:
@@ -133,7 +179,8 @@ class BlipSettings:
         Raises:
             CheckpointInvalid: a weight file is damaged.
         """
-        configs = {"vision": self.vision, "image": [], "text": self.text, "itm": self.text}
+        words = [*self.text, self.pooling] if self.pooling != "cls" else [*self.text]
+        configs = {"vision": self.tower, "image": [], "text": words, "itm": [*self.text]}
         return EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,
@@ -145,7 +192,7 @@ class BlipSettings:
             text_normaliser=f"{text.VERSION}({MAX_WORDS})",
             text_length=MAX_TOKENS,
             dtype=str(dtype).removeprefix("torch."),
-            pooling="cls",
+            pooling="cls",  # of images; that of texts is in their weights' digest
         )
 
     def features(self, spec: EncoderSpec, modality: Modality) -> dict[str, Feature]:
@@ -169,3 +216,8 @@ class BlipSettings:
             name: Feature(name=name, shape=shape, dtype=dtype, fingerprint=fingerprint)
             for name, (shape, dtype, fingerprint) in forms.items()
         }
+
+
+def _backbone(vision: Any) -> str:
+    asked = stated(vision, "backbone")
+    return str(stated(asked, "name") or "") if asked else ""

@@ -108,14 +108,15 @@ class BlipTextTower:
         return {name: found[name] for name in features}
 
     def _states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """(n, h) [CLS] states of texts of about equal length."""
+        """(n, h) pooled states of texts of about equal length."""
         padded, given = pad_tokens(ids, max(map(len, ids)), pad=self._words.pad_token_id)
         mask = None if given.all() else torch.from_numpy(given)[:, None, None] == 0
         with autocast(self._device, self._dtype):
             states = self._embedded(torch.from_numpy(padded))
             for layer in self._layers:
                 states = self._layer(layer, states, mask)
-        array: NDArray[np.float32] = states[:, 0].float().numpy()
+        pooled = text.pooled(states, torch.from_numpy(given), self._settings.pooling)
+        array: NDArray[np.float32] = pooled.float().numpy()
         return array
 
     def _embedded(self, ids: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class FinetuneConfig:
         freeze_vision: do not train the tower that `from_pixels` runs.
         augment: crop, RandAugment and flips; only with `from_pixels`.
         checkpointing: recompute the tower's activations instead of keeping them.
-        lora: `r=8,alpha=16,…` as in `train.adapters.LoraOptions.parse`; empty trains all weights.
+        lora: `r=8,alpha=16,…` as in `train.lora.LoraOptions.parse`; empty trains all weights.
         adapter_name: name of the adapter; others than `default` lie in a directory of their own.
         quantize: `8bit` or `4bit` base under an adapter, through bitsandbytes; empty for neither.
         epochs: passes over the captions.

@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from retrieval_engine.durable import writing
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.checkpoint import Checkpoint, weight_files
+from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 from retrieval_engine.train.finetune.captioned import Sets
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.lora import LoraOptions, base_name, options_json, save_adapter
@@ -141,7 +144,8 @@ class Output:
 
     def log_samples(self, step: int, samples: Mapping[str, str]) -> None:
         """Add captions written at a step to `samples.jsonl`."""
-        with (self._out / "samples.jsonl").open("a", encoding="utf-8") as file:
+        path = self._out / "samples.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **samples}, ensure_ascii=False) + "\n")
 
     def finish(self, trained: Trained, model: nn.Module) -> FinetuneReport:
@@ -150,7 +154,7 @@ class Output:
         opener = open_encoder if self._config.task is Task.RETRIEVAL else open_captioner
         opened: Any = opener(str(folder), device=self._config.device)
         if self._config.task is Task.CAPTION and self._wrapped is None:
-            _say_prompt(folder / "generation_config.json", opened.prompt)
+            _say_prompt(folder, opened.prompt)
         report = FinetuneReport(
             out=self._out,
             steps=trained.steps,
@@ -184,10 +188,12 @@ class Output:
         }
 
 
-def _say_prompt(file: Path, prompt: str) -> None:
+def _say_prompt(folder: Path, prompt: str) -> None:
     """Write down what the captions were trained to go on from."""
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = folder / "generation_config.json"
+    said = loads(file.read_bytes()) if file.is_file() else {}
     write_json(file, said | {"prompt": prompt})
+    write_checksums(folder, [file.name, *loads((folder / CHECKSUMS).read_bytes())["sha256"]])
 
 
 def _tower_size(path: Path) -> int:

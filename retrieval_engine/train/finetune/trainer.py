@@ -22,6 +22,7 @@ from torch import nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.import_files import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
 from retrieval_engine.train.finetune.captioning import CaptionObjective
@@ -279,7 +280,7 @@ class FinetuneRun:
         if self.processes.is_first:
             if state.best_step != state.step:
                 self.output.write(self.out / "last", self.learner.model)
-            self._set_weights(torch.load(self._best_path, weights_only=True))
+            self._set_weights(load_pickled(self._best_path))
             trained = Trained(
                 steps=state.step,
                 best_step=state.best_step,

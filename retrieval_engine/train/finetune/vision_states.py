@@ -5,7 +5,6 @@ mirrored image whose caption says left or right teaches the wrong word; such an 
 mirrored.
 """
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.machine import free_memory
 from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.preprocess import ImagePreprocessor
@@ -61,7 +61,7 @@ class CachedStates:
         """Read all tokens of a set into memory if they fit; whether they did."""
         form = self._store.features(Modality.IMAGES)["tokens"]
         needed = len(data) * int(np.prod(form.shape)) * np.dtype(form.dtype).itemsize
-        if needed > _MEMORY_SHARE * _free_bytes():
+        if needed > _MEMORY_SHARE * (free_memory() or 0):
             return False
         self._kept[id(data)] = self._store.read(Modality.IMAGES, "tokens", data.rows)
         return True
@@ -115,7 +115,7 @@ class PixelStates:
     ) -> NDArray[np.uint8]:
         uri = data.uris[number]
         try:
-            image = decode(read_bytes(uri))
+            image = decode(read_bytes(uri), least_side=self._preprocessor.least_side)
         except DecodeError as error:
             raise DecodeError(f"{data.ids[number]} ({uri}): {error.message}") from error
         if step is not None and self._augment:
@@ -155,10 +155,6 @@ class Ahead:
     def close(self) -> None:
         """Wait for what is under way and end the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-def _free_bytes() -> int:
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

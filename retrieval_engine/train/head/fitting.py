@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retrieval_engine.durable import writing
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import Head
 from retrieval_engine.metrics.pair_scores import block_scores
@@ -186,7 +187,7 @@ class HeadRun:
             **found.to_json(),
             "seconds": round(time.perf_counter() - self.began, 3),
         }
-        with self.log.open("a", encoding="utf-8") as file:
+        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import FeatureMissing, TrainingError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, SavedHead, TrainedOn, save_head
 from retrieval_engine.models.device import pick_device
@@ -234,7 +235,8 @@ def _draw_curves(log: Path, plot: Path) -> None:
     for axes in (loss, recall):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-    figure.savefig(plot, dpi=120, metadata={"Software": None})
+    with replacing_file(plot) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
 
 
 def _refuse_nan(data: TrainingData) -> None:

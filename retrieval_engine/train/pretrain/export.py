@@ -1,7 +1,7 @@
 """Writes a trained model as one directory that transformers' BLIP classes load."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.models.preprocess import CLIP_MEAN, CLIP_STD
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.config import PROMPT
@@ -66,8 +67,13 @@ def export(
     tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
     tokenizer.model_max_length = text.max_position_embeddings
     tokenizer.save_pretrained(out)
-    _write_json(out / "preprocessor_config.json", _preprocessing(config.vision_config.image_size))
-    _write_json(out / "training.json", facts)
+    side = config.vision_config.image_size
+    write_json(out / "preprocessor_config.json", preprocessing(side, CLIP_MEAN, CLIP_STD))
+    beside = ("training.json", "README.md", CHECKSUMS)
+    endings = (".json", ".safetensors", ".txt")
+    names = [file.name for file in out.iterdir() if file.suffix in endings]
+    write_checksums(out, [name for name in names if name not in beside])
+    write_json(out / "training.json", facts)
 
 
 def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -78,7 +84,8 @@ def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
 
 
-def _preprocessing(side: int) -> dict[str, Json]:
+def preprocessing(side: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Json]:
+    """What transformers' processor reads: a square of this side, normalised so."""
     return {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": "BlipProcessor",
@@ -89,12 +96,13 @@ def _preprocessing(side: int) -> dict[str, Json]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Json]) -> None:
+def write_json(path: Path, value: Mapping[str, Json]) -> None:
+    """Write JSON for people to read too."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

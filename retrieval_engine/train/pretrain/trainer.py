@@ -20,6 +20,7 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.device import pick_device
+from retrieval_engine.models.import_files import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.pretrain.batches import Batcher
 from retrieval_engine.train.pretrain.config import PretrainConfig
@@ -234,7 +235,7 @@ class Run:
 
     def finish(self) -> PretrainReport:
         """Write the best weights as a model directory and take the run's own files away."""
-        best = torch.load(self._best, map_location=self.device, weights_only=True)
+        best = load_pickled(self._best)
         self.model.load_state_dict(best)
         report = PretrainReport(
             out=self.out,

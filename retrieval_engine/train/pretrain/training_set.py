@@ -26,7 +26,7 @@ _HELD_OUT = 20  # one item in so many is held out where no validation source is 
 _MOST_HELD_OUT = 1000
 _COLOURS = "red orange yellow green blue purple pink brown black white gray grey gold silver"
 _SIDES = frozenset({"left", "right"})
-_TRAIN_SPLITS = ("", "train", "restval")
+TRAIN_SPLITS = ("", "train", "restval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +147,12 @@ def load_sets(
     """
     source = open_source(config.source)
     val_source = open_source(config.val_source) if config.val_source else source
-    items = _captioned(source, config.source)
-    train = [item for item in items if item.split in _TRAIN_SPLITS]
+    items = captioned(source, config.source)
+    train = [item for item in items if item.split in TRAIN_SPLITS]
     if config.val_source:
-        held_out = _captioned(val_source, config.val_source)
+        held_out = captioned(val_source, config.val_source)
     else:
-        train, held_out = _split(train, items)
+        train, held_out = held_out_split(train, items)
     _refuse_too_few(len(train), config)
     labels = source if isinstance(source, Labelled) else None
     drawn = draw_all(train, config.size, labels, cache, progress)
@@ -173,7 +173,7 @@ def _refuse_too_few(n: int, config: PretrainConfig) -> None:
         )
 
 
-def _split(train: Sequence[Item], items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+def held_out_split(train: Sequence[Item], items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     """The source's own split where it has one, else a twentieth held out by the items' ids."""
     if val := [item for item in items if item.split == "val"]:
         return list(train), val
@@ -182,7 +182,12 @@ def _split(train: Sequence[Item], items: Sequence[Item]) -> tuple[list[Item], li
     return [i for i in train if i.id not in apart], [i for i in train if i.id in apart]
 
 
-def _captioned(source: Source, spec: str) -> list[Item]:
+def captioned(source: Source, spec: str) -> list[Item]:
+    """The items of a source that have captions.
+
+    Raises:
+        TrainingError: there are none.
+    """
     items = [item for item in source.items() if item.captions]
     if not items:
         raise TrainingError(

@@ -5,6 +5,7 @@ the pool starts again and tries what was under way one by one.
 """
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+from weakref import WeakSet
 
 from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
 from retrieval_engine.workers.parent import end_with_parent
@@ -22,7 +24,11 @@ _task: Callable[[Any], Any]
 @contextmanager
 def open_pool(workers: int, ahead: int) -> Iterator[Pool]:
     """See `workers.open_pool`."""
-    yield ProcessPool(workers, ahead=ahead)
+    pool = ProcessPool(workers, ahead=ahead)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def _receive(task: Callable[[Any], Any]) -> None:
@@ -40,6 +46,28 @@ def _run(value: Any) -> Any:
     return result
 
 
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """What is started within it never sees Ctrl-C or a lost terminal: the parent alone is told.
+
+    It inherits the mask of the thread that starts it, so that this holds also before it has begun,
+    and for the resource tracker, which complains when it is ended early. Windows has no mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _submit(executor: ProcessPoolExecutor, value: Any) -> Future[Any]:
+    with _signals_kept():  # a submission may start a worker
+        return executor.submit(_run, value)
+
+
 class ProcessPool:
     """Runs tasks in fresh processes, which import only what the task needs.
 
@@ -51,12 +79,25 @@ class ProcessPool:
     def __init__(self, workers: int, *, ahead: int) -> None:
         self._workers = workers
         self._ahead = ahead
+        self._executors: WeakSet[ProcessPoolExecutor] = WeakSet()
+
+    def close(self) -> None:
+        """End all processes, also those of an `imap` that was not read to its end.
+
+        Left to the garbage collector that might happen on the executor's own thread, which would
+        then wait for itself.
+        """
+        for executor in list(self._executors):
+            executor.shutdown(cancel_futures=True)
 
     def _start(self, task: Callable[[Any], Any], workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_receive, initargs=(task,)
-        )
+        with _signals_kept():
+            executor = ProcessPoolExecutor(
+                workers, mp_context=context, initializer=_receive, initargs=(task,)
+            )
+        self._executors.add(executor)
+        return executor
 
     def imap(
         self, task: Callable[[Input], Output], inputs: Iterable[Input]
@@ -69,7 +110,7 @@ class ProcessPool:
             while True:
                 wanted = self._ahead - len(under_way)
                 for value in islice(remaining, wanted):
-                    under_way.append((value, executor.submit(_run, value)))
+                    under_way.append((value, _submit(executor, value)))
                 if not under_way:
                     return
                 value, future = under_way[0]
@@ -96,7 +137,7 @@ class ProcessPool:
             for value in values:
                 result: Output | Failed
                 try:
-                    result = executor.submit(_run, value).result()
+                    result = _submit(executor, value).result()
                 except BrokenProcessPool:
                     result = Failed(error=None, reason="its worker process died (out of memory?)")
                     executor.shutdown()

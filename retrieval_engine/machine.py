@@ -1,0 +1,18 @@
+"""What this process may use of its machine, on Linux, macOS and Windows."""
+
+import os
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on; of a container or `taskset`, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that nobody uses, or None where the system does not tell without a library."""
+    try:
+        return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # Windows; macOS
+        return None

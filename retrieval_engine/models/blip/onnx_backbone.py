@@ -1,0 +1,99 @@
+"""The backbone through ONNX Runtime, which runs depthwise convolutions several times as fast.
+
+The graph is written down from the torch module, convolution by convolution: no exporter, and no
+file. Its states equal torch's to 1e-4 (a test compares), so that the fingerprint is the same.
+"""
+
+import importlib.util
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrieval_engine.models.blip.backbone import Convolution, EfficientNetLite
+
+_OPSET, _IR = 13, 8
+_BATCH = 8  # fits the caches: 60 images a second on two cores, where 32 at once gives 40
+
+
+def is_installed() -> bool:
+    """Whether both packages are here: `onnx` writes the graph, `onnxruntime` runs it."""
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+
+
+class OnnxBackbone(nn.Module):
+    """An `EfficientNetLite` on the CPU in float32; it has no parameters of its own.
+
+    Args:
+        backbone: with the weights; they are copied.
+    """
+
+    def __init__(self, backbone: EfficientNetLite) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            graph(backbone), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As `EfficientNetLite.forward`."""
+        given = np.ascontiguousarray(pixels.float().numpy())
+        parts = [given[start : start + _BATCH] for start in range(0, len(given), _BATCH)]
+        states = [self._session.run(None, {"pixels": part})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
+
+
+def graph(backbone: EfficientNetLite) -> bytes:
+    """The backbone as a serialised ONNX model: `pixels` (n, 3, h, w) -> (n, c, h', w')."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {"zero": np.float32(0), "six": np.float32(6)}
+    inits = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    nodes = []
+
+    def convolve(layer: Convolution, given: str, name: str, *, clip: bool = True) -> str:
+        assert layer.bias is not None
+        for tensor, end in ((layer.weight, "weight"), (layer.bias, "bias")):
+            array = tensor.detach().float().cpu().numpy()
+            inits.append(numpy_helper.from_array(array, f"{name}.{end}"))
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [given, f"{name}.weight", f"{name}.bias"],
+                [name],
+                auto_pad="SAME_UPPER",
+                kernel_shape=list(layer.kernel_size),
+                strides=list(layer.stride),
+                group=layer.groups,
+            )
+        )
+        if not clip:
+            return name
+        nodes.append(helper.make_node("Clip", [name, "zero", "six"], [f"{name}.clipped"]))
+        return f"{name}.clipped"
+
+    states = convolve(backbone.stem, "pixels", "stem")
+    for number, block in enumerate(backbone.blocks):
+        at = f"blocks.{number}"
+        wide = convolve(block.expand, states, f"{at}.expand") if block.expand else states
+        deep = convolve(block.depthwise, wide, f"{at}.depthwise")
+        narrow = convolve(block.project, deep, f"{at}.project", clip=False)
+        if block.residual:
+            nodes.append(helper.make_node("Add", [narrow, states], [f"{at}.sum"]))
+            narrow = f"{at}.sum"
+        states = narrow
+    states = convolve(backbone.head, states, "head")
+    sides = {"pixels": ["n", 3, "h", "w"], states: ["n", backbone.head.out_channels, "y", "x"]}
+    ends = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in sides.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "backbone", ends[:1], ends[1:], inits),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR,
+    )
+    serialised: bytes = model.SerializeToString()
+    return serialised

@@ -1,0 +1,105 @@
+"""Writes a model trained on cached states as one directory, the backbone inside."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertTokenizer, GenerationConfig
+
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.cached.data import Scale
+from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.states import MEAN, STD
+from retrieval_engine.train.pretrain.export import preprocessing, write_json
+
+_NEW_TOKENS = 24
+_OWN = ("bert.encoder.layer.", "cls.predictions.bias", "cls.predictions.transform.")
+_SHARED = (".crossattention.", ".intermediate.", ".output.dense.", ".output.LayerNorm.")
+_FOLDED = ("vision_model.embeddings.patch_embedding", "vision_model.mean_projection")
+
+
+def export(
+    model: CachedModel,
+    backbone: EfficientNetLite,
+    tokenizer: BertTokenizer,
+    scale: Scale,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    facts: Mapping[str, Json],
+) -> None:
+    """Write config, weights, tokenizer, preprocessing, generation settings and a model card.
+
+    What the decoder shares with the encoder is written once; whoever loads the decoder takes it
+    from there. The states' scale is folded into the two layers that read them.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
+    weights = out / "model.safetensors"
+    save_file(_weights(model, backbone, scale, dtype), weights, metadata={"format": "pt"})
+    weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
+    config = model.config
+    config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype
+    config.save_pretrained(out)
+    text = config.text_config
+    GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.sep_token_id,
+        pad_token_id=text.pad_token_id,
+        max_new_tokens=_NEW_TOKENS,
+        prompt="",
+    ).save_pretrained(out)
+    tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
+    tokenizer.model_max_length = text.max_position_embeddings
+    tokenizer.save_pretrained(out)
+    side = config.vision_config.image_size
+    look = preprocessing(side, (MEAN,) * 3, (STD,) * 3) | {"decode": "draft"}
+    write_json(out / "preprocessor_config.json", look)
+    write_json(out / "training.json", facts)
+
+
+def _weights(
+    model: CachedModel, backbone: EfficientNetLite, scale: Scale, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    tensors = {name: t.float().cpu() for name, t in model.retrieval.state_dict().items()}
+    shift, spread = torch.from_numpy(scale.shift), torch.from_numpy(scale.scale)
+    for name in _FOLDED:
+        weight = tensors[f"{name}.weight"] / spread
+        tensors[f"{name}.bias"] = tensors[f"{name}.bias"] - weight @ shift
+        tensors[f"{name}.weight"] = weight
+    for name, tensor in backbone.state_dict().items():
+        tensors[f"vision_model.backbone.{name}"] = tensor
+    for name, tensor in model.text_decoder.state_dict().items():
+        is_shared = ".attention." not in name and any(part in name for part in _SHARED)
+        if name.startswith(_OWN) and not is_shared:
+            tensors[f"text_decoder.{name}"] = tensor
+    return {name: t.detach().to("cpu", dtype).contiguous() for name, t in tensors.items()}
+
+
+def _card(name: str, facts: Mapping[str, Json]) -> str:
+    config, report = facts["config"], facts["report"]
+    assert isinstance(config, dict)
+    assert isinstance(report, dict)
+    options = " ".join(
+        f"--{key.replace('_', '-')} {value!r}"
+        for key, value in dict(facts["changed"]).items()  # type: ignore[arg-type]
+    )
+    return f"""---
+tags: [blip, image-text-retrieval, image-captioning]
+---
+# {name}
+
+A BLIP of {report["parameters"]:,} weights on a frozen {config["backbone"]}, trained by
+`vlre pretrain` from the backbone's cached states.
+
+- Data: `{config["source"]}`, {facts["items"]:,} pictures with {facts["captions"]:,} captions.
+- Command: `vlre pretrain '{config["source"]}' {options} --out {name}`
+- {report["steps"]:,} steps in {report["minutes"]} minutes of training; weights of step
+  {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
+- `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
+"""

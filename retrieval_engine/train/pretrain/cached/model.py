@@ -1,0 +1,204 @@
+"""The network that is trained on standardised backbone states."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear, normalize, scaled_dot_product_attention
+from transformers import BlipConfig
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from retrieval_engine.models import text
+from retrieval_engine.models.attend import attend, look, split_heads
+from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval
+from retrieval_engine.models.matcher import KeysValues
+
+_TEMPERATURE = 0.05
+_NEVER = -30.0  # bias of a piece that no caption uses
+_GROUPS = 4
+
+
+class CachedModel(nn.Module):
+    """A BLIP without its backbone, in training.
+
+    The decoder shares the encoder's embeddings, cross-attention and feed-forward layers and has
+    self-attention of its own (BLIP, Li et al. 2022, section 3.2), so that an image's keys and
+    values are formed once for matching and for captions.
+
+    Args:
+        config: of the BLIP.
+        bert: weights of the text encoder; cross-attention is not among them.
+        said: ids of the pieces that the decoder may write; the others are never learned.
+        drop: part of the states' channels that are dropped in training.
+        frozen_layers: of the text encoder, from below, whose own weights stay as they are; there
+            is no dropout in them, and none in the embeddings.
+    """
+
+    def __init__(
+        self,
+        config: BlipConfig,
+        bert: dict[str, Tensor],
+        said: Tensor,
+        *,
+        drop: float,
+        frozen_layers: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.retrieval = HybridImageTextRetrieval(config)
+        del self.retrieval.vision_model.backbone
+        _spread(self.retrieval, 0.02)
+        encoder = self.retrieval.text_encoder
+        encoder.load_state_dict(bert, strict=False)
+        for layer in encoder.encoder.layer:
+            # What looks at words knows more of looking at an image than random matrices do.
+            layer.crossattention.load_state_dict(layer.attention.state_dict())
+        self.text_decoder = BlipTextLMHeadModel(config.text_config)
+        self.text_decoder.bert.embeddings = encoder.embeddings
+        layers = self.text_decoder.bert.encoder.layer
+        for ours, theirs in zip(layers, encoder.encoder.layer, strict=True):
+            ours.attention = copy.deepcopy(theirs.attention)
+            ours.crossattention = theirs.crossattention
+            ours.intermediate, ours.output = theirs.intermediate, theirs.output
+        head = self.text_decoder.cls.predictions
+        head.decoder.weight = encoder.embeddings.word_embeddings.weight
+        head.decoder.bias = head.bias
+        with torch.no_grad():
+            head.bias.fill_(_NEVER)[said] = 0.0
+            nn.init.eye_(head.transform.dense.weight).add_(
+                0.02 * torch.randn_like(head.transform.dense.weight)
+            )
+        self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE))
+        self.cross = BlipCrossEncoder(encoder, self.retrieval.itm_head)
+        self.register_buffer("said", said, persistent=False)
+        self._drop, self._frozen = drop, frozen_layers
+        still = [encoder.embeddings]
+        for layer in encoder.encoder.layer[:frozen_layers]:
+            still += [layer.attention, layer.intermediate, layer.output]
+        for part in still:
+            part.requires_grad_(part is encoder.embeddings)  # the decoder's head learns them
+            for module in part.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+
+    def see(self, states: Tensor, places: Tensor | None = None) -> Tensor:
+        """Tokens of pictures: (b, p, c) standardised states -> (b, 1 + p, w)."""
+        found: Tensor = self.retrieval.vision_model.see(
+            dropout(states, self._drop, self.training), places
+        )
+        return found
+
+    def embed_images(self, tokens: Tensor) -> Tensor:
+        """ITC vectors of pictures: (b, 1 + p, w) -> (b, d) float32, unit length."""
+        return normalize(self.retrieval.vision_proj(tokens[:, 0]).float(), dim=-1)
+
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ITC vectors of captions: (t, l) -> (t, d) float32, unit length."""
+        states = self.text_states(ids, mask)
+        return normalize(self.retrieval.text_proj(states).float(), dim=-1)
+
+    def text_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(t, w) pooled states of captions, run in groups of about equal length."""
+        lengths = mask.sum(1)
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.chunk(_GROUPS):
+            longest = int(lengths[rows].max())
+            kept = mask[rows, :longest]
+            states = self._read(ids[rows, :longest], kept)
+            parts.append(text.pooled(states, kept, self.config.text_config.pooling))
+        return torch.cat(parts)[order.argsort()]
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(t, l, w) states of texts alone; no gradient goes below the first layer that learns."""
+        encoder = self.retrieval.text_encoder
+        keep = mask[:, None, None].bool()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            x = encoder.embeddings(input_ids=ids)
+        for number, layer in enumerate(encoder.encoder.layer):
+            learns = torch.is_grad_enabled() and number >= self._frozen
+            with torch.set_grad_enabled(learns):
+                x = layer.attention.output(attend(layer.attention.self, x, x, keep), x)
+                x = layer.output(layer.intermediate(x), x)
+        states: Tensor = x
+        return states
+
+    def caption_logits(self, seen: KeysValues, ids: Tensor) -> Tensor:
+        """Logits of each next token among those that may be written.
+
+        Args:
+            seen: keys and values of i images, by layer.
+            ids: (i, n, l) captions that begin with [DEC]; padding stands behind the words, and
+                each word looks back only, so it needs no mask.
+
+        Returns:
+            (i n, l, s).
+        """
+        i, n, length = ids.shape
+        x = self.text_decoder.bert.embeddings(input_ids=ids.view(i * n, length))
+        layers = self.text_decoder.bert.encoder.layer
+        for layer, (keys, values) in zip(layers, seen, strict=True):
+            x = layer.attention.output(_look_back(layer.attention.self, x), x)
+            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
+            x = layer.output(layer.intermediate(x), x)
+        head = self.text_decoder.cls.predictions
+        weight = head.decoder.weight[self.said]
+        logits: Tensor = linear(head.transform(x), weight, head.bias[self.said])
+        return logits
+
+    def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
+        """Parameters by peak step: what the BERT had, the image side, and what fuses both.
+
+        Args:
+            lrs: of the three, in this order.
+            decay: of matrices; vectors and embeddings have none.
+        """
+        sides: list[list[nn.Parameter]] = [[], [], []]
+        image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
+        fusion = ("crossattention", "itm_head", "text_decoder.cls.predictions.")
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name.startswith(image):
+                sides[1].append(parameter)
+            elif any(part in name for part in fusion):
+                sides[2].append(parameter)
+            else:
+                sides[0].append(parameter)
+        words = self.retrieval.text_encoder.embeddings.word_embeddings.weight
+        found: list[dict[str, object]] = []
+        for number, (side, lr) in enumerate(zip(sides, lrs, strict=True)):
+            plain = [p for p in side if p.ndim != 2 or p is words]
+            matrices = [p for p in side if p.ndim == 2 and p is not words]
+            for parameters, weight_decay in ((matrices, decay), (plain, 0.0)):
+                found.append(
+                    {
+                        "params": parameters,
+                        "lr": lr,
+                        "peak": lr,
+                        "fuses": number == 2,
+                        "weight_decay": weight_decay,
+                    }
+                )
+        return found
+
+
+def _look_back(attention: nn.Module, x: Tensor) -> Tensor:
+    """Causal self-attention, (b, l, w) -> (b, l, w)."""
+    heads = attention.num_attention_heads
+    q, k, v = (
+        split_heads(project(x), heads)  # type: ignore[operator]
+        for project in (attention.query, attention.key, attention.value)
+    )
+    out = scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _spread(model: nn.Module, std: float) -> None:
+    """Random matrices of a usable size, where transformers' own would be next to nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,225 @@
+"""What a step minimises: the contrastive loss, and then matching and captions beside it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from retrieval_engine.models.matcher import KeysValues
+from retrieval_engine.train.pretrain.cached.config import CachedConfig
+from retrieval_engine.train.pretrain.cached.data import Described, Seen
+from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.prototypes import Prototypes
+from retrieval_engine.train.pretrain.texts import Texts
+from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
+
+_COLDEST, _WARMEST = 0.01, 0.5
+_CANDIDATES = 1000  # captions that a picture's false ones are drawn from
+_FALSE = 2  # false captions of each picture
+_MADE, _NONSENSE = 0.4, 0.1  # of the second ones: a word changed (late), or true of nothing
+_LONGEST = 22  # tokens of a caption that is matched or told; few are longer
+_GROUPS = 4
+_PROTOTYPE_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What a step is made of.
+
+    Attributes:
+        step: with the seed, decides what is drawn.
+        contrast: the contrastive loss and the prototypes.
+        fused: matching and captions.
+        hardness: of the false captions, 0 to 1.
+    """
+
+    step: int
+    contrast: bool
+    fused: bool
+    hardness: float
+
+
+class Objective:
+    """Losses of a model on the batch of a step.
+
+    Args:
+        model: the network.
+        data: the training set.
+        texts: its captions as tokens.
+        config: the recipe.
+        prototypes: images of named things, or None.
+        said: (s,) ids of the pieces that the decoder may write.
+    """
+
+    def __init__(
+        self,
+        model: CachedModel,
+        data: Described,
+        texts: Texts,
+        config: CachedConfig,
+        prototypes: Prototypes | None,
+        said: Tensor,
+    ) -> None:
+        self._model, self._data, self._texts, self._config = model, data, texts, config
+        self._prototypes = prototypes
+        self._device = said.device
+        self._place = torch.full((int(said.max()) + 1,), -100, device=self._device)
+        self._place[said] = torch.arange(len(said), device=self._device)
+        self._start = model.config.text_config.bos_token_id
+        self._bank = torch.zeros(len(data.captions), config.embed_dim)
+        self._known = np.zeros(len(data.captions), dtype=bool)
+        self._owner = data.owner
+        self._slots = Slots(data.captions)
+        self._words = frozenset(w for text in data.captions for w in text.split())
+
+    def losses(self, seen: Seen, draw: Draw) -> dict[str, Tensor]:
+        """The losses of a step's pictures by name, to be summed."""
+        rng = np.random.default_rng((self._config.seed, 2, draw.step))
+        tokens = self._model.see(seen.states.to(self._device), seen.places.to(self._device))
+        images = self._model.embed_images(tokens)
+        temperature = self._model.temperature.clamp(_COLDEST, _WARMEST)
+        parts = {}
+        if draw.contrast:
+            words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
+            texts = self._model.embed_texts(words.ids, words.mask)
+            parts["itc"] = self._contrast(texts @ images.T / temperature, seen)
+            if self._prototypes is not None:
+                parts["prototypes"] = self._named(temperature, rng)
+            self._bank[seen.captions] = texts.detach().cpu()
+            self._known[seen.captions] = True
+        if draw.fused:
+            size = self._config.fused_size
+            keys_values = self._model.cross.keys_values(tokens[:size])
+            looked = (images[: self._config.matched_size] / temperature).detach().cpu()
+            false = self._false(looked, seen, draw, rng)
+            parts["itm"] = self._matching(keys_values, seen, false, draw, rng)
+            parts["lm"] = self._captions(keys_values, seen, rng)
+        return parts
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs to draw the same false captions."""
+        return {"bank": self._bank, "known": torch.from_numpy(self._known)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
+        self._bank, self._known = state["bank"], state["known"].numpy()
+
+    def _contrast(self, scores: Tensor, seen: Seen) -> Tensor:
+        """Both directions; captions worded alike share the target."""
+        texts = [self._data.captions[i] for i in seen.captions]
+        first = {text: row for row, text in reversed(list(enumerate(texts)))}
+        group = torch.tensor([first[text] for text in texts], device=scores.device)
+        true = (group[:, None] == group[None]).to(scores.dtype)
+        smoothing = self._config.label_smoothing
+        targets = (1 - smoothing) * true / true.sum(1, keepdim=True) + smoothing / len(true)
+        to_image = -(targets * scores.log_softmax(1)).sum(1).mean()
+        return (to_image - (targets * scores.log_softmax(0)).sum(0).mean()) / 2
+
+    def _named(self, temperature: Tensor, rng: np.random.Generator) -> Tensor:
+        assert self._prototypes is not None
+        states, texts = self._prototypes.draw(self._config.prototypes, rng)
+        count = self._config.grid**2
+        places = rng.random((len(states), count)).argsort(1)[:, : states.shape[1]]
+        tokens = self._model.see(
+            torch.from_numpy(states).to(self._device), torch.from_numpy(places).to(self._device)
+        )
+        words = self._texts.encode(texts).to(self._device)
+        scores = self._model.embed_texts(words.ids, words.mask) @ self._model.embed_images(tokens).T
+        targets = torch.arange(len(texts), device=self._device)
+        smoothing = self._config.label_smoothing
+        both = [
+            cross_entropy(side / temperature, targets, label_smoothing=smoothing)
+            for side in (scores, scores.T)
+        ]
+        return _PROTOTYPE_WEIGHT * (both[0] + both[1]) / 2
+
+    def _false(
+        self, images: Tensor, seen: Seen, draw: Draw, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """(f, 2) captions of other pictures, the likelier the more alike (Gumbel's trick)."""
+        known = np.flatnonzero(self._known)
+        drawn = rng.choice(known, min(_CANDIDATES, len(known)), replace=False)
+        scores = draw.hardness * (images @ self._bank[drawn].T).numpy()
+        own = {self._data.captions[i] for i in seen.captions[: len(images)]}
+        scores[self._owner[drawn][None] == seen.items[: len(images), None]] = -np.inf
+        scores[:, np.array([self._data.captions[i] in own for i in drawn])] -= 1e4
+        ranked = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
+        return drawn[ranked[:, :_FALSE]]
+
+    def _matching(
+        self,
+        seen_as: KeysValues,
+        seen: Seen,
+        false: NDArray[np.int64],
+        draw: Draw,
+        rng: np.random.Generator,
+    ) -> Tensor:
+        texts = []
+        for row, others in enumerate(false):
+            own = self._data.captions[seen.captions[row]]
+            mixed = [own, *(self._data.captions[i] for i in others)]
+            mixed[-1] = self._made(own, int(seen.items[row]), draw, rng) or mixed[-1]
+            texts += [mirrored(text) if seen.is_mirrored else text for text in mixed]
+        words = self._texts.encode(texts).to(self._device)
+        ids = words.ids[:, :_LONGEST].clone()
+        ids[:, 0] = self._texts.encode_id
+        ids = ids.view(len(false), 1 + _FALSE, -1)
+        logits, labels = [], []
+        for rows, length in _groups(ids):
+            part = ids[rows, :, :length]
+            kept = [(k[rows], v[rows]) for k, v in seen_as]
+            logits.append(self._model.cross.logits(kept, part, (part != 0).long()).view(-1, 2))
+            labels.append(torch.tensor([1, *[0] * _FALSE], device=ids.device).repeat(len(rows)))
+        return cross_entropy(torch.cat(logits).float(), torch.cat(labels))
+
+    def _made(self, text: str, item: int, draw: Draw, rng: np.random.Generator) -> str | None:
+        """A false text made for a picture now and then: a word changed, or words from nowhere."""
+        fate = rng.random()
+        if fate < _NONSENSE:
+            return nonsense(rng, self._words)
+        if fate > _NONSENSE + _MADE * draw.hardness:
+            return None
+        made = self._slots.changed(text, rng)
+        own = self._data.captions[self._data.starts[item] : self._data.starts[item + 1]]
+        if made is None or any(made[1] in caption.split() for caption in own):
+            return None
+        return made[0]
+
+    def _captions(self, seen_as: KeysValues, seen: Seen, rng: np.random.Generator) -> Tensor:
+        size, told = self._config.fused_size, self._config.captions_told
+        starts = self._data.starts[seen.items[:size]]
+        counts = self._data.starts[seen.items[:size] + 1] - starts
+        first = rng.integers(counts)
+        rows = np.stack([starts + (first + i) % counts for i in range(told)], axis=1)
+        words = self._texts.of(rows.ravel(), mirrored=seen.is_mirrored).to(self._device)
+        ids = words.ids[:, : _LONGEST + 1].view(size, told, -1)
+        total, count = torch.zeros((), device=self._device), 0
+        for part, length in _groups(ids):
+            given = ids[part, :, : length - 1].clone()
+            given[..., 0] = self._start
+            wanted = ids[part, :, 1:length]
+            labels = self._place[wanted].masked_fill(wanted == 0, -100).flatten()
+            kept = [(k[part], v[part]) for k, v in seen_as]
+            logits = self._model.caption_logits(kept, given).float().flatten(0, 1)
+            smoothing = self._config.label_smoothing
+            total = total + cross_entropy(
+                logits, labels, label_smoothing=smoothing, reduction="sum"
+            )
+            count += int((labels >= 0).sum())
+        return total / count
+
+
+def _groups(ids: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows of (f, n, l) padded ids in groups of about equal length, and the length of each."""
+    lengths = (ids != 0).sum(-1).amax(-1)
+    for rows in lengths.argsort().chunk(_GROUPS):
+        yield rows, int(lengths[rows].max())
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """The sum of the losses."""
+    return torch.stack(list(parts.values())).sum()

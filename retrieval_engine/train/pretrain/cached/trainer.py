@@ -1,0 +1,342 @@
+"""Pretrains a BLIP on the cached states of a frozen backbone. Read from top to bottom.
+
+1. The backbone's states of every picture are encoded once; a BERT gives the words and the layers.
+2. A ridge regression from states to the BERT's captions is the first guess of the image side.
+3. Contrastive loss (ITC) with class prototypes beside the photographs; no picture is touched.
+4. Matching (ITM) and captions (LM) join: keys and values of an image are formed once for both.
+5. The weights that were best on held-out pictures, all three tasks together, are written.
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import TrainingError
+from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.device import pick_device
+from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.cached.config import CachedConfig
+from retrieval_engine.train.pretrain.cached.data import Batcher, load_described, measure
+from retrieval_engine.train.pretrain.cached.export import export
+from retrieval_engine.train.pretrain.cached.judge import judge
+from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.objective import Draw, Objective, total
+from retrieval_engine.train.pretrain.cached.prototypes import Prototypes, read_class_names
+from retrieval_engine.train.pretrain.cached.start import (
+    bert_weights,
+    blip_config,
+    first_guess,
+    open_backbone,
+    pruned_tokenizer,
+)
+from retrieval_engine.train.pretrain.config import PRESETS
+from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
+from retrieval_engine.train.pretrain.texts import Texts
+from retrieval_engine.train.resume import load_checkpoint, save_atomically
+from retrieval_engine.train.runlog import RunLog, draw_curves
+from retrieval_engine.train.schedule import step_factor
+
+_SAVE_EVERY_S = 120.0
+_LOG_EVERY = 10
+_GUESSED_FROM = 2  # captions of each picture that the first guess reads
+_TEXT_LENGTH = PRESETS["tiny"].text_length
+_ROWS = 256
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """Where a run stands, besides weights and optimiser.
+
+    Attributes:
+        step: steps done.
+        seconds: training time so far, over all sessions, validation and encoding excluded.
+        fused_from: part of the run that was over when matching and captions joined; 1 before.
+        kept: mean figure of the weights that would be written; -1 before the first validation.
+        kept_step: the step they are of.
+        recall: their mean recall.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    fused_from: float = 1.0
+    kept: float = -1.0
+    kept_step: int = 0
+    recall: float = 0.0
+
+
+def pretrain_cached(
+    config: CachedConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> PretrainReport:
+    """Train a BLIP on a backbone's states and write it as one directory.
+
+    Args:
+        config: source, what it starts from, and recipe.
+        out: directory of the model; made where missing. `out/run` holds what a resumed run needs
+            and goes when the run is complete.
+        resume: go on where an interrupted run of the same config stopped.
+        cache: where the states are kept for other runs; `out/run/cache` by default.
+        progress: told about the run.
+
+    Raises:
+        TrainingError: no captions, too few items, a run that cannot be resumed, a loss that is
+            not finite, or `out` already holds a model.
+        UsageError: an option that cannot be, or files that are not what they should be.
+        SourceError: the source cannot be read.
+    """
+    run = CachedRun(config, out, cache or out / "run" / "cache", progress or Silent(), resume)
+    run.train()
+    return run.finish()
+
+
+class CachedRun:
+    """One pretraining, from the data to the directory."""
+
+    def __init__(
+        self, config: CachedConfig, out: Path, cache: Path, progress: Progress, resume: bool
+    ) -> None:
+        self._checkpoint, self._best = out / "run" / "checkpoint.pt", out / "run" / "best.pt"
+        if not resume and ((out / "config.json").exists() or self._checkpoint.exists()):
+            raise TrainingError(
+                f"{out} already holds a model or an interrupted run",
+                hint="give another directory, or go on with `resume=True`",
+            )
+        self.config, self.out, self.progress = config, out, progress
+        self.device = pick_device(config.device)
+        self.backbone, rows = open_backbone(config)
+        self.backbone.to(self.device)
+        self.train_set, self.val_set = load_described(config, self.backbone, cache, progress)
+        names = read_class_names(Path(config.class_names), len(rows)) if config.class_names else []
+        called = [word for name in names for word in (*name.names, *name.kinds)]
+        self.tokenizer, kept = pruned_tokenizer(config, [*self.train_set.captions, *called])
+        self.texts = Texts(self.train_set.captions, self.tokenizer, _TEXT_LENGTH)
+        self.val_texts = Texts(self.val_set.captions, self.tokenizer, _TEXT_LENGTH)
+        self.scale, means = measure(self.train_set.views[0])
+        said = self._said()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = CachedModel(
+                blip_config(config, self.tokenizer),
+                bert_weights(config, kept),
+                said,
+                drop=config.dropout,
+                frozen_layers=config.frozen_layers,
+            ).to(self.device)
+        prototypes = None
+        if config.prototypes and names:
+            prototypes = Prototypes(rows, names, self.scale.scale)
+        self.objective = Objective(
+            self.model, self.train_set, self.texts, config, prototypes, said.to(self.device)
+        )
+        self.batcher = Batcher(self.train_set, self.scale, config)
+        lrs = (config.text_lr, config.image_lr, config.fusion_lr)
+        groups = self.model.groups(lrs, config.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        vocabulary = self.tokenizer.get_vocab()
+        self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
+        self.state = RunState()
+        (out / "run").mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume()
+        else:
+            self._guess(means)
+        self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
+
+    def _said(self) -> torch.Tensor:
+        """Ids of the pieces that the training captions use, [SEP] among them."""
+        rows = np.arange(len(self.train_set.captions))
+        both = [self.texts.of(rows, mirrored=mirrored).ids for mirrored in (False, True)]
+        used = torch.cat([ids.unique() for ids in both]).unique()
+        return used[used != 0]
+
+    @torch.no_grad()
+    def _guess(self, means: NDArray[np.float32]) -> None:
+        """Begin the image side and both projections with a closed solution."""
+        data, model = self.train_set, self.model.eval()
+        rows = np.concatenate(
+            [
+                np.arange(start, min(start + _GUESSED_FROM, end))
+                for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)
+            ]
+        )
+        self.progress.start("reading captions", len(rows))
+        states = []
+        for start in range(0, len(rows), _ROWS):
+            words = self.texts.of(rows[start : start + _ROWS], mirrored=False).to(self.device)
+            states.append(model.text_states(words.ids, words.mask).float().cpu().numpy())
+            self.progress.advance(len(words.ids))
+        self.progress.stop()
+        texts, owner = np.concatenate(states), data.owner[rows]
+        sums = np.zeros((len(data), texts.shape[1]), dtype=np.float32)
+        np.add.at(sums, owner, texts)
+        counts = np.bincount(owner, minlength=len(data)).astype(np.float32)
+        own = sums / counts[:, None]
+        mapping, components, middle = (
+            torch.from_numpy(a).to(self.device)
+            for a in first_guess(means, own, self.config.embed_dim)
+        )
+        retrieval = model.retrieval
+        retrieval.vision_model.mean_projection.weight.copy_(mapping)
+        # Each place says, in the BERT's space, what it shows: so cross-attention can begin.
+        retrieval.vision_model.embeddings.patch_embedding.weight.add_(mapping)
+        retrieval.vision_model.mean_projection.bias.zero_()
+        dim = len(components)
+        for projection in (retrieval.vision_proj, retrieval.text_proj):
+            projection.weight[:dim].copy_(components)
+            projection.bias.zero_()
+        retrieval.text_proj.bias[:dim].copy_(-components @ middle)
+
+    # The loop
+
+    def train(self) -> None:
+        """Run the steps that are left."""
+        config, state = self.config, self.state
+        self.progress.start("pretraining", config.steps)
+        self.progress.advance(state.step)
+        if not state.step:
+            self._validate()
+        self.model.train()
+        saved_at = time.monotonic()
+        while self._done() < 1:
+            started = time.monotonic()
+            losses = self._step()
+            state.step += 1
+            state.seconds += time.monotonic() - started
+            if state.step % _LOG_EVERY == 0 or self._done() >= 1:
+                line = {name: round(float(value.detach()), 5) for name, value in losses.items()}
+                self.log.write({"step": state.step, **line, "seconds": round(state.seconds, 1)})
+            self.progress.advance()
+            is_due = state.step % config.eval_every == 0 or self._done() >= 1
+            if is_due:
+                self._validate()
+            if is_due or time.monotonic() - saved_at > _SAVE_EVERY_S:
+                self.save()
+                saved_at = time.monotonic()
+        self.progress.stop()
+
+    def _step(self) -> dict[str, torch.Tensor]:
+        config, state, done = self.config, self.state, self._done()
+        fused = done >= config.contrast_share
+        if fused and state.fused_from == 1:
+            state.fused_from = done
+        along = (done - state.fused_from) / (1 - state.fused_from) if fused else 0.0
+        torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
+        contrast = not fused or state.step % config.contrast_every == 0
+        seen = self.batcher.batch(state.step, config.batch_size if contrast else config.fused_size)
+        drawn = Draw(
+            step=state.step, contrast=contrast, fused=fused, hardness=max(0.0, 1.5 * along - 0.75)
+        )
+        parts = self.objective.losses(seen, drawn)
+        loss = total(parts)
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {state.step}",
+                hint="lower `text_lr`, `image_lr` and `fusion_lr`",
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        overall = step_factor(done, config.warmup)
+        fusing = step_factor(along, config.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * (fusing if group["fuses"] else overall)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return parts
+
+    def _done(self) -> float:
+        """Part of the run that is over, by steps or by the clock, whichever is further."""
+        by_steps = self.state.step / self.config.steps
+        limit_s = self.config.minutes * 60
+        return max(by_steps, self.state.seconds / limit_s) if limit_s else by_steps
+
+    def _validate(self) -> None:
+        state = self.state
+        found = judge(
+            self.model, self.val_set, self.val_texts, self.scale, fused=state.fused_from < 1
+        )
+        self.log.write({"step": state.step, **found.to_json()})
+        self.progress.say(f"step {state.step:,}: {found}; {self._done():.0%} done")
+        if found.mean > state.kept:
+            state.kept, state.kept_step = found.mean, state.step
+            state.recall = found.recall.mean_recall
+            save_atomically(self.model.state_dict(), self._best)
+
+    def save(self) -> None:
+        """Write the checkpoint that a resumed run goes on from."""
+        value = {
+            "identity": self.identity,
+            "state": asdict(self.state),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "objective": self.objective.state_dict(),
+        }
+        save_atomically(value, self._checkpoint)
+
+    def _resume(self) -> None:
+        saved = load_checkpoint(self._checkpoint, identity=self.identity)
+        self.state = RunState(**saved["state"])
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.objective.load_state_dict(saved["objective"])
+        self.progress.say(f"going on from step {self.state.step:,}")
+
+    # The end
+
+    def finish(self) -> PretrainReport:
+        """Write the best weights as a model directory and take the run's own files away."""
+        best = torch.load(self._best, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(best)
+        decoder = self.model.text_decoder.parameters()
+        weights = {*self.model.retrieval.parameters(), *decoder, *self.backbone.parameters()}
+        report = PretrainReport(
+            out=self.out,
+            steps=self.state.step,
+            minutes=round(self.state.seconds / 60, 2),
+            best_step=self.state.kept_step,
+            mean_recall=round(self.state.recall, 2),
+            parameters=sum(p.numel() for p in weights),
+        )
+        export(
+            self.model,
+            self.backbone,
+            self.tokenizer,
+            self.scale,
+            self.out,
+            dtype=getattr(torch, self.config.save_dtype),
+            facts=self._record(report),
+        )
+        draw_curves(self.out / "log.jsonl", self.out / "curves.png", CURVES)
+        shutil.rmtree(self.out / "run")
+        return report
+
+    def _record(self, report: PretrainReport) -> dict[str, Json]:
+        """The settings and figures of a run, for training.json and the model card."""
+        config = self.config
+        plain: dict[str, Any] = CachedConfig(
+            source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
+        ).to_json()
+        settings = config.to_json()
+        changed = {k: v for k, v in settings.items() if v != plain[k]}
+        return {
+            "config": settings,
+            "changed": {"backbone": config.backbone, **changed},
+            "frozen": ["vision_model.backbone"],
+            "report": {k: v for k, v in asdict(report).items() if k != "out"},
+            "items": len(self.train_set),
+            "captions": len(self.train_set.captions),
+            "unreadable": len(self.train_set.failures),
+            "temperature": round(float(self.model.temperature.detach()), 5),
+            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        }

@@ -1,0 +1,261 @@
+"""Pretraining from a frozen backbone's cached states, with a tiny BERT and few drawn scenes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from retrieval_engine.errors import TrainingError, UsageError
+from retrieval_engine.models import open_encoder
+from retrieval_engine.models.blip.backbone import (
+    BATCH_NORM_EPSILON,
+    EfficientNetLite,
+    published_names,
+)
+from retrieval_engine.models.captioner import open_captioner
+from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
+from retrieval_engine.progress import Silent
+from retrieval_engine.records import Modality
+from retrieval_engine.sources import open_source, read_bytes
+from retrieval_engine.sources.decode import decode
+from retrieval_engine.train.pretrain.cached.config import CachedConfig
+from retrieval_engine.train.pretrain.cached.prototypes import (
+    ClassName,
+    Prototypes,
+    read_class_names,
+)
+from retrieval_engine.train.pretrain.cached.start import first_guess
+from retrieval_engine.train.pretrain.cached.trainer import CachedRun, pretrain_cached
+
+NAMES = ["tench | doctor fish; fish", "apple; fruit", "red car", *(f"thing {i}" for i in range(7))]
+
+
+def publish(path: Path) -> None:
+    """A random lite0 in the layout in which its weights are published."""
+    torch.manual_seed(0)
+    backbone = EfficientNetLite("efficientnet-lite0")
+    state: dict[str, torch.Tensor] = {"_fc.weight": torch.randn(len(NAMES), 1280) / 10}
+    own = {k.removesuffix(".weight"): v for k, v in backbone.state_dict().items()}
+    convolutions = {f"_{name}.weight": name for name in own if name.startswith("blocks.")}
+    for key, name in convolutions.items():
+        at, part = name.rsplit(".", 1)
+        if f"{at}.{part}.bias" in own:
+            state[f"_{at}._{part}_conv.weight"] = own[name] * 2
+        del key
+    state |= {"_conv_stem.weight": own["stem"] * 2, "_conv_head.weight": own["head"] * 2}
+    for _, convolution, norm in published_names(dict(state)):
+        channels = len(state[f"{convolution}.weight"])
+        state[f"{norm}.weight"] = torch.ones(channels)
+        state[f"{norm}.bias"] = torch.zeros(channels)
+        state[f"{norm}.running_mean"] = torch.zeros(channels)
+        state[f"{norm}.running_var"] = torch.full((channels,), 1 - BATCH_NORM_EPSILON)
+    torch.save(state, path)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> CachedConfig:
+    """A run of four steps, two of them with matching and captions."""
+    home = tmp_path_factory.mktemp("teachers")
+    publish(home / "lite0.pth")
+    words = [
+        "a",
+        "the",
+        "dog",
+        "cat",
+        "on",
+        "grass",
+        "red",
+        "car",
+        "sky",
+        "boat",
+        "water",
+        "of",
+        "photo",
+        "picture",
+        "bird",
+        "tree",
+    ]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+    pieces += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + [w for w in words if len(w) > 1]
+    torch.manual_seed(1)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(pieces),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=80,
+        )
+    )
+    bert.save_pretrained(home / "bert")
+    BertTokenizer(vocab={p: i for i, p in enumerate(pieces)}).save_pretrained(home / "bert")
+    (home / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    return CachedConfig(
+        source="scenes:20?seed=1",
+        val_source="scenes:10?seed=2",
+        backbone="efficientnet-lite0",
+        backbone_weights=str(home / "lite0.pth"),
+        text_init=str(home / "bert"),
+        class_names=str(home / "names.txt"),
+        embed_dim=16,
+        frozen_layers=1,
+        steps=4,
+        contrast_share=0.5,
+        batch_size=8,
+        fused_size=4,
+        matched_size=2,
+        prototypes=4,
+        eval_every=2,
+        save_dtype="float32",
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the states of the module's runs are kept."""
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: CachedConfig, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that the run writes."""
+    out = tmp_path_factory.mktemp("models") / "small"
+    report = pretrain_cached(recipe, out, cache=cache)
+    assert report.steps == 4
+    assert not (out / "run").exists()
+    return out
+
+
+def test_what_is_written_computes_what_was_trained(
+    recipe: CachedConfig, cache: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The folded scale, the whole tower and the tied decoder, against the network in training."""
+    encoder = open_encoder(str(trained), device="cpu", dtype="float32")
+    items = list(open_source(recipe.val_source).items())
+    pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
+    found = encoder.encode_images(pixels, ["itc", "pooled", "tokens"])
+    assert found["tokens"].shape == (10, 50, 32)
+    np.testing.assert_array_equal(found["tokens"][:, 0], found["pooled"])
+
+    run = CachedRun(recipe, tmp_path / "again", cache, Silent(), False)
+    run.train()
+    run.model.load_state_dict(torch.load(tmp_path / "again" / "run" / "best.pt"))
+    run.model.eval()
+    with torch.inference_mode():
+        tokens = run.model.see(torch.from_numpy(run.scale.apply(run.val_set.views[0][:])))
+        images = run.model.embed_images(tokens)
+        words = run.val_texts.of(np.arange(4), mirrored=False)
+        texts = run.model.embed_texts(words.ids, words.mask)
+    np.testing.assert_allclose(found["tokens"], tokens.numpy(), atol=5e-3)  # float16 states
+    np.testing.assert_allclose(found["itc"][:, 0], images.numpy(), atol=5e-3)
+    captions = list(run.val_set.captions[:4])
+    itc = encoder.encode_texts(captions, ["itc"])["itc"][:, 0]
+    np.testing.assert_allclose(itc, texts.numpy(), atol=1e-5)
+
+    captioner = open_captioner(str(trained), device="cpu", dtype="float32")
+    decoder, ours = captioner.model.text_decoder, run.model.text_decoder
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(decoder.state_dict()[name], tensor, msg=name)
+    assert (
+        captioner.features(Modality.IMAGES)["tokens"] == encoder.features(Modality.IMAGES)["tokens"]
+    )
+
+
+def test_the_shared_weights_are_written_once(trained: Path) -> None:
+    names = load_file(trained / "model.safetensors").keys()
+    assert not [n for n in names if n.startswith("text_decoder.") and "crossattention" in n]
+    assert "text_decoder.bert.encoder.layer.0.attention.self.query.weight" in names
+    facts = json.loads((trained / "training.json").read_text())
+    assert facts["frozen"] == ["vision_model.backbone"]
+
+
+def test_words_are_read_without_the_tower(trained: Path) -> None:
+    encoder = open_encoder(str(trained), device="cpu", dtype="float32")
+    words = reopen_for_texts(encoder.spec, device="cpu")
+    assert isinstance(words, TextTowerFirst)
+    texts = ["a dog on grass", "a red car"]
+    np.testing.assert_array_equal(
+        words.encode_texts(texts, ["itc"])["itc"], encoder.encode_texts(texts, ["itc"])["itc"]
+    )
+
+
+class _Killed(Silent):
+    """Stops the run in its third step."""
+
+    steps = -1
+
+    def start(self, what: str, total: int) -> None:
+        self.steps = 0 if what == "pretraining" else -1
+
+    def advance(self, n: int = 1) -> None:
+        if self.steps >= 0:
+            self.steps += n
+        if self.steps == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(
+    recipe: CachedConfig, cache: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_cached(recipe, out, cache=cache, progress=_Killed())
+    with pytest.raises(TrainingError, match="interrupted run"):
+        pretrain_cached(recipe, out, cache=cache)
+    pretrain_cached(recipe, out, resume=True, cache=cache)
+    expected = load_file(trained / "model.safetensors")
+    for name, tensor in load_file(out / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+def test_a_first_guess_finds_a_linear_relation() -> None:
+    rng = np.random.default_rng(0)
+    truth, means = rng.standard_normal((6, 20)), rng.standard_normal((400, 20)).astype(np.float32)
+    texts = (means @ truth.T + 3).astype(np.float32)
+    mapping, components, middle = first_guess(means, texts, 6)
+    guessed = (means @ mapping.T) @ components.T
+    wanted = (texts - middle) @ components.T
+    cosines = (guessed * wanted).sum(1) / np.linalg.norm(guessed, axis=1)
+    assert (cosines / np.linalg.norm(wanted, axis=1)).min() > 0.95
+
+
+def test_prototypes_lie_along_their_classifier_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.eye(6, 40, dtype=np.float32)
+    names = [ClassName(names=[f"thing{i}"], kinds=[]) for i in range(6)]
+    drawn = Prototypes(rows, names, np.ones(40, dtype=np.float32)).draw(3, rng)
+    for states, text in zip(*drawn, strict=True):
+        said = {int(word[5:]) for word in text.split() if word.startswith("thing")}
+        seen = set(states[[0, -1]].argmax(1).tolist())
+        assert seen == said
+        assert states.max() == pytest.approx(8, abs=0.7)
+
+
+def test_class_names_are_read_and_refused(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("tench | doctor fish; fish\napple\n", encoding="utf-8")
+    first, second = read_class_names(path, 2)
+    assert first == ClassName(names=["tench", "doctor fish"], kinds=["fish"])
+    assert second.kinds == []
+    with pytest.raises(UsageError, match="has 2 lines"):
+        read_class_names(path, 3)
+    path.write_text("tench\n; fish\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="line 2 names nothing"):
+        read_class_names(path, 2)
+
+
+def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown backbone 'resnet'"):
+        dataclasses.replace(recipe, backbone="resnet")
+    with pytest.raises(UsageError, match="rise in this order"):
+        dataclasses.replace(recipe, fused_size=9)
+    other = dataclasses.replace(recipe, backbone="efficientnet-lite2")
+    with pytest.raises(UsageError, match="are not those of efficientnet-lite2"):
+        pretrain_cached(other, tmp_path / "out")
