@@ -113,7 +113,10 @@ def _share(hits: NDArray[np.bool_]) -> list[float]:
 def measure_captions(store: Path, model: str, gallery: Gallery) -> None:
     """Greedy captions, beams, and beams ranked by the matching head."""
     references = [
-        [ptb_tokens(gallery.caption_texts[j]) for j in np.flatnonzero(gallery.caption_image == i)]
+        [
+            ptb_tokens(gallery.caption_texts[int(j)])
+            for j in np.flatnonzero(gallery.caption_image == i)
+        ]
         for i in range(len(gallery.image_rows))
     ]
     ways = {

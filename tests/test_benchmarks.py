@@ -30,3 +30,17 @@ def test_it_runs_and_reports(
         assert figures | {"commit", "cores", "cpu", "versions"} <= set(line)
     if name == "encode":
         assert min(line["smallest_cosine"] for line in lines) > 0.99
+
+
+def test_the_photo_benchmark_runs_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["photo", "--tiny", "--model", "vlre-tiny", "recall", "itm", "queries"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    importlib.import_module("benchmarks.photo").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [line["benchmark"] for line in lines]
+    assert kinds == ["photo-recall", *["photo-queries"] * 2, "photo-nonsense", *["photo-itm"] * 2]
+    low, high = lines[-1]["R@1"][1:]
+    assert low <= lines[-1]["R@1"][0] <= high
+    assert lines[-1]["R@10"][0] > 90

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from retrieval_engine.cli import main
-from retrieval_engine.doctor import DEFAULT_MODEL, GOLDENS, check_golden
+from retrieval_engine.doctor import GOLDENS, check_golden
 from retrieval_engine.models.checkpoint import shipped
+from retrieval_engine.records import DEFAULT_MODEL
 from tests.golden import GOLDEN
 
 FAMILIES = ("blip", "blip2")

@@ -1,6 +1,7 @@
 """`encode` end to end on a tiny real model: whole, resumable, and nobody's row shifted."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,9 @@ from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import FingerprintMismatch, UsageError
 from retrieval_engine.models import Encoder
+from retrieval_engine.progress import Silent
 from retrieval_engine.records import Modality
+from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Store
 from retrieval_engine.testing.images import encoded, jpeg, photo
@@ -348,3 +351,33 @@ def test_features_that_nobody_emits(tmp_path: Path, names: tuple[str, ...]) -> N
             options=EncodeOptions(features=names),
         )
     assert not (tmp_path / "s").exists()
+
+
+def test_a_model_of_drawn_scenes_says_so_where_it_meets_other_pictures(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    class Heard(Silent):
+        lines: list[str]
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    def heard(source: str, learned: str) -> list[str]:
+        record = {"config": {"source": learned}}
+        (checkpoint / "training.json").write_text(json.dumps(record), encoding="utf-8")
+        progress = Heard()
+        progress.lines = []
+        store = tmp_path / f"store-{source.partition(':')[0]}-{learned.partition(':')[0]}"
+        encode(source, store, encoder=open_encoder(str(checkpoint)), progress=progress)
+        return progress.lines
+
+    scenes = "scenes:3?seed=1&size=32"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(read_bytes(next(iter(open_source(scenes).items())).uri))
+    assert heard(scenes, "scenes:9?seed=2") == []
+    assert heard(f"folder:{pictures}", "flickr8k:photos") == []
+    (drawn,) = heard(f"folder:{pictures}", "scenes:9?seed=2")
+    assert drawn.endswith("was trained on drawn scenes alone: of other images it knows little")
+    (photographs,) = heard(scenes, "flickr8k:photos")
+    assert photographs.endswith("photographs alone: of drawn scenes it knows little")

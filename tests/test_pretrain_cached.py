@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from retrieval_engine.cli import main
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import TrainingError, UsageError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.blip.backbone import (
@@ -17,12 +20,16 @@ from retrieval_engine.models.blip.backbone import (
     EfficientNetLite,
     published_names,
 )
+from retrieval_engine.models.blip.captioner import BlipCaptioner
+from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
 from retrieval_engine.progress import Silent
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.train.model_files import write_model
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.prototypes import (
     ClassName,
@@ -160,6 +167,7 @@ def test_what_is_written_computes_what_was_trained(
     np.testing.assert_allclose(itc, texts.numpy(), atol=1e-5)
 
     captioner = open_captioner(str(trained), device="cpu", dtype="float32")
+    assert isinstance(captioner, BlipCaptioner)
     decoder, ours = captioner.model.text_decoder, run.model.text_decoder
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(decoder.state_dict()[name], tensor, msg=name)
@@ -191,12 +199,12 @@ class _Killed(Silent):
 
     steps = -1
 
-    def start(self, what: str, total: int) -> None:
+    def start(self, what: str, total: int | None) -> None:
         self.steps = 0 if what == "pretraining" else -1
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, steps: int = 1) -> None:
         if self.steps >= 0:
-            self.steps += n
+            self.steps += steps
         if self.steps == 3:
             raise KeyboardInterrupt
 
@@ -259,3 +267,68 @@ def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(recipe, backbone="efficientnet-lite2")
     with pytest.raises(UsageError, match="are not those of efficientnet-lite2"):
         pretrain_cached(other, tmp_path / "out")
+
+
+def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:
+    encoder = open_encoder(str(trained), device="cpu", dtype="float32")
+    assert isinstance(encoder, BlipEncoder)
+    items = list(open_source("scenes:3?seed=3").items())
+    pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
+    found = encoder.encode_images(pixels, ["itc", "tokens"])
+    texts = ["a dog on grass", "a red car", "water"]
+    cosines = encoder.encode_texts(texts, ["itc"])["itc"][:, 0] @ found["itc"][:, 0].T
+    pairs = np.array([[image, text] for text in range(3) for image in range(3)])
+    tokens = found["tokens"]
+    logits = encoder.matcher().score_pairs(lambda rows: tokens[rows], texts, pairs)
+    start = json.loads((trained / "config.json").read_text())["match_start"]
+    plain = BlipCrossEncoder(encoder.model.text_encoder, encoder.model.itm_head)
+    ids = [[encoder.enc_token_id, *row[1:]] for row in encoder.tokenize(texts)]
+    for text, row in enumerate(ids):
+        with torch.inference_mode():
+            one = torch.tensor(row).expand(3, 1, -1)
+            own = plain.logits(
+                plain.keys_values(torch.from_numpy(tokens)), one, torch.ones_like(one)
+            )
+        expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
+        np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
+
+
+def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path) -> None:
+    base = load_file(trained / "model.safetensors")
+    shared = "encoder.layer.1.crossattention.self.key.weight"
+    encoder, decoder = f"text_encoder.{shared}", f"text_decoder.bert.{shared}"
+    write_model(trained, {decoder: base[encoder] + 1}, tmp_path / "captions")
+    write_model(trained, {encoder: base[encoder] + 1}, tmp_path / "search")
+    for folder, moved, kept in (("captions", decoder, encoder), ("search", encoder, decoder)):
+        written = load_file(tmp_path / folder / "model.safetensors")
+        torch.testing.assert_close(written[moved], base[encoder] + 1)
+        torch.testing.assert_close(written[kept], base[encoder])
+    captioner = open_captioner(str(tmp_path / "captions"), device="cpu", dtype="float32")
+    assert isinstance(captioner, BlipCaptioner)
+    layer = captioner.model.text_decoder.bert.encoder.layer[1]
+    torch.testing.assert_close(layer.crossattention.self.key.weight.data, base[encoder] + 1)
+
+
+@pytest.mark.parametrize(
+    "task", [("retrieval", "--no-itm"), ("caption",), ("retrieval", "--from-pixels", "--no-itm")]
+)
+def test_what_was_pretrained_can_be_finetuned(
+    task: tuple[str, ...], trained: Path, tmp_path: Path
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    encode(
+        "scenes:24?seed=8",
+        store,
+        encoder=open_encoder(str(trained), device="cpu", dtype="float32"),
+        options=EncodeOptions(features=("itc", "tokens"), store_dtype="float32"),
+    )
+    arguments = ["finetune", *task, "--store", str(store), "--out", str(out), "--max-steps", "2"]
+    result = CliRunner().invoke(main, [*arguments, "--batch-size", "8", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    before = load_file(trained / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name].float())}
+    assert moved
+    assert not [name for name in moved if ".backbone." in name]
+    open_encoder(str(out), device="cpu")
+    open_captioner(str(out), device="cpu", dtype="auto")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
 from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound, UsageError
 from retrieval_engine.models import Arrays, Encoder, open_encoder
+from retrieval_engine.models.checkpoint import trained_on
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Feature, Item, Modality
@@ -68,6 +69,8 @@ def encode(
     features = chosen_features(encoder, options.features, options.store_dtype)
     batch_size = options.batch_size or encoder.default_batch_size
     start = time.perf_counter()
+    if line := _strange(encoder.spec.checkpoint, source.name):
+        progress.say(line)
     # What makes a source fail shows here: before a store is made for it, or emptied for it.
     expected = _expected(source, options)
     if options.overwrite and next(_wanted(source, options.split), None) is None:
@@ -102,6 +105,16 @@ def encode(
     progress.stop()
     run.report.seconds = time.perf_counter() - start
     return run.report
+
+
+def _strange(checkpoint: str, source: str) -> str:
+    """A line where a model of drawn scenes meets other images, or one of photographs scenes."""
+    learned, drawn = trained_on(checkpoint), source.startswith("scenes:")
+    if not learned or drawn == (learned == "scenes"):
+        return ""
+    known = "drawn scenes" if learned == "scenes" else "photographs"
+    other = "drawn scenes" if drawn else "other images"
+    return f"{checkpoint} was trained on {known} alone: of {other} it knows little"
 
 
 def open_changed(source: str, store: Path | str) -> Source:

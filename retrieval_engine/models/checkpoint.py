@@ -1,6 +1,7 @@
 """Finds a checkpoint's files and says what is in them, without building a model."""
 
 import hashlib
+import json
 import mmap
 import re
 import struct
@@ -44,6 +45,23 @@ def shipped() -> dict[str, Path]:
     """Directories of the models that ship with the package, by name."""
     shipped_ones = Path(str(resources.files("retrieval_engine"))) / "checkpoints"
     return {p.name: p for p in sorted(shipped_ones.glob("*")) if (p / "config.json").is_file()}
+
+
+def trained_on(name: str) -> str:
+    """Kind of the source that a model on this machine was pretrained on, where its record says.
+
+    Args:
+        name: as `find_model` takes it; nothing is downloaded for it.
+
+    Returns:
+        `scenes`, `flickr8k`, …; empty where it is not known.
+    """
+    record = shipped().get(name, Path(name).expanduser()) / "training.json"
+    try:
+        config = json.loads(record.read_text(encoding="utf-8"))["config"]
+        return str(config["source"]).partition(":")[0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def find_model(name: str) -> Checkpoint:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.errors import TrainingError
+from retrieval_engine.models.blip.settings import decoder_twin
 from retrieval_engine.models.checkpoint import tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
@@ -78,6 +79,7 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     else:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         tensors = {name: value.clone() for name, value in loaded.items()}
+    _part_towers(tensors, left)
     mine = [name for name in left if name in tensors]
     if not mine and file.suffix == ".safetensors":
         shutil.copyfile(file, to)
@@ -102,6 +104,17 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
         partial.unlink(missing_ok=True)
         raise
     return list(tensors)
+
+
+def _part_towers(tensors: "dict[str, Tensor]", left: "Mapping[str, Tensor]") -> None:
+    """Where BLIP's text towers share what is stored once and one is trained, both get their own.
+
+    The other tower keeps the base's values: training a decoder must not change what is searched.
+    """
+    for name in [n for n in tensors if decoder_twin(n)]:
+        twin = str(decoder_twin(name))
+        if twin not in tensors and (name in left or twin in left):
+            tensors[twin] = tensors[name].clone()
 
 
 def _is_tied(name: str, stored: set[str]) -> bool:

@@ -117,7 +117,7 @@ def command(
     from retrieval_engine.cli.output import emit, progress_bar
 
     with progress_bar() as progress:
-        run = {"resume": resume, "cache": cache, "progress": progress}
+        run: dict[str, Any] = {"resume": resume, "cache": cache, "progress": progress}
         if recipe["backbone"]:
             report = _from_backbone(source, recipe, out, run)
         else:

@@ -75,7 +75,7 @@ class Block(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(n, inside, h, w) -> (n, outside, h', w')."""
         wide = states if self.expand is None else F.relu6(self.expand(states))
-        narrow = self.project(F.relu6(self.depthwise(wide)))
+        narrow: Tensor = self.project(F.relu6(self.depthwise(wide)))
         return narrow + states if self.residual else narrow
 
 
@@ -106,7 +106,8 @@ class EfficientNetLite(nn.Module):
         states = F.relu6(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             states = block(states)
-        return F.relu6(self.head(states)).flatten(2).transpose(1, 2)
+        found: Tensor = F.relu6(self.head(states)).flatten(2).transpose(1, 2)
+        return found
 
 
 def rounded_channels(channels: float, divisor: int = 8) -> int:

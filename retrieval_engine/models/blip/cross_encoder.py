@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from retrieval_engine.models import text
 from retrieval_engine.models.attend import attend, image_keys_values, look
+from retrieval_engine.models.blip.settings import MatchStart, stated
 from retrieval_engine.models.matcher import KeysValues
 
 
@@ -50,3 +53,67 @@ class BlipCrossEncoder:
             x = layer.output(layer.intermediate(x), x)
         states: Tensor = x.view(i, n, -1)
         return states
+
+
+class StartedCrossEncoder(BlipCrossEncoder):
+    """A cross-encoder whose match logit starts at the similarity that ITC finds.
+
+    `itm_head(...)[1] + scale * cosine - offset`. Comparing a text with an image takes BLIP's
+    cross-attention many millions of pairs to learn; a small model that has seen few of them knows
+    from the first step what its ITC knows, and learns the difference. Trap: the text is read
+    twice, once alone with [CLS] first.
+
+    Args:
+        model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
+        start: scale and offset, numbers or parameters, and the id of [CLS].
+        pooling: of texts; see `text.pooled`.
+    """
+
+    def __init__(self, model: Any, start: MatchStart, pooling: str) -> None:
+        super().__init__(model.text_encoder, model.itm_head)
+        self._model, self._start, self._pooling = model, start, pooling
+
+    def keys_values(self, tokens: Tensor) -> KeysValues:
+        """As BLIP's, and the images' ITC vectors behind them."""
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            states = tokens[:, 0].to(self._model.vision_proj.weight.dtype)
+            vectors = normalize(self._model.vision_proj(states).float(), dim=-1)
+        return [*super().keys_values(tokens), (vectors, vectors)]
+
+    def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `CrossEncoder.logits`."""
+        found = super().logits(seen[:-1], ids, mask)
+        cosine = torch.einsum("id,ind->in", seen[-1][0], self._vectors(ids, mask))
+        more = self._start.scale * cosine - self._start.offset
+        return torch.stack([found[..., 0], found[..., 1] + more], dim=-1)
+
+    @torch.no_grad()
+    def _vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(i, n, d) ITC vectors of texts that begin with [ENC]."""
+        i, n, length = ids.shape
+        alone = ids.reshape(i * n, length).clone()
+        alone[:, 0] = self._start.cls_token_id
+        flat = mask.reshape(i * n, length)
+        x = self._embeddings(input_ids=alone)
+        for layer in self._layers:
+            looked = attend(layer.attention.self, x, x, flat[:, None, None].bool())
+            x = layer.attention.output(looked, x)
+            x = layer.output(layer.intermediate(x), x)
+        pooled = text.pooled(x, flat, self._pooling)
+        with torch.autocast(ids.device.type, enabled=False):
+            projected = self._model.text_proj(pooled.to(self._model.text_proj.weight.dtype))
+            return normalize(projected.float(), dim=-1).view(i, n, -1)
+
+
+def open_cross_encoder(model: Any, config: Any) -> BlipCrossEncoder:
+    """The cross-encoder of a retrieval model.
+
+    Args:
+        model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
+        config: its `BlipConfig`; `match_start` in it asks for one that starts at ITC.
+    """
+    start = MatchStart.of(config)
+    if start is None:
+        return BlipCrossEncoder(model.text_encoder, model.itm_head)
+    pooling = stated(config.text_config, "pooling") or "cls"
+    return StartedCrossEncoder(model, start, pooling)

@@ -14,7 +14,7 @@ from transformers import BertTokenizer
 
 from retrieval_engine.models import text
 from retrieval_engine.models.blip.attention import use_fused_attention
-from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ class BlipEncoder(DualEncoder):
             return [[self.enc_token_id, *ids[1:]] for ids in self.tokenize(texts)]
 
         return Matcher(
-            BlipCrossEncoder(self.model.text_encoder, self.model.itm_head),
+            open_cross_encoder(self.model, self.model.config),
             tokenize,
             pad_token_id=self.tokenizer.pad_token_id,
             device=self.device,

@@ -22,7 +22,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, Bli
 from retrieval_engine.models import text
 from retrieval_engine.models.attend import image_keys_values, look, split_heads
 from retrieval_engine.models.blip.captioner import PROMPT
-from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid import load_captioning, load_decoder, load_retrieval
 from retrieval_engine.models.blip.settings import (
     MAX_TOKENS,
@@ -113,7 +113,8 @@ class _Blip:
         vision = config.vision_config
         settings = BlipSettings.of(config)
         weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings.tower})
-        self.frozen = ("vision_model.backbone.",) if settings.backbone else ()
+        backbone = ("vision_model.backbone.",) if settings.backbone else ()
+        self.frozen: tuple[str, ...] = backbone
         self.pooling = settings.pooling
         self.vision = weights["vision"]
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
@@ -135,7 +136,7 @@ class BlipRetrieval(_Blip):
         super().__init__(checkpoint, model)
         known = self.tokenizer.get_vocab().get("[ENC]")
         self._enc = int(model.config.text_config.vocab_size - 1 if known is None else known)
-        self.cross = BlipCrossEncoder(model.text_encoder, model.itm_head)
+        self.cross = open_cross_encoder(model, model.config)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """See `RetrievalLearner.tokenize`."""
@@ -160,7 +161,7 @@ class BlipRetrieval(_Blip):
         """See `RetrievalLearner.copy`."""
         twin = copy.copy(self)
         twin.model = copy.deepcopy(self.model)
-        twin.cross = BlipCrossEncoder(twin.model.text_encoder, twin.model.itm_head)
+        twin.cross = open_cross_encoder(twin.model, twin.model.config)
         return twin
 
 

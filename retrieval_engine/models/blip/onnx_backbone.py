@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.models.blip.backbone import Convolution, EfficientNetLite
+from retrieval_engine.models.blip.backbone import Block, Convolution, EfficientNetLite
 
 _OPSET, _IR = 13, 8
 _BATCH = 8  # fits the caches: 60 images a second on two cores, where 32 at once gives 40
@@ -79,6 +79,7 @@ def graph(backbone: EfficientNetLite) -> bytes:
 
     states = convolve(backbone.stem, "pixels", "stem")
     for number, block in enumerate(backbone.blocks):
+        assert isinstance(block, Block)
         at = f"blocks.{number}"
         wide = convolve(block.expand, states, f"{at}.expand") if block.expand else states
         deep = convolve(block.depthwise, wide, f"{at}.depthwise")

@@ -1,7 +1,7 @@
 """What a BLIP checkpoint's files say about its features, told without building the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from retrieval_engine.errors import CheckpointInvalid
@@ -85,6 +85,27 @@ def shares_decoder(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MatchStart:
+    """How a match logit starts at the cosine of ITC; see `cross_encoder.StartedCrossEncoder`.
+
+    Attributes:
+        scale: of the cosine.
+        offset: taken off.
+        cls_token_id: first token of a text that is read alone.
+    """
+
+    scale: Any
+    offset: Any
+    cls_token_id: int
+
+    @classmethod
+    def of(cls, config: Any) -> "MatchStart | None":
+        """That of a configuration, transformers' object or JSON; None where it has none."""
+        said = stated(config, "match_start")
+        return cls(**said) if said else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlipSettings:
     """The part of a BLIP's config.json that shapes features.
 
@@ -98,6 +119,7 @@ class BlipSettings:
         text: the same of the text tower.
         backbone: name of what stands in the place of the patch projection, or empty.
         pooling: which state of a text is projected: `cls`, or `mean` over its tokens.
+        match: where match logits start, or None.
     """
 
     dim: int
@@ -109,6 +131,7 @@ class BlipSettings:
     text: Arithmetic
     backbone: str = ""
     pooling: str = "cls"
+    match: MatchStart | None = None
 
     @classmethod
     def of(cls, config: Any) -> "BlipSettings":
@@ -124,6 +147,7 @@ class BlipSettings:
             text=(words.num_attention_heads, words.layer_norm_eps, words.hidden_act),
             backbone=_backbone(vision),
             pooling=stated(words, "pooling") or "cls",
+            match=MatchStart.of(config),
         )
 
     @classmethod
@@ -146,6 +170,7 @@ class BlipSettings:
                 text=arithmetic(words),
                 backbone=_backbone(vision),
                 pooling=str(words.get("pooling") or "cls"),
+                match=MatchStart.of(config),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -181,6 +206,8 @@ class BlipSettings:
         """
         words = [*self.text, self.pooling] if self.pooling != "cls" else [*self.text]
         configs = {"vision": self.tower, "image": [], "text": words, "itm": [*self.text]}
+        if self.match:
+            configs["itm"] = [*self.text, asdict(self.match)]
         return EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,

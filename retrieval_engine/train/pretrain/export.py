@@ -69,11 +69,16 @@ def export(
     tokenizer.save_pretrained(out)
     side = config.vision_config.image_size
     write_json(out / "preprocessor_config.json", preprocessing(side, CLIP_MEAN, CLIP_STD))
+    seal(out)
+    write_json(out / "training.json", facts)
+
+
+def seal(out: Path) -> None:
+    """Write the checksums of a model's own files."""
     beside = ("training.json", "README.md", CHECKSUMS)
     endings = (".json", ".safetensors", ".txt")
     names = [file.name for file in out.iterdir() if file.suffix in endings]
     write_checksums(out, [name for name in names if name not in beside])
-    write_json(out / "training.json", facts)
 
 
 def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:

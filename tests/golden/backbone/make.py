@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 from safetensors.torch import load_file
 
 from retrieval_engine.models.blip.backbone import BATCH_NORM_EPSILON, published_names

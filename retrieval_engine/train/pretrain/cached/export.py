@@ -13,7 +13,7 @@ from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.data import Scale
 from retrieval_engine.train.pretrain.cached.model import CachedModel
 from retrieval_engine.train.pretrain.cached.states import MEAN, STD
-from retrieval_engine.train.pretrain.export import preprocessing, write_json
+from retrieval_engine.train.pretrain.export import preprocessing, seal, write_json
 
 _NEW_TOKENS = 24
 _OWN = ("bert.encoder.layer.", "cls.predictions.bias", "cls.predictions.transform.")
@@ -42,6 +42,11 @@ def export(
     save_file(_weights(model, backbone, scale, dtype), weights, metadata={"format": "pt"})
     weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
     config = model.config
+    config.match_start = {
+        "scale": round(float(model.match_scale.detach()), 4),
+        "offset": round(float(model.match_offset.detach()), 4),
+        "cls_token_id": int(tokenizer.convert_tokens_to_ids("[CLS]")),
+    }
     config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype
@@ -60,6 +65,7 @@ def export(
     side = config.vision_config.image_size
     look = preprocessing(side, (MEAN,) * 3, (STD,) * 3) | {"decode": "draft"}
     write_json(out / "preprocessor_config.json", look)
+    seal(out)
     write_json(out / "training.json", facts)
 
 

@@ -23,7 +23,7 @@ class Judgement:
 
     Attributes:
         recall: by ITC, two captions of each picture.
-        matching: pictures whose own caption ITM puts first among eight that ITC finds alike.
+        matching: how often ITM puts a picture's own caption before one that ITC finds alike.
         words: next pieces of captions that the decoder puts first.
     """
 
@@ -112,8 +112,9 @@ def _matching(
         ids[:, 0] = texts.encode_id
         seen = model.cross.keys_values(tokens[image : image + 1])
         logits = model.cross.logits(seen, ids[None], words.mask[None]).view(-1, 2)
-        right += int((logits[:, 1] - logits[:, 0]).argmax() == 0)
-        judged += 1
+        match = logits[:, 1] - logits[:, 0]
+        right += int((match[0] > match[1:]).sum())
+        judged += len(match) - 1
     return 100.0 * right / judged
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from retrieval_engine.models import text
 from retrieval_engine.models.attend import attend, look, split_heads
-from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
+from retrieval_engine.models.blip.cross_encoder import StartedCrossEncoder
 from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval
+from retrieval_engine.models.blip.settings import MatchStart
 from retrieval_engine.models.matcher import KeysValues
 
 _TEMPERATURE = 0.05
+_MATCH_SCALE, _MATCH_OFFSET = 15.0, 6.0  # where match logits start on the cosine of ITC
 _NEVER = -30.0  # bias of a piece that no caption uses
 _GROUPS = 4
 
@@ -34,6 +37,7 @@ class CachedModel(nn.Module):
         drop: part of the states' channels that are dropped in training.
         frozen_layers: of the text encoder, from below, whose own weights stay as they are; there
             is no dropout in them, and none in the embeddings.
+        cls: id of [CLS].
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class CachedModel(nn.Module):
         *,
         drop: float,
         frozen_layers: int,
+        cls: int,
     ) -> None:
         super().__init__()
         self.config = config
@@ -71,7 +76,14 @@ class CachedModel(nn.Module):
                 0.02 * torch.randn_like(head.transform.dense.weight)
             )
         self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE))
-        self.cross = BlipCrossEncoder(encoder, self.retrieval.itm_head)
+        self.match_scale = nn.Parameter(torch.tensor(_MATCH_SCALE))
+        self.match_offset = nn.Parameter(torch.tensor(_MATCH_OFFSET))
+        self.cross = StartedCrossEncoder(
+            self.retrieval,
+            MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls),
+            config.text_config.pooling,
+        )
+        self.said: Tensor
         self.register_buffer("said", said, persistent=False)
         self._drop, self._frozen = drop, frozen_layers
         still = [encoder.embeddings]
@@ -139,7 +151,7 @@ class CachedModel(nn.Module):
         i, n, length = ids.shape
         x = self.text_decoder.bert.embeddings(input_ids=ids.view(i * n, length))
         layers = self.text_decoder.bert.encoder.layer
-        for layer, (keys, values) in zip(layers, seen, strict=True):
+        for layer, (keys, values) in zip(layers, seen[: len(layers)], strict=True):
             x = layer.attention.output(_look_back(layer.attention.self, x), x)
             x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
             x = layer.output(layer.intermediate(x), x)
@@ -157,7 +169,7 @@ class CachedModel(nn.Module):
         """
         sides: list[list[nn.Parameter]] = [[], [], []]
         image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
-        fusion = ("crossattention", "itm_head", "text_decoder.cls.predictions.")
+        fusion = ("crossattention", "itm_head", "match_", "text_decoder.cls.predictions.")
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -185,11 +197,11 @@ class CachedModel(nn.Module):
         return found
 
 
-def _look_back(attention: nn.Module, x: Tensor) -> Tensor:
+def _look_back(attention: Any, x: Tensor) -> Tensor:
     """Causal self-attention, (b, l, w) -> (b, l, w)."""
     heads = attention.num_attention_heads
     q, k, v = (
-        split_heads(project(x), heads)  # type: ignore[operator]
+        split_heads(project(x), heads)
         for project in (attention.query, attention.key, attention.value)
     )
     out = scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _encode_view(
 ) -> NDArray[np.float16]:
     arrays, note = home / f"{view}.npy", home / f"{view}.json"
     look = preprocessor(image_size)
-    at = {"done": 0, "failures": {}}
+    at: dict[str, Any] = {"done": 0, "failures": {}}
     if note.exists():
         at = json.loads(note.read_text(encoding="utf-8"))
         states = open_memmap(arrays, "r+")
@@ -135,7 +136,8 @@ def _encode_view(
             partial = note.with_suffix(".partial")
             partial.write_text(json.dumps(at), encoding="utf-8")
             partial.replace(note)
-    return np.load(arrays, mmap_mode="r")
+    found_all: NDArray[np.float16] = np.load(arrays, mmap_mode="r")
+    return found_all
 
 
 def _decoded(item: Item, look: ImagePreprocessor) -> Image.Image:

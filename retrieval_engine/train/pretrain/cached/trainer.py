@@ -133,6 +133,7 @@ class CachedRun:
                 said,
                 drop=config.dropout,
                 frozen_layers=config.frozen_layers,
+                cls=int(self.tokenizer.convert_tokens_to_ids("[CLS]")),
             ).to(self.device)
         prototypes = None
         if config.prototypes and names:
@@ -157,9 +158,9 @@ class CachedRun:
     def _said(self) -> torch.Tensor:
         """Ids of the pieces that the training captions use, [SEP] among them."""
         rows = np.arange(len(self.train_set.captions))
-        both = [self.texts.of(rows, mirrored=mirrored).ids for mirrored in (False, True)]
-        used = torch.cat([ids.unique() for ids in both]).unique()
-        return used[used != 0]
+        both = [self.texts.of(rows, mirrored=side).ids.numpy() for side in (False, True)]
+        used = np.unique(np.concatenate([np.unique(ids) for ids in both]))
+        return torch.from_numpy(used[used != 0])
 
     @torch.no_grad()
     def _guess(self, means: NDArray[np.float32]) -> None:
