@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from retrieval_engine import open_encoder, open_store
+from retrieval_engine.cli import main
 from retrieval_engine.encoding.stale import encode_stale
 from retrieval_engine.errors import FingerprintMismatch, UsageError, VlreError
 from retrieval_engine.models import Encoder
@@ -291,3 +293,57 @@ def test_a_target_that_matches_nothing_names_those_that_do(tmp_path: Path, store
     with pytest.raises(UsageError, match="'vision' matches") as caught:
         train(Task.RETRIEVAL, store, tmp_path / "b", lora="targets=vision")
     assert "`from_pixels`" in caught.value.hint
+
+
+@pytest.mark.parametrize("targets", ["qformer", "qformer+opt"])
+def test_an_adapter_of_a_language_model_s_q_former_merges(tmp_path: Path, targets: str) -> None:
+    model = tiny_blip2.save_blip2_opt(tmp_path / "model")
+    made = scenes_store(tmp_path / "store", model, scenes="scenes:12?seed=3")
+    given: dict[str, Json] = {"batch_size": 4, "lora": f"r=2,targets={targets}"}
+    train(Task.CAPTION, made, tmp_path / "out", **given)
+    merged = merge_adapters([tmp_path / "out"], tmp_path / "merged")
+    tokens = torch.from_numpy(open_store(made).gallery().images("tokens")[:3])
+    assert_same_words(tokens, tmp_path / "out", merged, model)
+
+
+def test_an_adapter_of_a_captioner_s_tower_merges(tmp_path: Path, store: Path) -> None:
+    model = tiny.save_blip_captioner(tmp_path / "model")
+    given: dict[str, Json] = {"from_pixels": True, "model": str(model), "lr": 1e-1}
+    train(Task.CAPTION, store, tmp_path / "out", lora="r=2,targets=vision", **given)
+    merged = merge_adapters([tmp_path / "out"], tmp_path / "merged")
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    seen = [
+        open_captioner(str(path), device="cpu", dtype="float32").encode_images(pixels, ["tokens"])
+        for path in (tmp_path / "out", merged, model)
+    ]
+    np.testing.assert_allclose(seen[0]["tokens"], seen[1]["tokens"], atol=SAME)
+    assert np.abs(seen[0]["tokens"] - seen[2]["tokens"]).max() > 1e-3
+
+
+def assert_same_words(tokens: torch.Tensor, adapter: Path, merged: Path, base: Path) -> None:
+    found = []
+    for path in (adapter, merged, base):
+        captioner = open_captioner(str(path), device="cpu", dtype="float32")
+        with torch.inference_mode():
+            found.append(captioner.begin(tokens, captioner.prompt)[0])
+    torch.testing.assert_close(found[0], found[1], atol=SAME, rtol=0)
+    assert float((found[0] - found[2]).abs().max()) > 1e-3
+
+
+def test_caption_takes_a_base_and_its_adapter(tmp_path: Path, store: Path) -> None:
+    model = tiny.save_blip_captioner(tmp_path / "model")
+    copy_tower(Path(open_store(store).spec.checkpoint), model)
+    train(Task.CAPTION, store, tmp_path / "out", model=str(model), lr=1e-1, max_steps=10)
+
+    def words(*more: str) -> str:
+        command = ["caption", "--store", str(store), "--limit", "2", "--beams", "1", "--prompt", ""]
+        result = CliRunner().invoke(main, [*command, "--dtype", "float32", *more])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    adapted = words("--model", str(model), "--adapter", str(tmp_path / "out"))
+    assert adapted == words("--model", str(tmp_path / "out"))
+    assert adapted != words("--model", str(model))
+    other = tiny.save_blip_captioner(tmp_path / "other", seed=9)
+    with pytest.raises(FingerprintMismatch):
+        open_captioner(str(other), adapter=tmp_path / "out")

@@ -151,7 +151,7 @@ def test_the_ledger_of_a_caption_run_is_read(tmp_path: Path) -> None:
         ("x.json", '[{"image": "a.jpg", "caption": 3}]', "must be text, got 3"),
         ("x.jsonl", '{"image": "a.jpg", "caption": "x"}\n{oops', "line 2: no JSON"),
         ("x.csv", "picture,words\n1,2\n", "must name the columns"),
-        ("x.txt", "a.jpg#0\tA dog\na.jpg#1 A dog", "line 2: expected name#k<TAB>caption"),
+        ("x.txt", "a.jpg#0\tA dog\na.jpg#1 A dog", "x.txt:2: expected 'image\\\\tcaption'"),
         ("x.csv", "", "must name the columns"),
     ],
 )

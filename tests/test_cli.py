@@ -101,9 +101,15 @@ def test_what_the_machine_refuses_is_explained_too(error: Exception, line: str) 
     assert debugged.exception is error
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
-    result = CliRunner().invoke(failing(RuntimeError("shapes differ")), ["explode"])
-    assert isinstance(result.exception, RuntimeError)
+def test_a_mistake_of_ours_is_one_line_and_keeps_its_traceback_for_debug() -> None:
+    told = CliRunner().invoke(failing(RuntimeError("shapes differ")), ["explode"])
+    assert told.exit_code == 1
+    assert told.stderr.splitlines() == [
+        "Error: unforeseen RuntimeError: shapes differ",
+        "hint: this is a fault of vlre; --debug shows where it happened, for a report",
+    ]
+    debugged = CliRunner().invoke(failing(RuntimeError("no")), ["--debug", "explode"])
+    assert isinstance(debugged.exception, RuntimeError)
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -64,6 +64,7 @@ def test_each_kind_loads_in_transformers_with_nothing_missing(
         "tokenizer.json",
         "tokenizer_config.json",
         "vlre-import.json",
+        "vlre_checksums.json",
     ]
 
 

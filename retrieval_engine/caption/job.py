@@ -29,6 +29,7 @@ class CaptionRequest:
         store: directory of the store whose `tokens` are used, and which is captioned where there
             are no targets; it need not exist where there are.
         model: checkpoint of the captioner.
+        adapter: directory of an adapter for it.
         options: how to choose words.
         split: only the items of this split.
         limit: only the first images.
@@ -47,6 +48,7 @@ class CaptionRequest:
     targets: tuple[str, ...] = ()
     store: Path = Path("embeddings")
     model: str = DEFAULT_MODEL
+    adapter: str = ""
     options: DecodingOptions = field(default_factory=DecodingOptions)
     split: str | None = None
     limit: int | None = None
@@ -142,7 +144,7 @@ class CaptionJob:
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request
         where = {"device": request.device, "dtype": request.dtype}
-        captioner = open_writer(request.model, store, **where)
+        captioner = open_writer(request.model, store, adapter=request.adapter, **where)
         judge = open_judge(request.ranker, request.model, store, **where) if request.rank else None
         run = CaptionRun(
             captioner,
@@ -152,6 +154,11 @@ class CaptionJob:
             batch_size=request.batch_size or 0,
             workers=request.workers or 0,
         )
+        if request.options.prompt is None and not captioner.says_prompt:
+            self.notes.append(
+                f"{request.model} does not say what prompt it was trained with: its authors' is "
+                f"taken, {captioner.prompt!r}; `prompt=''` is none"
+            )
         if not request.is_single:
             self.notes.extend(states_notes(run, store, request.model))
         return run
@@ -194,5 +201,6 @@ class CaptionJob:
         request = self.request
         assert request.explain is not None
         (image,) = Targets(request.targets)
-        captioner = open_writer(request.model, None, device=request.device, dtype=request.dtype)
+        where = {"device": request.device, "dtype": request.dtype}
+        captioner = open_writer(request.model, None, adapter=request.adapter, **where)
         return draw_explanation(captioner, image, request.options, request.explain)

@@ -33,7 +33,12 @@ def arithmetic(dtype: str, store: Store | None) -> str:
 
 
 def open_writer(
-    model: str, store: Store | None, *, device: str = "auto", dtype: str = "auto"
+    model: str,
+    store: Store | None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str = "",
 ) -> Captioner:
     """The captioner, in the arithmetic of the store's vision states where there are some.
 
@@ -41,7 +46,8 @@ def open_writer(
         CheckpointNotFound: see `open_captioner`.
         CheckpointInvalid: the checkpoint writes no captions.
     """
-    return open_captioner(model, device=device, dtype=arithmetic(dtype, store))
+    dtype = arithmetic(dtype, store)
+    return open_captioner(model, device=device, dtype=dtype, adapter=adapter)
 
 
 def open_judge(

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 def score_captions(
     captions: Path,
-    references: Path,
+    references: str,
     *,
+    split: str | None,
     allow_missing: bool,
-    meteor: bool,
+    meteor: bool | None,
     per_image: Path | None,
     published: str | None,
     as_json: bool,
@@ -26,11 +27,15 @@ def score_captions(
     from retrieval_engine.evaluate.caption_scores import write_rows
     from retrieval_engine.metrics.meteor import meteor_is_missing
 
-    reason = meteor_is_missing() if meteor else ""
+    reason = meteor_is_missing() if meteor is None else ""
     if reason:
         note(f"METEOR is left out: {reason}")
     report = evaluate_captions(
-        captions, references, allow_missing=allow_missing, with_meteor=meteor and not reason
+        captions,
+        references,
+        split=split,
+        allow_missing=allow_missing,
+        with_meteor=meteor is not False and not reason,
     )
     if per_image:
         write_rows(per_image, report)
@@ -52,6 +57,8 @@ def show_captions(report: "CaptionReport", published: str | None, *, as_json: bo
     from retrieval_engine.evaluate.published import published_captions
 
     rows = published_captions() if published else []
+    for line in report.notes:
+        note(line)
     if as_json:
         emit(report.to_json() | ({"published": [asdict(row) for row in rows]} if rows else {}))
         return

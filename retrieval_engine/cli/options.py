@@ -54,6 +54,7 @@ model_option = click.option(
     help="Directory or hub id of a checkpoint, e.g. Salesforce/blip-itm-base-coco. "
     "[env: VLRE_MODEL]",
 )
+adapter_option = click.option("--adapter", default="", help="Directory of an adapter for --model.")
 moved_model_option = click.option(
     "--model", default="", help="Where the store's model is now, if it has moved."
 )

@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.predictions import (
-    PairedCaptions,
-    pair_captions,
-    read_captions,
-)
+from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
+from retrieval_engine.evaluate.references import read_references
 from retrieval_engine.metrics.bleu import bleu, bleu_statistics
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.cider import cider_d
 from retrieval_engine.metrics.diversity import Diversity, diversity
-from retrieval_engine.metrics.meteor import meteor
+from retrieval_engine.metrics.meteor import meteor, meteor_is_missing
 from retrieval_engine.metrics.ngrams import Tokens
 from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.metrics.rouge import rouge_l
@@ -77,7 +74,18 @@ class CaptionReport:
             "diversity": self.captions.to_json(),
             "references_diversity": self.references.to_json(),
             "bootstrap": self.bootstrap.to_json(),
+            "notes": [*self.notes],
         }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of the figures, one line each."""
+        if len(self.pairs.images) > 1:
+            return []
+        return [
+            "CIDEr of one image is 0 whatever it says: words count by how few of the images have "
+            "them, and here all images have every word"
+        ]
 
     def rows(self) -> list[dict[str, Json]]:
         """One row an image: its caption, its references and its scores."""
@@ -107,29 +115,32 @@ def write_rows(path: Path, report: CaptionReport) -> None:
 
 def evaluate_captions(
     predictions: Path,
-    references: Path,
+    references: Path | str,
     *,
+    split: str | None = None,
     allow_missing: bool = False,
     with_meteor: bool = False,
     bootstrap: Bootstrap | None = None,
 ) -> CaptionReport:
-    """Score a file of captions against a file of references.
+    """Score a file of captions against references.
 
     Args:
         predictions: one caption an image; see `predictions` for the forms.
-        references: any number of captions an image.
+        references: any number of captions an image: a file, a store, or the name of a source.
+        split: only images whose references are of this split.
         allow_missing: leave out images whose caption is missing, empty or failed, and count them;
             otherwise they are an error.
         with_meteor: run the Java program as well.
         bootstrap: how intervals are drawn.
 
     Raises:
-        EvaluationError: a file cannot be used, or captions are missing.
+        EvaluationError: a file cannot be used, captions are missing, or METEOR cannot be run.
     """
     bootstrap = bootstrap or Bootstrap()
-    pairs = pair_captions(
-        read_captions(predictions), read_captions(references), allow_missing=allow_missing
-    )
+    if with_meteor and (reason := meteor_is_missing()):
+        raise EvaluationError(f"METEOR cannot be computed: {reason}")
+    truth = read_references(references, split=split)
+    pairs = pair_captions(read_captions(predictions), truth, allow_missing=allow_missing)
     captions = [ptb_tokens(text) for text in pairs.captions]
     truths = [[ptb_tokens(text) for text in texts] for texts in pairs.references]
     return CaptionReport(

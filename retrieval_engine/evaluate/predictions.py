@@ -2,24 +2,44 @@
 
 Understood: our JSON lines, COCO results (`[{"image_id", "caption"}]`), COCO
 annotations (`{"annotations": […], "images": […]}`), lists of `{"image", "caption"}` or
-`{"image", "captions": […]}`, `{"image": "caption"}`, CSV with a header, and `name.jpg#k<TAB>caption`.
+`{"image", "captions": […]}`, `{"image": "caption"}`, CSV with a header, `name.jpg#k<TAB>caption`, and
+every other table of captions that sources read, such as `name.jpg|caption` without a header.
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from retrieval_engine.errors import EvaluationError
+from retrieval_engine.errors import EvaluationError, SourceError
 from retrieval_engine.metrics.ptb import ptb_tokens
+from retrieval_engine.sources.annotation import CAPTION_KEYS, IMAGE_KEYS, Fields, key_of
+from retrieval_engine.sources.caption_tables import table_records
+from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.source_name import split_name
 
 LEDGER = ".failures.jsonl"
-_IMAGE_NAMES = ("image", "image_id", "item_id", "image_name", "file_name", "filename", "id")
-_CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences", "raw")
+_IMAGE_NAMES = (
+    *("image", "image_id", "item_id", "image_name", "file_name", "filename", "image_path"),
+    *("filepath", "id"),
+)
+_CAPTION_NAMES = (
+    *("caption", "captions", "text", "sentence", "sentences", "raw", "generated_caption"),
+    "prediction",
+)
 _ERROR_NAMES = ("error", "failure", "reason")
+# What programs write in the place of a caption: [ERROR], <failed>, Error: out of memory.
+_FAILURE = re.compile(
+    r"[\[<(]\s*(error|exception|fail\w*|none|null|n/?a|nan|no caption)\b[^\])>]*[\])>].*"
+    r"|(error|exception|failed|traceback)\b[^:]{0,30}:.*",
+    re.IGNORECASE | re.DOTALL,
+)
+_NUMBERED = re.compile(r"[^\t]+#\d*\t")
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +70,8 @@ class PairedCaptions:
         missing: images with references and no row in the predictions.
         empty: images whose caption holds no word.
         failed: images whose captioning failed.
-        unreferenced: images in the predictions without references; they are left out.
+        unreferenced: images in the predictions without references, or with empty ones only; they
+            are left out.
     """
 
     images: list[str]
@@ -62,18 +83,34 @@ class PairedCaptions:
     unreferenced: list[str]
 
 
-def read_captions(path: Path) -> CaptionFile:
+def read_captions(path: Path, *, split: str | None = None) -> CaptionFile:
     """Read a file of captions or of references.
 
     The ledger that a captioning run keeps beside its output, `NAME.failures.jsonl`, is read too.
 
+    Args:
+        path: the file.
+        split: only the rows of this split, where rows say theirs.
+
     Raises:
         EvaluationError: the file is not there, is no such file, or a row lacks its image or
-            caption; the message names the row.
+            caption; the message names the row. No row says its split.
     """
     text, found = _text(path), CaptionFile(path)
+    seen: set[str] = set()
     for number, row in enumerate(_rows(path, text, found), 1):
+        if split is not None:
+            own = split_name(str(row.get("split") or ""))
+            seen.add(own)
+            if own != split_name(split):
+                continue
         _add(found, number, row)
+    if split is not None and not found.captions:
+        told = ", ".join(sorted(seen - {""})) or "no split of any image"
+        raise EvaluationError(
+            f"`split={split!r}`: {path} names {told}",
+            hint="give a file of that split alone, or a store or source that knows splits",
+        )
     ledger = path.with_name(path.name + LEDGER)
     if ledger.exists():
         found.failed.update(str(row.get("item_id")) for row in _json_lines(ledger, _text(ledger)))
@@ -98,6 +135,7 @@ def pair_captions(
         EvaluationError: an image has two captions, none has references, or captions are missing.
     """
     _check_single(predictions)
+    references = _with_words(references)
     wanted, found = references.captions, predictions
     if not (wanted.keys() & (found.captions.keys() | found.failed)):
         wanted, found = _by_file_name(references).captions, _by_file_name(predictions)
@@ -133,6 +171,18 @@ def pair_captions(
     )
 
 
+def _with_words(references: CaptionFile) -> CaptionFile:
+    """References that say something; an image with none of them is as one without references."""
+    told = {
+        image: kept
+        for image, texts in references.captions.items()
+        if (kept := [text for text in texts if _WORD.search(text)])
+    }
+    if not told:
+        raise EvaluationError(f"no reference of {references.path} holds a word")
+    return replace(references, captions=told)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -155,10 +205,10 @@ def _rows(path: Path, text: str, found: CaptionFile) -> Iterator[Mapping[str, An
             return
     if start in ("{", "["):
         yield from _json_lines(path, text)
-    elif "#" in text.partition("\t")[0] and "\n" not in text.partition("\t")[0]:
-        yield from _token_rows(path, text)
-    else:
+    elif _has_known_header(text):
         yield from _csv_rows(path, text)
+    else:
+        yield from _table_rows(path, text)
 
 
 def _json_rows(path: Path, whole: Any, found: CaptionFile) -> Iterable[Mapping[str, Any]]:
@@ -191,25 +241,37 @@ def _json_lines(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _token_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(io.StringIO(text), 1):
-        name, tab, caption = line.rstrip("\r\n").partition("\t")
-        if not tab:
-            raise EvaluationError(f"{path}, line {number}: expected name#k<TAB>caption")
-        yield {"image": name.rpartition("#")[0], "caption": caption}
+def _has_known_header(text: str) -> bool:
+    first = text.partition("\n")[0]
+    names = {name.strip().strip('"').lower() for name in re.split(r"[,|\t;]", first)}
+    return bool(names & set(_IMAGE_NAMES)) and bool(names & set(_CAPTION_NAMES))
+
+
+def _table_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    """Tables of captions as sources read them; others are refused."""
+    first = text.partition("\n")[0]
+    try:
+        records = list(table_records(path, Fields()))
+    except SourceError as error:
+        raise EvaluationError(error.message) from error
+    keys = {key_of(cell) for cell in re.split(r"[,|\t;]", first)}
+    known = tuple(picture_suffixes())
+    names_picture = any(record.image.lower().endswith(known) for record in records[:1])
+    if not (
+        names_picture or _NUMBERED.match(first) or (keys & {*IMAGE_KEYS} and keys & {*CAPTION_KEYS})
+    ):
+        raise EvaluationError(
+            f"{path}: no JSON, and as a table its first line must name the columns 'image' and "
+            f"'caption', or a picture and its caption; the line: {first[:60]!r}"
+        )
+    for record in records:
+        yield {"image": record.image, "captions": [*record.captions], "split": record.split}
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
     first = text.partition("\n")[0]
     separator = max(",|\t;", key=first.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    names = [name.strip().lower() for name in rows.fieldnames or ()]
-    if not set(names) & set(_IMAGE_NAMES) or not set(names) & set(_CAPTION_NAMES):
-        raise EvaluationError(
-            f"{path}: no JSON, and as CSV its first line must name the columns 'image' and "
-            f"'caption'; it is {first[:60]!r}"
-        )
-    for row in rows:
+    for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=separator):
         yield {str(k).strip().lower(): v for k, v in row.items()}
 
 
@@ -230,7 +292,11 @@ def _add(found: CaptionFile, number: int, row: Mapping[str, Any]) -> None:
     if value is None:
         found.failed.add(image)
         return
-    found.captions.setdefault(image, []).extend(_texts(found.path, number, value))
+    texts = _texts(found.path, number, value)
+    if texts and all(_FAILURE.fullmatch(text.strip()) for text in texts):
+        found.failed.add(image)
+        return
+    found.captions.setdefault(image, []).extend(texts)
 
 
 def _texts(path: Path, number: int, value: object) -> list[str]:

@@ -1,38 +1,55 @@
-"""Adapters (LoRA and its kin, as peft writes them) on top of a checkpoint, for everything that loads one.
+"""Adapters (LoRA and its kin, as peft writes them) on top of a checkpoint: found, checked, told apart.
 
 A directory with `adapter_config.json` can be given wherever a checkpoint can: its record names the
-base. Loading merges the adapter into the base's weights in memory, so that an adapted model costs
-what the base costs. The base is told by a digest of its weights: an adapter on another base is
-refused. An adapter changes the fingerprints of the parts it touches, and of no others.
+base. Loading merges the adapter into the base's weights in memory (`adapter_layers.py`), so that an
+adapted model costs what the base costs. The base is told by a digest of its weights: an adapter on
+another base is refused, and so is one with a tensor that belongs to nothing in its base. An adapter
+changes the fingerprints of the parts it touches, and of no others.
 """
 
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec, digest
-from retrieval_engine.models.checkpoint import Checkpoint, find_model, weight_digests
+from retrieval_engine.models.checkpoint import (
+    Checkpoint,
+    find_model,
+    tensor_names,
+    weight_digests,
+    without_wrappers,
+)
 from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 PEFT_CONFIG, PEFT_WEIGHTS, RECORD = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "vlre_adapter.json",
 )
-_PREFIX = "base_model.model."
-_SUFFIX = re.compile(r"(\.base_layer)?\.(lora_[A-Za-z_]+|weight|bias)(\.weight|\.bias)?$")
-_SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
+_PICKLED = "adapter_model.bin"
+PREFIX = "base_model.model."
+_LORA_SETTINGS = ("r", "lora_alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
+# What no number depends on, or what the tensors' names and values say anyway.
+_INERT = re.compile(
+    r"peft_type|peft_version|task_type|auto_mapping|base_model_.*|parent_library|revision|"
+    r"inference_mode|target_modules|modules_to_save|exclude_modules|"
+    r"layers_.*|bias|.*dropout|megatron_.*|runtime_config|qalora_group_size|loftq_config|"
+    r"lora_ga_config|corda_config|eva_config|init_weights"
+)
+# A base stores a weight that two modules share once; these may go without their own.
+_MAY_BE_TIED = ("lm_head", "predictions.decoder", "embed_tokens", "shared")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,40 +58,77 @@ class Adapter:
 
     Attributes:
         path: directory in peft's layout.
+        kind: peft's name of its kind, e.g. `LORA`.
         base: the checkpoint it was trained on, as `resolve` takes it; empty where not recorded.
         base_digest: of that checkpoint's weights; empty where not recorded.
         settings: what scales its tensors.
     """
 
     path: Path
+    kind: str
     base: str
     base_digest: str
     settings: Mapping[str, Json]
 
     def tensors(self) -> "dict[str, Tensor]":
-        """Its tensors by name, as in the file.
+        """Its tensors by name, as in the file; a pickled file runs no code.
 
         Raises:
-            CheckpointInvalid: the file is missing or damaged.
+            CheckpointInvalid: the file is missing or damaged, or holds more than tensors.
         """
+        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        file = self.path / PEFT_WEIGHTS
         try:
-            return load_file(self.path / PEFT_WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(
-                f"{self.path / PEFT_WEIGHTS} cannot be read: {error}"
-            ) from error
+            if file.is_file() or not (self.path / _PICKLED).is_file():
+                return load_file(file)
+            file = self.path / _PICKLED
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointInvalid(f"{file} cannot be read: {reason}") from error
+        if not isinstance(found, dict) or not all(
+            isinstance(v, torch.Tensor) for v in found.values()
+        ):
+            raise CheckpointInvalid(f"{file} holds more than tensors")
+        return found
 
-    def modules(self) -> set[str]:
-        """Names of the modules of the base that it changes."""
-        return {module_of(name) for name in self.tensors()}
+    def __str__(self) -> str:
+        return f"adapter {self.path} ({self.kind})"
 
 
-def module_of(name: str) -> str:
-    """The base's module that a tensor of an adapter belongs to."""
-    return _SUFFIX.sub("", name.removeprefix(_PREFIX))
+def base_tensor_name(name: str) -> str:
+    """A tensor of an adapter without peft's prefix and those of wrappers that it was trained in.
+
+    `base_model.model._orig_mod.qformer.x.lora_A.weight` is `qformer.x.lora_A.weight`. What peft keeps
+    once for all layers (`base_model.vera_A`) has another prefix and stays as it is.
+    """
+    return without_wrappers(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+
+
+def is_shared(name: str) -> bool:
+    """Whether a tensor of an adapter serves all of its layers."""
+    return name.startswith("base_model.") and not name.startswith(PREFIX)
+
+
+def modules_with_weights(names: Iterable[str]) -> set[str]:
+    """The modules that tensors of these names lie in."""
+    return {name.rpartition(".")[0] for name in names} - {""}
+
+
+def home_of(name: str, modules: Set[str]) -> str:
+    """The module of the base that a tensor of an adapter belongs to; empty where there is none.
+
+    Args:
+        name: as `base_tensor_name` gives it.
+        modules: those of the base that have weights.
+    """
+    module = name.rpartition(".")[0]
+    while module and module not in modules and not module.endswith(_MAY_BE_TIED):
+        module = module.rpartition(".")[0]
+    return module
 
 
 def is_adapter(path: Path) -> bool:
@@ -100,12 +154,23 @@ def read_adapter(path: Path) -> Adapter:
         record = loads(file.read_bytes()) if file.is_file() else {}
         return Adapter(
             path=path,
+            kind=str(config.get("peft_type", "of no kind")),
             base=str(record.get("base") or config.get("base_model_name_or_path") or ""),
             base_digest=str(record.get("base_digest", "")),
-            settings={name: config.get(name) for name in _SETTINGS},
+            settings=_settings(config),
         )
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointInvalid(f"the adapter in {path} cannot be read: {error}") from error
+
+
+def _settings(config: Mapping[str, Json]) -> dict[str, Json]:
+    """All of an adapter's config that decides numbers beside its tensors."""
+    more: dict[str, Json] = {k: v for k, v in config.items() if v and not _INERT.fullmatch(k)}
+    if config.get("peft_type") != "LORA":
+        return more
+    if more.get("init_lora_weights") is True:
+        del more["init_lora_weights"]
+    return more | {name: config.get(name) for name in _LORA_SETTINGS}
 
 
 def resolve(name: str) -> Checkpoint:
@@ -137,7 +202,7 @@ def with_adapter(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """A checkpoint that is loaded with an adapter.
 
     Raises:
-        CheckpointInvalid: there is no adapter at the path.
+        CheckpointInvalid: there is no adapter at the path, or it belongs to another architecture.
         FingerprintMismatch: the adapter was trained on other weights.
     """
     adapter = read_adapter(path)
@@ -150,34 +215,43 @@ def with_adapter(checkpoint: Checkpoint, path: Path) -> Checkpoint:
                 expected=found,
                 hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
             )
+    check_homes(adapter, tensor_names(checkpoint.path))
     return replace(checkpoint, name=str(path), adapter=path)
 
 
-def apply_adapter(model: "nn.Module", path: Path) -> "nn.Module":
-    """Merge an adapter into a model, or into the part of one that a class holds, in place.
+def check_homes(adapter: Adapter, names: Iterable[str]) -> None:
+    """Make sure that every tensor of an adapter belongs to something in its base.
 
-    Returns:
-        The same model; untouched where the adapter changes nothing in it.
+    Args:
+        adapter: its names are compared.
+        names: of the base's tensors.
 
     Raises:
-        CheckpointInvalid: the adapter does not fit.
+        CheckpointInvalid: one belongs to nothing; the message has its name.
     """
-    from peft import PeftModel
-
-    adapter = read_adapter(path)
-    here = {name for name, _ in model.named_modules()}
-    if not adapter.modules() & here:
-        return model
-    try:
-        with peft_quiet():
-            wrapped: Any = PeftModel.from_pretrained(model, str(path))
-    except (RuntimeError, ValueError, KeyError) as error:
+    known = set(names)
+    modules = modules_with_weights(known)
+    if any(name.startswith("text_decoder.") for name in known):
+        # A decoder may take from the encoder what the files then hold once.
+        start = "text_encoder."
+        modules |= {
+            f"text_decoder.bert.{m.removeprefix(start)}" for m in modules if m.startswith(start)
+        }
+    tensors = adapter.tensors()
+    if all(map(is_shared, tensors)):
         raise CheckpointInvalid(
-            f"adapter {path} does not fit the model: {str(error).splitlines()[0]}",
-            hint="use the base it was trained on",
-        ) from error
-    merged: nn.Module = wrapped.merge_and_unload()
-    return merged
+            f"{adapter}: its tensors ({', '.join(sorted(tensors)) or 'none'}) do not tell which layers "
+            "they change",
+            hint="merge it with peft where it was trained, and use the merged model",
+        )
+    for name in tensors:
+        inner = base_tensor_name(name)
+        if not (is_shared(name) or inner in known or home_of(inner, modules)):
+            raise CheckpointInvalid(
+                f"{adapter}: its tensor {name} belongs to nothing in the base",
+                hint="give the base it was trained on; kinds that are no change of a layer's "
+                "weights (prompts, prefixes) cannot be used",
+            )
 
 
 @contextmanager
@@ -200,11 +274,14 @@ def adapted(spec: EncoderSpec, path: Path, part_of: Callable[[str], str | None])
 
     adapter = read_adapter(path)
     found: dict[str, dict[str, str]] = {}
+    shared: dict[str, str] = {}
     for name, tensor in sorted(adapter.tensors().items()):
-        part = part_of(module_of(name) + ".weight")
         value = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
         value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        found.setdefault(part or "", {})[name] = value.hexdigest()
+        part = part_of(base_tensor_name(name)) or ""
+        mine = shared if is_shared(name) else found.setdefault(part, {})
+        mine[name] = value.hexdigest()
+    found = {part: own | shared for part, own in found.items()}
     settings = dict(adapter.settings)
     weights = {
         part: digest([before, settings, found[part]]) if part in found else before

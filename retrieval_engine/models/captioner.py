@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_encoder
-from retrieval_engine.models.adapters import adapted, resolve
+from retrieval_engine.models.adapters import adapted, resolve, with_adapter
 from retrieval_engine.models.checkpoint import read_config
 from retrieval_engine.models.family import family_of, family_with
 from retrieval_engine.models.preprocess import ImagePreprocessor
@@ -65,6 +65,7 @@ class Captioner(Protocol):
         preprocessor: as of an `Encoder`.
         captions_at_once: sentences of a batch that suit the device.
         prompt: what it was trained to go on from.
+        says_prompt: whether its files name the prompt; it is the authors' otherwise.
         end_id: token that ends a sentence.
         default_length: tokens of a sentence where nobody says, counted as `prompt_counts` says.
         longest: number of tokens of a sentence at most, `prompt_ids` included.
@@ -77,6 +78,7 @@ class Captioner(Protocol):
     preprocessor: ImagePreprocessor
     captions_at_once: int
     prompt: str
+    says_prompt: bool
     end_id: int
     default_length: int
     longest: int
@@ -139,7 +141,9 @@ class ExplainingCaptioner(Protocol):
         """
 
 
-def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto") -> Captioner:
+def open_captioner(
+    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str | Path = ""
+) -> Captioner:
     """Load a model that writes captions.
 
     Args:
@@ -147,12 +151,16 @@ def open_captioner(checkpoint: str, *, device: str = "auto", dtype: str = "auto"
             see `models.open_encoder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: as of `models.open_encoder`.
+        adapter: directory of an adapter for the checkpoint.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
         CheckpointInvalid: the files are no captioning model that some family knows.
+        FingerprintMismatch: the adapter was trained on another base.
     """
     found = resolve(checkpoint)
+    if adapter:
+        found = with_adapter(found, Path(adapter).resolve())
     known = family_with(family_of(found), "open_captioner", "writes captions")
     captioner: Captioner = known.open_captioner(found, device=device, dtype=dtype)
     if found.adapter is not None:
@@ -169,8 +177,9 @@ def open_tower(
     Arguments and errors are those of `open_encoder`.
     """
     known = read_config(resolve(checkpoint).path).get("architectures")
-    if known == ["BlipForConditionalGeneration"] and not adapter:
-        return cast("Encoder", open_captioner(checkpoint, device=device, dtype=dtype))
+    if known == ["BlipForConditionalGeneration"]:
+        opened = open_captioner(checkpoint, device=device, dtype=dtype, adapter=adapter)
+        return cast("Encoder", opened)
     return open_encoder(checkpoint, device=device, dtype=dtype, adapter=adapter)
 
 
@@ -180,35 +189,55 @@ class GenerationDefaults:
 
     Attributes:
         prompt: what sentences go on from.
+        says_prompt: whether the file has it; the prompt is the authors' otherwise.
         new_tokens: how long they are after it, or None.
+        end_id: the token that ends them, or None.
     """
 
     prompt: str
-    new_tokens: int | None
+    says_prompt: bool = False
+    new_tokens: int | None = None
+    end_id: int | None = None
 
 
 def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
-    """Read `prompt` and `max_new_tokens` of a checkpoint.
+    """Read `prompt`, `max_new_tokens` and `eos_token_id` of a checkpoint.
 
     Args:
         path: its directory.
         prompt: where the file names none.
 
     Raises:
-        CheckpointInvalid: the file is no JSON object.
+        CheckpointInvalid: the file is no JSON object, or names several end tokens.
     """
     file = path / "generation_config.json"
     if not file.is_file():
-        return GenerationDefaults(prompt=prompt, new_tokens=None)
+        return GenerationDefaults(prompt=prompt)
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         length = said.get("max_new_tokens")
         return GenerationDefaults(
             prompt=str(said.get("prompt", prompt)),
+            says_prompt="prompt" in said,
             new_tokens=None if length is None else int(length),
+            end_id=single_end(said.get("eos_token_id")),
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
+
+
+def single_end(said: object) -> int | None:
+    """The one token that ends a sentence, of `eos_token_id` as files have it: a number or a list.
+
+    Raises:
+        ValueError: there are several; a sentence would end at the first of them only.
+    """
+    ends = sorted(
+        {int(str(end)) for end in (said if isinstance(said, list) else [said]) if end is not None}
+    )
+    if len(ends) > 1:
+        raise ValueError(f"several end tokens, {ends}: a sentence ends at one here")
+    return ends[0] if ends else None
 
 
 def rows_of(

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
@@ -15,6 +17,9 @@ from retrieval_engine.models.checksums import check_checksums
 from retrieval_engine.network import hub_is_reachable
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SMALL_FILES = ["*.json", "*.txt"]
 
@@ -147,6 +152,40 @@ def weight_files(path: Path) -> list[Path]:
     )
 
 
+_WRAPPERS = re.compile(r"^((_orig_mod|module|model)\.)+|(?<=\.)_orig_mod\.")
+
+
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what torch.compile, DistributedDataParallel and Lightning put on it."""
+    return _WRAPPERS.sub("", name)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names of all tensors in a checkpoint's directory, from the headers of its files.
+
+    Raises:
+        CheckpointInvalid: there are no weights, or a file is damaged.
+    """
+    return {name for file in weight_files(path) for name, _ in _shapes(file)}
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    if file.suffix != ".safetensors":
+        yield from ((name, list(value.shape)) for name, value in pickled_tensors(file).items())
+        return
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its header is cut off")
+            header = loads(handle.read(length))
+        yield from ((n, entry["shape"]) for n, entry in header.items() if n != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointInvalid(
+            f"{file} is damaged: {error}", hint="download or copy the file again"
+        ) from error
+
+
 def weight_digests(
     path: Path, part_of: Callable[[str], str | None], configs: Mapping[str, object]
 ) -> dict[str, str]:
@@ -196,13 +235,54 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
 
 
 def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    """As `_safetensors` for the same tensors, so that both files have one fingerprint."""
+    import torch
+    from safetensors.torch import _TYPES
+
+    names = {dtype: name for name, dtype in _TYPES.items()}
+    found: dict[str, str] = {}
+    for name, tensor in sorted(pickled_tensors(file).items()):
+        if part_of(name) is not None:
+            value = hashlib.sha256(f"{names[tensor.dtype]}{list(tensor.shape)}".encode())
+            value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            found[name] = value.hexdigest()
+    yield from ((n, v) for n, v in found.items() if v != found.get(tied_twin(n) or ""))
+
+
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "lm_head.weight": "model.decoder.embed_tokens.weight",
+    "encoder.embed_tokens.weight": "shared.weight",
+    "decoder.embed_tokens.weight": "shared.weight",
+}
+"""Ends of names that safetensors leave out, because they are a second name of another tensor."""
+
+
+def tied_twin(name: str) -> str | None:
+    """The name under which a tensor that may be tied is stored; None for one that is not."""
+    ends = [(name.removesuffix(end), twin) for end, twin in TIED.items() if name.endswith(end)]
+    return ends[0][0] + ends[0][1] if ends else None
+
+
+def pickled_tensors(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a file that `torch.save` wrote; nothing in it runs.
+
+    Raises:
+        CheckpointInvalid: the file is damaged, or holds more than tensors by name.
+    """
     import torch
 
-    from retrieval_engine.models.import_files import read_tensors
+    from retrieval_engine.models.import_files import load_pickled
 
-    for name, tensor in sorted(read_tensors(file).items()):
-        if part_of(name) is not None:
-            head = f"{tensor.dtype}{list(tensor.shape)}".encode()
-            value = hashlib.sha256(head)
-            value.update(tensor.contiguous().view(torch.uint8).numpy().data)
-            yield name, value.hexdigest()
+    tensors = load_pickled(file)
+    if not isinstance(tensors, dict):
+        raise CheckpointInvalid(f"{file} holds a {type(tensors).__name__}, not a dict of tensors")
+    others = [str(k) for k, v in tensors.items() if not isinstance(v, torch.Tensor)]
+    if others:
+        raise CheckpointInvalid(
+            f"{file} holds more than tensors by name: {', '.join(others[:5])}",
+            hint="it is a trainer's checkpoint: save the dictionary of tensors in it alone, as "
+            "pytorch_model.bin; `import_checkpoint()` reads the authors' own files",
+        )
+    return dict(tensors)

@@ -3,6 +3,7 @@
 No code in the file ever runs; the directory is there whole or not at all.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from retrieval_engine.durable import writing
 from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.models.checkpoint import without_wrappers
 from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.import_names import Translation
 from retrieval_engine.records import Json
@@ -48,8 +50,9 @@ _TORN_HINT = "the file is cut or damaged: download or copy it again"
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file that `torch.save` wrote, by name, on the CPU and mapped from disk.
 
-    A file may be a plain state dict, or hold it under `model` or `state_dict`; a leading
-    `module.` (DistributedDataParallel) is taken off.
+    A file may be a plain state dict, or hold it under `model`, `state_dict` or `model_state_dict`.
+    What wrappers put before names is taken off: `module.` (DistributedDataParallel), `_orig_mod.`
+    (torch.compile), `model.` (Lightning).
 
     Args:
         file: the .pth file.
@@ -60,7 +63,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise CheckpointInvalid(f"{file} is not a file")
     found = load_pickled(file)
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found:
@@ -71,7 +74,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
             f"{file} holds entries that are no tensors: {', '.join(strange[:10])}",
             hint="give the checkpoint of a BLIP or LAVIS run: a dict of tensors under 'model'",
         )
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    return {without_wrappers(str(name)): tensor for name, tensor in found.items()}
 
 
 def load_pickled(file: Path) -> Any:
@@ -85,7 +88,8 @@ def load_pickled(file: Path) -> Any:
         if zipped:
             _check_sums(file)
         # The old format (before torch 1.6) is one pickle stream and cannot be mapped.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of a run's options
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointInvalid(

@@ -56,7 +56,10 @@ def unknown(parts: set[str]) -> CheckpointInvalid:
     """Why no family knows a checkpoint, by the first parts of its tensors' names."""
     seems = ""
     if {"vision_model", "qformer"} & parts:
-        seems = "is in Hugging Face's names already: put it beside its config.json"
+        seems = (
+            "is in Hugging Face's names already and needs no import: save its tensors as "
+            "pytorch_model.bin in a copy of the directory it was trained from, without other weights"
+        )
     elif {"opt_proj", "t5_proj", "llm_proj"} & parts:
         seems = (
             "is BLIP-2 with a language model: use the hub's Salesforce/blip2-opt-2.7b and others"

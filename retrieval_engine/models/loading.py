@@ -1,18 +1,25 @@
 """Builds transformers models from a checkpoint and refuses half-loaded ones."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.models.adapters import apply_adapter
-from retrieval_engine.models.checkpoint import Checkpoint, weight_files
-from retrieval_engine.models.import_files import read_tensors
+from retrieval_engine.models.adapters import read_adapter
+from retrieval_engine.models.checkpoint import (
+    Checkpoint,
+    pickled_tensors,
+    tensor_names,
+    weight_files,
+    without_wrappers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -51,11 +58,12 @@ def load_model(
     Raises:
         CheckpointInvalid: files are damaged, or parameters are missing or of another shape.
     """
+    import torch
     from safetensors import SafetensorError
 
     for file in weight_files(checkpoint.path):
         if file.suffix != ".safetensors":
-            read_tensors(file)  # refuses more than tensors; transformers advises otherwise
+            pickled_tensors(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
@@ -68,6 +76,7 @@ def load_model(
                 dtype=dtype,
                 output_loading_info=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are refused here, by name
                 **more,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -75,17 +84,68 @@ def load_model(
             f"{checkpoint.name} cannot be loaded as {kind.__name__}: {one_line(error)}",
             hint="the directory must hold the matching config.json and weights",
         ) from error
-    missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if strict and missing:
-        raise CheckpointInvalid(
-            f"{checkpoint.name} lacks {len(missing)} parameters of {kind.__name__}: "
-            f"{_listed(missing)}",
-            hint="this checkpoint was made for another task; use a retrieval (ITM) checkpoint",
-        )
+    _check_sizes(checkpoint, report["mismatched_keys"])
+    if strict and report["missing_keys"]:
+        raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
-        model = apply_adapter(model, checkpoint.adapter)
+
+        def whole(plain: Checkpoint) -> Model:
+            return load_model(kind, plain, dtype=torch.float32, fill=fill)
+
+        model = _adapted(model, checkpoint, whole)
     ready: Model = model.eval()
     return ready
+
+
+def _check_sizes(checkpoint: Checkpoint, mismatched: "Iterable[tuple[str, Any, Any]]") -> None:
+    for name, seen, wanted in sorted(mismatched, key=lambda entry: entry[0]):
+        raise CheckpointInvalid(
+            f"{checkpoint.name}: {name} is {list(seen)} in the weights, and {list(wanted)} by "
+            "config.json",
+            hint="config.json and the weights must be of one model"
+            + ("; rows of embeddings are `vocab_size`" if "embed" in name else ""),
+        )
+
+
+def _lacking(checkpoint: Checkpoint, kind: type, missing: list[str]) -> CheckpointInvalid:
+    """Why parameters are missing, as far as the names in the files tell."""
+    names = tensor_names(checkpoint.path)
+    wrapped = next((n for n in sorted(names) if without_wrappers(n) in missing), "")
+    if wrapped:
+        prefix = wrapped.removesuffix(without_wrappers(wrapped))
+        return CheckpointInvalid(
+            f"{checkpoint.name}: names of its tensors begin with {prefix!r}, e.g. {wrapped}: it was "
+            "saved with the wrapper that it was trained in",
+            hint="save the model inside: `model.module` of DistributedDataParallel, "
+            "`model._orig_mod` of torch.compile",
+        )
+    parts = sorted({name.partition(".")[0] for name in names})
+    return CheckpointInvalid(
+        f"{checkpoint.name} lacks {len(missing)} parameters of {kind.__name__}: {_listed(missing)}",
+        hint=f"its weights hold {_listed(parts)}; a checkpoint with the others is needed: retrieval "
+        "(ITM) checkpoints have all that is searched and matched with",
+    )
+
+
+def _adapted(model: Any, checkpoint: Checkpoint, in_float32: "Callable[[Checkpoint], Any]") -> Any:
+    """The model with the checkpoint's adapter merged into it.
+
+    Args:
+        model: without the adapter.
+        checkpoint: names the adapter.
+        in_float32: loads the same model so; sums are rounded once, from the weights as stored.
+    """
+    import torch
+
+    from retrieval_engine.models.adapter_layers import apply_adapter, plan_adapter
+
+    assert checkpoint.adapter is not None
+    adapter = read_adapter(checkpoint.adapter)
+    plan = plan_adapter(model, adapter, tensor_names(checkpoint.path))
+    if not plan.touches or model.dtype == torch.float32:
+        return apply_adapter(model, adapter, plan) if plan.touches else model
+    whole = in_float32(replace(checkpoint, adapter=None))
+    return apply_adapter(whole, adapter, plan).to(model.dtype)
 
 
 def all_tensors(path: "Path") -> "dict[str, Tensor]":
@@ -94,7 +154,8 @@ def all_tensors(path: "Path") -> "dict[str, Tensor]":
 
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        tensors |= load_file(file) if file.suffix == ".safetensors" else read_tensors(file)
+        safe = file.suffix == ".safetensors"
+        tensors |= load_file(file) if safe else pickled_tensors(file)
     return tensors
 
 
@@ -166,5 +227,24 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
 
 
 def vocabulary_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Digest of a tokenizer's words and ids."""
-    return digest(sorted(tokenizer.get_vocab().items()))
+    """Digest of a tokenizer's words and ids, and of what else decides ids where it is unusual."""
+    words: list[object] = [*sorted(tokenizer.get_vocab().items())]
+    unusual = unusual_settings(tokenizer)
+    return digest([words, unusual] if unusual else words)
+
+
+def unusual_settings(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
+    """Settings that move token ids and are not those of BLIP's and BLIP-2's own tokenizers.
+
+    Sentences are padded here, on the right, whatever side the tokenizer would take.
+    """
+    found: dict[str, object] = {}
+    if tokenizer.truncation_side != "right":
+        found["truncation_side"] = tokenizer.truncation_side
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normaliser = json.loads(backend.to_str())["normalizer"] if backend is not None else None
+    if normaliser and normaliser["type"] == "BertNormalizer":
+        usual = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+        usual["lowercase"] = True
+        found |= {k: normaliser[k] for k, v in usual.items() if normaliser[k] != v}
+    return found

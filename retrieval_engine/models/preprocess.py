@@ -5,9 +5,10 @@ antialiased bicubic filter. The same resize through torch or OpenCV moves cosine
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from retrieval_engine.errors import CheckpointInvalid
 VERSION = "decode1-squash-bicubic-pil"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_ROUNDING = 1e-6
 
 
 class ImagePreprocessor(Protocol):
@@ -101,9 +103,10 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
         image_size: side of the model's images; it decides, not the size in those files.
 
     Raises:
-        CheckpointInvalid: the normalisation is not three positive numbers each.
+        CheckpointInvalid: the normalisation is not three positive numbers each, or the files ask
+            for pixels that are made in another way.
     """
-    said: dict[str, object] = {}
+    said: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (file := checkpoint / name).is_file():
             try:
@@ -111,14 +114,41 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
                 said |= value.get("image_processor", value)
             except (OSError, ValueError, AttributeError) as error:
                 raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
+    _refuse_others(checkpoint, said)
     mean, std = said.get("image_mean", CLIP_MEAN), said.get("image_std", CLIP_STD)
     try:
-        m, s = (tuple(float(v) for v in values) for values in (mean, std))  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+        m, s = (tuple(float(v) for v in values) for values in (mean, std))
+        if said.get("do_normalize") is False:
+            m, s = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        # A device gets pixels / 255: another scale goes into mean and deviation.
+        factor = 255 * float(said.get("rescale_factor", 1 / 255))
+        factor = 255.0 if said.get("do_rescale") is False else factor
+        if abs(factor - 1) > _ROUNDING:
+            m, s = (tuple(v / factor for v in values) for values in (m, s))
+    except (TypeError, ValueError, ZeroDivisionError):
         m, s = (), ()
-    if len(m) != 3 or len(s) != 3 or min(s) <= 0:
+    if len(m) != 3 or len(s) != 3 or not min(s) > 0:
         raise CheckpointInvalid(
             f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
+            + (f", rescale_factor {said['rescale_factor']}" if "rescale_factor" in said else "")
         )
     draft = said.get("decode") == "draft"
     return SquashToSquare(image_size=image_size, mean=m, std=s, draft=draft)
+
+
+def _refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:
+    """Refuse what changes pixels and is not done here: crops, padding, other filters."""
+    size = said.get("size")
+    asks = {
+        "do_resize": said.get("do_resize") is False,
+        "resample": said.get("resample", 3) not in (3, None),
+        "do_center_crop": bool(said.get("do_center_crop")),
+        "do_pad": bool(said.get("do_pad")),
+        "size": isinstance(size, dict) and bool(size) and not {"height", "width"} <= set(size),
+    }
+    if found := [f"{name}={said[name]!r}" for name, is_other in asks.items() if is_other]:
+        raise CheckpointInvalid(
+            f"{checkpoint}: its preprocessor file asks for {', '.join(found)}; images are squashed "
+            "to a square with the bicubic filter (resample=3), as BLIP and BLIP-2 do it",
+            hint="if the model was trained so, set these as BLIP's own files have them",
+        )

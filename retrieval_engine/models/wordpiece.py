@@ -65,10 +65,13 @@ def _plain(said: dict[str, object], asked: dict[str, object]) -> bool:
         == {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": asked.get("tokenize_chinese_chars", True),
-            "strip_accents": asked.get("strip_accents"),
-            "lowercase": asked.get("do_lower_case", True),
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
         }
+        and asked.get("tokenize_chinese_chars", True) is asked.get("do_lower_case", True) is True
+        and asked.get("strip_accents") is None
+        and asked.get("truncation_side", "right") == "right"
         and said["pre_tokenizer"] == {"type": "BertPreTokenizer"}
         and said["padding"] is said["truncation"] is None
         and all(asked.get(key, name) == name for key, name in names.items())

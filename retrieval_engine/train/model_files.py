@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.blip.settings import decoder_twin
-from retrieval_engine.models.checkpoint import weight_files
+from retrieval_engine.models.checkpoint import tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
 
@@ -119,16 +119,7 @@ def _part_towers(tensors: "dict[str, Tensor]", left: "Mapping[str, Tensor]") -> 
 
 def _is_tied(name: str, stored: set[str]) -> bool:
     """Whether a tensor is another name of one that is stored."""
-    heads = {
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    }
-    for end, twin in heads.items():
-        if name.endswith(end):
-            return name.removesuffix(end) + twin in stored
-        if name.endswith(twin):
-            return name.removesuffix(twin) + end in stored
-    return False
+    return tied_twin(name) in stored or any(tied_twin(other) == name for other in stored)
 
 
 def _safe_name(number: int, count: int) -> str:

@@ -7,6 +7,7 @@ import click
 from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
 from retrieval_engine.cli.options import (
     UserPath,
+    adapter_option,
     device_option,
     dtype_option,
     example,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @store_option
 @model_option
+@adapter_option
 @split_option
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures.")
 @click.option(

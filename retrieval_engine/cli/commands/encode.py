@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from retrieval_engine.cli.options import (
+    adapter_option,
     device_option,
     dtype_option,
     example,
@@ -64,7 +65,7 @@ from retrieval_engine.cli.output import SOME_FAILED
     is_flag=True,
     help="Take no SOURCE: encode again what --model makes stale in the store, and make it its own.",
 )
-@click.option("--adapter", default="", help="Directory of an adapter for --model.")
+@adapter_option
 @click.option("--allow-missing", is_flag=True, help="Go on without pictures that are listed only.")
 @json_option
 @click.pass_context

@@ -61,11 +61,17 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @click.option("--keep-trained", is_flag=True, help="With --head: leave in what it was trained on.")
 @click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
-@click.option("--references", type=_FILE, help="What people wrote, any number an image.")
+@click.option(
+    "--references",
+    metavar="SOURCE",
+    help="What people wrote, any number an image: a file, a source, or a store.",
+)
 @click.option("--allow-missing", is_flag=True, help="Score only what was captioned; say the rest.")
 @click.option("--per-image", type=_FILE, help="Write each image's scores here, a JSON line each.")
 @click.option(
-    "--meteor/--no-meteor", default=True, help="METEOR too, where pycocoevalcap and Java are."
+    "--meteor/--no-meteor",
+    default=None,
+    help="METEOR too, an error without Java.  [default: where pycocoevalcap and Java are]",
 )
 @click.option(
     "--published",
@@ -89,10 +95,10 @@ def command(
     keep_trained: bool,
     out: Path | None,
     captions: Path | None,
-    references: Path | None,
+    references: str | None,
     allow_missing: bool,
     per_image: Path | None,
-    meteor: bool,
+    meteor: bool | None,
     published: str | None,
     as_json: bool,
 ) -> None:
@@ -107,6 +113,7 @@ def command(
         score_captions(
             captions,
             references,
+            split=split,
             allow_missing=allow_missing,
             meteor=meteor,
             per_image=per_image,

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
 
@@ -66,6 +67,9 @@ _SHARED = (
 )
 
 
+_OPPOSITES = {"from_cache": "from_pixels", "no_augment": "augment", "no_itm": "itm"}
+
+
 def _shared(function: Any) -> Any:
     for option in reversed(_SHARED):
         function = option(function)
@@ -89,7 +93,7 @@ def retrieval(no_itm: bool, **options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
     from retrieval_engine.train.finetune import Task
 
-    _run(Task.RETRIEVAL, options | {"itm": not no_itm})
+    _run(Task.RETRIEVAL, options | {"no_itm": no_itm})
 
 
 @command.command(
@@ -115,10 +119,7 @@ def _run(task: "Task", options: dict[str, Any]) -> None:
     from retrieval_engine.train.finetune import configure, finetune
 
     out, as_json = options.pop("out"), options.pop("as_json")
-    options["from_pixels"] = not options.pop("from_cache")
-    options["augment"] = not options.pop("no_augment")
-    options["store"] = str(options["store"])
-    config = configure(task, **options)
+    config = configure(task, store=str(options.pop("store")), **_given(options))
     with progress_bar() as progress:
         report = finetune(config, out, progress=progress)
     if os.environ.get("RANK", "0") != "0":
@@ -129,3 +130,16 @@ def _run(task: "Task", options: dict[str, Any]) -> None:
     click.echo(f"{report.out}: step {report.best_step:,} of {report.steps:,}, {report.trainable}")
     for name, before in report.start.items():
         click.echo(f"  {name:17} {before:9.4f} -> {report.final[name]:.4f}")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings that somebody gave: what an option has by default must not override a preset."""
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    for name in _OPPOSITES.keys() & given.keys():
+        given[_OPPOSITES[name]] = not given.pop(name)
+    return given

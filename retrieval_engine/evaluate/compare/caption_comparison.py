@@ -12,6 +12,7 @@ from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_scores import CaptionScores, caption_scores
 from retrieval_engine.evaluate.compare.comparison import markdown_table
 from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
+from retrieval_engine.evaluate.references import read_references
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.diversity import Diversity, diversity
 from retrieval_engine.metrics.ptb import ptb_tokens
@@ -108,7 +109,7 @@ class CaptionComparison:
 
 def compare_captions(
     runs: Sequence[str],
-    references: Path,
+    references: Path | str,
     *,
     allow_missing: bool = False,
     bootstrap: Bootstrap | None = None,
@@ -117,7 +118,7 @@ def compare_captions(
 
     Args:
         runs: files in any form that `read_captions` takes; `NAME=FILE` names one.
-        references: file of references.
+        references: as `read_references` takes them.
         allow_missing: leave out images that some run has no caption for, for every run.
         bootstrap: how intervals are drawn.
 
@@ -125,7 +126,7 @@ def compare_captions(
         EvaluationError: a file cannot be used, two runs have one name, or captions are missing.
     """
     bootstrap = bootstrap or Bootstrap()
-    truth = read_captions(references)
+    truth = read_references(references)
     files = _named(runs)
     pairs = {
         name: pair_captions(read_captions(path), truth, allow_missing=allow_missing)

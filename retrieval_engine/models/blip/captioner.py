@@ -30,6 +30,7 @@ from retrieval_engine.models.blip.relevance import token_relevance
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
     captioner_part_of,
+    refuse_answering,
     shares_decoder,
     sharing_part_of,
 )
@@ -65,6 +66,7 @@ class BlipCaptioner(ImageEncoder):
         super().__init__(checkpoint, device=device, dtype=dtype)
         # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
         stored = self.dtype if self.device.type == "cuda" else torch.float32
+        refuse_answering(checkpoint)
         model = _load(checkpoint, stored)
         use_fused_attention(model)
         self.model = model.to(self.device)
@@ -75,7 +77,8 @@ class BlipCaptioner(ImageEncoder):
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)
         said = generation_defaults(checkpoint.path, PROMPT)
-        self.prompt, self.default_length = said.prompt, DEFAULT_LENGTH
+        self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.default_length = DEFAULT_LENGTH
         if said.new_tokens is not None:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))
             self.default_length = min(whole, self.longest)

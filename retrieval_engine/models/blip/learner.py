@@ -29,6 +29,7 @@ from retrieval_engine.models.blip.settings import (
     MAX_WORDS,
     BlipSettings,
     part_of,
+    refuse_answering,
 )
 from retrieval_engine.models.captioner import generation_defaults
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
@@ -86,6 +87,7 @@ def open_learner(
     if task is Task.RETRIEVAL:
         load = load_retrieval if with_tower else _load_retrieval_side
     else:
+        refuse_answering(checkpoint)
         load = load_captioning if with_tower else _load_caption_side
     model = load(checkpoint, dtype=dtype, quantize=quantize)
     return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)

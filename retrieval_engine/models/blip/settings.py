@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import text
-from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, tensor_names, weight_digests
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Json, Modality
 
@@ -31,6 +32,23 @@ def captioner_part_of(name: str) -> str | None:
     """Part of the captioner that a tensor decides; retrieval heads decide none."""
     parts = {"vision_model.": "vision", "text_decoder.": "text"}
     return next((part for start, part in parts.items() if name.startswith(start)), None)
+
+
+def refuse_answering(checkpoint: Checkpoint) -> None:
+    """Refuse a model for question answering where a captioner is wanted.
+
+    Its decoder has a captioner's names and shapes, but reads the states of a question.
+
+    Raises:
+        CheckpointInvalid: the checkpoint has a text encoder, a decoder, and no retrieval heads.
+    """
+    parts = {name.partition(".")[0] for name in tensor_names(checkpoint.path)}
+    if {"text_encoder", "text_decoder"} <= parts and not {"vision_proj", "itm_head"} & parts:
+        raise CheckpointInvalid(
+            f"{checkpoint.name} answers questions: its decoder reads the states of a question, not "
+            "of an image, and writes no captions",
+            hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base",
+        )
 
 
 def sharing_part_of(name: str) -> str | None:

@@ -33,9 +33,11 @@ from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.captioner import (
     DEFAULT_LENGTH,
     DecodingState,
+    GenerationDefaults,
     generation_defaults,
     rows_of,
     rows_of_images,
+    single_end,
 )
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
 from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
@@ -50,11 +52,22 @@ def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> "Blip2
     """Load a `Blip2ForConditionalGeneration`; see `captioning.open_captioner`."""
     config = Blip2Config.from_dict(read_config(checkpoint.path))
     if "Blip2ForConditionalGeneration" not in (config.architectures or ()):
+        kinds = ", ".join(config.architectures or ()) or "no class that it names"
         raise CheckpointInvalid(
-            f"{checkpoint.name} writes no captions: it is {', '.join(config.architectures or ())}",
+            f"{checkpoint.name} writes no captions: `architectures` in config.json has {kinds}",
             hint="use a checkpoint with a language model such as Salesforce/blip2-opt-2.7b",
         )
     return Blip2Captioner(checkpoint, config, device=device, dtype=dtype)
+
+
+def end_token(said: GenerationDefaults, config: Blip2Config) -> int:
+    """The token that ends a sentence: generation_config.json's, else that of the language model."""
+    end = single_end(config.text_config.eos_token_id) if said.end_id is None else said.end_id
+    if end is None:
+        raise CheckpointInvalid(
+            "neither generation_config.json nor config.json has an eos_token_id"
+        )
+    return end
 
 
 class SpeakingPart(Blip2PreTrainedModel):  # type: ignore[misc]
@@ -92,13 +105,13 @@ class Blip2Captioner(Blip2Images):
         self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
         words = config.text_config
         self.writes_on = bool(config.use_decoder_only_language_model)
-        end = words.eos_token_id
-        self.end_id = int(end[0] if isinstance(end, list) else end)
         self.longest = _LONGEST_T5
         if self.writes_on:
             self.longest = int(words.max_position_embeddings) - config.num_query_tokens
         said = generation_defaults(checkpoint.path, PROMPT)
-        self.prompt, self.default_length = said.prompt, said.new_tokens or DEFAULT_LENGTH
+        self.end_id = end_token(said, config)
+        self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.default_length = said.new_tokens or DEFAULT_LENGTH
         on_cuda = self.device.type == "cuda"
         self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
         settings: dict[str, object] = {

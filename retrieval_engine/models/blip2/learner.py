@@ -19,7 +19,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2V
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models import text
 from retrieval_engine.models.blip2 import part_of
-from retrieval_engine.models.blip2.captioner import PROMPT, SpeakingPart
+from retrieval_engine.models.blip2.captioner import PROMPT, SpeakingPart, end_token
 from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.encoder import MAX_TOKENS, MAX_WORDS
 from retrieval_engine.models.blip2.parts import QueryPart, RetrievalPart, ln_vision_eps
@@ -83,7 +83,8 @@ def open_learner(
     if speaks != (task is Task.CAPTION):
         wanted = "with a language model" if task is Task.CAPTION else "for retrieval (ITM)"
         raise CheckpointInvalid(
-            f"{checkpoint.name} is {', '.join(config.architectures or ())}: it learns no {task}",
+            f"{checkpoint.name} learns no {task}: `architectures` in config.json has "
+            f"{', '.join(config.architectures or ()) or 'no class that it names'}",
             hint=f"use a checkpoint {wanted}",
         )
     if task is Task.RETRIEVAL:
@@ -170,10 +171,9 @@ class Blip2Caption(_Blip2):
         self.width = int(words.hidden_size)
         pad = words.pad_token_id if self.tokenizer.pad_token_id is None else None
         self.pad_id = int(self.tokenizer.pad_token_id if pad is None else pad)
-        end = words.eos_token_id
-        self._end = int(end[0] if isinstance(end, list) else end)
+        said = generation_defaults(checkpoint.path, PROMPT)
+        self._end, self.prompt = end_token(said, config), said.prompt
         self._writes_on = bool(config.use_decoder_only_language_model)
-        self.prompt = generation_defaults(checkpoint.path, PROMPT).prompt
         read = self.tokenizer(self.prompt)["input_ids"] or [int(words.bos_token_id)]
         self._read = torch.tensor(read)
         self._given = read if self._writes_on else [int(words.decoder_start_token_id)]

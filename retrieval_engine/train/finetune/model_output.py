@@ -15,7 +15,9 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.checkpoint import Checkpoint, weight_files
+from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
+from retrieval_engine.strict_json import loads
 from retrieval_engine.train.finetune.captioned import Sets
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.lora import LoraOptions, base_name, options_json, save_adapter
@@ -151,6 +153,8 @@ class Output:
         folder = self.write(self._out, model)
         opener = open_encoder if self._config.task is Task.RETRIEVAL else open_captioner
         opened: Any = opener(str(folder), device=self._config.device)
+        if self._config.task is Task.CAPTION and self._wrapped is None:
+            _say_prompt(folder, opened.prompt)
         report = FinetuneReport(
             out=self._out,
             steps=trained.steps,
@@ -182,6 +186,14 @@ class Output:
             "keys": list(keys),
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
+
+
+def _say_prompt(folder: Path, prompt: str) -> None:
+    """Write down what the captions were trained to go on from."""
+    file = folder / "generation_config.json"
+    said = loads(file.read_bytes()) if file.is_file() else {}
+    write_json(file, said | {"prompt": prompt})
+    write_checksums(folder, [file.name, *loads((folder / CHECKSUMS).read_bytes())["sha256"]])
 
 
 def _tower_size(path: Path) -> int:

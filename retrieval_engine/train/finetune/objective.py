@@ -58,6 +58,7 @@ class FinetuneState:
         best: figures of the best weights.
         best_step: when they were reached.
         stale: validations since then.
+        skipped: steps that were none, because gradients overflowed float16.
     """
 
     step: int = 0
@@ -66,6 +67,7 @@ class FinetuneState:
     best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     stale: int = 0
+    skipped: int = 0
 
     def improves(self, found: dict[str, float], metric: str, *, higher_is_better: bool) -> bool:
         """Take note of a validation; True when these weights are the best so far.

@@ -9,6 +9,7 @@
 A run that was killed goes on where it stood when the same command is given again.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
@@ -137,28 +138,36 @@ class FinetuneRun:
         started = time.monotonic()
         group, batch = self.ahead(state.step, last=state.step + 1 >= self.total)
         along = state.step / self.order.steps_per_epoch
-        scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else 1.0
+        scale = float(self.scaler.scale(torch.ones((), device=self.processes.device)))
         losses = self.objective.step(batch, state.step, along=along, scale=scale)
         if config.lora and state.step == 0:
             refuse_dead(self.learner.model)
         lr = self.peak * step_factor(state.step / self.total, config.warmup)
-        norm = self._update(group, losses, lr)
+        norm = self._update(group, losses, lr, scale)
         state.step += 1
         state.seconds += time.monotonic() - started
         if state.step % _LOG_EVERY == 0 or self._is_over():
             rounded = {name: round(value, 5) for name, value in losses.items()}
             times = {"seconds": round(state.seconds, 2), "lr": lr}
-            self.log.write({"step": state.step, **times, **rounded, "norm": round(float(norm), 4)})
+            if math.isfinite(norm):
+                rounded["norm"] = round(norm, 4)
+            if state.skipped:
+                rounded["skipped"] = state.skipped
+            self.log.write({"step": state.step, **times, **rounded})
 
-    def _update(self, group: Group, losses: Mapping[str, float], lr: float) -> Tensor:
-        """Add up the gradients over the processes and take the step; their norm before clipping."""
+    def _update(self, group: Group, losses: Mapping[str, float], lr: float, scale: float) -> float:
+        """Add up the gradients over the processes and take the step; their norm before clipping.
+
+        Gradients that overflow float16 because of the scale are no step: the scale is halved.
+        """
         trained = trained_parameters(self.learner, self.objective)
         self.processes.all_reduce_gradients(trained)
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(trained, self.config.clip)
-        finite = all(abs(value) < float("inf") for value in losses.values())
-        if not finite or not (self.scaler.is_enabled() or bool(torch.isfinite(norm))):
+        norm = float(nn.utils.clip_grad_norm_(trained, self.config.clip))
+        overflows = not math.isfinite(norm)
+        if not all(map(math.isfinite, losses.values())) or (overflows and scale <= 1):
             self._stop_at(group, losses)
+        self.state.skipped += overflows
         for each in self.optimiser.param_groups:
             each["lr"] = lr
         self.scaler.step(self.optimiser)
