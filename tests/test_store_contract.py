@@ -14,7 +14,7 @@ from retrieval_engine.testing.store_data import (
     RETRAINED_CAPTION_FEATURES,
     SOURCE,
     SPEC,
-    Pictures,
+    DrawnImages,
     add,
     pictures,
     write,
@@ -25,21 +25,21 @@ Features = dict[Modality, tuple[Feature, ...]]
 
 class TestOnePart(StoreContract):
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items)
         return open_store(path)
 
 
 class TestManyParts(StoreContract):
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items, part_items=4)
         return open_store(str(path))
 
 
 class TestPickled(StoreContract):
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items, part_items=9)
         store = open_store(path)
         store.gallery()
@@ -51,7 +51,7 @@ class TestOpenedBeforeMoreWasWritten(StoreContract):
     """What a reader saw at opening is what it, and its copies, go on seeing."""
 
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items)
         store = open_store(path)
         with StoreWriter.open(path, spec=SPEC, features=FEATURES) as writer:
@@ -65,7 +65,7 @@ class TestRowsWrittenTwice(StoreContract):
     """Later rows of a key win, and the first ones hold its place."""
 
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         with StoreWriter.open(path, spec=SPEC, features=FEATURES) as writer:
             add(writer, content.items[:15], version=7)
             add(writer, content.items[10:], version=8)
@@ -77,7 +77,7 @@ class TestFeaturesGainedOneByOne(StoreContract):
     """Features of a key lie in different shards."""
 
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         sides: tuple[Features, Features] = (
             {Modality.IMAGES: IMAGE_FEATURES[:1], Modality.CAPTIONS: CAPTION_FEATURES[1:]},
             {Modality.IMAGES: IMAGE_FEATURES[1:], Modality.CAPTIONS: CAPTION_FEATURES[:1]},
@@ -98,7 +98,7 @@ class TestHandedBackByAnotherEncoder(StoreContract):
     """Rows of the encoder in between are stale again."""
 
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items)
         between = {**FEATURES, Modality.CAPTIONS: RETRAINED_CAPTION_FEATURES}
         with StoreWriter.open(path, spec=RETRAINED, features=between, adopt_spec=True) as writer:
@@ -115,7 +115,7 @@ class TestRepaired(StoreContract):
     """A damaged shard is dropped and its rows are made again."""
 
     @classmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         write(path, content.items, part_items=8)
         shard = path / "shards" / "images-00001.h5"
         data = bytearray(shard.read_bytes())

@@ -15,7 +15,7 @@ from retrieval_engine.testing.store_data import (
     IMAGE_FEATURES,
     SOURCE,
     SPEC,
-    Pictures,
+    DrawnImages,
     key_of,
     pictures,
     rows,
@@ -29,17 +29,17 @@ class StoreContract(ABC):
 
     @classmethod
     @abstractmethod
-    def reader(cls, path: Path, content: Pictures) -> Store:
+    def reader(cls, path: Path, content: DrawnImages) -> Store:
         """Make the store in an empty folder and open it."""
 
     @pytest.fixture(scope="class")
     @classmethod
-    def content(cls) -> Pictures:
+    def content(cls) -> DrawnImages:
         return pictures(COUNT)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def store(cls, tmp_path_factory: pytest.TempPathFactory, content: Pictures) -> Store:
+    def store(cls, tmp_path_factory: pytest.TempPathFactory, content: DrawnImages) -> Store:
         return cls.reader(tmp_path_factory.mktemp("contract") / "store", content)
 
     def test_says_which_encoder_and_features(self, store: Store) -> None:
@@ -48,7 +48,7 @@ class StoreContract(ABC):
         assert store.features(Modality.IMAGES) == {f.name: f for f in IMAGE_FEATURES}
         assert store.features(Modality.CAPTIONS) == {f.name: f for f in CAPTION_FEATURES}
 
-    def test_gives_every_row_as_it_was_written(self, store: Store, content: Pictures) -> None:
+    def test_gives_every_row_as_it_was_written(self, store: Store, content: DrawnImages) -> None:
         sides = {
             Modality.IMAGES: (IMAGE_FEATURES, content.keys),
             Modality.CAPTIONS: (CAPTION_FEATURES, [c.key for c in content.captions]),
@@ -62,7 +62,7 @@ class StoreContract(ABC):
                 assert read.dtype == feature.dtype
                 np.testing.assert_array_equal(read, expected[feature.name])
 
-    def test_gathers_in_the_order_asked(self, store: Store, content: Pictures) -> None:
+    def test_gathers_in_the_order_asked(self, store: Store, content: DrawnImages) -> None:
         expected = rows(IMAGE_FEATURES, content.keys)["itc"]
         order = np.random.default_rng(0).integers(0, COUNT, 100)
         found = store.rows(Modality.IMAGES, [content.keys[i] for i in order])
@@ -78,7 +78,7 @@ class StoreContract(ABC):
                 store.read(Modality.IMAGES, "pooled", np.arange(count)[part]),
             )
 
-    def test_unknown_keys_have_no_row(self, store: Store, content: Pictures) -> None:
+    def test_unknown_keys_have_no_row(self, store: Store, content: DrawnImages) -> None:
         asked = ["0" * 64, content.keys[4], "f" * 64]
         assert (store.rows(Modality.IMAGES, asked) >= 0).tolist() == [False, True, False]
         as_array = np.array([key.encode() for key in asked])
@@ -95,7 +95,7 @@ class StoreContract(ABC):
         with pytest.raises(FeatureMissing, match="no tokens of images; it has: itc, pooled"):
             store.read(Modality.IMAGES, "tokens", slice(None))
 
-    def test_items_are_live_and_in_order(self, store: Store, content: Pictures) -> None:
+    def test_items_are_live_and_in_order(self, store: Store, content: DrawnImages) -> None:
         table = store.items().to_pylist()
         assert [row["id"] for row in table] == [item.id for item in content.items]
         for row, item in zip(table, content.items, strict=True):
@@ -113,7 +113,7 @@ class StoreContract(ABC):
 
     @pytest.mark.parametrize("split", [None, "train", "val", "test"])
     def test_gallery_joins_items_and_features(
-        self, store: Store, content: Pictures, split: str | None
+        self, store: Store, content: DrawnImages, split: str | None
     ) -> None:
         chosen = [item for item in content.items if split in (None, item.split)]
         gallery = store.gallery(split)
@@ -124,7 +124,7 @@ class StoreContract(ABC):
         assert gallery.sources == [SOURCE] * len(chosen)
         assert gallery.splits == [item.split for item in chosen]
         assert [gallery.meta(i) for i in range(len(chosen))] == [item.meta for item in chosen]
-        _check_captions(gallery, Pictures(items=tuple(chosen)))
+        _check_captions(gallery, DrawnImages(items=tuple(chosen)))
         images = rows(IMAGE_FEATURES, [key_of(item) for item in chosen])
         np.testing.assert_array_equal(gallery.images("itc"), images["itc"].astype(np.float32))
         blocks = dict(gallery.image_blocks("pooled", 4))
@@ -153,7 +153,7 @@ class StoreContract(ABC):
         np.testing.assert_array_equal(before, store.read(Modality.IMAGES, "itc", slice(None)))
 
 
-def _check_captions(gallery: Gallery, content: Pictures) -> None:
+def _check_captions(gallery: Gallery, content: DrawnImages) -> None:
     owners = [i for i, item in enumerate(content.items) for _ in item.captions]
     assert gallery.caption_image.tolist() == owners
     assert gallery.caption_ids == [caption.id for caption in content.captions]

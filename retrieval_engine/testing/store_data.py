@@ -71,7 +71,7 @@ def caption_keys(items: Iterable[Item]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
+class DrawnImages:
     """A made-up source.
 
     Attributes:
@@ -91,9 +91,9 @@ class Pictures:
         return [caption for item in self.items for caption in item.captions]
 
 
-def pictures(count: int, *, start: int = 0, meta: Mapping[str, int] | None = None) -> Pictures:
+def pictures(count: int, *, start: int = 0, meta: Mapping[str, int] | None = None) -> DrawnImages:
     """Items with 0 to 3 captions, a few of them equal between items, and three splits."""
-    return Pictures(
+    return DrawnImages(
         items=tuple(
             Item(
                 id=f"{i}.jpg",

@@ -48,7 +48,7 @@ class MatchingPlan:
     encode_first: float = 0.75
 
 
-class Matcher:
+class MatchingPairsDraw:
     """Draws the pairs of a step.
 
     Args:

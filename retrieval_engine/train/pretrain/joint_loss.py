@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from retrieval_engine.train.pretrain.batches import Batch
 from retrieval_engine.train.pretrain.config import PretrainConfig
-from retrieval_engine.train.pretrain.itm import Matcher, MatchingPlan
+from retrieval_engine.train.pretrain.itm import MatchingPairsDraw, MatchingPlan
 from retrieval_engine.train.pretrain.losses import (
     caption_loss,
     concept_loss,
@@ -51,7 +51,7 @@ class Objective:
         self._texts = texts
         self._config = config
         plan = MatchingPlan(batch_share=config.itm_share)
-        self._matcher = Matcher(data, texts, plan, config.seed)
+        self._matcher = MatchingPairsDraw(data, texts, plan, config.seed)
 
     def concepts(self, batch: Batch) -> Losses:
         """Concept stage: what is in the picture from its first state, and in each patch."""

@@ -106,7 +106,7 @@ def load_described(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class ChannelScale:
     """Mean and spread of each of the c channels, over pictures and places."""
 
     shift: NDArray[np.float32]
@@ -118,7 +118,7 @@ class Scale:
         return found
 
 
-def measure(states: NDArray[np.float16]) -> tuple[Scale, NDArray[np.float32]]:
+def measure(states: NDArray[np.float16]) -> tuple[ChannelScale, NDArray[np.float32]]:
     """The scale of (n, p, c) states, and the (n, c) standardised mean state of each picture."""
     means = np.empty((len(states), states.shape[-1]), dtype=np.float32)
     squares = np.zeros(states.shape[-1])
@@ -128,7 +128,7 @@ def measure(states: NDArray[np.float16]) -> tuple[Scale, NDArray[np.float32]]:
         squares += (part**2).mean(1).sum(0, dtype=np.float64)
     shift = means.mean(0, dtype=np.float64)
     spread = np.sqrt(np.maximum(squares / len(states) - shift**2, 0)) + 1e-3
-    scale = Scale(shift=shift.astype(np.float32), scale=spread.astype(np.float32))
+    scale = ChannelScale(shift=shift.astype(np.float32), scale=spread.astype(np.float32))
     return scale, (means - scale.shift) / scale.scale
 
 
@@ -151,10 +151,10 @@ class Seen:
     captions: NDArray[np.int64]
 
 
-class Batcher:
+class StateBatcher:
     """Makes the batch of any step, in any order; the seed and the step's number decide it."""
 
-    def __init__(self, data: Described, scale: Scale, config: CachedConfig) -> None:
+    def __init__(self, data: Described, scale: ChannelScale, config: CachedConfig) -> None:
         self._data, self._scale, self._config = data, scale, config
 
     def batch(self, step: int, size: int) -> Seen:

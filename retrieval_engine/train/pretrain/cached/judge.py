@@ -8,8 +8,8 @@ from torch import Tensor
 
 from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.records import Json
-from retrieval_engine.train.pretrain.cached.data import Described, Scale
-from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.data import ChannelScale, Described
+from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.texts import Texts
 
 _ROWS = 64
@@ -54,7 +54,7 @@ class Judgement:
 
 @torch.no_grad()
 def judge(
-    model: CachedModel, data: Described, texts: Texts, scale: Scale, *, fused: bool
+    model: CachedModel, data: Described, texts: Texts, scale: ChannelScale, *, fused: bool
 ) -> Judgement:
     """Figures of a model on held-out items; it is left in training.
 

@@ -23,12 +23,11 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.cached.cached_objective import CachedObjective, Draw, total
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
-from retrieval_engine.train.pretrain.cached.data import Batcher, load_described, measure
-from retrieval_engine.train.pretrain.cached.export import export
+from retrieval_engine.train.pretrain.cached.data import StateBatcher, load_described, measure
+from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.judge import judge
-from retrieval_engine.train.pretrain.cached.model import CachedModel
-from retrieval_engine.train.pretrain.cached.objective import Draw, Objective, total
 from retrieval_engine.train.pretrain.cached.prototypes import Prototypes, read_class_names
 from retrieval_engine.train.pretrain.cached.start import (
     bert_weights,
@@ -37,6 +36,7 @@ from retrieval_engine.train.pretrain.cached.start import (
     open_backbone,
     pruned_tokenizer,
 )
+from retrieval_engine.train.pretrain.cached.write_model import export
 from retrieval_engine.train.pretrain.config import PRESETS
 from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
 from retrieval_engine.train.pretrain.texts import Texts
@@ -52,7 +52,7 @@ _ROWS = 256
 
 
 @dataclass(slots=True, kw_only=True)
-class RunState:
+class CachedRunState:
     """Where a run stands, besides weights and optimiser.
 
     Attributes:
@@ -138,16 +138,16 @@ class CachedRun:
         prototypes = None
         if config.prototypes and names:
             prototypes = Prototypes(rows, names, self.scale.scale)
-        self.objective = Objective(
+        self.objective = CachedObjective(
             self.model, self.train_set, self.texts, config, prototypes, said.to(self.device)
         )
-        self.batcher = Batcher(self.train_set, self.scale, config)
+        self.batcher = StateBatcher(self.train_set, self.scale, config)
         lrs = (config.text_lr, config.image_lr, config.fusion_lr)
         groups = self.model.groups(lrs, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
-        self.state = RunState()
+        self.state = CachedRunState()
         (out / "run").mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume()
@@ -287,7 +287,7 @@ class CachedRun:
 
     def _resume(self) -> None:
         saved = load_checkpoint(self._checkpoint, identity=self.identity)
-        self.state = RunState(**saved["state"])
+        self.state = CachedRunState(**saved["state"])
         self.model.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.objective.load_state_dict(saved["objective"])

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from retrieval_engine.models.matcher import KeysValues
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.data import Described, Seen
-from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.prototypes import Prototypes
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
@@ -43,7 +43,7 @@ class Draw:
     hardness: float
 
 
-class Objective:
+class CachedObjective:
     """Losses of a model on the batch of a step.
 
     Args:

@@ -10,8 +10,8 @@ from transformers import BertTokenizer, GenerationConfig
 
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.records import Json
-from retrieval_engine.train.pretrain.cached.data import Scale
-from retrieval_engine.train.pretrain.cached.model import CachedModel
+from retrieval_engine.train.pretrain.cached.data import ChannelScale
+from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.states import MEAN, STD
 from retrieval_engine.train.pretrain.export import preprocessing, seal, write_json
 
@@ -25,7 +25,7 @@ def export(
     model: CachedModel,
     backbone: EfficientNetLite,
     tokenizer: BertTokenizer,
-    scale: Scale,
+    scale: ChannelScale,
     out: Path,
     *,
     dtype: torch.dtype,
@@ -70,7 +70,7 @@ def export(
 
 
 def _weights(
-    model: CachedModel, backbone: EfficientNetLite, scale: Scale, dtype: torch.dtype
+    model: CachedModel, backbone: EfficientNetLite, scale: ChannelScale, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     tensors = {name: t.float().cpu() for name, t in model.retrieval.state_dict().items()}
     shift, spread = torch.from_numpy(scale.shift), torch.from_numpy(scale.scale)
