@@ -90,7 +90,7 @@ def test_another_tower_s_states_are_never_used(
     other = str(tiny.save_blip_captioner(tmp_path / "other", seed=9))
     found, job = captions(CaptionRequest(store=store, model=other, options=GREEDY))
     assert job.encoded == 8
-    assert "of another vision tower" in job.notes[0]
+    assert any("of another vision tower" in note for note in job.notes)
     alone, _ = captions(
         CaptionRequest(targets=(str(folder),), model=other, options=GREEDY, dtype="float32")
     )

@@ -366,4 +366,5 @@ def save_both(out: Path, retrieval: Path, captioner: Path) -> Path:
     for file in retrieval.iterdir():
         if file.suffix != ".safetensors":
             (out / file.name).write_bytes(file.read_bytes())
+    (out / "generation_config.json").write_text('{"prompt": "a picture of "}')
     return out

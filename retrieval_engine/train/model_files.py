@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.errors import TrainingError
-from retrieval_engine.models.blip.settings import decoder_twin
-from retrieval_engine.models.checkpoint import tied_twin, weight_files
+from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder
+from retrieval_engine.models.checkpoint import read_config, tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
 
@@ -79,7 +79,8 @@ def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     else:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         tensors = {name: value.clone() for name, value in loaded.items()}
-    _part_towers(tensors, left)
+    if shares_decoder(read_config(file.parent)):
+        _part_towers(tensors, left)
     mine = [name for name in left if name in tensors]
     if not mine and file.suffix == ".safetensors":
         shutil.copyfile(file, to)
