@@ -52,8 +52,19 @@ def _wait(what: str, condition: Callable[[], object], timeout_s: float = 60) -> 
 def _started(*arguments: str, log: Path) -> "subprocess.Popen[bytes]":
     with log.open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, *arguments], stdout=out, stderr=out, cwd=ROOT, start_new_session=True
+            [sys.executable, *arguments],
+            stdout=out,
+            stderr=out,
+            cwd=ROOT,
+            start_new_session=True,
+            preexec_fn=_default_signals,
         )
+
+
+def _default_signals() -> None:
+    """As a shell in front of a person has them, whoever runs the tests (`nohup` ignores SIGHUP)."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the parent", "to the whole group"])
