@@ -54,7 +54,7 @@ def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> "Blip2
     if "Blip2ForConditionalGeneration" not in (config.architectures or ()):
         kinds = ", ".join(config.architectures or ()) or "no class that it names"
         raise CheckpointInvalid(
-            f"{checkpoint.name} writes no captions: architectures in config.json has {kinds}",
+            f"{checkpoint.name} writes no captions: `architectures` in config.json has {kinds}",
             hint="use a checkpoint with a language model such as Salesforce/blip2-opt-2.7b",
         )
     return Blip2Captioner(checkpoint, config, device=device, dtype=dtype)

@@ -83,7 +83,7 @@ def open_learner(
     if speaks != (task is Task.CAPTION):
         wanted = "with a language model" if task is Task.CAPTION else "for retrieval (ITM)"
         raise CheckpointInvalid(
-            f"{checkpoint.name} learns no {task}: architectures in config.json has "
+            f"{checkpoint.name} learns no {task}: `architectures` in config.json has "
             f"{', '.join(config.architectures or ()) or 'no class that it names'}",
             hint=f"use a checkpoint {wanted}",
         )
