@@ -1,7 +1,6 @@
 """A head: projections of both sides into one space, where inner products are scores."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,67 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrieval_engine.errors import ShapeError, UsageError
-from retrieval_engine.heads.projection import HeadKind, Projection, make_projection
-from retrieval_engine.records import Json, Modality
+from retrieval_engine.errors import ShapeError
+from retrieval_engine.heads.projection import HeadConfig, Projection, make_projection
+from retrieval_engine.records import Modality
 
 _BLOCK_VECTORS = 8192
-_WIDEST = 32_768
 _LARGEST_SCALE = 100.0  # as CLIP clamps it: a larger one makes training unstable
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadConfig:
-    """Kind and sizes of a head: all that its weights must fit.
-
-    Attributes:
-        kind: linear, or Linear -> GELU -> Linear.
-        feature: name of the stored feature it reads: `pooled`, `itc`.
-        image_width: of an image's feature vectors.
-        text_width: of a caption's.
-        dim: of what it emits.
-        hidden: units between the layers of an MLP; 0 for a linear head.
-        dropout: share of hidden units dropped in training.
-        residual: whether an MLP has a linear path beside it.
-        bias: whether a linear head has one.
-    """
-
-    kind: HeadKind
-    feature: str
-    image_width: int
-    text_width: int
-    dim: int
-    hidden: int = 0
-    dropout: float = 0.0
-    residual: bool = False
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("image_width", "text_width", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"a head's {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("dim", "hidden"):
-            if getattr(self, name) > _WIDEST:
-                raise UsageError(
-                    f"a head's {name} is {getattr(self, name)}, must be at most {_WIDEST}"
-                )
-        if self.kind is HeadKind.MLP and self.hidden < 2:
-            raise UsageError(f"an MLP head needs at least 2 hidden units, got {self.hidden}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"`dropout` is a share in [0, 1), got {self.dropout}")
-
-    def to_json(self) -> dict[str, Json]:
-        """The form as JSON values; `from_json` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "HeadConfig":
-        """A form from what `to_json` wrote.
-
-        Raises:
-            TypeError, ValueError: a field is missing, unknown or out of range.
-        """
-        return cls(**{**value, "kind": HeadKind(value["kind"])})
 
 
 class Head(nn.Module):

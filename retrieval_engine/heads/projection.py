@@ -1,14 +1,17 @@
 """One side of a head: the linear and the multi-layer projection, and what both have in common."""
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from retrieval_engine.heads.head import HeadConfig
+from retrieval_engine.errors import UsageError
+from retrieval_engine.records import Json
+
+_WIDEST = 32_768
 
 
 class HeadKind(StrEnum):
@@ -16,6 +19,60 @@ class HeadKind(StrEnum):
 
     LINEAR = "linear"
     MLP = "mlp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Kind and sizes of a head: all that its weights must fit.
+
+    Attributes:
+        kind: linear, or Linear -> GELU -> Linear.
+        feature: name of the stored feature it reads: `pooled`, `itc`.
+        image_width: of an image's feature vectors.
+        text_width: of a caption's.
+        dim: of what it emits.
+        hidden: units between the layers of an MLP; 0 for a linear head.
+        dropout: share of hidden units dropped in training.
+        residual: whether an MLP has a linear path beside it.
+        bias: whether a linear head has one.
+    """
+
+    kind: HeadKind
+    feature: str
+    image_width: int
+    text_width: int
+    dim: int
+    hidden: int = 0
+    dropout: float = 0.0
+    residual: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("image_width", "text_width", "dim"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"a head's {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("dim", "hidden"):
+            if getattr(self, name) > _WIDEST:
+                raise UsageError(
+                    f"a head's {name} is {getattr(self, name)}, must be at most {_WIDEST}"
+                )
+        if self.kind is HeadKind.MLP and self.hidden < 2:
+            raise UsageError(f"an MLP head needs at least 2 hidden units, got {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"`dropout` is a share in [0, 1), got {self.dropout}")
+
+    def to_json(self) -> dict[str, Json]:
+        """The form as JSON values; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "HeadConfig":
+        """A form from what `to_json` wrote.
+
+        Raises:
+            TypeError, ValueError: a field is missing, unknown or out of range.
+        """
+        return cls(**{**value, "kind": HeadKind(value["kind"])})
 
 
 class Projection(nn.Module, ABC):
@@ -137,7 +194,7 @@ class MlpProjection(Projection):
         self.second.bias.zero_()
 
 
-def make_projection(config: "HeadConfig", width: int) -> Projection:
+def make_projection(config: HeadConfig, width: int) -> Projection:
     """A projection of a head's kind, with random weights.
 
     Args:

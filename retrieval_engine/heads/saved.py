@@ -20,7 +20,8 @@ from safetensors.torch import load, save
 from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, FingerprintMismatch
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.heads.head import Head, HeadConfig
+from retrieval_engine.heads.head import Head
+from retrieval_engine.heads.projection import HeadConfig
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.strict_json import loads
 

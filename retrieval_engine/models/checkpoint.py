@@ -273,7 +273,7 @@ def pickled_tensors(file: Path) -> "dict[str, Tensor]":
     """
     import torch
 
-    from retrieval_engine.models.import_files import load_pickled
+    from retrieval_engine.models.pickled import load_pickled
 
     tensors = load_pickled(file)
     if not isinstance(tensors, dict):

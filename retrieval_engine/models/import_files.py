@@ -3,18 +3,13 @@
 No code in the file ever runs; the directory is there whole or not at all.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import pickle
-import re
 import shutil
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -24,27 +19,13 @@ from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.checkpoint import without_wrappers
 from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.import_names import Translation
+from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
 RECORD = "vlre-import.json"
-
-_TORN = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-_TORN_HINT = "the file is cut or damaged: download or copy it again"
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -75,41 +56,6 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
             hint="give the checkpoint of a BLIP or LAVIS run: a dict of tensors under 'model'",
         )
     return {without_wrappers(str(name)): tensor for name, tensor in found.items()}
-
-
-def load_pickled(file: Path) -> Any:
-    """What `torch.save` wrote: tensors in plain containers; anything else is refused, not run.
-
-    Raises:
-        CheckpointInvalid: it is damaged, or holds more than tensors.
-    """
-    zipped = zipfile.is_zipfile(file)
-    try:
-        if zipped:
-            _check_sums(file)
-        # The old format (before torch 1.6) is one pickle stream and cannot be mapped.
-        with torch.serialization.safe_globals([argparse.Namespace]):  # of a run's options
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointInvalid(
-                f"{file} holds more than tensors ({found.group(1)})",
-                hint="its code is not run; if you trust the file, save its state dict alone, "
-                "where it comes from: torch.save({'model': checkpoint['model']}, FILE)",
-            ) from error
-        raise CheckpointInvalid(f"{file} is no PyTorch checkpoint", hint=_TORN_HINT) from error
-    except _TORN as error:
-        reason = re.split(r"\.\s|\n", str(error))[0]  # torch adds paragraphs of advice
-        raise CheckpointInvalid(
-            f"{file} cannot be read ({type(error).__name__}: {reason})", hint=_TORN_HINT
-        ) from error
-
-
-def _check_sums(file: Path) -> None:
-    """Compare each record with its checksum; a mapped load never looks at it."""
-    with zipfile.ZipFile(file) as archive:
-        if torn := archive.testzip():
-            raise zipfile.BadZipFile(f"{torn} does not agree with its checksum")
 
 
 def check_free(out: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import CheckpointInvalid, TrainingError
-from retrieval_engine.models.import_files import load_pickled
+from retrieval_engine.models.pickled import load_pickled
 
 
 def save_atomically(value: Any, path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.models.import_files import load_pickled
+from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
 from retrieval_engine.train.finetune.captioning import CaptionObjective

@@ -20,7 +20,7 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.device import pick_device
-from retrieval_engine.models.import_files import load_pickled
+from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.pretrain.batches import Batcher
 from retrieval_engine.train.pretrain.config import PretrainConfig
