@@ -92,10 +92,10 @@ def refuse_url(path: Path, what: str) -> None:
     Raises:
         UsageError: it begins with a scheme such as `s3:`.
     """
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path)):
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
+        rest = str(path)[scheme.end() :]
         raise UsageError(
-            f"{what} at {path} is not possible: only folders of this machine work, not "
-            f"{scheme[1]}:// addresses",
+            f"{what} at {scheme[1]}://{rest} is not possible: only folders of this machine work",
             hint="use a local folder, and copy it where it is wanted",
         )
 

@@ -34,7 +34,7 @@ def info(store: Path, as_json: bool) -> None:
     if as_json:
         emit(facts.to_json())
         return
-    tell("\n".join(f"{name + ':':<13}{value}" for name, value in facts.lines()))
+    tell("\n".join(f"{name + ':':<12} {value}" for name, value in facts.lines()))
 
 
 @command.command(
