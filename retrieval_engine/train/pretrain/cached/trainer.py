@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -147,7 +147,8 @@ class CachedRun:
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
-        self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        decay: Any = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.model, multi_avg_fn=decay)
         self.state = CachedRunState()
         (out / "run").mkdir(parents=True, exist_ok=True)
         if resume:
@@ -179,7 +180,7 @@ class CachedRun:
         states = torch.cat(parts)
         self.objective.learn_likeness(states)
         sums = np.add.reduceat(states.numpy(), data.starts[:-1])
-        own = sums / np.diff(data.starts)[:, None].astype(np.float32)
+        own = (sums / np.diff(data.starts)[:, None]).astype(np.float32)
         mapping, components, middle = (
             torch.from_numpy(a).to(self.device)
             for a in first_guess(means, own, self.config.embed_dim)
@@ -262,7 +263,7 @@ class CachedRun:
     def _validate(self) -> None:
         state = self.state
         found = judge(
-            self.averaged.module,
+            cast("CachedModel", self.averaged.module),
             self.val_set,
             self.val_texts,
             self.scale,
