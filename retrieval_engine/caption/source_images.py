@@ -6,7 +6,7 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.image_tokens import FEATURE, VisionStates
+from retrieval_engine.progress import Progress
 from retrieval_engine.records import Caption, Item, Modality
 from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
@@ -234,3 +235,13 @@ class Asked:
             images = islice(images, limit)
             count = limit if count is None else min(count, limit)
         return cls(images=images, count=count, notes=tuple(notes))
+
+    def left(
+        self, is_done: Callable[[SourceImage], bool], progress: Progress
+    ) -> Iterator[SourceImage]:
+        """The images that still lack what is to be written; of the others `progress` is told."""
+        for image in self.images:
+            if is_done(image):
+                progress.advance()
+            else:
+                yield image

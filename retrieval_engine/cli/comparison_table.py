@@ -83,7 +83,7 @@ def compare_caption_runs(
         UsageError: a form that captions do not have.
     """
     from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
-    from retrieval_engine.evaluate.compare.caption_page import write_caption_page
+    from retrieval_engine.evaluate.compare.pages import write_caption_page
 
     if form not in ("", "json", "markdown"):
         raise UsageError(f"--{form} is of heads and stores; captions have --json and --markdown")

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow.compute as pc
@@ -139,15 +138,10 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         for part in self._parts:
             part.discard()
-        if error is not None and self._made is not None and self.is_empty:
+        if kind is not None and self._made is not None and self.is_empty:
             unmake(self.path, self._made)
         self._lock.release()
 
@@ -158,9 +152,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Forget uncommitted parts and let others write."""
-        for part in self._parts:
-            part.discard()
-        self._lock.release()
+        self.__exit__(None)
 
     @property
     def fingerprint(self) -> str:
