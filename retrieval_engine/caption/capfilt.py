@@ -7,7 +7,7 @@ a killed run goes on, and another threshold costs nothing.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ class CapFiltReport:
             "out": self.out,
             "pictures": self.images,
             "encoded": self.encoded,
-            "original": {"kept": self.original.kept, "dropped": self.original.dropped},
-            "synthetic": {"kept": self.synthetic.kept, "dropped": self.synthetic.dropped},
+            "original": asdict(self.original),
+            "synthetic": asdict(self.synthetic),
             "pictures_without_captions": self.empty,
             "failed": len(self.failures),
         }

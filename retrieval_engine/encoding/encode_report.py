@@ -1,6 +1,6 @@
 """What an encode run is told, and what it tells."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Failure, Json
@@ -79,18 +79,8 @@ class EncodeReport:
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-
-        def tally(t: Tally) -> dict[str, Json]:
-            return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}
-
-        return {
-            "store": self.store,
-            "fingerprint": self.fingerprint,
-            "images": tally(self.images),
-            "captions": tally(self.captions),
-            "removed": self.removed,
-            "moved": self.moved,
-            "seconds": round(self.seconds, 3),
-            "model_seconds": round(self.model_seconds, 3),
-            "images_per_s": round(self.images.encoded / max(self.seconds, 1e-9), 2),
-        }
+        value: dict[str, Json] = asdict(self)
+        del value["failures"]
+        rate = round(self.images.encoded / max(self.seconds, 1e-9), 2)
+        times = {name: round(getattr(self, name), 3) for name in ("seconds", "model_seconds")}
+        return value | times | {"images_per_s": rate}

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,9 @@ class ImportReport:
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-        return {
-            "store": self.store,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "images": self.images,
-            "captions": self.captions,
-            "image_width": self.image_width,
-            "text_width": self.text_width,
-            "features": list(self.features),
-            "seconds": round(self.seconds, 3),
-        }
+        value: dict[str, Json] = asdict(self)
+        del value["remarks"]
+        return value | {"features": list(self.features), "seconds": round(self.seconds, 3)}
 
 
 def external_spec(name: str) -> EncoderSpec:

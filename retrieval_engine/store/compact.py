@@ -1,7 +1,7 @@
 """Rewrites a store without what no item needs any more."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,7 @@ class Compacted:
 
     def to_json(self) -> dict[str, Json]:
         """As `vlre store compact --json` has it."""
-        return {
-            "rows_before": self.rows_before,
-            "rows_after": self.rows_after,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-        }
+        return asdict(self)
 
 
 def compact_store(path: str | Path, *, part_bytes: int = _PART_BYTES) -> Compacted:
