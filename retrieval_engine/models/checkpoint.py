@@ -211,7 +211,7 @@ def weight_digests(
     Args:
         path: the checkpoint's directory.
         part_of: part that a tensor of this name belongs to; None for one that decides nothing.
-        configs: by part, JSON values of its configuration.
+        configs: by part, JSON values of its configuration; other parts are passed over.
 
     Raises:
         CheckpointInvalid: a weight file is damaged.
@@ -219,19 +219,19 @@ def weight_digests(
     tensors: dict[str, dict[str, str]] = {part: {} for part in configs}
     for file in weight_files(path):
         reader = _safetensors if file.suffix == ".safetensors" else _pickled
-        for name, value in reader(file, part_of):
+        for name, value in reader(file, lambda name: part_of(name) in tensors):
             tensors[str(part_of(name))][name] = value
     return {part: digest([configs[part], found]) for part, found in tensors.items()}
 
 
-def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+def _safetensors(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """Name and sha256 of each tensor, read from the mapped file as the format lays it out."""
     with (
         _opened(file) as (handle, header, first),
         mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
     ):
         for name, entry in sorted(header.items()):
-            if part_of(name) is None:
+            if not counts(name):
                 continue
             start, end = (first + offset for offset in entry["data_offsets"])
             if end > len(mapped):
@@ -242,7 +242,7 @@ def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[t
             yield name, value.hexdigest()
 
 
-def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+def _pickled(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """As `_safetensors` for the same tensors, so that both files have one fingerprint."""
     import torch
     from safetensors.torch import _TYPES
@@ -250,7 +250,7 @@ def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple
     names = {dtype: name for name, dtype in _TYPES.items()}
     found: dict[str, str] = {}
     for name, tensor in sorted(pickled_tensors(file).items()):
-        if part_of(name) is not None:
+        if counts(name):
             value = hashlib.sha256(f"{names[tensor.dtype]}{list(tensor.shape)}".encode())
             value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             found[name] = value.hexdigest()
