@@ -213,7 +213,7 @@ class _Run:
             pixels = np.stack(list(batch.values()))
             arrays = self.encoder.encode_images(pixels, [form.name for form in forms])
             self.report.model_seconds += time.perf_counter() - start
-            self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
+            self.behind.do(part.add, Modality.IMAGES, list(batch), _kept(arrays, forms))
         self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
         self.behind.do(part.add_items, self.source.name, rows)
         self.behind.do(part.commit, failures)
@@ -265,7 +265,7 @@ class _Run:
             start = time.perf_counter()
             arrays = self.encoder.encode_texts(list(new.values()), [form.name for form in forms])
             self.report.model_seconds += time.perf_counter() - start
-            self.behind.do(part.add_captions, list(new), _kept(arrays, forms))
+            self.behind.do(part.add, Modality.CAPTIONS, list(new), _kept(arrays, forms))
 
     def failure(self, item: Item, failed: Failed) -> Failure:
         """Count an item that could not be loaded, and say why."""

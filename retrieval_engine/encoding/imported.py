@@ -185,8 +185,8 @@ class _Import:
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         arrays = {"pooled": vectors, "itc": (vectors / lengths).astype(np.float32)[:, None]}
         forms = writer.features[modality]
-        add = part.add_images if modality is Modality.IMAGES else part.add_captions
-        add([keys[i] for i in new], {form.name: arrays[form.name] for form in forms})
+        kept = {form.name: arrays[form.name] for form in forms}
+        part.add(modality, [keys[i] for i in new], kept)
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Item, str]]:
         given = self.embeddings

@@ -170,8 +170,7 @@ def project_store(
                 if keys:
                     part = writer.part()
                     arrays = {saved.feature: store.read(modality, ITC, rows[~there])}
-                    add = part.add_images if modality is Modality.IMAGES else part.add_captions
-                    add(keys, arrays)
+                    part.add(modality, keys, arrays)
                     part.commit()
                 written[modality] += len(keys)
                 progress.advance(len(rows))

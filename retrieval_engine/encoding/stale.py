@@ -132,9 +132,8 @@ class _Work:
             for start in range(0, len(numbers), _PART_ROWS[modality]):
                 chosen = numbers[start : start + _PART_ROWS[modality]].tolist()
                 part = writer.part()
-                add = part.add_images if images else part.add_captions
                 for some, arrays in batches(chosen, [form.name for form in stale]):
-                    add(some, arrays)
+                    part.add(modality, some, arrays)
                     tally.encoded += len(some)
                 part.commit(self._failures, self._settled)
                 self._report.failures.extend(self._failures)

@@ -12,7 +12,10 @@ from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.annotation import Record, composed
 from retrieval_engine.sources.cleaning import passed
 from retrieval_engine.sources.reading import one_line
+from retrieval_engine.sources.source_name import Options
 
+OPTIONS = ("images", "split", "captions", "allow_missing")
+"""Options that a source of this form knows."""
 _SHOWN = 10
 
 
@@ -152,12 +155,11 @@ class AnnotatedImages:
 
     Args:
         name: see `Source`.
-        images: the folder.
+        given: `images`, the folder; `split`, only its items; `captions`, keep the first so many of
+            each image; `allow_missing`, go on without images that are not there, and note them.
+        images: the folder where `given` names none.
         records: reads the annotation anew; records of one image that follow each other are one
             item. Where they do not, all are held in memory to bring them together.
-        split: only items of this split, or empty.
-        captions: keep the first so many captions of each image, or 0 for all.
-        allow_missing: go on without images that are not there, and note them.
 
     Attributes:
         notes: lines for people about what was found, filled by `items` and `count`.
@@ -169,21 +171,19 @@ class AnnotatedImages:
         self,
         *,
         name: str,
+        given: Options,
         images: Path,
         records: Callable[[], Iterable[Record]],
-        split: str = "",
-        captions: int = 0,
-        allow_missing: bool = False,
     ) -> None:
         self.name = name
         self.notes: list[str] = []
         self.missing: tuple[str, ...] = ()
-        self.is_partial = bool(split)
-        self._images = ImageFolder(images)
+        self._images = ImageFolder(given.directory("images", images))
         self._records = records
-        self._split = split
-        self._captions = captions
-        self._allow_missing = allow_missing
+        self._split = given.split()
+        self.is_partial = bool(self._split)
+        self._captions = given.count("captions")
+        self._allow_missing = given.flag("allow_missing")
         self._survey: _Survey | None = None
 
     @property

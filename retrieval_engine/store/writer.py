@@ -14,6 +14,7 @@ from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
 from retrieval_engine.store.begin import (
     has_parts,
+    lock_store,
     make_directory,
     next_free,
     own_shards,
@@ -25,7 +26,6 @@ from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
-from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     HEADER,
     SHARDS,

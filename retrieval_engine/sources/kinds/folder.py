@@ -114,8 +114,6 @@ class FolderSource:
         # what is in a folder that cannot be read is not gone
         self.is_partial = self.is_partial or walk.unread
         self.notes += [*walk.notes(), *captions.notes()]
-        if walk.skipped[UNREADABLE]:
-            self.is_partial = True  # what cannot be seen is not gone
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
         beside = [_beside(picture.id, text) for text in picture.texts]
