@@ -10,7 +10,7 @@ from typing import NamedTuple
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.annotation import Record, composed
-from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import Options
 
@@ -147,7 +147,7 @@ class _Survey:
     captions: tuple[int, ...]
 
 
-class AnnotatedImages:
+class AnnotatedImages(CleanedSource):
     """A source whose annotation names image files in a folder.
 
     The annotation is read twice: first for names alone, so that missing images are told before
@@ -162,9 +162,7 @@ class AnnotatedImages:
             item. Where they do not, all are held in memory to bring them together.
 
     Attributes:
-        notes: lines for people about what was found, filled by `items` and `count`.
-        missing: names of the images that are not there, filled likewise.
-        is_partial: options leave items out that the name covers; their absence means nothing.
+        missing: names of the images that are not there, filled by `items` and `count`.
     """
 
     def __init__(
@@ -175,13 +173,10 @@ class AnnotatedImages:
         images: Path,
         records: Callable[[], Iterable[Record]],
     ) -> None:
-        self.name = name
-        self.notes: list[str] = []
+        super().__init__(name, given.split())
         self.missing: tuple[str, ...] = ()
         self._images = ImageFolder(given.directory("images", images))
         self._records = records
-        self._split = given.split()
-        self.is_partial = bool(self._split)
         self._captions = given.count("captions")
         self._allow_missing = given.flag("allow_missing")
         self._survey: _Survey | None = None
@@ -202,9 +197,9 @@ class AnnotatedImages:
             SourceError: images are missing and that is not allowed, or none is there.
         """
         self._look()
-        return passed(self._located(), self, self._split)
+        return super().items()
 
-    def _located(self) -> Iterator[Item]:
+    def _items(self) -> Iterator[Item]:
         for files, item in self._merged():
             path = self._images.find(files)
             if path is None:
