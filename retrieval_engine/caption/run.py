@@ -137,7 +137,7 @@ class CaptionRun:
         with open_pool("threads", self._workers, ahead=2 * self._batch_size) as pool:
             for image, loaded in pool.imap(LoadImage(self._sides), images):
                 if isinstance(loaded, Failed):
-                    failures.append(_failure(image, loaded))
+                    failures.append(Failure.of(image.item, image.source, loaded.reason))
                     progress.advance()
                     continue
                 batch.append((image, loaded))
@@ -198,13 +198,4 @@ def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
         scores=tuple(captioned.scores[i] for i in order),
         matches=tuple(matches[i] for i in order),
         own_matches=tuple(matches[n:]),
-    )
-
-
-def _failure(image: SourceImage, failed: Failed) -> Failure:
-    return Failure(
-        source=image.source,
-        item_id=image.item.id,
-        uri=image.item.uri,
-        reason=failed.reason,
     )
