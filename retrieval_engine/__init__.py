@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "SearchEngine": "search",
-    "build_index": "index",
-    "encode": "encoding",
-    "evaluate_recall": "evaluate",
-    "open_encoder": "models",
-    "open_index": "index",
-    "open_source": "sources",
-    "open_store": "store",
-}
-
 __all__ = [
     "SearchEngine",
     "build_index",
@@ -42,7 +31,7 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__)
 
 
 def __dir__() -> list[str]:
