@@ -206,6 +206,53 @@ def open_rows(folder: Path, effort: Mapping[str, int]) -> FaissRows:
     return FaissRows(index, effort)
 
 
+def extended(
+    folder: Path,
+    effort: Mapping[str, int],
+    keep: NDArray[np.bool_],
+    blocks: Iterator[NDArray[np.float32]],
+) -> FaissRows:
+    """The rows of a folder that are to be kept, in their order, and new ones behind them.
+
+    Args:
+        folder: of the index.
+        effort: its search setting.
+        keep: (rows,) which of its rows stay.
+        blocks: (b, dim) new rows.
+
+    Raises:
+        IndexFailure: this kind of index takes no rows away, or the library failed.
+    """
+    faiss = _faiss()
+    faiss.omp_set_num_threads(cpu_threads() if len(keep) >= _THREADED_ROWS else 1)
+    try:
+        index = faiss.read_index(str(folder / FILE))
+        if not keep.all():
+            _remove(index, keep)
+        for block in blocks:
+            index.add(block)
+    except RuntimeError as error:
+        raise IndexFailure(
+            f"faiss cannot update {folder / FILE}: {_reason(error)}",
+            hint="build it again with `build_index()`; recipes of flat and ivf kind take rows away",
+        ) from error
+    return FaissRows(index, effort)
+
+
+def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
+    """Take rows out and number the others anew, without a gap."""
+    faiss = _faiss()
+    index.remove_ids(_Selector(~keep).faiss)
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is None:
+        return  # the other kinds number by position
+    lists, new = ivf.invlists, np.cumsum(keep) - 1
+    for number in range(lists.nlist):
+        if size := lists.list_size(number):
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            ids[:] = new[ids]
+
+
 def version() -> str:
     """Version of the library."""
     return str(_faiss().__version__)
