@@ -367,6 +367,13 @@ class Engine:
 
     # How it stays fresh
 
+    def searcher(self) -> "Searcher":
+        """What searches run on: the store and the index as they are now.
+
+        It stays as it is when they change; ask again for one that knows what is new.
+        """
+        return self._current()
+
     def _current(self) -> "Searcher":
         """A searcher over the store and the index as they are now."""
         with self._lock:

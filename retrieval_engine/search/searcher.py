@@ -126,6 +126,11 @@ class Searcher:
             self._encoder = self._accept(encoder)
 
     @property
+    def saved(self) -> SavedIndex | None:
+        """The index that was opened, where there is one."""
+        return self._saved
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder of the store, opened when it is first asked for.
 

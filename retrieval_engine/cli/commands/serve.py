@@ -1,0 +1,69 @@
+"""`vlre serve`: a web page and an HTTP API over a store."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from retrieval_engine.cli.options import (
+    device_option,
+    example,
+    head_option,
+    moved_model_option,
+    split_option,
+    store_option,
+)
+
+
+@click.command(epilog=example("vlre serve --store embeddings"))
+@store_option
+@click.option("--index", envvar="VLRE_INDEX", help="Directory of the index. [env: VLRE_INDEX]")
+@head_option
+@split_option
+@moved_model_option
+@click.option("--caption-model", default="", help="Writes captions; default: the store's model.")
+@device_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others need --token.")
+@click.option("--port", default=8000, show_default=True, help="0 takes any that is free.")
+@click.option(
+    "--token",
+    default="",
+    envvar="VLRE_TOKEN",
+    help="What requests must carry as Authorization: Bearer TOKEN. [env: VLRE_TOKEN]",
+)
+@click.option("--allowed-hosts", multiple=True, help="Another name that it is reached by.")
+@click.option("--rate", type=float, help="Requests a second from one address; 0 is no limit.")
+@click.option("--max-body-bytes", default=32 << 20, show_default=True, help="Of one request.")
+@click.option("--max-pixels", default=50_000_000, show_default=True, help="Of one image.")
+@click.option(
+    "--max-waiting",
+    default=128,
+    show_default=True,
+    help="Questions that wait for a model; more are refused with 429.",
+)
+def command(
+    store: Path,
+    index: str | None,
+    head: Path | None,
+    split: str | None,
+    model: str,
+    device: str,
+    **limits: Any,
+) -> None:
+    """Serve a page to search and caption with, and the API behind it, until Ctrl-C.
+
+    The page is at http://127.0.0.1:8000, the API's description at /docs. What `vlre encode` adds
+    is found within a second. The log on stderr is one JSON object a line.
+    """
+    from retrieval_engine import Engine
+    from retrieval_engine.errors import MissingExtra
+    from retrieval_engine.store import open_store
+
+    try:
+        from retrieval_engine.serve import ServeSettings, run_server
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "serve") from error
+    settings = ServeSettings(**limits)
+    open_store(store)
+    engine = Engine(store=store, index=index, head=head, split=split, model=model, device=device)
+    run_server(engine, settings)

@@ -1,0 +1,139 @@
+"""Runs the application on a port: in front, or in a thread for tests and notebooks."""
+
+import asyncio
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from retrieval_engine.engine import Engine
+from retrieval_engine.errors import VlreError
+from retrieval_engine.serve.app import create_app
+from retrieval_engine.serve.guard import JsonLines
+from retrieval_engine.serve.settings import ServeSettings
+
+_HEAD_BYTES = 32 << 10
+_GRACE_S = 30
+_MOST_CONNECTIONS = 2_000
+
+
+def run_server(engine: Engine, settings: ServeSettings) -> None:
+    """Serve until the process is told to end; what was asked by then is answered first.
+
+    Raises:
+        VlreError: the address cannot be listened on.
+        KeyboardInterrupt: it was interrupted.
+    """
+    with _listening(settings) as listener:
+        _log_lines()
+        logging.getLogger("vlre.server").info("listening on %s", _address(settings, listener))
+        _server(engine, settings).run(sockets=[listener])
+
+
+@contextmanager
+def running(engine: Engine, settings: ServeSettings) -> Iterator[str]:
+    """A server in a thread of this process, for as long as the block runs.
+
+    Yields:
+        Its address, `http://127.0.0.1:PORT`.
+
+    Raises:
+        VlreError: the address cannot be listened on.
+    """
+    with _listening(settings) as listener:
+        server = _server(engine, settings)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="vlre-serve"
+        )
+        thread.start()
+        try:
+            yield _address(settings, listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
+    protocol = type("Protocol", (_Patient,), {"head_s": settings.timeout_s})
+    config = uvicorn.Config(
+        create_app(engine, settings),
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_GRACE_S,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise VlreError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+                hint="another `port` may be free; `port=0` takes any",
+            ) from error
+        listener.listen(1024)
+        yield listener
+
+
+def _address(settings: ServeSettings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _log_lines() -> None:
+    """JSON lines on stderr, for requests and for what goes wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("vlre", "retrieval_engine", "uvicorn.error"):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.WARNING if name == "uvicorn.error" else logging.INFO)
+
+
+class _Patient(H11Protocol):
+    """Closes a connection on which no whole head of a request came in time."""
+
+    head_s = 20.0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        if self._head_timer:
+            self._head_timer.cancel()
+
+    def on_response_complete(self) -> None:
+        """The next request may come."""
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(self.head_s, self._end_if_waiting)
+
+    def _end_if_waiting(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()

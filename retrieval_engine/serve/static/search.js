@@ -1,0 +1,101 @@
+// The search tab: words or an image in, a grid out; a click shows an image and what is like it.
+
+import { ask, byId, make, say } from "/static/api.js";
+
+const PAGE = 24;
+let query = null;
+let shown = 0;
+let turn = 0;
+
+function card(hit) {
+  const caption = hit.captions[0] ?? hit.id;
+  const image = make("img", { src: hit.thumbnail, alt: caption, loading: "lazy" });
+  const score = make("span", { className: "small", text: `${hit.rank} · ${hit.score.toFixed(3)}` });
+  const button = make("button", { type: "button", className: "card" }, image, make("span", { text: caption }), score);
+  button.addEventListener("click", () => showItem(hit));
+  return make("li", {}, button);
+}
+
+function form(image, values) {
+  const data = new FormData();
+  if (image) data.append("image", image);
+  for (const [name, value] of Object.entries(values)) if (value !== "") data.append(name, value);
+  return data;
+}
+
+async function load() {
+  const mine = (turn += 1);
+  const said = byId("search-said");
+  say(said, "Searching …");
+  try {
+    const values = { k: PAGE, offset: shown };
+    const answer = await ask("/api/search", query.image ? form(query.image, { ...values, text: query.text }) : { ...values, text: query.text });
+    if (mine !== turn) return;
+    byId("hits").append(...answer.hits.map(card));
+    shown += answer.hits.length;
+    byId("more").hidden = answer.hits.length < PAGE || shown >= answer.items;
+    say(said, shown ? `The ${shown} best of ${answer.items.toLocaleString()} images for “${answer.query}”` : "Nothing was found.");
+  } catch (error) {
+    if (mine === turn) say(said, error.message, true);
+  }
+}
+
+export function search() {
+  const text = byId("words").value.trim();
+  const image = query?.image ?? null;
+  if (!text && !image) return;
+  query = { text, image };
+  shown = 0;
+  byId("hits").replaceChildren();
+  byId("more").hidden = true;
+  load();
+}
+
+export function searchBy(file) {
+  setImage(file);
+  search();
+}
+
+function setImage(file) {
+  query = { text: "", image: file };
+  const preview = byId("query-shown");
+  if (preview.src) URL.revokeObjectURL(preview.src);
+  byId("query-image").hidden = !file;
+  if (file) preview.src = URL.createObjectURL(file);
+  else preview.removeAttribute("src");
+}
+
+async function showItem(hit) {
+  byId("item-id").textContent = hit.id;
+  byId("item-whole").href = hit.image;
+  Object.assign(byId("item-image"), { src: hit.image, alt: hit.captions[0] ?? hit.id });
+  byId("item-captions").replaceChildren(...hit.captions.map((text) => make("li", { text })));
+  byId("item-score").textContent = `Score ${hit.score.toFixed(3)}`;
+  const like = byId("like");
+  like.replaceChildren();
+  if (!byId("item").open) byId("item").showModal();
+  byId("item").scrollTop = 0;
+  try {
+    const answer = await ask(`/api/similar/${encodeURIComponent(hit.id)}?k=12`);
+    if (byId("item-id").textContent === hit.id) like.replaceChildren(...answer.hits.map(card));
+  } catch (error) {
+    like.replaceChildren(make("li", { text: error.message, className: "bad" }));
+  }
+}
+
+export function begin() {
+  byId("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    search();
+  });
+  byId("more").addEventListener("click", load);
+  byId("query-file").addEventListener("change", (event) => {
+    if (event.target.files[0]) searchBy(event.target.files[0]);
+    event.target.value = "";
+  });
+  byId("query-clear").addEventListener("click", () => setImage(null));
+  byId("item-close").addEventListener("click", () => byId("item").close());
+  byId("item").addEventListener("click", (event) => {
+    if (event.target === byId("item")) byId("item").close();
+  });
+}
