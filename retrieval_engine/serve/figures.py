@@ -14,22 +14,22 @@ class Figures:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        with_registry = {"registry": self._registry}
+        here = self._registry
         self._requests = Counter(
-            "vlre_requests", "Requests answered", ["route", "method", "status"], **with_registry
+            "vlre_requests", "Requests answered", ["route", "method", "status"], registry=here
         )
         self._seconds = Histogram(
             "vlre_request_seconds",
             "Time of a request",
             ["route"],
             buckets=_SECONDS,
-            **with_registry,
+            registry=here,
         )
         self._batches = Histogram(
-            "vlre_batch_size", "Questions at once", ["model"], buckets=_SIZES, **with_registry
+            "vlre_batch_size", "Questions at once", ["model"], buckets=_SIZES, registry=here
         )
         self._busy = Counter(
-            "vlre_model_seconds", "Time that a model worked", ["model"], **with_registry
+            "vlre_model_seconds", "Time that a model worked", ["model"], registry=here
         )
 
     def note_request(self, route: str, method: str, status: int, seconds: float) -> None:

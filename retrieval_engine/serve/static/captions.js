@@ -63,7 +63,7 @@ function write() {
 
 function vary() {
   const lowest = value("temperature");
-  return run([0, 0.4, 0.8].map((more, seed) => ({
+  return run([0, 0.25, 0.5].map((more, seed) => ({
     length: value("length"),
     temperature: Math.min(2, lowest + more).toFixed(2),
     seed,

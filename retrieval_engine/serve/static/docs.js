@@ -10,7 +10,7 @@ function kind(schema) {
   const any = schema.anyOf?.map(kind).filter((name) => name !== "null").join(" or ");
   const items = schema.items ? ` of ${kind(schema.items)}` : "";
   const limits = ["minimum", "maximum", "maxLength", "maxItems"]
-    .flatMap((name) => [schema, ...(schema.anyOf ?? [])].filter((s) => name in s).map((s) => `${name} ${s[name]}`));
+    .filter((name) => name in schema).map((name) => `${name} ${schema[name]}`);
   const base = any ?? (schema.enum?.join(" or ") ?? schema.type ?? "any");
   return base + items + (limits.length ? ` (${limits.join(", ")})` : "");
 }

@@ -8,10 +8,10 @@ let shown = 0;
 let turn = 0;
 
 function card(hit) {
-  const caption = hit.captions[0] ?? hit.id;
+  const caption = hit.captions.reduce((a, b) => (b.length > a.length ? b : a), "") || hit.id;
   const image = make("img", { src: hit.thumbnail, alt: caption, loading: "lazy" });
   const score = make("span", { className: "small", text: `${hit.rank} · ${hit.score.toFixed(3)}` });
-  const button = make("button", { type: "button", className: "card" }, image, make("span", { text: caption }), score);
+  const button = make("button", { type: "button", className: "card" }, image, make("span", { className: "words", text: caption }), score);
   button.addEventListener("click", () => showItem(hit));
   return make("li", {}, button);
 }

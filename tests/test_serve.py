@@ -1,0 +1,219 @@
+"""The API over a real store and model: right answers, one form of errors, changes without a loss."""
+
+import base64
+import csv
+import io
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from retrieval_engine import Engine, encode, open_encoder
+from retrieval_engine.serve import ServeSettings, running
+from tests.serving import ALL, make_store, served, wait_until_ready
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("serve"))
+
+
+@pytest.fixture(scope="module")
+def engine(store: Path) -> Engine:
+    """The library's own answers."""
+    return Engine(store=store, index=store.with_name("index"))
+
+
+@pytest.fixture(scope="module")
+def client(store: Path) -> Iterator[httpx.Client]:
+    with served(store) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def image(client: httpx.Client, engine: Engine) -> bytes:
+    """The file of the first item."""
+    return client.get(f"/api/items/{next(iter(engine)).id}/image").content
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [hit["id"] for hit in answer.json()["hits"]]
+
+
+def test_words_find_what_the_library_finds(client: httpx.Client, engine: Engine) -> None:
+    answer = client.post("/api/search", json={"text": "a dog on grass", "k": 5})
+    hits = engine.search("a dog on grass", 5)
+    assert ids(answer) == [hit.item_id for hit in hits]
+    assert [h["score"] for h in answer.json()["hits"]] == pytest.approx(
+        [hit.score for hit in hits], abs=1e-5
+    )
+    assert answer.json()["items"] == 24
+    again = client.post("/api/search", json={"text": "a dog on grass", "k": 2, "offset": 3})
+    assert ids(again) == ids(answer)[3:5]
+    reranked = client.post("/api/search", json={"text": "a dog", "k": 5, "rerank": 10})
+    assert ids(reranked) == [hit.item_id for hit in engine.search("a dog", 5, rerank=10)]
+
+
+def test_images_and_mixes_find_what_the_library_finds(
+    client: httpx.Client, engine: Engine, image: bytes
+) -> None:
+    first = next(iter(engine)).id
+    sent = client.post("/api/search", files={"image": ("a.jpg", image)}, data={"k": "4"})
+    coded = base64.b64encode(image).decode()
+    assert ids(sent)[0] == first
+    assert ids(client.post("/api/search", json={"image": coded, "k": 4})) == ids(sent)
+    assert ids(client.post("/api/search", json={"id": first, "k": 4})) == ids(sent)
+    mix = [{"text": "a dog"}, {"text": "snow", "weight": -0.5}]
+    expected = [hit.item_id for hit in engine.search({"a dog": 1, "snow": -0.5}, 6)]
+    assert ids(client.post("/api/search", json={"mix": mix, "k": 6})) == expected
+    like = client.get(f"/api/similar/{first}", params={"k": 3})
+    assert ids(like) == [hit.item_id for hit in engine.similar(first, 3)]
+
+
+def test_captions_of_several_images_and_one_that_is_broken(
+    client: httpx.Client, engine: Engine, image: bytes
+) -> None:
+    first = next(iter(engine)).id
+    files = [("images", ("a.jpg", image)), ("images", ("b.jpg", b"no picture"))]
+    answer = client.post("/api/caption", files=files, data={"ids": [first], "n": "2"}).json()
+    sent, broken, stored = answer["images"]
+    assert sent["captions"] == stored["captions"] == engine.caption(image, 2)
+    assert (sent["image"], broken["captions"]) == ("a.jpg", [])
+    assert "not a picture" in broken["error"]
+    table = client.post("/api/caption", files=files, data={"format": "csv"})
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    assert [row["image"] for row in rows] == ["a.jpg", "b.jpg"]
+    assert rows[0]["caption"] == engine.caption(image)[0]
+    drawn = {"ids": [first], "temperature": 1.5, "seed": 3, "length": 20}
+    one, two = (client.post("/api/caption", json=drawn).json()["images"] for _ in range(2))
+    assert one == two
+    assert one != client.post("/api/caption", json={**drawn, "seed": 4}).json()["images"]
+
+
+def test_matching_tells_true_sentences_from_false(client: httpx.Client, engine: Engine) -> None:
+    entry = next(iter(engine))
+    texts = [entry.captions[-1].text, "zzz qqq", "a submarine full of accountants"]
+    answer = client.post("/api/match", json={"id": entry.id, "texts": texts})
+    true, *false = answer.json()["probabilities"]
+    assert true > 0.5 > max(false)
+
+
+def test_embeddings_in_the_form_of_openai(
+    client: httpx.Client, engine: Engine, image: bytes
+) -> None:
+    picture = "data:image/jpeg;base64," + base64.b64encode(image).decode()
+    asked = {"input": ["a dog on grass", picture], "model": "any"}
+    answer = client.post("/v1/embeddings", json=asked).json()
+    assert [row["index"] for row in answer["data"]] == [0, 1]
+    expected = engine.encode(["a dog on grass"])[0]
+    np.testing.assert_allclose(answer["data"][0]["embedding"], expected, atol=1e-5)
+    coded = client.post("/v1/embeddings", json={**asked, "encoding_format": "base64"}).json()
+    data = base64.b64decode(coded["data"][0]["embedding"])
+    np.testing.assert_allclose(struct.unpack(f"<{len(expected)}f", data), expected, atol=1e-5)
+    assert answer["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+
+
+def test_questions_that_come_together_are_answered_as_if_alone(
+    client: httpx.Client, engine: Engine
+) -> None:
+    words = [f"a {colour} {kind}" for colour in ("red", "white", "blue") for kind in ("dog", "car")]
+    found: dict[str, list[str]] = {}
+
+    def ask(text: str) -> None:
+        with httpx.Client(base_url=client.base_url, timeout=60) as own:
+            found[text] = ids(own.post("/api/search", json={"text": text, "k": 3}))
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in words]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {text: [hit.item_id for hit in engine.search(text, 3)] for text in words}
+
+
+def test_it_says_how_it_is(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    facts = client.get("/api/store").json()
+    assert (facts["items"], facts["index"], facts["recall_at_10"]) == (24, "flat-fp16", 1.0)
+    figures = client.get("/metrics").text
+    assert 'vlre_requests_total{method="GET",route="/api/store",status="200"}' in figures
+    assert "vlre_items 24.0" in figures
+    api = client.get("/openapi.json").json()
+    assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
+    for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
+        assert content["schema"]["properties"]["k"]["maximum"] == 1000
+    assert "Part" in api["components"]["schemas"]
+
+
+def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
+    first = next(iter(engine)).id
+    for path, body, status, code in [
+        ("/api/search", {"text": "a", "k": 0}, 422, "invalid"),
+        ("/api/search", {}, 422, "invalid"),
+        ("/api/search", {"text": "a", "nonsense": 1}, 422, "invalid"),
+        ("/api/search", {"id": "../../etc/passwd"}, 404, "not_found"),
+        ("/api/search", {"image": base64.b64encode(b"GIF89a").decode()}, 400, "bad_image"),
+        ("/api/search", {"mix": [{"text": "snow", "weight": -1}]}, 400, "bad_request"),
+        ("/api/caption", {"ids": [first], "temperature": 1, "beams": 2}, 400, "bad_request"),
+        ("/api/match", {"id": first, "texts": []}, 422, "invalid"),
+        ("/v1/embeddings", {"input": []}, 422, "invalid"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 3}, 400, "bad_request"),
+    ]:
+        answer = client.post(path, json=body, headers={"X-Request-ID": "mine-1"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (status, code), (path, body, answer.text)
+        assert error["message"]
+        assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+    assert client.get("/api/search").status_code == 405
+
+
+def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 8)
+    answers: list[int] = []
+    done = threading.Event()
+
+    with served(store, reload_s=0.1) as client:
+
+        def ask() -> None:
+            with httpx.Client(base_url=client.base_url, timeout=60) as own:
+                while not done.is_set():
+                    answers.append(own.post("/api/search", json={"text": "a dog"}).status_code)
+
+        askers = [threading.Thread(target=ask) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        encode("scenes:4?seed=8", store, encoder=open_encoder("vlre-tiny"), options=ALL)
+        until = time.monotonic() + 20
+        while client.post("/api/search", json={"text": "a"}).json()["items"] < 12:
+            assert time.monotonic() < until, "the new items were never found"
+            time.sleep(0.02)
+        done.set()
+        for asker in askers:
+            asker.join()
+        assert client.get("/api/store").json()["reloads"] >= 1
+    assert set(answers) == {200}
+    assert len(answers) > 5
+
+
+def test_what_was_asked_before_the_end_is_answered(store: Path) -> None:
+    found: list[httpx.Response] = []
+    engine = Engine(store=store, index=store.with_name("index"))
+    asked = {"ids": [entry.id for entry in engine][:12], "length": 40}
+    with httpx.Client(timeout=60) as client:
+        with running(engine, ServeSettings(port=0)) as address:
+            client.base_url = httpx.URL(address)
+            wait_until_ready(client)
+            post = threading.Thread(
+                target=lambda: found.append(client.post("/api/caption", json=asked))
+            )
+            post.start()
+            time.sleep(0.3)
+        post.join()
+    assert len(found[0].json()["images"]) == 12
