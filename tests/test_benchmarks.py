@@ -44,3 +44,16 @@ def test_the_photo_benchmark_runs_and_reports(
     low, high = lines[-1]["R@1"][1:]
     assert low <= lines[-1]["R@1"][0] <= high
     assert lines[-1]["R@10"][0] > 90
+
+
+@pytest.mark.slow
+def test_the_server_benchmark_runs_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--scenes", "20", "--seconds", "1", "--clients", "4"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    importlib.import_module("benchmarks.serve").main()
+    first, steady, crowd = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["seconds"] > 0
+    assert steady["p50_ms"] <= steady["p99_ms"]
+    assert crowd["ratio"] == pytest.approx(crowd["batched_per_s"] / crowd["unbatched_per_s"], 0.05)
