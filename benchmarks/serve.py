@@ -46,7 +46,7 @@ def make_store(folder: Path, scenes: int) -> Path:
     """A store of scenes, encoded by the command."""
     store = folder / "store"
     vlre("encode", f"scenes:{scenes}?seed=7", "--model", "vlre-tiny", "--store", str(store))
-    vlre("index", "--store", str(store), "--out", str(folder / "index"))
+    vlre("index", "--store", str(store), "--index", str(folder / "index"))
     return store
 
 
