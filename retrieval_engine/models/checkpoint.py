@@ -273,6 +273,17 @@ def tied_twin(name: str) -> str | None:
     return ends[0][0] + ends[0][1] if ends else None
 
 
+def tensors_of(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a weight file of either kind, on the CPU.
+
+    Raises:
+        CheckpointInvalid: a pickled file is damaged, or holds more than tensors by name.
+    """
+    from safetensors.torch import load_file
+
+    return load_file(file) if file.suffix == ".safetensors" else pickled_tensors(file)
+
+
 def pickled_tensors(file: Path) -> "dict[str, Tensor]":
     """The tensors of a file that `torch.save` wrote; nothing in it runs.
 

@@ -14,6 +14,7 @@ from retrieval_engine.models.checkpoint import (
     Checkpoint,
     pickled_tensors,
     tensor_names,
+    tensors_of,
     weight_files,
     without_wrappers,
 )
@@ -67,7 +68,7 @@ def load_model(
     try:
         with _quiet():
             if fill is not None:
-                more["state_dict"] = fill(all_tensors(checkpoint.path))
+                more["state_dict"] = fill(_all_tensors(checkpoint.path))
                 more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
                 None if fill else checkpoint.path,
@@ -146,15 +147,8 @@ def _adapted(model: Any, checkpoint: Checkpoint, in_float32: "Callable[[Checkpoi
     return apply_adapter(whole, adapter, plan).to(model.dtype)
 
 
-def all_tensors(path: "Path") -> "dict[str, Tensor]":
-    """All tensors of a checkpoint's files."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        safe = file.suffix == ".safetensors"
-        tensors |= load_file(file) if safe else pickled_tensors(file)
-    return tensors
+def _all_tensors(path: "Path") -> "dict[str, Tensor]":
+    return {name: t for file in weight_files(path) for name, t in tensors_of(file).items()}
 
 
 def _quantization(name: str, dtype: Any) -> dict[str, object]:
