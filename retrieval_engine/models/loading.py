@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
@@ -87,10 +88,7 @@ def load_model(
     if report["missing_keys"]:
         raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
-
-        def whole(plain: Checkpoint) -> Model:
-            return load_model(kind, plain, dtype=torch.float32, fill=fill)
-
+        whole = partial(load_model, kind, dtype=torch.float32, fill=fill)
         model = _adapted(model, checkpoint, whole)
     ready: Model = model.eval()
     return ready
