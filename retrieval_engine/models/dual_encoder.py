@@ -118,9 +118,11 @@ class ImageEncoder(ABC):
             **texts,
         )
 
-    def form(self, name: str, shape: tuple[int, ...], *parts: str) -> Feature:
-        """A float32 feature of this shape, which these parts of the encoder decide."""
-        return Feature(name=name, shape=shape, dtype="float32", fingerprint=self.spec.part(*parts))
+    def form(
+        self, name: str, shape: tuple[int, ...], *parts: str, dtype: str = "float32"
+    ) -> Feature:
+        """A feature of this shape, which these parts of the encoder decide."""
+        return Feature(name=name, shape=shape, dtype=dtype, fingerprint=self.spec.part(*parts))
 
     @property
     def default_batch_size(self) -> int:

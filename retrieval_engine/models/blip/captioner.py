@@ -92,8 +92,7 @@ class BlipCaptioner(ImageEncoder):
         """`tokens`, which a retrieval encoder with the same tower shares."""
         vision = self.model.config.vision_config
         shape = (int(vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-        side = self.spec.part("vision")
-        return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=side)]
+        return [self.form("tokens", shape, "vision")]
 
     def vision_tower(self, pixels: Tensor) -> Tensor:
         """See `ImageEncoder.vision_tower`."""
