@@ -10,17 +10,19 @@ from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import encode
+    from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import evaluate_recall
-    from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.index import build_index, open_index, update_index
     from retrieval_engine.models import open_encoder
-    from retrieval_engine.search import SearchEngine
+    from retrieval_engine.search import Mix
     from retrieval_engine.sources import open_source
     from retrieval_engine.store import open_store
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SearchEngine",
+    "Engine",
+    "Mix",
     "build_index",
     "encode",
     "evaluate_recall",
@@ -28,6 +30,7 @@ __all__ = [
     "open_index",
     "open_source",
     "open_store",
+    "update_index",
 ]
 
 

@@ -51,10 +51,14 @@ _OPTIONS = (
         "(its published figures need it), or as transformers 5 does.  [default: original]",
     ),
     click.option(
-        "--repetition-penalty", type=float, default=1.0, help="Above 1: repeat words less."
+        "--repetition-penalty",
+        type=float,
+        help="Above 1: repeat words less.  [default: the model's, else 1]",
     ),
     click.option(
-        "--no-repeat-ngram", type=int, default=0, help="Never write the same N tokens twice."
+        "--no-repeat-ngram",
+        type=int,
+        help="Never write the same N tokens twice.  [default: the model's, else 0]",
     ),
     click.option("--prompt", help="What every sentence goes on from; default: the model's own."),
 )

@@ -76,6 +76,8 @@ class BlipCaptioner(ImageEncoder):
         self.longest = int(words.max_position_embeddings)
         said = generation_defaults(checkpoint.path, PROMPT)
         self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.repetition_penalty = said.repetition_penalty
+        self.no_repeat_ngram = said.no_repeat_ngram
         self.default_length = DEFAULT_LENGTH
         if said.new_tokens is not None:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))

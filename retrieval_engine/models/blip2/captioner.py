@@ -110,6 +110,8 @@ class Blip2Captioner(Blip2Images):
         said = generation_defaults(checkpoint.path, PROMPT)
         self.end_id = end_token(said, config)
         self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.repetition_penalty = said.repetition_penalty
+        self.no_repeat_ngram = said.no_repeat_ngram
         self.default_length = said.new_tokens or DEFAULT_LENGTH
         on_cuda = self.device.type == "cuda"
         self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
