@@ -13,7 +13,6 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import read_adapter
 from retrieval_engine.models.checkpoint import (
     Checkpoint,
-    pickled_tensors,
     tensor_names,
     tensors_of,
     weight_files,
@@ -63,7 +62,7 @@ def load_model(
 
     for file in weight_files(checkpoint.path):
         if file.suffix != ".safetensors":
-            pickled_tensors(file)  # refuses more than tensors; transformers advises otherwise
+            tensors_of(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:

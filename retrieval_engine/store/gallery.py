@@ -153,9 +153,10 @@ class Gallery:
             return [every[i] for i in rows.tolist()]
 
         of_images = ("ids", "uris", "sources", "splits", "keys", "_meta")
+        columns: dict[str, Any] = {n: some(getattr(self, n), images) for n in of_images}
         return replace(
             self,
-            **{name: some(getattr(self, name), images) for name in of_images},
+            **columns,
             image_rows=self.image_rows[images],
             caption_ids=some(self.caption_ids, captions),
             caption_texts=some(self.caption_texts, captions),

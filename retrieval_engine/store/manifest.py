@@ -108,14 +108,13 @@ class Header:
 
 def new_header(spec: EncoderSpec, features: Features) -> Header:
     """A header for a store made now."""
+    libraries = ("vlre", "h5py", "numpy", "pyarrow")
     return Header(
         spec=spec,
         fingerprint=spec.fingerprint,
         features=features,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={
-            name: version_of(name) or "unknown" for name in ("vlre", "h5py", "numpy", "pyarrow")
-        },
+        versions={name: version_of(name) or "unknown" for name in libraries},
     )
 
 
@@ -139,10 +138,7 @@ def read_header(path: Path) -> Header:
         return Header(
             spec=_spec(value["spec"]),
             fingerprint=str(value["fingerprint"]),
-            features={
-                Modality(modality): _features(forms)
-                for modality, forms in value["features"].items()
-            },
+            features={Modality(m): _features(forms) for m, forms in value["features"].items()},
             created=str(value["created"]),
             versions=dict(value["versions"]),
         )
@@ -158,14 +154,10 @@ def _spec(value: Mapping[str, Any]) -> EncoderSpec:
 
 def write_header(path: Path, header: Header) -> None:
     """Replace the header of the store at a path."""
-    features = {
-        str(modality): {name: feature_json(form) for name, form in forms.items()}
-        for modality, forms in header.features.items()
-    }
     value = {
         "fingerprint": header.fingerprint,
         "spec": header.spec.to_json(),
-        "features": features,
+        "features": {str(m): _features_json(forms) for m, forms in header.features.items()},
         "created": header.created,
         "versions": dict(header.versions),
     }
@@ -226,6 +218,10 @@ def feature_json(feature: Feature) -> dict[str, Json]:
     return value
 
 
+def _features_json(features: Mapping[str, Feature]) -> dict[str, Json]:
+    return {name: feature_json(feature) for name, feature in features.items()}
+
+
 def _features(value: Mapping[str, Any]) -> dict[str, Feature]:
     found = {}
     for name, form in value.items():
@@ -264,7 +260,7 @@ def _entry_json(entry: FileEntry) -> dict[str, Json]:
         "rows": entry.rows,
         "bytes": entry.size_bytes,
         "sha256": entry.sha256,
-        "features": {name: feature_json(form) for name, form in entry.features.items()},
+        "features": _features_json(entry.features),
     }
 
 
