@@ -155,7 +155,7 @@ def _made() -> dict[str, Json]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "by": f"vlre {version_of('vlre')}",
-        "python": platform.pythonversion_of(),
+        "python": platform.python_version(),
         "versions": dict(versions),
         "platform": platform.platform(),
     }

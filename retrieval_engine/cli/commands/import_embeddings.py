@@ -38,6 +38,7 @@ widths: recall and search then need a head.
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     folder: Path | None,
     images: str | None,
     name: str,
