@@ -17,11 +17,7 @@ from torch import Tensor
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.batching import (
-    default_batch_size,
-    in_batches,
-    pad_tokens,
-)
+from retrieval_engine.models.batching import default_batch_size, in_batches, pad_tokens
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import (
     autocast,

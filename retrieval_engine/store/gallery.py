@@ -10,12 +10,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.store.items import (
-    caption_field,
-    caption_spans,
-    choose_split,
-    live_items,
-)
+from retrieval_engine.store.items import caption_field, caption_spans, choose_split, live_items
 from retrieval_engine.store.keys import column_keys
 
 if TYPE_CHECKING:

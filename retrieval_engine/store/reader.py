@@ -8,11 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import (
-    FeatureMissing,
-    FingerprintMismatch,
-    StoreError,
-)
+from retrieval_engine.errors import FeatureMissing, FingerprintMismatch, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Modality
 from retrieval_engine.store.gallery import Gallery

@@ -2,7 +2,7 @@
 
 The same arithmetic as `BlipForConditionalGeneration`, on the same modules; tests compare with the
 authors' token ids and with transformers. What makes it fast: an image's states are never copied
-for its beams, its keys and values are formed only where that pays (`_cross.py`), and the prompt is
+for its beams, its keys and values are formed only where that pays (`cross_attention.py`), and the prompt is
 read once for an image.
 
 Traps: a sentence begins with [DEC] (`bos_token_id`) and ends with [SEP] (`sep_token_id`, not
@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.models.attend import image_keys_values, split_heads
+from retrieval_engine.models.attend import keys_values_of, split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
@@ -200,11 +200,8 @@ class BlipDecodingState:
         self, attention: Any, x: Tensor, number: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Causal self-attention of the new tokens, and all keys and values so far."""
-        heads = attention.num_attention_heads
-        q, k, v = (
-            split_heads(project(x), heads)
-            for project in (attention.query, attention.key, attention.value)
-        )
+        q = split_heads(attention.query(x), attention.num_attention_heads)
+        k, v = keys_values_of(attention, x)
         if self._past:
             before = self._past[number]
             k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
@@ -250,10 +247,10 @@ def token_relevance(decoder: Any, tokens: Tensor, ids: Tensor, begun: int) -> Te
         past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in decoder.bert.encoder.layer:
             own = layer.attention.self
-            mixed, _ = _attend(own, x, *image_keys_values(own, x), past)
+            mixed, _ = _attend(own, x, *keys_values_of(own, x), past)
             x = layer.attention.output(mixed, x)
             cross = layer.crossattention.self
-            mixed, seen = _attend(cross, x, *image_keys_values(cross, tokens), None)
+            mixed, seen = _attend(cross, x, *keys_values_of(cross, tokens), None)
             maps.append(seen)
             x = layer.crossattention.output(mixed, x)
             x = layer.output(layer.intermediate(x), x)

@@ -14,10 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertTokenizer, Blip2Config
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.blip_2.modeling_blip_2 import (
-    Blip2PreTrainedModel,
-    Blip2VisionModel,
-)
+from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel, Blip2VisionModel
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models import text
