@@ -26,9 +26,30 @@ import numpy as np
 
 from benchmarks.report import emit
 
-_WORDS = ["dog", "cat", "bird", "horse", "man", "woman", "car", "boat", "tree", "house", "kite", "ball"]
+_WORDS = [
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "man",
+    "woman",
+    "car",
+    "boat",
+    "tree",
+    "house",
+    "kite",
+    "ball",
+]
 _COLOURS = ["red", "white", "black", "brown", "blue", "green", "yellow", "orange"]
-_PLACES = ["on grass", "on sand", "in the snow", "on the street", "at night", "at dusk", "under a blue sky"]
+_PLACES = [
+    "on grass",
+    "on sand",
+    "in the snow",
+    "on the street",
+    "at night",
+    "at dusk",
+    "under a blue sky",
+]
 _TURNS = 3
 
 
