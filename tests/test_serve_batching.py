@@ -89,7 +89,8 @@ def test_beyond_its_queue_it_refuses_and_says_when_to_come_again() -> None:
 
 
 def test_an_urgent_question_goes_first_and_is_never_refused() -> None:
-    work, order = Doubling(), []
+    work = Doubling()
+    order: list[object] = []
 
     async def ask() -> None:
         work.gate.clear()

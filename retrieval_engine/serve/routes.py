@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.errors import DecodeError, UsageError
+from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
 from retrieval_engine.serve.answering import Like, Match, Picture, Question, Rerank, Write, Written
@@ -129,8 +130,8 @@ async def caption(request: Request) -> Response:
     """Sentences about one image or many; an image that cannot be read fails alone."""
     room = _room(request)
     asked, files = await read_body(request, schema.CaptionRequest)
-    options = _decoding(asked)
     captioner = await room.off_loop(room.live.captioner)
+    options = _decoding(asked, captioner)
     wanted: list[tuple[bytes | None, str | None]] = [(data, None) for data in asked.images]
     wanted += [(None, item_id) for item_id in asked.ids]
     names = [*(files or [f"image {n}" for n in range(1, len(asked.images) + 1)]), *asked.ids]
@@ -146,17 +147,20 @@ async def caption(request: Request) -> Response:
     return JSONResponse({"model": captioner.spec.checkpoint, "images": rows})
 
 
-def _decoding(asked: schema.CaptionRequest) -> DecodingOptions:
+def _decoding(asked: schema.CaptionRequest, captioner: Captioner) -> DecodingOptions:
     drawn = asked.temperature is not None
     if drawn and (asked.beams or 1) > 1:
         raise UsageError("`temperature` draws words at random, `beams` keep the likeliest: choose")
+    prompt = captioner.prompt if asked.prompt is None else asked.prompt
+    beside = 0 if captioner.prompt_counts else len(captioner.prompt_ids(prompt))
+    longest = captioner.longest - beside  # a model that writes less keeps "at most" as well
     return DecodingOptions(
         sample=drawn,
         temperature=asked.temperature,
         seed=asked.seed if drawn else None,
         beams=None if drawn else (asked.beams or max(3, asked.n)),
         num_captions=asked.n,
-        max_length=asked.length,
+        max_length=None if asked.length is None else max(1, min(asked.length, longest)),
         prompt=asked.prompt,
     )
 

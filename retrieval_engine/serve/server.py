@@ -135,5 +135,6 @@ class _Patient(H11Protocol):
         self._head_timer = self.loop.call_later(self.head_s, self._end_if_waiting)
 
     def _end_if_waiting(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        has_begun = bool(self.cycle)  # None before the first request, whatever its type says
+        if not has_begun or self.cycle.response_complete:
             self.transport.close()
