@@ -216,4 +216,5 @@ def test_what_was_asked_before_the_end_is_answered(store: Path) -> None:
             post.start()
             time.sleep(0.3)
         post.join()
+    assert found[0].status_code == 200, found[0].text
     assert len(found[0].json()["images"]) == 12

@@ -54,7 +54,7 @@ class Live:
         self._captioner: Captioner | None = None
         self._is_whole = False
         self._turn = threading.Lock()
-        self._captioner_turn = threading.Lock()
+        self._loading = threading.RLock()  # two models cannot be built at once in a process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vlre-reload", daemon=True)
 
@@ -134,8 +134,9 @@ class Live:
         Raises:
             EncoderError: it cannot be opened, or writes none.
         """
-        with self._captioner_turn:
+        with self._loading:
             if self._captioner is None:
+                self._open_towers()
                 store = self.searcher.store
                 model = self._caption_model or self.searcher.spec.checkpoint
                 self._captioner = open_captioner(model, dtype=arithmetic("auto", store))
@@ -178,10 +179,11 @@ class Live:
         searcher = self._searcher
         if searcher is None or self._is_whole or searcher.spec.family == EXTERNAL:
             return
-        self._is_whole = True
-        look = searcher.encoder.preprocessor
-        pixels = look.pixels(Image.new("RGB", (64, 64)))
-        searcher.encoder.encode_images(pixels[None], [searcher.feature])
+        with self._loading:
+            look = searcher.encoder.preprocessor
+            pixels = look.pixels(Image.new("RGB", (64, 64)))
+            searcher.encoder.encode_images(pixels[None], [searcher.feature])
+            self._is_whole = True
 
 
 class Remembering:
