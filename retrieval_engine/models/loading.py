@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,10 @@ Model = TypeVar("Model", bound="nn.Module")
 Tokenizer = TypeVar("Tokenizer", bound="PreTrainedTokenizerBase")
 
 _SHOWN = 5
+
+# transformers replaces functions of its own while it builds a model: of two at once, one is left
+# with weights that are not tied, and so is every later one.
+_one_at_a_time = threading.RLock()
 
 
 def load_model(
@@ -66,7 +71,7 @@ def load_model(
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
-        with _quiet():
+        with _one_at_a_time, _quiet():
             if fill is not None:
                 more["state_dict"] = fill(_all_tensors(checkpoint.path))
                 more["config"] = loader.config_class.from_pretrained(checkpoint.path)
