@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from retrieval_engine.cli.output import emit, note, table_console
+from retrieval_engine.cli.wording import as_options
 from retrieval_engine.errors import UsageError
 
 if TYPE_CHECKING:
+    from retrieval_engine.caption.collapse import CollapseReport
     from retrieval_engine.evaluate.compare import Comparison
     from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison
 
@@ -117,3 +119,30 @@ def _print_captions(comparison: "CaptionComparison") -> None:
                 f"{row.name} against {comparison.rows[0].name}: CIDEr {100 * gain:+.1f} "
                 f"({100 * low:+.1f} to {100 * high:+.1f})"
             )
+
+
+def show_collapse(report: "CollapseReport") -> None:
+    """Print what a captioner says in each way, what it knows, and the verdict."""
+    from rich.table import Table
+
+    table = Table(title=f"{len(report.images):,} images: {report.model}", title_justify="left")
+    for number, heading in enumerate(
+        ("words by", "CIDEr", "different %", "commonest %", "repeated %")
+    ):
+        table.add_column(heading, justify="right" if number else "left")
+    for way in report.ways:
+        varied = way.varied
+        shares = (varied.distinct_captions, varied.commonest_share, varied.repetition_rate)
+        figures = [f"{100 * value:.1f}" for value in (way.cider, *shares)]
+        table.add_row(way.name, *figures)
+    table_console().print(table)
+    click.echo(
+        f"next token: loss {report.loss:.2f}, entropy {report.entropy:.2f}, another picture adds "
+        f"{report.gain:.2f} nats"
+    )
+    for band in report.bands:
+        click.echo(
+            f"  {band.name:17} {band.share:4.0%} of tokens: loss {band.loss:.2f}, another picture "
+            f"adds {band.gain:.2f}"
+        )
+    click.echo(as_options(report.verdict, click.get_current_context()))
