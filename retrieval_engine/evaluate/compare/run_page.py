@@ -1,5 +1,6 @@
 """One HTML file with the figures and the plots of a comparison; nothing is loaded from anywhere."""
 
+import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -45,7 +46,7 @@ class ReportFiles:
 
 
 def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> ReportFiles:
-    """Write `report.html`, `comparison.csv` and the plots into a directory.
+    """Write `report.html`, `comparison.csv`, `comparison.json` and the plots into a directory.
 
     Args:
         comparison: what `compare` gave.
@@ -88,7 +89,7 @@ def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison"
             parts.append(f"<h3>“{escape(sample.text)}”</h3>")
             parts.append(_figure_of(drawn[name], f"Found for: {sample.text}", ""))
     parts.append("</body></html>\n")
-    return _write(out, "\n".join(parts), comparison.csv(), drawn)
+    return _write(out, "\n".join(parts), comparison, drawn)
 
 
 _MAP_CAPTION = (
@@ -178,11 +179,15 @@ def _thumbnail(uri: str) -> NDArray[np.uint8] | None:
     return np.asarray(image)
 
 
-def _write(out: Path, page: str, table: str, drawn: dict[str, bytes]) -> ReportFiles:
+def _write(
+    out: Path, page: str, comparison: Comparison, drawn: dict[str, bytes]
+) -> ReportFiles:
+    figures = json.dumps([row.to_json() for row in comparison.rows], indent=2)
     try:
         out.mkdir(parents=True, exist_ok=True)
         replace_file(out / "report.html", page.encode())
-        replace_file(out / "comparison.csv", table.encode())
+        replace_file(out / "comparison.csv", comparison.csv().encode())
+        replace_file(out / "comparison.json", f"{figures}\n".encode())
         for name, png in drawn.items():
             replace_file(out / f"{name}.png", png)
     except OSError as error:
