@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
 from retrieval_engine.models.family import FAMILIES, load_family
 from retrieval_engine.network import hub_is_reachable
+from retrieval_engine.strict_json import loads
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, PreTrainedConfig
@@ -114,6 +115,36 @@ def import_checkpoint(
     )
     files.write_directory(found, tokenizer, asdict(report), out)
     return report
+
+
+def imported_beside(file: Path) -> Path:
+    """The directory of an authors' file: imported before, or now, beside it and under its name.
+
+    A vocab.txt beside the file is its vocabulary, and a .json of its name its `config`.
+
+    Raises:
+        UsageError: the directory was made from another file.
+        CheckpointInvalid, CheckpointNotFound: as of `import_checkpoint`.
+    """
+    from retrieval_engine.models.import_files import RECORD, sha256_of
+
+    out = file.with_suffix("")
+    record = out / RECORD
+    if record.is_file():
+        if loads(record.read_bytes())["source_sha256"] == sha256_of(file):
+            return out
+        raise UsageError(
+            f"{out} was imported from another {file.name}",
+            hint="import this one to a place of its own: `import_checkpoint(file, out=DIR)`",
+        )
+    vocab, config = file.with_name("vocab.txt"), file.with_suffix(".json")
+    import_checkpoint(
+        file,
+        out,
+        vocab=vocab if vocab.is_file() else None,
+        config=config if config.is_file() else None,
+    )
+    return out
 
 
 def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings") -> "Translation":

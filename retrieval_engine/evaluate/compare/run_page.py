@@ -179,9 +179,7 @@ def _thumbnail(uri: str) -> NDArray[np.uint8] | None:
     return np.asarray(image)
 
 
-def _write(
-    out: Path, page: str, comparison: Comparison, drawn: dict[str, bytes]
-) -> ReportFiles:
+def _write(out: Path, page: str, comparison: Comparison, drawn: dict[str, bytes]) -> ReportFiles:
     figures = json.dumps([row.to_json() for row in comparison.rows], indent=2)
     try:
         out.mkdir(parents=True, exist_ok=True)
