@@ -98,7 +98,7 @@ def test_a_file_in_hugging_face_s_names_says_what_to_do_with_it(tmp_path: Path) 
     model = tiny.save_blip(tmp_path / "model")
     file = tmp_path / "weights_best.pt"
     torch.save(load_file(model / "model.safetensors"), file)
-    refused(file, tmp_path, "needs no import: save its tensors as pytorch_model.bin")
+    refused(file, tmp_path, r"which model it was trained from, `base=ID`")
 
 
 def test_a_prompt_that_nobody_said_is_told_and_a_trained_one_is_written_down(

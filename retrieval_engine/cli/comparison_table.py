@@ -62,8 +62,9 @@ def _print(comparison: "Comparison") -> None:
 
 def compare_caption_runs(
     runs: tuple[str, ...],
-    references: Path,
+    references: str,
     *,
+    split: str | None,
     form: str,
     out: Path | None,
     images: Path | None,
@@ -74,8 +75,9 @@ def compare_caption_runs(
 
     Args:
         runs: files of captions, `NAME=FILE` names one.
-        references: file of references.
-        form: `json` (a line a run), `markdown`, or empty for people.
+        references: file, source or store with references.
+        split: of them, only the images of this split.
+        form: `json` (a line a run), `csv`, `markdown`, or empty for people.
         out: directory for the page, or None.
         images: folder of the images, where the files do not say where they are.
         allow_missing: leave out images that some run has no caption for.
@@ -87,12 +89,14 @@ def compare_caption_runs(
     from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
     from retrieval_engine.evaluate.compare.caption_page import write_caption_page
 
-    if form not in ("", "json", "markdown"):
-        raise UsageError(f"--{form} is of heads and stores; captions have --json and --markdown")
-    comparison = compare_captions(runs, references, allow_missing=allow_missing)
+    if form == "latex":
+        raise UsageError("--latex is of heads and stores; captions have --json, --csv, --markdown")
+    comparison = compare_captions(runs, references, split=split, allow_missing=allow_missing)
     if form == "json":
         for row in comparison.rows:
             emit(row.to_json())
+    elif form == "csv":
+        click.echo(comparison.csv(), nl=False)
     elif form == "markdown":
         click.echo(comparison.markdown())
     else:

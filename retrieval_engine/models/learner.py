@@ -87,7 +87,13 @@ class RetrievalLearner(Learner, Protocol):
 
 @runtime_checkable
 class CaptionLearner(Learner, Protocol):
-    """A learner of captions."""
+    """A learner of captions.
+
+    Attributes:
+        prompt: what captions go on from, in training as in writing.
+    """
+
+    prompt: str
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Ids of each caption as the decoder reads it, prompt and end included.

@@ -1,14 +1,10 @@
 """`vlre compare`: several runs side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from retrieval_engine.cli.options import UserPath, example, json_option, split_option, store_option
-
-if TYPE_CHECKING:
-    pass
 
 _HELP = """Compare heads, encoders and saved figures: a table, pictures and one HTML report.
 
@@ -16,7 +12,8 @@ A RUN is the directory of a head, another store, a file from `vlre eval --json`,
 what the encoder gives without a head. NAME=RUN names it. All are measured on the same images of the
 store; those that some head was trained on are left out for every run.
 
-With --references, runs are files of captions (`vlre caption --out`), before and after:
+With --references, runs are files of captions (`vlre caption --out`), before and after; --out gets
+a page, and captions.csv with each picture's captions side by side:
 
 \b
   vlre compare old.jsonl new.jsonl --references references.json --out report
@@ -31,8 +28,8 @@ With --references, runs are files of captions (`vlre caption --out`), before and
 @click.option("--title", default="Comparison", show_default=True, help="Of the report.")
 @click.option(
     "--references",
-    type=UserPath(dir_okay=False),
-    help="Compare files of captions with these references.",
+    metavar="SOURCE",
+    help="Compare files of captions with these references: a file, a source, or a store.",
 )
 @click.option("--images", type=UserPath(file_okay=False), help="Of captions: the pictures.")
 @click.option("--allow-missing", is_flag=True, help="Of captions: leave out what some run lacks.")
@@ -46,7 +43,7 @@ def command(
     split: str | None,
     out: Path | None,
     title: str,
-    references: Path | None,
+    references: str | None,
     images: Path | None,
     allow_missing: bool,
     as_json: bool,
@@ -60,6 +57,7 @@ def command(
         compare_caption_runs(
             runs,
             references,
+            split=split,
             form=form,
             out=out,
             images=images,

@@ -49,7 +49,7 @@ def write_caption_page(
     images: Path | None = None,
     title: str = "Captions",
 ) -> Path:
-    """Write `captions.html` into a directory.
+    """Write `captions.html` and `captions.csv` into a directory.
 
     Args:
         comparison: what `compare_captions` gave.
@@ -81,6 +81,7 @@ def write_caption_page(
     page = out / "captions.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / "captions.csv", comparison.captions_csv().encode())
         replace_file(page, "\n".join(parts).encode())
     except OSError as error:
         raise EvaluationError(f"cannot write {page}: {error.strerror}") from error
