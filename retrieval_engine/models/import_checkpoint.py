@@ -74,7 +74,7 @@ def import_checkpoint(
         file: the checkpoint as the authors' code saved it.
         out: directory to make; it exists only when it is whole.
         config: JSON with what shapes do not tell (see `import_settings.py`).
-        vocab: vocab.txt; bert-base-uncased's when None.
+        vocab: vocab.txt; None for the one beside the file, else bert-base-uncased's.
         image_size: side in pixels to interpolate the position embedding for.
         vision: a BLIP-2 vision tower's own file, for checkpoints saved without it.
 
@@ -95,7 +95,8 @@ def import_checkpoint(
     stored_image_size = found.config.vision_config.image_size
     found = _resize(found, image_size or options.top.get("image_size") or stored_image_size)
     translation.check(found)
-    tokenizer, text = _fit_vocabulary(found, vocab)
+    beside = file.with_name("vocab.txt")
+    tokenizer, text = _fit_vocabulary(found, vocab or (beside if beside.is_file() else None))
     report = ImportedCheckpoint(
         kind=found.kind,
         models=[model.__name__ for model in found.models],
@@ -120,7 +121,7 @@ def import_checkpoint(
 def imported_beside(file: Path) -> Path:
     """The directory of an authors' file: imported before, or now, beside it and under its name.
 
-    A vocab.txt beside the file is its vocabulary, and a .json of its name its `config`.
+    A .json beside the file and of its name is its `config`.
 
     Raises:
         UsageError: the directory was made from another file.
@@ -137,13 +138,8 @@ def imported_beside(file: Path) -> Path:
             f"{out} was imported from another {file.name}",
             hint="import this one to a place of its own: `import_checkpoint(file, out=DIR)`",
         )
-    vocab, config = file.with_name("vocab.txt"), file.with_suffix(".json")
-    import_checkpoint(
-        file,
-        out,
-        vocab=vocab if vocab.is_file() else None,
-        config=config if config.is_file() else None,
-    )
+    config = file.with_suffix(".json")
+    import_checkpoint(file, out, config=config if config.is_file() else None)
     return out
 
 

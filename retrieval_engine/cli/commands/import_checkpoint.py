@@ -19,7 +19,8 @@ from retrieval_engine.cli.options import UserPath, json_option
 @click.option(
     "--vocab",
     type=UserPath(),
-    help="vocab.txt, without [DEC] and [ENC].  [default: bert-base-uncased's, from the hub]",
+    help="vocab.txt, without [DEC] and [ENC].  [default: the one beside FILE, else "
+    "bert-base-uncased's from the hub]",
 )
 @click.option(
     "--image-size",
