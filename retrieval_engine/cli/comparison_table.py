@@ -1,5 +1,6 @@
 """How comparisons look, of recall and of captions: to people, and for programs and papers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from retrieval_engine.errors import UsageError
 
 if TYPE_CHECKING:
     from retrieval_engine.caption.collapse import CollapseReport
-    from retrieval_engine.evaluate.compare import Comparison
-    from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison
+    from retrieval_engine.evaluate.compare import Comparison, Row
+    from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison, CaptionRow
 
 
 def show_comparison(comparison: "Comparison", form: str) -> None:
@@ -22,6 +23,16 @@ def show_comparison(comparison: "Comparison", form: str) -> None:
         comparison: what `compare` gave.
         form: `json` (a line a run), `csv`, `markdown`, `latex`, or empty for people.
     """
+    if form == "latex":
+        click.echo(comparison.latex())
+    elif not _told(comparison, form):
+        _print(comparison)
+    for remark in comparison.remarks:
+        note(remark)
+
+
+def _told(comparison: "Comparison | CaptionComparison", form: str) -> bool:
+    """Print it as JSON, CSV or Markdown, where it is that form; whether it was."""
     if form == "json":
         for row in comparison.rows:
             emit(row.to_json())
@@ -29,12 +40,17 @@ def show_comparison(comparison: "Comparison", form: str) -> None:
         click.echo(comparison.csv(), nl=False)
     elif form == "markdown":
         click.echo(comparison.markdown())
-    elif form == "latex":
-        click.echo(comparison.latex())
-    else:
-        _print(comparison)
-    for remark in comparison.remarks:
-        note(remark)
+    return form in ("json", "csv", "markdown")
+
+
+def _print_gains(
+    rows: "Sequence[Row | CaptionRow]", figure: str, scale: float, digits: int
+) -> None:
+    """How far each run is above the first, and the bounds of that."""
+    for row in rows:
+        if row.gain:
+            gain, low, high = (f"{scale * x:+.{digits}f}" for x in (row.gain[0], *row.gain[1]))
+            click.echo(f"{row.name} against {rows[0].name}: {figure} {gain} ({low} to {high})")
 
 
 def _print(comparison: "Comparison") -> None:
@@ -51,13 +67,7 @@ def _print(comparison: "Comparison") -> None:
         sides = (" ".join(part) for part in (recalls[:3], recalls[3:]))
         table.add_row(name, *sides, mean + spread)
     table_console().print(table)
-    for row in comparison.rows:
-        if row.gain:
-            gain, (low, high) = row.gain
-            click.echo(
-                f"{row.name} against {comparison.rows[0].name}: mean {gain:+.2f} "
-                f"({low:+.2f} to {high:+.2f})"
-            )
+    _print_gains(comparison.rows, "mean", 1, 2)
 
 
 def compare_caption_runs(
@@ -87,19 +97,12 @@ def compare_caption_runs(
         UsageError: a form that captions do not have.
     """
     from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
-    from retrieval_engine.evaluate.compare.caption_page import write_caption_page
+    from retrieval_engine.evaluate.compare.pages import write_caption_page
 
     if form == "latex":
         raise UsageError("--latex is of heads and stores; captions have --json, --csv, --markdown")
     comparison = compare_captions(runs, references, split=split, allow_missing=allow_missing)
-    if form == "json":
-        for row in comparison.rows:
-            emit(row.to_json())
-    elif form == "csv":
-        click.echo(comparison.csv(), nl=False)
-    elif form == "markdown":
-        click.echo(comparison.markdown())
-    else:
+    if not _told(comparison, form):
         _print_captions(comparison)
     if comparison.left_out:
         note(f"{comparison.left_out:,} images lack a caption of some run and are left out")
@@ -116,13 +119,7 @@ def _print_captions(comparison: "CaptionComparison") -> None:
     for row in comparison.rows:
         table.add_row(*row.cells())
     table_console().print(table)
-    for row in comparison.rows:
-        if row.gain:
-            gain, (low, high) = row.gain
-            click.echo(
-                f"{row.name} against {comparison.rows[0].name}: CIDEr {100 * gain:+.1f} "
-                f"({100 * low:+.1f} to {100 * high:+.1f})"
-            )
+    _print_gains(comparison.rows, "CIDEr", 100, 1)
 
 
 def show_collapse(report: "CollapseReport") -> None:

@@ -91,9 +91,11 @@ class CaptionLearner(Learner, Protocol):
 
     Attributes:
         prompt: what captions go on from, in training as in writing.
+        end_id: token that ends a caption.
     """
 
     prompt: str
+    end_id: int
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Ids of each caption as the decoder reads it, prompt and end included.
@@ -110,10 +112,6 @@ class CaptionLearner(Learner, Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens that were written after the prompt."""
-
-    @property
-    def end_id(self) -> int:
-        """Token that ends a caption."""
 
 
 def open_learner(
