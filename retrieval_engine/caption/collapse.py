@@ -19,9 +19,9 @@ from torch import Tensor
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import write_captions
-from retrieval_engine.caption.loaded import find_store, open_writer
+from retrieval_engine.caption.loaded import ImagesRequest
 from retrieval_engine.caption.run import CaptionRun
-from retrieval_engine.caption.source_images import Asked, SourceImage
+from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.metrics.cider import cider_d
 from retrieval_engine.metrics.diversity import Diversity, diversity
@@ -34,10 +34,15 @@ from retrieval_engine.records import Json
 
 WAYS: Mapping[str, DecodingOptions] = MappingProxyType(
     {
-        "greedy": DecodingOptions(beams=1),
-        "3 beams": DecodingOptions(beams=3),
-        "greedy, repetition penalty 1.3": DecodingOptions(beams=1, repetition_penalty=1.3),
-        "3 beams, no 3 tokens twice": DecodingOptions(beams=3, no_repeat_ngram=3),
+        # Whatever a checkpoint says of penalties, here each way is what it is called.
+        "greedy": DecodingOptions(beams=1, repetition_penalty=1.0, no_repeat_ngram=0),
+        "3 beams": DecodingOptions(beams=3, repetition_penalty=1.0, no_repeat_ngram=0),
+        "greedy, repetition penalty 1.3": DecodingOptions(
+            beams=1, repetition_penalty=1.3, no_repeat_ngram=0
+        ),
+        "3 beams, no 3 tokens twice": DecodingOptions(
+            beams=3, repetition_penalty=1.0, no_repeat_ngram=3
+        ),
     }
 )
 _BANDS = ((10, "the 10 commonest"), (100, "the next 90"), (10**9, "all rarer"))
@@ -166,9 +171,11 @@ def study_collapse(
         CheckpointInvalid: the model writes no captions.
     """
     progress = progress or Silent()
-    opened = find_store(store, needed=not targets)
-    asked = Asked.of(targets, opened, split=split)
-    captioner = open_writer(model, opened, device=device, dtype="auto")
+    request = ImagesRequest(
+        targets=tuple(targets), store=store, model=model, split=split, device=device
+    )
+    opened, asked = request.find()
+    captioner = request.captioner(opened)
     learner = open_learner(resolve(model), Task.CAPTION, with_tower=False, dtype=torch.float32)
     assert isinstance(learner, CaptionLearner)
     learner.model.eval().to(captioner.device)

@@ -155,7 +155,7 @@ class CaptionRun:
         """Images a batch at a time with their (n, t, w) states; those that fail are left out."""
         for batch, _ in self._batches(images, progress):
             if batch:
-                rows = [loaded.row for _, loaded in batch]
+                rows = np.array([loaded.row for _, loaded in batch], dtype=np.int64)
                 states = self.states.read(rows, [loaded.pixels[0] for _, loaded in batch])
                 yield [image for image, _ in batch], torch.from_numpy(states)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
+from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
 from retrieval_engine.evaluate.leaks import (
@@ -129,7 +129,7 @@ def evaluate_store(
     gallery, protocol, head = store.gallery(settings.split), ITC, None
     if settings.source:
         own = [i for i, name in enumerate(gallery.sources) if name == settings.source]
-        gallery = subset(gallery, np.array(own, dtype=np.int64))
+        gallery = gallery.only(np.array(own, dtype=np.int64))
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
