@@ -310,6 +310,20 @@ def test_kept_models_and_the_last_are_whole(tmp_path: Path, store: Path) -> None
     assert (out / "last").exists() == (report.best_step != report.steps)
 
 
+def test_every_kept_captioner_says_its_prompt_whenever_it_was_validated(
+    tmp_path: Path, store: Path, captioner: Path
+) -> None:
+    out = tmp_path / "c"
+    given = settings(store, model=str(captioner), epochs=2, keep_every=1, eval_every=1000, lr=0.5)
+    given |= {"batch_size": 80, "select": "bleu4"}
+    report = finetune(configure(Task.CAPTION, **given), out)
+    kept = [out / "epoch-1", out / "epoch-2", *out.glob("last")]
+    for folder in (*kept, out):
+        said = json.loads((folder / "generation_config.json").read_text())
+        assert said["prompt"] == open_captioner(str(folder), device="cpu").prompt == "a picture of "
+    assert 0 <= report.final["bleu4"] <= 1
+
+
 def split_store(path: Path, blip: Path, splits: list[str]) -> Path:
     source = scenes_store(path / "all", blip, scenes=f"scenes:{len(splits)}?seed=5")
     opened = open_store(source)
