@@ -116,8 +116,15 @@ def test_s0_e_an_mlp_is_no_linear_map() -> None:
     torch.manual_seed(0)
     x, y, nothing = torch.randn(3, 1, 6).unbind()
     for kind, is_linear in ((HeadKind.LINEAR, True), (HeadKind.MLP, False)):
-        sizes = {"dim": 4, "hidden": 8, "image_width": 6, "text_width": 6}
-        config = HeadConfig(kind=kind, feature="pooled", dropout=0.0, **sizes)
+        config = HeadConfig(
+            kind=kind,
+            feature="pooled",
+            dim=4,
+            hidden=8,
+            dropout=0.0,
+            image_width=6,
+            text_width=6,
+        )
         project = make_projection(config, 6).eval()
         with torch.no_grad():
             sums = project(x + y) + project(0 * nothing)
@@ -361,7 +368,7 @@ def test_s3_j_every_caption_is_learned_once_a_pass() -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p"])
 def test_s4_a_what_has_no_effect_under_beams_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"`{name}` .* has no effect on beam search"):
-        DecodingOptions(**{name: 1})
+        DecodingOptions(**{name: 1})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no effect"):
         DecodingOptions(num_captions=3, temperature=(0.7, 1.0, 1.3))
 
