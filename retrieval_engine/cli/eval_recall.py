@@ -7,6 +7,7 @@ from retrieval_engine.cli.output import (
     emit,
     interval_range,
     note,
+    note_failures,
     print_wide,
     progress_bar,
     table_console,
@@ -24,6 +25,45 @@ if TYPE_CHECKING:
     )
     from retrieval_engine.evaluate.leaks import LeakReport
     from retrieval_engine.metrics.bootstrap import Interval
+
+
+def encode_missing(
+    source: str, store: Path, *, model: str, device: str, rerank: bool
+) -> tuple[str, str]:
+    """Encode what of a source a store lacks.
+
+    Args:
+        source: its name.
+        store: directory, made where there is none.
+        model: checkpoint, or an authors' .pth file; empty for the one that made the store.
+        device: where it runs.
+        rerank: whether `tokens` are needed too.
+
+    Returns:
+        The source's name as the store has it, and the checkpoint.
+    """
+    from retrieval_engine.encoding import EncodeOptions, encode
+    from retrieval_engine.encoding.from_source import open_changed
+    from retrieval_engine.errors import StoreNotFound
+    from retrieval_engine.models import open_encoder, recorded_name
+    from retrieval_engine.models.import_checkpoint import imported_beside
+    from retrieval_engine.records import DEFAULT_MODEL
+    from retrieval_engine.store import open_store
+
+    if Path(model).suffix in (".pth", ".pt") and Path(model).is_file():
+        model = str(imported_beside(Path(model)))
+    if not model:
+        try:
+            model = recorded_name(open_store(store).spec)
+        except StoreNotFound:
+            model = DEFAULT_MODEL
+    opened = open_changed(source, store)
+    options = EncodeOptions(features=("itc", "tokens") if rerank else ("itc",))
+    with progress_bar() as progress:
+        encoder = open_encoder(model, device=device)
+        report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+    note_failures(report.failures)
+    return opened.name, model
 
 
 def measure_recall(

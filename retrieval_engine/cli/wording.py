@@ -15,6 +15,7 @@ import click
 
 COMMAND_OF = {
     "EncodeOptions": "encode",
+    "PretrainConfig": "pretrain",
     "build_index": "index",
     "encode": "encode",
     "evaluate_store": "eval --recall",

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
@@ -32,6 +34,7 @@ class RecallSettings:
 
     Attributes:
         split: only items of this split; None takes all.
+        source: only items of the source of this name; empty takes all.
         ks: cutoffs.
         ties: see `Ties`.
         device: where products and, for re-ranking, the model run.
@@ -43,6 +46,7 @@ class RecallSettings:
     """
 
     split: str | None = None
+    source: str = ""
     ks: tuple[int, ...] = KS
     ties: Ties = Ties.LOWER_INDEX
     device: str = "auto"
@@ -123,6 +127,9 @@ def evaluate_store(
     """
     settings = settings or RecallSettings()
     gallery, protocol, head = store.gallery(settings.split), ITC, None
+    if settings.source:
+        own = [i for i, name in enumerate(gallery.sources) if name == settings.source]
+        gallery = gallery.only(np.array(own, dtype=np.int64))
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)

@@ -14,6 +14,7 @@ class Select(StrEnum):
     """What the best weights of a caption run are chosen by."""
 
     LOSS = "loss"
+    BLEU4 = "bleu4"
     CIDER = "cider"
 
 
@@ -28,6 +29,7 @@ class FinetuneConfig:
         from_pixels: read the images and run the vision tower in each step.
         freeze_vision: do not train the tower that `from_pixels` runs.
         augment: crop, RandAugment and flips; only with `from_pixels`.
+        colour_jitter: how much brightness, contrast and saturation may change besides, 0 to 1.
         checkpointing: recompute the tower's activations instead of keeping them.
         lora: `r=8,alpha=16,…` as in `train.lora.LoraOptions.parse`; empty trains all weights.
         adapter_name: name of the adapter; others than `default` lie in a directory of their own.
@@ -68,6 +70,7 @@ class FinetuneConfig:
     from_pixels: bool = False
     freeze_vision: bool = False
     augment: bool = True
+    colour_jitter: float = 0.0
     checkpointing: bool = False
     lora: str = ""
     adapter_name: str = "default"
@@ -116,8 +119,24 @@ class FinetuneConfig:
             raise UsageError(
                 f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
             )
+        self._check_regularisation()
         if not self.from_pixels and (self.freeze_vision or self.checkpointing):
             raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
+
+    def _check_regularisation(self) -> None:
+        for name in ("colour_jitter", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be from 0 to below 1")
+        if self.weight_decay < 0 or self.clip <= 0:
+            raise UsageError(
+                f"`weight_decay` is {self.weight_decay} and `clip` {self.clip}: they must be 0 or "
+                "more and above 0"
+            )
+        if self.colour_jitter and not (self.from_pixels and self.augment):
+            raise UsageError(
+                f"`colour_jitter={self.colour_jitter}` changes pictures: it needs `from_pixels`, and "
+                "augmentation"
+            )
 
     def to_json(self) -> dict[str, Json]:
         """All settings as JSON values."""
@@ -168,11 +187,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             task=Task.CAPTION,
             source="VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
             differs="selected on the official dev split by CIDEr; images are not mirrored when a "
-            "caption says left or right; cached tokens unless `from_pixels`",
+            "caption says left or right; cached tokens unless `from_pixels`; no loss on padding",
             values={
                 "epochs": 70,
-                "batch_size": 64,
-                "lr": 1e-5,
+                "batch_size": 32,
+                "lr": 5e-5,
                 "select": "cider",
                 "patience": 8,
                 "keep_every": 10,

@@ -164,6 +164,7 @@ def _loader(
             learner.preprocessor,
             device,
             augment=config.augment,
+            colour_jitter=config.colour_jitter,
             seed=config.seed,
             frozen=config.freeze_vision,
         )

@@ -22,6 +22,7 @@ from torch import nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.learner import CaptionLearner
 from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.finetune.captioned import Group
@@ -90,7 +91,8 @@ class FinetuneRun:
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
         self.state = FinetuneState()
-        self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
+        prompt = parts.learner.prompt if isinstance(parts.learner, CaptionLearner) else None
+        self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped, prompt=prompt)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
@@ -116,6 +118,7 @@ class FinetuneRun:
         saved_at = time.monotonic()
         while not self._is_over():
             self._step()
+            self._keep()
             self.progress.advance()
             if state.step % self.every == 0 or self._is_over():
                 self._validate()
@@ -211,7 +214,10 @@ class FinetuneRun:
         improved = state.improves(found, objective.metric, higher_is_better=better)
         if improved and self.processes.is_first:
             save_atomically(self._weights(), self._best_path)
-        epoch, part = divmod(state.step, self.order.steps_per_epoch)
+
+    def _keep(self) -> None:
+        """Write the model as it stands after every so many passes."""
+        epoch, part = divmod(self.state.step, self.order.steps_per_epoch)
         keep = self.config.keep_every
         if keep and not part and epoch % keep == 0 and self.processes.is_first:
             self.output.write(self.out / f"epoch-{epoch}", self.learner.model)
