@@ -58,6 +58,10 @@ class Engine:
         device: `auto`, `cpu`, `cuda`, …
         progress: told about every item that is encoded.
 
+    Attributes:
+        store_path: directory of the store.
+        added: what opening a folder encoded, or None.
+
     Raises:
         UsageError: `path` is neither a folder, nor a store, nor a source.
         VlreError: the store is damaged, or of another model.
@@ -87,14 +91,16 @@ class Engine:
         self._default_index = Path(os.environ.get("VLRE_INDEX") or DEFAULT_INDEX).expanduser()
         self._model, self._device, self._split = model, device, split
         self._head = None if head is None else Path(head).expanduser()
-        self._scope = ""
+        self._scope: set[str] = set()  # names of the sources that are searched; none for all
         self._encoder: Encoder | None = None
         self._searcher: Searcher | None = None
         self._seen: object = None
         self._allowed: Allowed | None = None
         self._lock = threading.RLock()
+        self.added: EncodeReport | None = None
         if source:
-            self.add(source, progress=progress)
+            self.added = self.add(source, progress=progress)
+            self._scope = {self._added_name}
 
     # Images in
 
@@ -147,8 +153,9 @@ class Engine:
                 options=options or self._options(),
                 progress=progress,
             )
-            if named:
-                self._scope = source.name
+            self._added_name = source.name
+            if self._scope:
+                self._scope.add(source.name)
             self._seen = None
         if report.failures and not report.images.encoded + report.images.reused:
             first = report.failures[0]
@@ -386,7 +393,7 @@ class Engine:
                 )
                 self._seen, self._allowed = seen, None
                 if self._scope:
-                    allowed = self._searcher.catalog.of_source(self._scope)
+                    allowed = self._searcher.catalog.of_sources(self._scope)
                     self._allowed = None if allowed.all() else allowed
             return self._searcher
 

@@ -51,11 +51,15 @@ def is_image(value: object) -> bool:
 
 
 def names_picture(text: str) -> bool:
-    """Whether a string is a picture rather than words: `http(s)://…`, or a file that is there."""
+    """Whether a string is a picture rather than words: `http(s)://…`, or a file's name.
+
+    A name with blanks in it is a file's only where the file is there.
+    """
     if text.startswith(("http://", "https://", "file://")):
         return True
     suffix = os.path.splitext(text)[1].lower()
-    return suffix in picture_suffixes() and os.path.isfile(os.path.expanduser(text))
+    is_there = os.path.isfile(os.path.expanduser(text))
+    return suffix in picture_suffixes() and (is_there or not any(map(str.isspace, text)))
 
 
 def image_bytes(value: Any) -> bytes:
@@ -317,15 +321,15 @@ class GivenSource:
             UsageError: two have the same id.
         """
         seen: set[str] = set()
-        for given in self._images:
-            item = self._item(given)
+        for number, given in enumerate(self._images):
+            item = self._item(given, f"image {number}")
             if item.id in seen:
                 raise UsageError(f"two images have the id {item.id!r}")
             if given.id:  # equal content without ids is one image, given twice
                 seen.add(item.id)
             yield item
 
-    def _item(self, given: GivenImage) -> Item:
+    def _item(self, given: GivenImage, called: str) -> Item:
         value, fault = given.image, ""
         size, mtime = -1, -1
         if isinstance(value, str | os.PathLike) and "://" not in os.fspath(value):
@@ -333,7 +337,7 @@ class GivenSource:
             if os.path.isfile(uri):
                 size, mtime = size_and_time(uri)
         else:
-            uri, name, fault = self._kept(value)
+            uri, name, fault = self._kept(value, called)
         name = given.id or name
         return Item(
             id=name,
@@ -347,12 +351,12 @@ class GivenSource:
             fault=fault,
         )
 
-    def _kept(self, value: Any) -> tuple[str, str, str]:
+    def _kept(self, value: Any, called: str) -> tuple[str, str, str]:
         """Where an image that is no file is kept from now on, its name, and what is wrong."""
         try:
             data = image_bytes(value)
         except DecodeError as error:
-            return "", f"image {id(value):x}", error.message
+            return "", called, error.message
         key = hashlib.sha256(data).hexdigest()
         path = self._folder / key
         if not path.exists():
