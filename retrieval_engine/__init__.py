@@ -10,6 +10,7 @@ from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import encode
+    from retrieval_engine.encoding.transformer import FeatureTransformer
     from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import evaluate_recall
     from retrieval_engine.index import build_index, open_index, update_index
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "engine",
+    "FeatureTransformer": "encoding.transformer",
     "Mix": "search",
     "SearchEngine": "search",
     "build_index": "index",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Engine",
+    "FeatureTransformer",
     "Mix",
     "build_index",
     "encode",

@@ -28,6 +28,7 @@ from retrieval_engine.store import Store, open_store
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
+    from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
     from retrieval_engine.index.catalog import Entry
     from retrieval_engine.index.grouping import Allowed
@@ -175,14 +176,23 @@ class Engine:
         return EncodeOptions(features=names, store_dtype=forms["itc"].dtype)
 
     def build_index(
-        self, recipe: str = "auto", *, progress: "Progress | None" = None
+        self,
+        recipe: str = "auto",
+        *,
+        feature: str = "itc",
+        progress: "Progress | None" = None,
     ) -> "IndexReport":
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
         out = self._index or self._default_index
         return build_index(
-            self._seen_store(), out, recipe=recipe, split=self._split, progress=progress
+            self._seen_store(),
+            out,
+            recipe=recipe,
+            split=self._split,
+            feature=feature,
+            progress=progress,
         )
 
     def update_index(self, *, progress: "Progress | None" = None) -> "UpdateReport":
@@ -294,6 +304,13 @@ class Engine:
         model = model or self._model or (store.spec.checkpoint if store else _default_model())
         found = caption_given(asked, n, model=model, store=store, device=self._device, how=options)
         return found[0] if one else found
+
+    def evaluate(self, rerank: int = 0) -> "Evaluation":
+        """Exact recall of the store, both ways; `rerank` adds the cross-encoder's order."""
+        from retrieval_engine.evaluate import RecallSettings, evaluate_store
+
+        settings = RecallSettings(rerank=rerank, split=self._split, device=self._device)
+        return evaluate_store(self._seen_store(), settings)
 
     # What is there
 

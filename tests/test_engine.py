@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval_engine import Engine, Mix
+from retrieval_engine import Engine, FeatureTransformer, Mix
 from retrieval_engine.errors import SourceError, StoreNotFound, UsageError, VlreError
 from retrieval_engine.sources.given import picture_of
 from retrieval_engine.testing.images import jpeg, photo
@@ -270,3 +270,30 @@ def test_arrays_become_the_pictures_that_they_are() -> None:
     assert picture_of(pixels[..., 0]).mode == "L"
     assert picture_of(pixels[..., :1]).size == (5, 2)
     assert np.asarray(picture_of(pixels[..., 0] > 3)).max() == 255
+
+
+def test_features_are_a_step_of_a_pipeline(place: Path) -> None:
+    step = FeatureTransformer(model="vlre-tiny", feature="itc", device="cpu")
+    assert step.get_params()["feature"] == "itc"
+    pictures = [photo(0), photo(1), place / "photos" / "0.jpg"]
+    found = step.fit_transform(pictures, [0, 1, 0])
+    assert (found.shape, found.dtype) == ((3, 128), np.float32)
+    np.testing.assert_array_equal(found, step.transform(pictures))
+    again = FeatureTransformer(**step.get_params())
+    assert again.transform(["a dog", "a cat"]).shape == (2, 128)
+    assert step.set_params(feature="pooled").fit().transform(pictures).ndim == 2
+    with pytest.raises(UsageError, match="no parameter 'colour'"):
+        step.set_params(colour="red")
+    with pytest.raises(UsageError, match="`side` is 'left'"):
+        step.set_params(side="left").fit()
+
+
+def test_scikit_learn_takes_it_as_its_own(place: Path) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    pictures = [place / "photos" / f"{i}.jpg" for i in range(6)]
+    line = make_pipeline(FeatureTransformer(model="vlre-tiny"), LogisticRegression())
+    assert clone(line).fit(pictures, [0, 1] * 3).predict(pictures).shape == (6,)

@@ -20,6 +20,7 @@ from PIL import Image
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.records import Caption, Item, Json
+from retrieval_engine.sources import KINDS
 from retrieval_engine.sources.annotated import size_and_time
 from retrieval_engine.sources.annotation import CAPTION_KEYS
 from retrieval_engine.sources.asked import read_asked
@@ -51,11 +52,14 @@ def is_image(value: object) -> bool:
 
 
 def names_picture(text: str) -> bool:
-    """Whether a string is a picture rather than words: `http(s)://…`, or a file's name.
+    """Whether a string is a picture rather than words: an address, an item's uri, a file's name.
 
     A name with blanks in it is a file's only where the file is there.
     """
     if text.startswith(("http://", "https://", "file://")):
+        return True
+    kind, colon, rest = text.partition(":")
+    if colon and rest and kind in KINDS.names() and not any(map(str.isspace, text)):
         return True
     suffix = os.path.splitext(text)[1].lower()
     is_there = os.path.isfile(os.path.expanduser(text))
