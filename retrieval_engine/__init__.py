@@ -15,31 +15,17 @@ if TYPE_CHECKING:
     from retrieval_engine.evaluate import evaluate_recall
     from retrieval_engine.index import build_index, open_index, update_index
     from retrieval_engine.models import open_encoder
-    from retrieval_engine.search import Mix
+    from retrieval_engine.search import Mix, SearchEngine
     from retrieval_engine.sources import open_source
     from retrieval_engine.store import open_store
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Engine": "engine",
-    "FeatureTransformer": "encoding.transformer",
-    "Mix": "search",
-    "SearchEngine": "search",
-    "build_index": "index",
-    "encode": "encoding",
-    "evaluate_recall": "evaluate",
-    "open_encoder": "models",
-    "open_index": "index",
-    "open_source": "sources",
-    "open_store": "store",
-    "update_index": "index",
-}
-
 __all__ = [
     "Engine",
     "FeatureTransformer",
     "Mix",
+    "SearchEngine",  # search.Searcher, as it was called before 2026-11-26
     "build_index",
     "encode",
     "evaluate_recall",
@@ -51,7 +37,7 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__)
 
 
 def __dir__() -> list[str]:

@@ -99,3 +99,8 @@ class Failure:
     item_id: str
     uri: str
     reason: str
+
+    @classmethod
+    def of(cls, item: Item, source: str, reason: str) -> "Failure":
+        """The failure of an item of a source."""
+        return cls(source=source, item_id=item.id, uri=item.uri, reason=reason)

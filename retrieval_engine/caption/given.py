@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.loaded import open_writer
+from retrieval_engine.caption.loaded import arithmetic
 from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import of_source
 from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.sources.given import GivenSource, given_images
 from retrieval_engine.store import Store
 
@@ -39,7 +40,8 @@ def caption_given(
     if n < 1:
         raise UsageError(f"`n` is {n}; it must be at least 1")
     how = how or DecodingOptions(num_captions=n, beams=max(n, 3))
-    run = CaptionRun(open_writer(model, store, device=device), how, store=store)
+    captioner = open_captioner(model, device=device, dtype=arithmetic("auto", store))
+    run = CaptionRun(captioner, how, store=store)
     written: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = GivenSource(given_images(images), Path(folder))
