@@ -277,7 +277,8 @@ def test_features_are_a_step_of_a_pipeline(place: Path) -> None:
     assert step.get_params()["feature"] == "itc"
     pictures = [photo(0), photo(1), place / "photos" / "0.jpg"]
     found = step.fit_transform(pictures, [0, 1, 0])
-    assert (found.shape, found.dtype) == ((3, 128), np.float32)
+    assert found.shape == (3, 128)
+    assert found.dtype == np.float32
     np.testing.assert_array_equal(found, step.transform(pictures))
     again = FeatureTransformer(**step.get_params())
     assert again.transform(["a dog", "a cat"]).shape == (2, 128)

@@ -58,12 +58,18 @@ def names_picture(text: str) -> bool:
     """
     if text.startswith(("http://", "https://", "file://")):
         return True
-    kind, colon, rest = text.partition(":")
-    if colon and rest and kind in KINDS.names() and not any(map(str.isspace, text)):
+    if _is_uri(text):
         return True
     suffix = os.path.splitext(text)[1].lower()
     is_there = os.path.isfile(os.path.expanduser(text))
     return suffix in picture_suffixes() and (is_there or not any(map(str.isspace, text)))
+
+
+def _is_uri(text: str) -> bool:
+    """Whether a string is the uri of a source's item, such as `scenes:7/12`, and no file."""
+    kind, colon, rest = text.partition(":")
+    is_one = bool(colon and rest) and kind in KINDS.names() and not any(map(str.isspace, text))
+    return is_one and not os.path.lexists(text)
 
 
 def image_bytes(value: Any) -> bytes:
@@ -336,7 +342,9 @@ class GivenSource:
     def _item(self, given: GivenImage, called: str) -> Item:
         value, fault = given.image, ""
         size, mtime = -1, -1
-        if isinstance(value, str | os.PathLike) and "://" not in os.fspath(value):
+        if isinstance(value, str) and _is_uri(value):
+            uri = name = value
+        elif isinstance(value, str | os.PathLike) and "://" not in os.fspath(value):
             uri = name = os.path.abspath(os.path.expanduser(os.fspath(value)))
             if os.path.isfile(uri):
                 size, mtime = size_and_time(uri)
