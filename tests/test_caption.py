@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.caption.explain import lit
+from retrieval_engine.caption.given import caption_given
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError, VlreError
@@ -82,6 +85,18 @@ def test_the_cache_writes_what_fresh_pictures_do(model: Path, folder: Path, stor
 def test_auto_follows_the_arithmetic_of_the_store(model: Path, store: Path) -> None:
     _, job = captions(CaptionRequest(store=store, model=str(model), options=GREEDY))
     assert (job.encoded, job.notes) == (0, [])
+
+
+def test_a_program_s_images_are_captioned_as_files_are(
+    model: Path, folder: Path, store: Path
+) -> None:
+    written, _ = captions(CaptionRequest(store=store, model=str(model), options=GREEDY))
+    files = sorted(folder.glob("*.png"))[:8]
+    held = [np.asarray(Image.open(file)) for file in files[:4]]
+    found = caption_given(
+        [*held, *files[4:]], 1, model=str(model), store=open_store(store), how=GREEDY
+    )
+    assert [row[0] for row in found] == [written[file.name] for file in files]
 
 
 def test_another_tower_s_states_are_never_used(
@@ -239,6 +254,20 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
     assert result.exit_code == 0, result.output
     assert out.read_text() == whole
     assert "0 captioned" in run(*arguments).stderr
+
+
+def test_a_full_disk_is_told_by_the_file_s_name(tmp_path: Path, model: Path, folder: Path) -> None:
+    """Closing the file must not say it again without its name."""
+    out = tmp_path / "full.jsonl"
+    ended = subprocess.run(
+        [sys.executable, "cli.py", "caption", folder, "--model", model, "--out", out, "--beams=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)),
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"cannot write {out}: File too large" in ended.stderr
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

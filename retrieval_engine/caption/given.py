@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.loaded import arithmetic
+from retrieval_engine.caption.loaded import ImagesRequest
 from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import of_source
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.sources.given import GivenSource, given_images
 from retrieval_engine.store import Store
 
@@ -40,8 +39,8 @@ def caption_given(
     if n < 1:
         raise UsageError(f"`n` is {n}; it must be at least 1")
     how = how or DecodingOptions(num_captions=n, beams=max(n, 3))
-    captioner = open_captioner(model, device=device, dtype=arithmetic("auto", store))
-    run = CaptionRun(captioner, how, store=store)
+    request = ImagesRequest(model=model, device=device)
+    run = CaptionRun(request.captioner(store), how, store=store)
     written: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = GivenSource(given_images(images), Path(folder))
