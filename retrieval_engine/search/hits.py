@@ -103,7 +103,7 @@ def data_frame(rows: list[dict[str, Any]]) -> Any:
         MissingExtra: pandas is not installed.
     """
     try:
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
     except ModuleNotFoundError as error:
         raise MissingExtra("pandas", "data") from error
     return pd.DataFrame(rows)

@@ -42,6 +42,7 @@ from retrieval_engine.search.queries import (
     Query,
     as_mix,
     combined,
+    each_of,
     is_one,
     is_vector,
     is_words,
@@ -186,7 +187,7 @@ class Searcher:
             ShapeError: a vector has another length than the store's.
         """
         one = is_one(queries)
-        asked = [as_mix(query) for query in ([queries] if one else queries)]
+        asked = [as_mix(query) for query in ([queries] if one else each_of(queries))]
         self._check(asked, k, offset, rerank, rerank_model)
         if captions:
             if rerank:

@@ -147,11 +147,13 @@ def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Engine":
     from retrieval_engine.cli.output import note_failures, progress_bar
 
     names = ("store", "head", "split", "model", "device")
-    engine = Engine(index=index, **{name: given[name] for name in names})
-    if folder:
-        with progress_bar() as progress:
-            report = engine.add(folder, progress=progress)
-        note_failures(report.failures, f"{report.store}/failures.jsonl")
+    how = {name: given[name] for name in names} | {"index": index}
+    if not folder:
+        return Engine(**how)
+    with progress_bar() as progress:
+        engine = Engine(folder, progress=progress, **how)
+    if engine.added:
+        note_failures(engine.added.failures, f"{engine.added.store}/failures.jsonl")
     return engine
 
 
