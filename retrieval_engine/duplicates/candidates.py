@@ -1,0 +1,131 @@
+"""Which pictures may be one: those whose vectors are near. No picture is looked at here."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import FeatureMissing
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Gallery
+
+_ROWS = 2048
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Neighbours(Protocol):
+    """What finds the nearest images of one: an `Index` of the index room, for one."""
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Ints]:
+        """(q, k) scores, best first, and item numbers, -1 where there are fewer."""
+
+
+def vector_feature(gallery: Gallery) -> str:
+    """The image feature that candidates are found by: `pooled` where it is stored, else `itc`.
+
+    Raises:
+        FeatureMissing: the store has neither.
+    """
+    known = gallery.store.features(Modality.IMAGES)
+    for name in ("pooled", "itc"):
+        if name in known:
+            return name
+    raise FeatureMissing(
+        f"{gallery.store.path} has no image vectors; it has: {', '.join(known) or 'none'}",
+        hint="encode again with `EncodeOptions(features=('itc',))`",
+    )
+
+
+def near_pairs(
+    gallery: Gallery,
+    feature: str,
+    *,
+    neighbours: int,
+    least: float,
+    index: Neighbours | None = None,
+) -> Ints:
+    """Pairs of images of one gallery that lie near each other.
+
+    Args:
+        gallery: the images. Equal bytes are one row of the store: the first image stands for all.
+        feature: what is compared; an image's several vectors end to end.
+        neighbours: at most so many of each image's nearest.
+        least: cosine from which two are near.
+        index: finds them, where it numbers its items as the gallery does and holds one vector of
+            `feature` an item; None compares all, block by block.
+
+    Returns:
+        (p, 2) numbers, the lower first, no pair twice, in order.
+    """
+    stored, first = np.unique(gallery.image_rows, return_index=True)
+    found = [np.empty((0, 2), np.int64)]
+    for start in range(0, len(stored), _ROWS):
+        rows = stored[start : start + _ROWS]
+        ours = unit(gallery.store.read(Modality.IMAGES, feature, rows))
+        if index is None:
+            of, near, _ = _nearest(ours, _rows(gallery, feature, stored), neighbours + 1, least)
+            numbers = first[near]
+        else:
+            of, numbers = _by_index(index, ours, neighbours + 1, least)
+            numbers = first[np.searchsorted(stored, gallery.image_rows[numbers])]
+        found.append(np.stack([first[of + start], numbers], axis=1))
+    pairs = np.sort(np.concatenate(found), axis=1)
+    return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
+
+
+def cross_pairs(
+    ours: Gallery, theirs: Gallery, feature: str, *, neighbours: int, least: float
+) -> tuple[Ints, Floats]:
+    """Pairs of an image of one gallery and a near one of another.
+
+    Returns:
+        (p, 2) numbers, in that order; (p,) cosines.
+    """
+    pairs, scores = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    for start, block in ours.image_blocks(feature, _ROWS):
+        blocks = _rows(theirs, feature, theirs.image_rows)
+        of, near, score = _nearest(unit(block), blocks, neighbours, least)
+        pairs.append(np.stack([of + start, near], axis=1))
+        scores.append(score)
+    return np.concatenate(pairs), np.concatenate(scores)
+
+
+def unit(rows: NDArray[Any]) -> Floats:
+    """(b, …) -> (b, d) float32 of length one; an image's several vectors end to end."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    length = np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
+    made: Floats = (flat / length).astype(np.float32)
+    return made
+
+
+def _rows(gallery: Gallery, feature: str, rows: Ints) -> Iterator[tuple[int, Floats]]:
+    for start in range(0, len(rows), _ROWS):
+        block = gallery.store.read(Modality.IMAGES, feature, rows[start : start + _ROWS])
+        yield start, unit(block)
+
+
+def _nearest(
+    ours: Floats, blocks: Iterable[tuple[int, Floats]], k: int, least: float
+) -> tuple[Ints, Ints, Floats]:
+    """Rows, numbers and scores of at most k near ones of each; memory is that of one block."""
+    kept = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    for start, block in blocks:
+        scores = ours @ block.T
+        rows, columns = np.nonzero(scores >= least)
+        more = (rows, columns + start, scores[rows, columns])
+        joined = [np.concatenate(part) for part in zip(kept, more, strict=True)]
+        order = np.lexsort((joined[1], -joined[2], joined[0]))
+        rows = joined[0][order]
+        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        order = order[place < k]
+        kept = (joined[0][order], joined[1][order], joined[2][order])
+    return kept
+
+
+def _by_index(index: Neighbours, ours: Floats, k: int, least: float) -> tuple[Ints, Ints]:
+    scores, numbers = index.search(ours, k)
+    of, places = np.nonzero((numbers >= 0) & (scores >= least))
+    return of, numbers[of, places]
