@@ -21,6 +21,7 @@ COMMAND_OF = {
     "import_checkpoint": "import-checkpoint",
     "import_embeddings": "import-embeddings",
     "merge_adapters": "merge-adapter",
+    "mine_negatives": "mine",
     "open_encoder": "encode",
     "repair_store": "store repair",
     "train_head": "train-head",

@@ -1,5 +1,6 @@
 """Pictures that are one: found by their vectors, proven by their pixels, the best one picked."""
 
+from retrieval_engine.duplicates.candidates import Pictures, vector_feature
 from retrieval_engine.duplicates.find import (
     Crossing,
     DuplicateReport,
@@ -16,7 +17,9 @@ __all__ = [
     "DuplicateGroup",
     "DuplicateReport",
     "DuplicateSettings",
+    "Pictures",
     "crossing",
     "find_duplicates",
     "same_pictures",
+    "vector_feature",
 ]

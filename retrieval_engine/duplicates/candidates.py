@@ -1,6 +1,7 @@
 """Which pictures may be one: those whose vectors are near. No picture is looked at here."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import FeatureMissing
 from retrieval_engine.records import Modality
-from retrieval_engine.store import Gallery
+from retrieval_engine.store import Gallery, Store
 
 _ROWS = 2048
 
@@ -23,18 +24,18 @@ class Neighbours(Protocol):
         """(q, k) scores, best first, and item numbers, -1 where there are fewer."""
 
 
-def vector_feature(gallery: Gallery) -> str:
+def vector_feature(store: Store) -> str:
     """The image feature that candidates are found by: `pooled` where it is stored, else `itc`.
 
     Raises:
         FeatureMissing: the store has neither.
     """
-    known = gallery.store.features(Modality.IMAGES)
+    known = store.features(Modality.IMAGES)
     for name in ("pooled", "itc"):
         if name in known:
             return name
     raise FeatureMissing(
-        f"{gallery.store.path} has no image vectors; it has: {', '.join(known) or 'none'}",
+        f"{store.path} has no image vectors; it has: {', '.join(known) or 'none'}",
         hint="encode again with `EncodeOptions(features=('itc',))`",
     )
 
@@ -62,11 +63,10 @@ def near_pairs(
     """
     stored, first = np.unique(gallery.image_rows, return_index=True)
     found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(stored), _ROWS):
-        rows = stored[start : start + _ROWS]
-        ours = unit(gallery.store.read(Modality.IMAGES, feature, rows))
+    for start, ours in _rows(gallery.store, feature, stored):
         if index is None:
-            of, near, _ = _nearest(ours, _rows(gallery, feature, stored), neighbours + 1, least)
+            blocks = _rows(gallery.store, feature, stored)
+            of, near, _ = _nearest(ours, blocks, neighbours + 1, least)
             numbers = first[near]
         else:
             of, numbers = _by_index(index, ours, neighbours + 1, least)
@@ -76,18 +76,38 @@ def near_pairs(
     return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pictures:
+    """Some images of a store.
+
+    Attributes:
+        store: where their vectors are.
+        rows: (n,) rows of it.
+        uris: (n,) where their bytes are.
+    """
+
+    store: Store
+    rows: Ints
+    uris: Sequence[str]
+
+    @classmethod
+    def of(cls, gallery: Gallery) -> "Pictures":
+        """All of a gallery."""
+        return cls(store=gallery.store, rows=gallery.image_rows, uris=gallery.uris)
+
+
 def cross_pairs(
-    ours: Gallery, theirs: Gallery, feature: str, *, neighbours: int, least: float
+    ours: Pictures, theirs: Pictures, feature: str, *, neighbours: int, least: float
 ) -> tuple[Ints, Floats]:
-    """Pairs of an image of one gallery and a near one of another.
+    """Pairs of an image of one set and a near one of another, the nearest ones of each.
 
     Returns:
         (p, 2) numbers, in that order; (p,) cosines.
     """
     pairs, scores = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
-    for start, block in ours.image_blocks(feature, _ROWS):
-        blocks = _rows(theirs, feature, theirs.image_rows)
-        of, near, score = _nearest(unit(block), blocks, neighbours, least)
+    for start, block in _rows(ours.store, feature, ours.rows):
+        blocks = _rows(theirs.store, feature, theirs.rows)
+        of, near, score = _nearest(block, blocks, neighbours, least)
         pairs.append(np.stack([of + start, near], axis=1))
         scores.append(score)
     return np.concatenate(pairs), np.concatenate(scores)
@@ -101,9 +121,9 @@ def unit(rows: NDArray[Any]) -> Floats:
     return made
 
 
-def _rows(gallery: Gallery, feature: str, rows: Ints) -> Iterator[tuple[int, Floats]]:
+def _rows(store: Store, feature: str, rows: Ints) -> Iterator[tuple[int, Floats]]:
     for start in range(0, len(rows), _ROWS):
-        block = gallery.store.read(Modality.IMAGES, feature, rows[start : start + _ROWS])
+        block = store.read(Modality.IMAGES, feature, rows[start : start + _ROWS])
         yield start, unit(block)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.duplicates.candidates import (
     Neighbours,
+    Pictures,
     cross_pairs,
     near_pairs,
     vector_feature,
@@ -33,8 +34,8 @@ from retrieval_engine.records import Json
 from retrieval_engine.store import Gallery, Store
 
 Ints = NDArray[np.int64]
-LEAST = 0.8  # cosine: copies lie above it with every model tried (benchmarks/LOG.md)
-_EXAMPLES = 5
+LEAST = 0.5  # cosine: 99 % of pairs of copies lie above it by `vlre-photo` (benchmarks/LOG.md)
+_CROSSING = 4  # the copy of an image is among so many of its nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,7 @@ def find_duplicates(
     gallery = store.gallery(settings.split)
     pairs = near_pairs(
         gallery,
-        "itc" if index is not None else vector_feature(gallery),
+        "itc" if index is not None else vector_feature(store),
         neighbours=settings.neighbours,
         least=settings.least,
         index=index,
@@ -148,10 +149,10 @@ def find_duplicates(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """Near-duplicates of one gallery in another.
+    """Near-duplicates of some images among others.
 
     Attributes:
-        near: (n,) bool: an image of the other gallery is this one, though not by its bytes.
+        near: (n,) bool: one of the others is this image, by its pixels.
         n_unproven: of them, those whose pixels could not be read: vectors alone speak for them.
     """
 
@@ -160,32 +161,24 @@ class Crossing:
 
 
 def crossing(
-    ours: Gallery,
-    theirs: Gallery,
-    feature: str,
-    *,
-    alone: float,
-    settings: DuplicateSettings | None = None,
+    ours: Pictures, theirs: Pictures, feature: str, *, alone: float, least: float = LEAST
 ) -> Crossing:
-    """Which images of a gallery are near-duplicates of one of another, as train and test must not.
+    """Which images are near-duplicates of one of others, as those of train and test must not be.
 
     Pixels decide. Where those of either picture cannot be read, vectors do, with a stricter bound.
 
     Args:
-        ours: the gallery that is asked about.
-        theirs: what it is compared with; its vectors must be the same encoder's.
+        ours: the images that are asked about.
+        theirs: what they are compared with; their vectors must be the same encoder's.
         feature: of images, in both.
         alone: cosine from which vectors alone will do.
-        settings: what is compared.
+        least: cosine from which pixels are looked at, of the few nearest.
     """
-    settings = settings or DuplicateSettings()
-    pairs, scores = cross_pairs(
-        ours, theirs, feature, neighbours=settings.neighbours, least=settings.least
-    )
+    pairs, scores = cross_pairs(ours, theirs, feature, neighbours=_CROSSING, least=least)
     uris = [(ours.uris[one], theirs.uris[other]) for one, other in pairs.tolist()]
     same, known = proven(uris, Thumbnails())
     unproven = ~known & (scores >= alone)
-    near, blind = (np.zeros(len(ours), bool) for _ in range(2))
+    near, blind = (np.zeros(len(ours.rows), bool) for _ in range(2))
     near[pairs[same | unproven, 0]] = True
     blind[pairs[unproven, 0]] = True
     blind[pairs[same, 0]] = False

@@ -1,7 +1,9 @@
 """The small pictures that are compared: read once each as far as memory allows."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,32 +25,36 @@ class Thumbnails:
 
     Attributes:
         unreadable: uris whose bytes cannot be had or are no picture, with the reason.
-        read: number of pictures decoded, those read again included.
     """
 
     def __init__(self) -> None:
         self.unreadable: dict[str, str] = {}
-        self.read = 0
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1)
         self._kept: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
 
-    def get(self, uri: str) -> NDArray[np.uint8] | None:
-        """(64, 64, 3) uint8, or None where it cannot be read."""
-        if uri in self.unreadable:
-            return None
-        if uri in self._kept:
+    def of(self, uris: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+        """(64, 64, 3) uint8 of each picture that can be read."""
+        new = [u for u in dict.fromkeys(uris) if u not in self._kept and u not in self.unreadable]
+        found = {uri: self._kept[uri] for uri in uris if uri in self._kept}
+        for uri, made in zip(new, self._threads.map(_read, new), strict=True):
+            if isinstance(made, SourceError):
+                self.unreadable[uri] = made.message
+            else:
+                found[uri] = made
+        for uri, made in found.items():
+            self._kept[uri] = made
             self._kept.move_to_end(uri)
-            return self._kept[uri]
-        try:
-            # Large JPEGs are decoded smaller, and stay larger than four times the thumbnail.
-            made = thumbnail(decode(read_bytes(uri), least_side=4 * SIDE))
-        except SourceError as error:
-            self.unreadable[uri] = error.message
-            return None
-        self.read += 1
-        self._kept[uri] = made
-        if len(self._kept) > _KEPT:
+        while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
-        return made
+        return found
+
+
+def _read(uri: str) -> NDArray[np.uint8] | SourceError:
+    try:
+        # Large JPEGs are decoded smaller, and stay larger than four times the thumbnail.
+        return thumbnail(decode(read_bytes(uri), least_side=4 * SIDE))
+    except SourceError as error:
+        return error
 
 
 def proven(
@@ -70,16 +76,14 @@ def proven(
     same, known = np.zeros(len(uris), bool), np.zeros(len(uris), bool)
     progress.start("comparing pictures", len(uris))
     for start in range(0, len(uris), _PAIRS):
-        rows, one, other = [], [], []
-        for row, (left, right) in enumerate(uris[start : start + _PAIRS], start):
-            mine, theirs = pictures.get(left), pictures.get(right)
-            if mine is not None and theirs is not None:
-                rows.append(row)
-                one.append(mine)
-                other.append(theirs)
-        known[rows] = True
+        block = uris[start : start + _PAIRS]
+        found = pictures.of([uri for pair in block for uri in pair])
+        rows = [row for row, pair in enumerate(block) if pair[0] in found and pair[1] in found]
         if rows:
-            same[rows] = agreement(np.stack(one), np.stack(other)).same
+            one, other = (np.stack([found[block[row][side]] for row in rows]) for side in (0, 1))
+            at = start + np.array(rows)
+            known[at] = True
+            same[at] = agreement(one, other).same
         progress.advance(min(_PAIRS, len(uris) - start))
     progress.stop()
     return same, known

@@ -40,7 +40,7 @@ copy that may go, group, best and copy separated by tabs, for other programs to 
     help="At most so many near pictures of each are compared with it.",
 )
 @click.option(
-    "--least", default=0.8, show_default=True, help="Cosine of vectors from which they are."
+    "--least", default=0.5, show_default=True, help="Cosine of vectors from which they are."
 )
 @json_option
 @click.option("--html", type=UserPath(), help="Write a sheet of the groups to look at.")
