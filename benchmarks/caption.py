@@ -95,7 +95,7 @@ def make_store(checkpoint: Path, files: list[Path], out: Path, dtype: str, devic
         part = writer.part()
         for key, file in zip(keys, files, strict=True):
             pixels = captioner.preprocessor.pixels(decode(file.read_bytes()))
-            part.add_images([key], captioner.encode_images(pixels[None], ["tokens"]))
+            part.add(Modality.IMAGES, [key], captioner.encode_images(pixels[None], ["tokens"]))
         items = [Item(id=file.name, uri=str(file)) for file in files]
         part.add_items("folder:bench", list(zip(items, keys, strict=True)))
         part.commit()

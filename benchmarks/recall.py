@@ -78,9 +78,9 @@ def write_store(path: Path, size: Size) -> None:
             texts = unit(texts + spread * rng.standard_normal(texts.shape, dtype=np.float32))
             items = [item(start + i, size.per_image) for i in range(n)]
             keys = [f"{start + i:064x}" for i in range(n)]
-            part.add_images(keys, {"itc": images.astype(np.float16)})
+            part.add(Modality.IMAGES, keys, {"itc": images.astype(np.float16)})
             captions = [caption.key for one in items for caption in one.captions]
-            part.add_captions(captions, {"itc": texts.astype(np.float16)})
+            part.add(Modality.CAPTIONS, captions, {"itc": texts.astype(np.float16)})
             part.add_items("folder:/benchmark", zip(items, keys, strict=True))
         part.commit()
 

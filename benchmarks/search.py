@@ -109,10 +109,11 @@ def write_store(path: Path, world: World, captions: Vectors, owners: NDArray[np.
             part = writer.part()
             ids = range(start, start + len(block))
             keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in ids]
-            part.add_images(keys, {"itc": block.astype(np.float16)})
+            part.add(Modality.IMAGES, keys, {"itc": block.astype(np.float16)})
             if start == 0:
                 half = captions[:, None].astype(np.float16)
-                part.add_captions(
+                part.add(
+                    Modality.CAPTIONS,
                     [Caption(id="", text=f"caption {i}").key for i in range(len(captions))],
                     {"itc": half},
                 )

@@ -90,7 +90,7 @@ class Ours:
                 for low in range(start, stop, BATCH):
                     high = min(low + BATCH, stop)
                     block = {self.data.name: self.data.rows[low:high]}
-                    part.add_images(self.data.keys[low:high], block)
+                    part.add(Modality.IMAGES, self.data.keys[low:high], block)
                 part.commit()
 
     def open(self) -> Callable[[Any], Rows]:
@@ -277,8 +277,8 @@ def write_items(path: Path, count: int) -> float:
             keys = [hashlib.sha256(item.uri.encode()).hexdigest() for item in some]
             texts = [caption.key for item in some for caption in item.captions]
             part = writer.part()
-            part.add_images(keys, {"itc": vectors[: len(keys)]})
-            part.add_captions(texts, {"itc": vectors[: len(texts)]})
+            part.add(Modality.IMAGES, keys, {"itc": vectors[: len(keys)]})
+            part.add(Modality.CAPTIONS, texts, {"itc": vectors[: len(texts)]})
             part.add_items(SOURCE, zip(some, keys, strict=True))
             part.commit()
     return time.perf_counter() - start_s

@@ -10,28 +10,19 @@ from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import encode
+    from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import evaluate_recall
-    from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.index import build_index, open_index, update_index
     from retrieval_engine.models import open_encoder
-    from retrieval_engine.search import SearchEngine
+    from retrieval_engine.search import Mix
     from retrieval_engine.sources import open_source
     from retrieval_engine.store import open_store
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "SearchEngine": "search",
-    "build_index": "index",
-    "encode": "encoding",
-    "evaluate_recall": "evaluate",
-    "open_encoder": "models",
-    "open_index": "index",
-    "open_source": "sources",
-    "open_store": "store",
-}
-
 __all__ = [
-    "SearchEngine",
+    "Engine",
+    "Mix",
     "build_index",
     "encode",
     "evaluate_recall",
@@ -39,10 +30,11 @@ __all__ = [
     "open_index",
     "open_source",
     "open_store",
+    "update_index",
 ]
 
 
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,9 @@
-"""HTML files to look at that load nothing from anywhere: how they begin, and pictures inside."""
+"""HTML files to look at that load nothing from anywhere: templates, beginnings, pictures inside."""
 
 import base64
 import io
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
@@ -28,6 +29,27 @@ def page_start(title: str, style: str) -> str:
 <style>{style}</style>
 </head>
 <body>"""
+
+
+def render(template: Path, **values: object) -> str:
+    """A page out of a Jinja template; whatever is put in is escaped.
+
+    Args:
+        template: the file; it may include others of its folder, and call `page_start`.
+        **values: what it names; a name without a value is an error.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["page_start"] = lambda *given: Markup(page_start(*given))
+    return environment.get_template(template.name).render(values)
 
 
 def png_uri(png: bytes) -> str:

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 DEFAULT_MODEL = "vlre-photo"
 """The model that is used where none is named; it ships with the package."""
+DEFAULT_STORE, DEFAULT_INDEX = "embeddings", "indices/built/default"
+"""Where a store and an index are where none is named."""
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
@@ -97,3 +99,8 @@ class Failure:
     item_id: str
     uri: str
     reason: str
+
+    @classmethod
+    def of(cls, item: Item, source: str, reason: str) -> "Failure":
+        """The failure of an item of a source."""
+        return cls(source=source, item_id=item.id, uri=item.uri, reason=reason)

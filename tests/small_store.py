@@ -76,8 +76,8 @@ def write_store(
     order = [Caption(id="", text=f"caption {j}").key for j in range(len(captions))]
     with StoreWriter.open(path, spec=spec, features=features) as writer:
         part = writer.part()
-        part.add_images(keys, {"itc": images})
-        part.add_captions(order, {"itc": captions})
+        part.add(Modality.IMAGES, keys, {"itc": images})
+        part.add(Modality.CAPTIONS, order, {"itc": captions})
         part.add_items(source, items)
         part.commit()
 

@@ -11,7 +11,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_scores import evaluate_captions
 from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
-from retrieval_engine.evaluate.compare.caption_page import write_caption_page
+from retrieval_engine.evaluate.compare.pages import write_caption_page
 from retrieval_engine.testing.images import jpeg
 
 TOLD = {

@@ -1,5 +1,7 @@
 """Captions word by word: equal to the authors', to transformers', and to themselves in any batch."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,26 @@ def options(setting: dict[str, Any], **changes: Any) -> DecodingOptions:
 
 def ids(found: list[list[Sentence]]) -> list[list[tuple[int, ...]]]:
     return [[sentence.ids for sentence in sentences] for sentences in found]
+
+
+def test_rules_of_the_checkpoint_hold_where_nobody_says(checkpoint: Path, tmp_path: Path) -> None:
+    """`no_repeat_ngram_size` and `repetition_penalty` of generation_config.json, as transformers."""
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    said = model / "generation_config.json"
+    values = json.loads(said.read_text()) if said.is_file() else {}
+    rules = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.4}
+    said.write_text(json.dumps(values | rules))
+    ruled = open_captioner(str(model), device="cpu", dtype="float32")
+    plain = open_captioner(str(checkpoint), device="cpu", dtype="float32")
+    tokens = torch.from_numpy(BLIP["cap_vision_last_hidden_state"])
+    names = NAMES[: len(tokens)]
+    asked = DecodingOptions(min_length=12, no_repeat_ngram=2, repetition_penalty=1.4)
+    without = DecodingOptions(min_length=12, no_repeat_ngram=0, repetition_penalty=1.0)
+    silent = DecodingOptions(min_length=12)
+    expected = ids(write_captions(plain, tokens, names, asked))
+    assert ids(write_captions(ruled, tokens, names, silent)) == expected
+    assert ids(write_captions(ruled, tokens, names, without)) != expected
+    assert ids(write_captions(plain, tokens, names, silent)) != expected
 
 
 @pytest.mark.parametrize("name", BLIP.expected["generation"])

@@ -15,7 +15,7 @@ from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.heads import load_head
 from retrieval_engine.metrics.recall import recall
 from retrieval_engine.records import Modality
-from retrieval_engine.search import SearchEngine
+from retrieval_engine.search import Searcher
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.head import HeadRecipe, train_head
 from tests.paired_vectors import paired_store, views
@@ -182,8 +182,8 @@ def test_index_and_search_through_a_head(place: Path, tmp_path: Path) -> None:
 
 def test_words_are_searched_through_a_head(blip: Path, tmp_path: Path) -> None:
     store = ProjectedStore(open_store(blip / "store"), load_head(blip / "head"))
-    engine = SearchEngine(store)
-    found = engine.search_text("a dog on grass", 5)
+    engine = Searcher(store)
+    found = engine.search("a dog on grass", 5)
     states = engine.encoder.encode_texts(["a dog on grass"], ["pooled"])["pooled"]
     query = store.saved.head.project(Modality.CAPTIONS, states)[0, 0]
     gallery = open_store(blip / "store").gallery()

@@ -176,6 +176,55 @@ def test_what_is_written_computes_what_was_trained(
     )
 
 
+def test_soft_targets_reward_captions_that_read_alike(
+    recipe: CachedConfig, cache: Path, tmp_path: Path
+) -> None:
+    """Without them the loss is cross-entropy; with them a kindred caption is the lesser mistake."""
+    losses = {}
+    for soft in (0.0, 0.4):
+        config = dataclasses.replace(recipe, soft_targets=soft)
+        run = CachedRun(config, tmp_path / str(soft), cache, Silent(), False)
+        seen = run.batcher.batch(0, 8)
+        texts = [run.train_set.captions[i] for i in seen.captions]
+        assert len(set(texts)) == len(texts)
+        states = torch.eye(len(run.train_set.captions))
+        states[seen.captions[1]] = states[seen.captions[0]] + 0.1 * states[seen.captions[1]]
+        run.objective.learn_likeness(states)
+        for other in (1, 2):  # who is taken for picture 0, and caption 0 for whose
+            scores = 10.0 * torch.eye(8)
+            scores[0, other] = scores[other, 0] = 9.0
+            losses[soft, other] = float(run.objective._contrast(scores, seen))
+    assert losses[0.0, 1] == pytest.approx(losses[0.0, 2], abs=1e-6)
+    assert losses[0.4, 1] < losses[0.4, 2] - 0.1
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_what_is_judged_and_written_is_the_average(
+    recipe: CachedConfig, cache: Path, tmp_path: Path, average: float
+) -> None:
+    config = dataclasses.replace(recipe, average=average)
+    run = CachedRun(config, tmp_path / "run", cache, Silent(), False)
+    name = "retrieval.vision_proj.weight"
+    expected = run.model.state_dict()[name].clone()
+    step = run._step
+
+    def stepped() -> dict[str, torch.Tensor]:
+        nonlocal expected
+        found = step()
+        expected = average * expected + (1 - average) * run.model.state_dict()[name]
+        return found
+
+    run._step = stepped  # type: ignore[method-assign]
+    run.train()
+    torch.testing.assert_close(run.averaged.module.state_dict()[name], expected)
+    last = run.model.state_dict()[name]
+    assert torch.equal(expected, last) == (average == 0.0)
+    kept = torch.load(tmp_path / "run" / "run" / "best.pt")[name]
+    assert run.state.kept_step < config.steps or torch.equal(
+        kept, run.averaged.module.state_dict()[name]
+    )
+
+
 def test_the_shared_weights_are_written_once(trained: Path) -> None:
     names = load_file(trained / "model.safetensors").keys()
     assert not [n for n in names if n.startswith("text_decoder.") and "crossattention" in n]

@@ -14,8 +14,8 @@ from PIL import Image
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.index.build_record import IndexManifest
-from retrieval_engine.search import Hit
-from retrieval_engine.search.contact_sheet import Section, render
+from retrieval_engine.search import Hit, Hits
+from retrieval_engine.search.contact_sheet import render
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.vector_store import clustered, write_store
 from tests import tiny
@@ -252,7 +252,7 @@ def test_a_picture_that_is_gone_is_a_grey_tile_with_the_reason(tmp_path: Path) -
         )
         for rank, uri in ((1, str(tmp_path / "gone.jpg")), (2, str(tmp_path / "bad.jpg")))
     ]
-    text = render([Section(title=nasty, hits=hits), Section(title="none", hits=[])])
+    text = render([Hits(hits, nasty), Hits([], "none")])
     page = _Page(text)
     assert "script" not in page.tags
     assert page.loads == []

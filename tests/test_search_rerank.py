@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from retrieval_engine import SearchEngine, open_encoder, open_store
+from retrieval_engine import open_encoder, open_store
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models import Encoder
+from retrieval_engine.search import Searcher
 from tests import tiny
 
 QUERIES = ["a dog on grass", "two red birds at night"]
@@ -34,10 +35,10 @@ def store(
 
 
 def test_the_order_is_that_of_itm_plus_itc(store: Path, encoder: Encoder) -> None:
-    engine = SearchEngine(open_store(store), encoder=encoder)
-    plain = engine.search_texts(QUERIES, k=30)
-    reranked = engine.search_texts(QUERIES, k=5, rerank=12)
-    full = SearchEngine(open_store(store), encoder=encoder).search_texts(QUERIES, k=30, rerank=30)
+    engine = Searcher(open_store(store), encoder=encoder)
+    plain = engine.search(QUERIES, k=30)
+    reranked = engine.search(QUERIES, k=5, rerank=12)
+    full = Searcher(open_store(store), encoder=encoder).search(QUERIES, k=30, rerank=30)
     for itc, some, every in zip(plain, reranked, full, strict=True):
         nearest = {hit.item_id for hit in itc[:12]}
         expected = [hit for hit in every if hit.item_id in nearest][:5]
@@ -59,7 +60,7 @@ def test_the_order_is_that_of_itm_plus_itc(store: Path, encoder: Encoder) -> Non
 
 def test_fewer_than_k_are_refused(store: Path, encoder: Encoder) -> None:
     with pytest.raises(UsageError, match="`rerank` is 3"):
-        SearchEngine(open_store(store), encoder=encoder).search_texts(QUERIES, k=5, rerank=3)
+        Searcher(open_store(store), encoder=encoder).search(QUERIES, k=5, rerank=3)
 
 
 def test_the_command_reranks_several_queries(store: Path) -> None:
@@ -95,11 +96,11 @@ def test_another_model_judges_only_the_nearest(
     other = open_encoder(str(tiny.save_blip(tmp_path / "other", seed=5)), device="cpu")
     options = EncodeOptions(features=("itc", "tokens"), store_dtype="float32")
     encode("scenes:30?seed=11&size=32", tmp_path / "store", encoder=other, options=options)
-    engine = SearchEngine(open_store(store), encoder=encoder, device="cpu")
-    found = engine.search_texts(QUERIES, k=4, rerank=9, rerank_model=str(tmp_path / "other"))
-    theirs = SearchEngine(open_store(tmp_path / "store"), encoder=other)
-    every = theirs.search_texts(QUERIES, k=30, rerank=30)
-    for hits, itc, own in zip(found, engine.search_texts(QUERIES, k=9), every, strict=True):
+    engine = Searcher(open_store(store), encoder=encoder, device="cpu")
+    found = engine.search(QUERIES, k=4, rerank=9, rerank_model=str(tmp_path / "other"))
+    theirs = Searcher(open_store(tmp_path / "store"), encoder=other)
+    every = theirs.search(QUERIES, k=30, rerank=30)
+    for hits, itc, own in zip(found, engine.search(QUERIES, k=9), every, strict=True):
         nearest = {hit.item_id for hit in itc}
         expected = [hit for hit in own if hit.item_id in nearest][:4]
         assert [hit.item_id for hit in hits] == [hit.item_id for hit in expected]
@@ -107,4 +108,4 @@ def test_another_model_judges_only_the_nearest(
             [hit.score for hit in hits], [hit.score for hit in expected], atol=1e-4
         )
     with pytest.raises(UsageError, match="`rerank_model` needs `rerank`"):
-        engine.search_texts(QUERIES, k=4, rerank_model=str(tmp_path / "other"))
+        engine.search(QUERIES, k=4, rerank_model=str(tmp_path / "other"))

@@ -39,8 +39,8 @@ def test_refuses_what_is_not_finite_and_names_the_key(tmp_path: Path, poison: fl
     with StoreWriter.open(tmp_path / "s", spec=SPEC, features=ONLY_ITC) as writer:
         part = writer.part()
         with pytest.raises(StoreError, match=f"{KEYS[3]} holds NaN or infinity"):
-            part.add_images(KEYS[:5], {"itc": block})
-        part.add_images(KEYS[:1], {"itc": block[:1]})
+            part.add(Modality.IMAGES, KEYS[:5], {"itc": block})
+        part.add(Modality.IMAGES, KEYS[:1], {"itc": block[:1]})
         part.commit()
     assert open_store(tmp_path / "s").count(Modality.IMAGES) == 1
 
@@ -56,11 +56,11 @@ def test_refuses_zero_vectors_one_by_one(tmp_path: Path) -> None:
         part = writer.part()
         # Every vector of `itc` is compared alone; `pooled` is one vector, whatever its shape.
         with pytest.raises(StoreError, match=f"itc of image {KEYS[1]} holds a zero vector"):
-            part.add_images(KEYS[:3], {"itc": half, "pooled": block})
-        part.add_images(KEYS[:3], {"itc": block, "pooled": half})
+            part.add(Modality.IMAGES, KEYS[:3], {"itc": half, "pooled": block})
+        part.add(Modality.IMAGES, KEYS[:3], {"itc": block, "pooled": half})
         half[1] = 0
         with pytest.raises(StoreError, match=f"pooled of image {KEYS[1]} holds a zero vector"):
-            part.add_images(KEYS[:3], {"itc": block, "pooled": half})
+            part.add(Modality.IMAGES, KEYS[:3], {"itc": block, "pooled": half})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_refuses_other_forms_than_declared(
         StoreWriter.open(tmp_path / "s", spec=SPEC, features=ONLY_ITC) as writer,
         pytest.raises(ShapeError, match="declared"),
     ):
-        writer.part().add_images(KEYS[:3], arrays)
+        writer.part().add(Modality.IMAGES, KEYS[:3], arrays)
 
 
 @pytest.mark.parametrize("key", ["", "ab", "g" * 64, " " + "0" * 63, "0" * 65])
@@ -90,7 +90,7 @@ def test_refuses_what_is_no_sha256(tmp_path: Path, key: str) -> None:
         StoreWriter.open(tmp_path / "s", spec=SPEC, features=ONLY_ITC) as writer,
         pytest.raises(StoreError, match="key"),
     ):
-        writer.part().add_images([key], {"itc": np.ones((1, 1, 4), np.float16)})
+        writer.part().add(Modality.IMAGES, [key], {"itc": np.ones((1, 1, 4), np.float16)})
 
 
 def test_refuses_a_feature_called_like_the_key_column(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_adopting_an_encoder_makes_only_changed_features_stale(tmp_path: Path) -
         assert (gallery.caption_rows == -1).all()
         part = writer.part()
         keys = sorted({caption.key for caption in content.captions})
-        part.add_captions(keys, rows(RETRAINED_CAPTION_FEATURES, keys))
+        part.add(Modality.CAPTIONS, keys, rows(RETRAINED_CAPTION_FEATURES, keys))
         part.commit()
         assert all(writer.unchanged(item, SOURCE) for item in content.items)
     found = open_store(path).gallery().captions("itc", np.float16)

@@ -178,7 +178,7 @@ def test_leaving_with_an_error_forgets_the_open_part(begun: Path) -> None:
     def work() -> None:
         images = {Modality.IMAGES: IMAGE_FEATURES}
         with StoreWriter.open(begun, spec=SPEC, features=images) as writer:
-            writer.part().add_images(keys, rows(IMAGE_FEATURES, keys))
+            writer.part().add(Modality.IMAGES, keys, rows(IMAGE_FEATURES, keys))
             raise KeyError
 
     with pytest.raises(KeyError):

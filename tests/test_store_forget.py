@@ -21,7 +21,7 @@ from retrieval_engine.errors import SourceEmpty, SourceError, StoreDamaged, Stor
 from retrieval_engine.index import build_index
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.records import Modality
-from retrieval_engine.search import SearchEngine
+from retrieval_engine.search import Searcher
 from retrieval_engine.store import (
     Store,
     StoreWriter,
@@ -341,9 +341,9 @@ def test_identical_content_is_one_hit(tmp_path: Path, encoder: Encoder, with_ind
     index = tmp_path / "i"
     if with_index:
         build_index(open_store(store), index)
-    engine = SearchEngine(open_store(store), index if with_index else None, encoder)
+    engine = Searcher(open_store(store), index if with_index else None, encoder)
     for k in (2, 6, 9, 10**9):
-        hits = engine.search_text("a dog on grass", k)
+        hits = engine.search("a dog on grass", k)
         numbers = [Path(hit.uri).name for hit in hits]
         assert len(set(numbers)) == len(numbers) == min(k, 6)
         assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
@@ -351,7 +351,7 @@ def test_identical_content_is_one_hit(tmp_path: Path, encoder: Encoder, with_ind
         shown = {Path(hit.uri).name: Path(hit.uri).parent.name for hit in hits}
         assert shown.get("1.jpg", "b") == "b"  # the copy that is there
         assert {shown.get(f"{i}.jpg", "a") for i in (0, 2, 3, 4, 5)} == {"a"}
-    alike = engine.search_image(b / "2.jpg", 3)
+    alike = engine.search(b / "2.jpg", 3)
     assert alike[0].uri == f"{a}/2.jpg"
     assert len({Path(hit.uri).name for hit in alike}) == 3
     assert np.isclose(alike[0].score, 1, atol=1e-3)

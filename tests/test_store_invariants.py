@@ -54,7 +54,7 @@ def test_reads_back_the_last_row_written(
                         version += 1
                         key = KEYS[number]
                         forms = features[Modality.IMAGES]
-                        part.add_images([key], rows(forms, [key], version))
+                        part.add(Modality.IMAGES, [key], rows(forms, [key], version))
                         latest.update({(form.name, key): version for form in forms})
                     part.commit()
         store = open_store(folder)
@@ -93,7 +93,9 @@ def test_any_rows_over_chunk_borders(batches: list[int], width: int, seed: int) 
         with StoreWriter.open(folder, spec=SPEC, features={Modality.IMAGES: [feature]}) as writer:
             part, start = writer.part(), 0
             for n in batches:
-                part.add_images(keys[start : start + n], {"pooled": wide[start : start + n]})
+                part.add(
+                    Modality.IMAGES, keys[start : start + n], {"pooled": wide[start : start + n]}
+                )
                 start += n
             assert part.images == total
             part.commit()
@@ -109,8 +111,8 @@ def test_keys_that_share_their_first_bytes_stay_apart(tmp_path: Path) -> None:
     block = np.arange(1, 33, dtype=np.float16).reshape(8, 1, 4)
     with StoreWriter.open(tmp_path / "s", spec=SPEC, features=ONLY_ITC) as writer:
         part = writer.part()
-        part.add_images(keys, {"itc": block})
-        part.add_images(keys[:2], {"itc": block[:2] + 100})
+        part.add(Modality.IMAGES, keys, {"itc": block})
+        part.add(Modality.IMAGES, keys[:2], {"itc": block[:2] + 100})
         part.commit()
         assert writer.keys(Modality.IMAGES) == sorted(keys)
     store = open_store(tmp_path / "s")
@@ -180,7 +182,7 @@ def test_overwriting_starts_anew_and_never_reuses_a_name(tmp_path: Path) -> None
         assert len(open_store(path).items()) == 0
         assert len(open_store(path).gallery()) == 0
         part = writer.part()
-        part.add_images(KEYS[:2], {"itc": np.ones((2, 1, 4), np.float16)})
+        part.add(Modality.IMAGES, KEYS[:2], {"itc": np.ones((2, 1, 4), np.float16)})
         part.commit()
     store = open_store(path)
     assert store.fingerprint == RETRAINED.fingerprint

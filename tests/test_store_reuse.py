@@ -67,15 +67,15 @@ def test_an_item_without_its_rows_is_not_unchanged(tmp_path: Path) -> None:
         part.commit()
         assert not writer.unchanged(item, SOURCE)
         part = writer.part()
-        part.add_images([key_of(item)], rows(IMAGE_FEATURES, [key_of(item)]))
+        part.add(Modality.IMAGES, [key_of(item)], rows(IMAGE_FEATURES, [key_of(item)]))
         keys = [caption.key for caption in item.captions]
-        part.add_captions(keys[1:], rows(CAPTION_FEATURES, keys[1:]))
+        part.add(Modality.CAPTIONS, keys[1:], rows(CAPTION_FEATURES, keys[1:]))
         part.commit()
     for missing in (True, False):
         with StoreWriter.open(tmp_path / "s", spec=SPEC, features=FEATURES) as writer:
             assert writer.unchanged(item, SOURCE) != missing
             part = writer.part()
-            part.add_captions(keys[:1], rows(CAPTION_FEATURES, keys[:1]))
+            part.add(Modality.CAPTIONS, keys[:1], rows(CAPTION_FEATURES, keys[:1]))
             part.commit()
     images_only = {Modality.IMAGES: IMAGE_FEATURES}
     with StoreWriter.open(tmp_path / "s", spec=SPEC, features=images_only) as writer:
@@ -86,11 +86,11 @@ def test_keys_and_present_know_open_parts_and_forget_discarded_ones(tmp_path: Pa
     block = np.ones((16, 1, 4), np.float16)
     with StoreWriter.open(tmp_path / "s", spec=SPEC, features=ONLY_ITC) as writer:
         part = writer.part()
-        part.add_images(KEYS[4:8], {"itc": block[:4]})
+        part.add(Modality.IMAGES, KEYS[4:8], {"itc": block[:4]})
         assert writer.keys(Modality.IMAGES) == KEYS[4:8]
         part.commit()
         part = writer.part()
-        part.add_images(KEYS[6:12], {"itc": block[:6]})
+        part.add(Modality.IMAGES, KEYS[6:12], {"itc": block[:6]})
         assert writer.keys(Modality.IMAGES) == KEYS[4:12]
         part.discard()
         expected = [4 <= i < 8 for i in range(16)]
@@ -110,7 +110,7 @@ def test_a_part_may_be_begun_while_the_last_is_committed_elsewhere(tmp_path: Pat
         second = writer.part()
         thread.join()
         keys = content.keys[6:]
-        second.add_images(keys, rows(IMAGE_FEATURES, keys))
+        second.add(Modality.IMAGES, keys, rows(IMAGE_FEATURES, keys))
         second.add_items(SOURCE, [(item, key_of(item)) for item in content.items[6:]])
         second.commit()
     assert open_store(tmp_path / "s").gallery().ids == [item.id for item in content.items]

@@ -86,7 +86,7 @@ class Indexed(IndexContract):
     def build(self, vectors: Any) -> Any:
         index = ExactIndex(vectors)
         search = ExactIndex.search.__get__(index)
-        index.search = lambda queries, k: self._change(search, queries, k)  # type: ignore[method-assign]
+        index.search = lambda queries, k, allowed=None: self._change(search, queries, k)  # type: ignore[method-assign]
         return index
 
 

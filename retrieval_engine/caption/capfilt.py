@@ -6,65 +6,40 @@ models start from stored vision states. What the models said is kept in `decisio
 a killed run goes on, and another threshold costs nothing.
 """
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retrieval_engine.caption.caption_writer import CaptionWriter
 from retrieval_engine.caption.cleaned import CleaningTally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
-from retrieval_engine.caption.run import Captioned, CaptionRun
-from retrieval_engine.caption.source_images import Asked, SourceImage
+from retrieval_engine.caption.loaded import ImagesRequest, states_notes
+from retrieval_engine.caption.run import Captioned
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import DEFAULT_MODEL, Failure, Json
-from retrieval_engine.store import Store
+from retrieval_engine.records import Failure, Json
 
 DECISIONS = "decisions.jsonl"
 THRESHOLD = 0.5  # the head's own decision: the larger of its two logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapFiltRequest:
-    """What is to be cleaned, by whom and where to.
+class CapFiltRequest(ImagesRequest):
+    """What is to be cleaned, by whom and where to; see `ImagesRequest` for the rest.
 
     Attributes:
         out: directory of the cleaned data set.
-        targets: image files, folders and sources; none means the whole store.
-        store: as of `CaptionRequest`.
-        model: checkpoint of the captioner.
-        ranker: checkpoint of the filter; default the model's own head, or the store's encoder.
         options: how to write; by default sampled from the nucleus, as BLIP did: beams give safer
             and duller captions.
         threshold: least probability of a match that a caption is kept with.
         with_images: put the images' bytes into the Parquet file, so that it is a source alone.
-        split: only the items of this split.
-        limit: only the first images.
-        overwrite: begin anew.
-        device: `auto`, `cpu`, `cuda`, …
-        dtype: arithmetic; `auto` follows the store.
-        batch_size: images at once; None lets the device decide.
-        workers: decode workers; None means one for each core.
     """
 
     out: Path
-    targets: tuple[str, ...] = ()
-    store: Path = Path("embeddings")
-    model: str = DEFAULT_MODEL
-    ranker: str | None = None
     options: DecodingOptions = field(default_factory=lambda: DecodingOptions(sample=True))
     threshold: float = THRESHOLD
     with_images: bool = False
-    split: str | None = None
-    limit: int | None = None
-    overwrite: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -104,8 +79,8 @@ class CapFiltReport:
             "out": self.out,
             "pictures": self.images,
             "encoded": self.encoded,
-            "original": {"kept": self.original.kept, "dropped": self.original.dropped},
-            "synthetic": {"kept": self.synthetic.kept, "dropped": self.synthetic.dropped},
+            "original": asdict(self.original),
+            "synthetic": asdict(self.synthetic),
             "pictures_without_captions": self.empty,
             "failed": len(self.failures),
         }
@@ -130,9 +105,9 @@ class CapFiltJob:
             CheckpointInvalid: the model writes no captions.
         """
         request, progress = self.request, progress or Silent()
-        store = find_store(request.store, needed=not request.targets)
-        asked = Asked.of(request.targets, store, split=request.split, limit=request.limit)
-        run = self._open(store)
+        store, asked = request.find()
+        captioner = request.captioner(store)
+        run = request.open_run(captioner, request.options, store, is_judged=True, judge_own=True)
         self.notes += [*asked.notes, *states_notes(run, store, request.model)]
         failures: list[Failure] = []
         with ExitStack() as stack:
@@ -146,7 +121,7 @@ class CapFiltJob:
                 )
             )
             progress.start("captioning and filtering", asked.count)
-            for done in run(_left(asked, file, progress), progress):
+            for done in run(asked.left(file.has, progress), progress):
                 file.add(done)
                 failures.extend(done.failures)
             file.finish()
@@ -171,27 +146,6 @@ class CapFiltJob:
             empty=written.empty,
             failures=failures,
         )
-
-    def _open(self, store: Store | None) -> CaptionRun:
-        request = self.request
-        where = {"device": request.device, "dtype": request.dtype}
-        return CaptionRun(
-            open_writer(request.model, store, **where),
-            request.options,
-            store=store,
-            judge=open_judge(request.ranker, request.model, store, **where),
-            judge_own=True,
-            batch_size=request.batch_size or 0,
-            workers=request.workers or 0,
-        )
-
-
-def _left(asked: Asked, file: CaptionWriter, progress: Progress) -> Iterator[SourceImage]:
-    for image in asked.images:
-        if image.name in file.done:
-            progress.advance()
-        else:
-            yield image
 
 
 def _row_of(captioned: Captioned, run: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from retrieval_engine.caption.run import Captioned, Done
@@ -89,12 +88,7 @@ class CaptionWriter:
     def __enter__(self) -> "CaptionWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -147,6 +141,10 @@ class CaptionWriter:
                 hint=f"see {self.path.name}.run.json; use another `out`, or `overwrite`",
             )
         return row
+
+    def has(self, image: SourceImage) -> bool:
+        """Whether an image has its captions."""
+        return image.name in self.done
 
     def add(self, done: Done) -> None:
         """Append one batch: after this it survives whatever happens.

@@ -51,8 +51,9 @@ class DecodingOptions:
         length_penalty: exponent of the length in the score of a beam; default 1.
         beam_rule: default `original`.
         repetition_penalty: above 1 makes a word that was written already less likely (Keskar et
-            al., CTRL, 2019). Trap: words of the prompt count.
-        no_repeat_ngram: never write the same so many tokens twice; 0 allows it.
+            al., CTRL, 2019). Trap: words of the prompt count. None is what the checkpoint says.
+        no_repeat_ngram: never write the same so many tokens twice; 0 allows it. None is what the
+            checkpoint says.
         prompt: beginning of every sentence; None is what the checkpoint was trained with.
     """
 
@@ -67,8 +68,8 @@ class DecodingOptions:
     min_length: int = 1
     length_penalty: float | None = None
     beam_rule: BeamRule | None = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    repetition_penalty: float | None = None
+    no_repeat_ngram: int | None = None
     prompt: str | None = None
 
     def __post_init__(self) -> None:

@@ -61,12 +61,19 @@ def write_captions(
 
 
 def complete(options: DecodingOptions, captioner: Captioner) -> DecodingOptions:
-    """The options with the model's own prompt and length where none were given."""
+    """The options with what the model's files say where nothing was given."""
     prompt = captioner.prompt if options.prompt is None else options.prompt
     length = options.max_length
     if length is None:
         length = max(captioner.default_length, options.min_length)
-    return replace(options, prompt=prompt, max_length=length)
+    penalty, ngram = options.repetition_penalty, options.no_repeat_ngram
+    return replace(
+        options,
+        prompt=prompt,
+        max_length=length,
+        repetition_penalty=captioner.repetition_penalty if penalty is None else penalty,
+        no_repeat_ngram=captioner.no_repeat_ngram if ngram is None else ngram,
+    )
 
 
 def _checked(captioner: Captioner, options: DecodingOptions) -> tuple[str, int]:
@@ -122,8 +129,8 @@ class _Batch:
         self.rules = LogitRules(
             end_id=self.end_id,
             min_length=options.min_length + not_counted,
-            repetition_penalty=options.repetition_penalty,
-            no_repeat_ngram=options.no_repeat_ngram,
+            repetition_penalty=options.repetition_penalty or 1.0,
+            no_repeat_ngram=options.no_repeat_ngram or 0,
         )
         begun = torch.tensor(self.prompt, dtype=torch.long, device=logits.device)
         self.sentences = begun.expand(len(logits), 1, -1)  # (n, b, l)
@@ -195,8 +202,12 @@ class _Batch:
     @property
     def _ruled(self) -> bool:
         """Whether the rules may change scores at all."""
-        o = self.options
-        return o.repetition_penalty != 1 or o.no_repeat_ngram > 0 or o.min_length > 0
+        rules = self.rules
+        return (
+            rules.repetition_penalty != 1
+            or rules.no_repeat_ngram > 0
+            or self.options.min_length > 0
+        )
 
     def _sentence(self, ids: Sequence[int], score: float) -> Sentence:
         end = ids.index(self.end_id) if self.end_id in ids else len(ids)

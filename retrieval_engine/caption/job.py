@@ -11,57 +11,34 @@ from typing import Any
 from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
-from retrieval_engine.caption.loaded import find_store, open_judge, open_writer, states_notes
-from retrieval_engine.caption.run import CaptionRun, Done
-from retrieval_engine.caption.source_images import Asked, SourceImage, Targets
+from retrieval_engine.caption.loaded import ImagesRequest, states_notes
+from retrieval_engine.caption.run import CaptionRun
+from retrieval_engine.caption.source_images import SourceImage, Targets
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import DEFAULT_MODEL, Failure
+from retrieval_engine.records import Failure
 from retrieval_engine.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionRequest:
-    """What is to be captioned, by whom and where to.
+class CaptionRequest(ImagesRequest):
+    """What is to be captioned, by whom and where to; see `ImagesRequest` for the rest.
 
     Attributes:
-        targets: image files, folders and sources; none means the whole store.
-        store: directory of the store whose `tokens` are used, and which is captioned where there
-            are no targets; it need not exist where there are.
-        model: checkpoint of the captioner.
-        adapter: directory of an adapter for it.
+        adapter: directory of an adapter for the captioner.
         options: how to choose words.
-        split: only the items of this split.
-        limit: only the first images.
         out: file of captions, `.jsonl`, `.csv` or `.json`.
-        overwrite: begin `out` anew.
         txt_beside: write a `.txt` beside each image that has none.
         rank: order variations by the judge.
-        ranker: checkpoint of the judge; default the model's own head, or the store's encoder.
         explain: PNG file that shows where the model looked.
-        device: `auto`, `cpu`, `cuda`, …
-        dtype: arithmetic; `auto` follows the store.
-        batch_size: images at once; None lets the device decide.
-        workers: decode workers; None means one for each core.
     """
 
-    targets: tuple[str, ...] = ()
-    store: Path = Path("embeddings")
-    model: str = DEFAULT_MODEL
     adapter: str = ""
     options: DecodingOptions = field(default_factory=DecodingOptions)
-    split: str | None = None
-    limit: int | None = None
     out: Path | None = None
-    overwrite: bool = False
     txt_beside: bool = False
     rank: bool = False
-    ranker: str | None = None
     explain: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts.
@@ -112,21 +89,32 @@ class CaptionJob:
             StoreNotFound: there is neither a target nor a store.
         """
         request, progress = self.request, progress or Silent()
-        store = find_store(request.store, needed=not request.targets)
-        asked = Asked.of(request.targets, store, split=request.split, limit=request.limit)
+        store, asked = request.find()
         self.notes.extend(asked.notes)
         run = self._open(store)
         start = time.perf_counter()
         with ExitStack() as stack:
-            file = stack.enter_context(self._file(run)) if request.out else None
-            texts = TextFiles() if request.txt_beside else None
+            file = texts = None
+            if request.out:
+                file = stack.enter_context(
+                    CaptionWriter(request.out, run.settings, run.name, overwrite=request.overwrite)
+                )
+            if request.txt_beside:
+                texts = TextFiles()
+
+            def had(image: SourceImage) -> bool:
+                there = file.has(image) if file else texts is not None and texts.has(image)
+                self.skipped += there
+                return there
+
             progress.start("captioning", asked.count)
-            for done in run(self._left(iter(asked.images), file, texts, progress), progress):
+            for done in run(asked.left(had, progress), progress):
                 if file:
                     file.add(done)
                 if texts:
                     texts.add(done)
-                self._count(done)
+                self.captioned += len(done.captioned)
+                self.failures.extend(done.failures)
                 yield from (row_of(captioned, run.name) for captioned in done.captioned)
             if file:
                 file.finish()
@@ -143,17 +131,8 @@ class CaptionJob:
 
     def _open(self, store: Store | None) -> CaptionRun:
         request = self.request
-        where = {"device": request.device, "dtype": request.dtype}
-        captioner = open_writer(request.model, store, adapter=request.adapter, **where)
-        judge = open_judge(request.ranker, request.model, store, **where) if request.rank else None
-        run = CaptionRun(
-            captioner,
-            request.options,
-            store=store,
-            judge=judge,
-            batch_size=request.batch_size or 0,
-            workers=request.workers or 0,
-        )
+        captioner = request.captioner(store, adapter=request.adapter)
+        run = request.open_run(captioner, request.options, store, is_judged=request.rank)
         if request.options.prompt is None and not captioner.says_prompt:
             self.notes.append(
                 f"{request.model} does not say what prompt it was trained with: its authors' is "
@@ -162,34 +141,6 @@ class CaptionJob:
         if not request.is_single:
             self.notes.extend(states_notes(run, store, request.model))
         return run
-
-    def _file(self, run: CaptionRun) -> CaptionWriter:
-        assert self.request.out is not None
-        return CaptionWriter(
-            self.request.out, run.settings, run.name, overwrite=self.request.overwrite
-        )
-
-    def _left(
-        self,
-        images: Iterator[SourceImage],
-        file: CaptionWriter | None,
-        texts: TextFiles | None,
-        progress: Progress,
-    ) -> Iterator[SourceImage]:
-        """The images that still lack what is to be written."""
-        for image in images:
-            had = file is not None and image.name in file.done
-            if file is None and texts is not None:
-                had = texts.has(image)
-            if had:
-                self.skipped += 1
-                progress.advance()
-            else:
-                yield image
-
-    def _count(self, done: Done) -> None:
-        self.captioned += len(done.captioned)
-        self.failures.extend(done.failures)
 
     def explain(self) -> str:
         """Caption the one image and draw where the model looked; the caption.
@@ -201,6 +152,5 @@ class CaptionJob:
         request = self.request
         assert request.explain is not None
         (image,) = Targets(request.targets)
-        where = {"device": request.device, "dtype": request.dtype}
-        captioner = open_writer(request.model, None, adapter=request.adapter, **where)
+        captioner = request.captioner(None, adapter=request.adapter)
         return draw_explanation(captioner, image, request.options, request.explain)

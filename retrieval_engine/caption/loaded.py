@@ -1,28 +1,97 @@
-"""Opens what a caption run needs, so that stored vision states fit where they can."""
+"""What every request for captions says, and the models opened so that stored states fit."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.ranking import Judge
 from retrieval_engine.caption.run import CaptionRun
+from retrieval_engine.caption.source_images import Asked
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import Captioner, open_captioner
-from retrieval_engine.records import Modality
+from retrieval_engine.records import DEFAULT_MODEL, Modality
 from retrieval_engine.store import Store, open_store
 
 
-def find_store(path: Path, *, needed: bool) -> Store | None:
-    """The store at a path; None where there is none and none is needed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesRequest:
+    """Which images, by which models, and where they run; what all requests for captions share.
 
-    Raises:
-        StoreNotFound: there is none, and it is what should be captioned.
+    Attributes:
+        targets: image files, folders and sources; none means the whole store.
+        store: directory of the store whose `tokens` are used, and whose images are meant where
+            there are no targets; it need not exist where there are.
+        model: checkpoint of the captioner.
+        ranker: checkpoint of the judge; default the model's own head, or the store's encoder.
+        split: only the items of this split.
+        limit: only the first images.
+        overwrite: begin `out` anew.
+        device: `auto`, `cpu`, `cuda`, …
+        dtype: arithmetic; `auto` follows the store.
+        batch_size: images at once; None lets the device decide.
+        workers: decode workers; None means one for each core.
     """
-    try:
-        return open_store(path)
-    except StoreNotFound:
-        if needed:
-            raise
-        return None
+
+    targets: tuple[str, ...] = ()
+    store: Path = Path("embeddings")
+    model: str = DEFAULT_MODEL
+    ranker: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def find(self) -> tuple[Store | None, Asked]:
+        """The store, None where there is none and none is needed; and the images asked for.
+
+        Raises:
+            StoreNotFound: there is neither a target nor a store.
+            UsageError: a target is no image, folder or source, or no item has the split.
+        """
+        store: Store | None = None
+        try:
+            store = open_store(self.store)
+        except StoreNotFound:
+            if not self.targets:
+                raise
+        return store, Asked.of(self.targets, store, split=self.split, limit=self.limit)
+
+    def captioner(self, store: Store | None, *, adapter: str = "") -> Captioner:
+        """The captioner, in the arithmetic of the store's vision states where there are some.
+
+        Raises:
+            CheckpointNotFound: see `open_captioner`.
+            CheckpointInvalid: the checkpoint writes no captions.
+        """
+        dtype = arithmetic(self.dtype, store)
+        return open_captioner(self.model, device=self.device, dtype=dtype, adapter=adapter)
+
+    def open_run(
+        self,
+        captioner: Captioner,
+        options: DecodingOptions,
+        store: Store | None,
+        *,
+        is_judged: bool,
+        judge_own: bool = False,
+    ) -> CaptionRun:
+        """A run of the captioner with these options, and with the judge where one is wanted."""
+        judge = None
+        if is_judged:
+            judge = open_judge(self.ranker, self.model, store, device=self.device, dtype=self.dtype)
+        return CaptionRun(
+            captioner,
+            options,
+            store=store,
+            judge=judge,
+            judge_own=judge_own,
+            batch_size=self.batch_size or 0,
+            workers=self.workers or 0,
+        )
 
 
 def arithmetic(dtype: str, store: Store | None) -> str:
@@ -30,24 +99,6 @@ def arithmetic(dtype: str, store: Store | None) -> str:
     if dtype == "auto" and store and "tokens" in store.features(Modality.IMAGES):
         return store.spec.dtype
     return dtype
-
-
-def open_writer(
-    model: str,
-    store: Store | None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    adapter: str = "",
-) -> Captioner:
-    """The captioner, in the arithmetic of the store's vision states where there are some.
-
-    Raises:
-        CheckpointNotFound: see `open_captioner`.
-        CheckpointInvalid: the checkpoint writes no captions.
-    """
-    dtype = arithmetic(dtype, store)
-    return open_captioner(model, device=device, dtype=dtype, adapter=adapter)
 
 
 def open_judge(
@@ -63,7 +114,7 @@ def open_judge(
     Args:
         ranker: a retrieval checkpoint, or None: the captioner's own, else the store's.
         model: the captioner's checkpoint.
-        store: see `open_writer`.
+        store: whose arithmetic `auto` follows, and whose encoder may judge.
         device: as of `open_encoder`.
         dtype: as of `open_encoder`.
 

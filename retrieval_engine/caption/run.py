@@ -8,12 +8,14 @@ images ──► load (look up, or read and decode: a pool of workers, ahead of 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.caption.ranking import Judge
-from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage, VisionStates
+from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage
+from retrieval_engine.encoding.image_tokens import VisionStates
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.progress import Progress, Silent
@@ -135,7 +137,7 @@ class CaptionRun:
         with open_pool("threads", self._workers, ahead=2 * self._batch_size) as pool:
             for image, loaded in pool.imap(LoadImage(self._sides), images):
                 if isinstance(loaded, Failed):
-                    failures.append(_failure(image, loaded))
+                    failures.append(Failure.of(image.item, image.source, loaded.reason))
                     progress.advance()
                     continue
                 batch.append((image, loaded))
@@ -157,7 +159,7 @@ class CaptionRun:
         batch, failures = loaded
         if not batch:
             return Done(captioned=[], failures=failures)
-        rows = [loaded.row for _, loaded in batch]
+        rows = np.array([loaded.row for _, loaded in batch], dtype=np.int64)
         states = [
             side.read(rows, [loaded.pixels[number] for _, loaded in batch])
             for number, side in enumerate(self._sides)
@@ -196,13 +198,4 @@ def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
         scores=tuple(captioned.scores[i] for i in order),
         matches=tuple(matches[i] for i in order),
         own_matches=tuple(matches[n:]),
-    )
-
-
-def _failure(image: SourceImage, failed: Failed) -> Failure:
-    return Failure(
-        source=image.source,
-        item_id=image.item.id,
-        uri=image.item.uri,
-        reason=failed.reason,
     )

@@ -1,4 +1,4 @@
-"""Which images are to be captioned, and where their vision states come from.
+"""Which images are to be captioned, and what is loaded of each.
 
 A store's images come with their stored `tokens`; a source's or a file's are looked up in the
 store by the sha256 of their bytes, and encoded once where it does not know them.
@@ -6,24 +6,22 @@ store by the sha256 of their bytes, and encoded once where it does not know them
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.models import Arrays
-from retrieval_engine.models.preprocess import ImagePreprocessor
-from retrieval_engine.records import Caption, Feature, Item, Modality
+from retrieval_engine.encoding.image_tokens import FEATURE, VisionStates
+from retrieval_engine.progress import Progress
+from retrieval_engine.records import Caption, Item, Modality
 from retrieval_engine.sources import Source, open_source, read_item
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.store import Gallery, Store
 
-FEATURE = "tokens"
 FILES = "files"
 _NOT_STORED, _NOT_LOOKED_UP = -1, -2
 _BLOCK = 4096
@@ -50,78 +48,6 @@ class SourceImage:
     def name(self) -> str:
         """Source and id, which together tell this image from every other."""
         return f"{self.source}\t{self.item.id}"
-
-
-class VisionModel(Protocol):
-    """The image side of an encoder or a captioner."""
-
-    preprocessor: ImagePreprocessor
-
-    @property
-    def default_batch_size(self) -> int:
-        """See `Encoder.default_batch_size`."""
-
-    def features(self, modality: Modality) -> dict[str, Feature]:
-        """See `Encoder.features`."""
-
-    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
-        """See `Encoder.encode_images`."""
-
-
-class VisionStates:
-    """(n, t, w) vision states for one model: out of the store where it holds them, else encoded.
-
-    Args:
-        model: what is to read them.
-        store: used when its `tokens` were made by the same tower in the same arithmetic.
-
-    Attributes:
-        store: the store when it is used, else None.
-        fingerprint: of the states.
-        encoded: number of images that had to be encoded.
-    """
-
-    def __init__(self, model: VisionModel, store: Store | None) -> None:
-        self._model = model
-        self.preprocessor = model.preprocessor
-        self.fingerprint = model.features(Modality.IMAGES)[FEATURE].fingerprint
-        stored = store.features(Modality.IMAGES).get(FEATURE) if store else None
-        fits = stored is not None and stored.fingerprint == self.fingerprint
-        self.store = store if fits else None
-        self.encoded = 0
-
-    def read(self, rows: Sequence[int], pixels: Sequence[NDArray[np.uint8] | None]) -> NDArray[Any]:
-        """Vision states of a batch of images.
-
-        Args:
-            rows: (n,) rows in the store.
-            pixels: (n,) what the model reads, or None where the row has the states.
-
-        Returns:
-            (n, t, w) in the store's dtype, or float32 when any had to be encoded.
-        """
-        stored = np.array([p is None for p in pixels])
-        numbers = np.array(rows, dtype=np.int64)
-        if self.store is not None and stored.all():
-            return self.store.read(Modality.IMAGES, FEATURE, numbers)
-        fresh = self._encode([p for p in pixels if p is not None])
-        states = np.empty((len(rows), *fresh.shape[1:]), dtype=np.float32)
-        states[~stored] = fresh
-        if self.store is not None and stored.any():
-            states[stored] = self.store.read(Modality.IMAGES, FEATURE, numbers[stored])
-        return states
-
-    def _encode(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
-        size = self._model.default_batch_size
-        self.encoded += len(pixels)
-        return np.concatenate(
-            [
-                self._model.encode_images(np.stack(pixels[start : start + size]), [FEATURE])[
-                    FEATURE
-                ]
-                for start in range(0, len(pixels), size)
-            ]
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,3 +235,13 @@ class Asked:
             images = islice(images, limit)
             count = limit if count is None else min(count, limit)
         return cls(images=images, count=count, notes=tuple(notes))
+
+    def left(
+        self, is_done: Callable[[SourceImage], bool], progress: Progress
+    ) -> Iterator[SourceImage]:
+        """The images that still lack what is to be written; of the others `progress` is told."""
+        for image in self.images:
+            if is_done(image):
+                progress.advance()
+            else:
+                yield image

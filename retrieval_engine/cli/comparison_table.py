@@ -1,5 +1,6 @@
 """How comparisons look, of recall and of captions: to people, and for programs and papers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from retrieval_engine.cli.output import emit, note, table_console
 from retrieval_engine.errors import UsageError
 
 if TYPE_CHECKING:
-    from retrieval_engine.evaluate.compare import Comparison
-    from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison
+    from retrieval_engine.evaluate.compare import Comparison, Row
+    from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison, CaptionRow
 
 
 def show_comparison(comparison: "Comparison", form: str) -> None:
@@ -20,19 +21,34 @@ def show_comparison(comparison: "Comparison", form: str) -> None:
         comparison: what `compare` gave.
         form: `json` (a line a run), `csv`, `markdown`, `latex`, or empty for people.
     """
-    if form == "json":
-        for row in comparison.rows:
-            emit(row.to_json())
-    elif form == "csv":
+    if form == "csv":
         click.echo(comparison.csv(), nl=False)
-    elif form == "markdown":
-        click.echo(comparison.markdown())
     elif form == "latex":
         click.echo(comparison.latex())
-    else:
+    elif not _told(comparison, form):
         _print(comparison)
     for remark in comparison.remarks:
         note(remark)
+
+
+def _told(comparison: "Comparison | CaptionComparison", form: str) -> bool:
+    """Print it as JSON or Markdown, where it is that form; whether it was."""
+    if form == "json":
+        for row in comparison.rows:
+            emit(row.to_json())
+    elif form == "markdown":
+        click.echo(comparison.markdown())
+    return form in ("json", "markdown")
+
+
+def _print_gains(
+    rows: "Sequence[Row | CaptionRow]", figure: str, scale: float, digits: int
+) -> None:
+    """How far each run is above the first, and the bounds of that."""
+    for row in rows:
+        if row.gain:
+            gain, low, high = (f"{scale * x:+.{digits}f}" for x in (row.gain[0], *row.gain[1]))
+            click.echo(f"{row.name} against {rows[0].name}: {figure} {gain} ({low} to {high})")
 
 
 def _print(comparison: "Comparison") -> None:
@@ -49,13 +65,7 @@ def _print(comparison: "Comparison") -> None:
         sides = (" ".join(part) for part in (recalls[:3], recalls[3:]))
         table.add_row(name, *sides, mean + spread)
     table_console().print(table)
-    for row in comparison.rows:
-        if row.gain:
-            gain, (low, high) = row.gain
-            click.echo(
-                f"{row.name} against {comparison.rows[0].name}: mean {gain:+.2f} "
-                f"({low:+.2f} to {high:+.2f})"
-            )
+    _print_gains(comparison.rows, "mean", 1, 2)
 
 
 def compare_caption_runs(
@@ -83,17 +93,12 @@ def compare_caption_runs(
         UsageError: a form that captions do not have.
     """
     from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
-    from retrieval_engine.evaluate.compare.caption_page import write_caption_page
+    from retrieval_engine.evaluate.compare.pages import write_caption_page
 
     if form not in ("", "json", "markdown"):
         raise UsageError(f"--{form} is of heads and stores; captions have --json and --markdown")
     comparison = compare_captions(runs, references, allow_missing=allow_missing)
-    if form == "json":
-        for row in comparison.rows:
-            emit(row.to_json())
-    elif form == "markdown":
-        click.echo(comparison.markdown())
-    else:
+    if not _told(comparison, form):
         _print_captions(comparison)
     if comparison.left_out:
         note(f"{comparison.left_out:,} images lack a caption of some run and are left out")
@@ -110,10 +115,4 @@ def _print_captions(comparison: "CaptionComparison") -> None:
     for row in comparison.rows:
         table.add_row(*row.cells())
     table_console().print(table)
-    for row in comparison.rows:
-        if row.gain:
-            gain, (low, high) = row.gain
-            click.echo(
-                f"{row.name} against {comparison.rows[0].name}: CIDEr {100 * gain:+.1f} "
-                f"({100 * low:+.1f} to {100 * high:+.1f})"
-            )
+    _print_gains(comparison.rows, "CIDEr", 100, 1)

@@ -1,9 +1,18 @@
-"""The options of how words are chosen, shared by the commands that write captions."""
+"""The options that the commands which write captions share: whose, of what, and how chosen."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from retrieval_engine.cli.options import (
+    device_option,
+    dtype_option,
+    json_option,
+    model_option,
+    split_option,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
@@ -42,18 +51,35 @@ _OPTIONS = (
         "(its published figures need it), or as transformers 5 does.  [default: original]",
     ),
     click.option(
-        "--repetition-penalty", type=float, default=1.0, help="Above 1: repeat words less."
+        "--repetition-penalty",
+        type=float,
+        help="Above 1: repeat words less.  [default: the model's, else 1]",
     ),
     click.option(
-        "--no-repeat-ngram", type=int, default=0, help="Never write the same N tokens twice."
+        "--no-repeat-ngram",
+        type=int,
+        help="Never write the same N tokens twice.  [default: the model's, else 0]",
     ),
     click.option("--prompt", help="What every sentence goes on from; default: the model's own."),
 )
+_SHARED = (
+    store_option,
+    model_option,
+    split_option,
+    click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures."),
+    click.option("--overwrite", is_flag=True, help="Begin --out anew."),
+    *_OPTIONS,
+    device_option,
+    dtype_option,
+    click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once."),
+    click.option("--workers", type=click.IntRange(min=1), help="Decode workers."),
+    json_option,
+)
 
 
-def decoding_options(command: Command) -> Command:
-    """Add all of them to a command; `read_decoding` takes them out again."""
-    for option in reversed(_OPTIONS):
+def captioning_options(command: Command) -> Command:
+    """Add all of them to a command; `read_decoding` takes those of decoding out again."""
+    for option in reversed(_SHARED):
         command = option(command)
     return command
 

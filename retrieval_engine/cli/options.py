@@ -5,10 +5,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.records import DEFAULT_MODEL
-
-DEFAULT_STORE = "embeddings"
-DEFAULT_INDEX = "indices/built/default"
+from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, DEFAULT_STORE
 
 
 class UserPath(click.Path):

@@ -25,6 +25,7 @@ COMMAND_OF = {
     "open_encoder": "encode",
     "repair_store": "store repair",
     "train_head": "train-head",
+    "update_index": "index --update",
     "verify": "store verify",
 }
 """Public functions, and classes of their settings, with the command that does the same."""

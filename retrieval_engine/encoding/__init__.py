@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from retrieval_engine.encoding.vector_folders import read_clip_retrieval
     from retrieval_engine.encoding.vector_set import Embeddings, read_embeddings
 
-_HOMES = {
-    "EncodeOptions": "from_source",
-    "EncodeReport": "from_source",
-    "Embeddings": "vector_set",
-    "ImportReport": "imported",
-    "encode": "from_source",
-    "encode_stale": "stale",
-    "import_embeddings": "imported",
-    "open_changed": "from_source",
-    "read_clip_retrieval": "vector_folders",
-    "read_embeddings": "vector_set",
-}
-
 __all__ = [
     "Embeddings",
     "EncodeOptions",
@@ -48,4 +35,4 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__)

@@ -1,9 +1,15 @@
 """What an encode run is told, and what it tells."""
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.records import Failure, Json
+from retrieval_engine.models import Encoder
+from retrieval_engine.records import Failure, Feature, Json, Modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,33 @@ class EncodeOptions:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
         if self.part_rows < 1:
             raise UsageError(f"`part_rows` is {self.part_rows}, must be at least 1")
+
+    def chosen(self, encoder: Encoder) -> dict[Modality, list[Feature]]:
+        """The features to store for each modality, floating-point ones in `store_dtype`.
+
+        `tokens` of captions are their `token_ids` and `token_mask`.
+
+        Raises:
+            UsageError: no name, or one that the encoder emits for neither modality.
+        """
+        offered = {modality: encoder.features(modality) for modality in Modality}
+        more = ("token_ids", "token_mask") if "tokens" in self.features else ()
+        allowed = set().union(*offered.values())
+        emitted, model = ", ".join(sorted(allowed)), encoder.spec.checkpoint
+        if not self.features:
+            raise UsageError(f"no feature is named; {model} emits {emitted}")
+        if unknown := [name for name in self.features if name not in allowed]:
+            raise UsageError(f"{model} emits no feature {unknown[0]!r}; it emits {emitted}")
+
+        def kept(feature: Feature) -> Feature:
+            floating = np.issubdtype(np.dtype(feature.dtype), np.floating)
+            return replace(feature, dtype=self.store_dtype) if floating else feature
+
+        wanted = dict.fromkeys((*self.features, *more))
+        return {
+            modality: [kept(features[name]) for name in wanted if name in features]
+            for modality, features in offered.items()
+        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,20 +110,17 @@ class EncodeReport:
     model_seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
 
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Counts the seconds of the block as the encoder's."""
+        start = time.perf_counter()
+        yield
+        self.model_seconds += time.perf_counter() - start
+
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-
-        def tally(t: Tally) -> dict[str, Json]:
-            return {"encoded": t.encoded, "reused": t.reused, "failed": t.failed}
-
-        return {
-            "store": self.store,
-            "fingerprint": self.fingerprint,
-            "images": tally(self.images),
-            "captions": tally(self.captions),
-            "removed": self.removed,
-            "moved": self.moved,
-            "seconds": round(self.seconds, 3),
-            "model_seconds": round(self.model_seconds, 3),
-            "images_per_s": round(self.images.encoded / max(self.seconds, 1e-9), 2),
-        }
+        value: dict[str, Json] = asdict(self)
+        del value["failures"]
+        rate = round(self.images.encoded / max(self.seconds, 1e-9), 2)
+        times = {name: round(getattr(self, name), 3) for name in ("seconds", "model_seconds")}
+        return value | times | {"images_per_s": rate}

@@ -12,8 +12,7 @@ the store's failure ledger and disturbs nobody else's row.
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
-from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound, UsageError
+from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound
 from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.checkpoint import trained_on
 from retrieval_engine.models.preprocess import ImagePreprocessor
@@ -66,8 +65,7 @@ def encode(
     source = open_changed(source, store) if isinstance(source, str) else source
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress = options or EncodeOptions(), progress or Silent()
-    features = chosen_features(encoder, options.features, options.store_dtype)
-    batch_size = options.batch_size or encoder.default_batch_size
+    features = options.chosen(encoder)
     start = time.perf_counter()
     if line := _strange(encoder.spec.checkpoint, source.name):
         progress.say(line)
@@ -75,36 +73,23 @@ def encode(
     expected = _expected(source, options)
     if options.overwrite and next(_wanted(source, options.split), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
-    with ExitStack() as stack:
-        writer = stack.enter_context(
-            StoreWriter.open(
-                Path(store), spec=encoder.spec, features=features, overwrite=options.overwrite
-            )
-        )
-        run = _Run(
-            source=source,
-            encoder=encoder,
-            options=options,
-            progress=progress,
-            writer=writer,
-            behind=stack.enter_context(Behind()),
-            report=EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint),
-            have={m: set(writer.keys(m)) for m in Modality},
-            batch_size=batch_size,
-            part_rows=min(options.part_rows, _rows_of(_PART_BYTES, features[Modality.IMAGES])),
-        )
-        pool = stack.enter_context(
-            open_pool(options.worker_kind, options.workers, ahead=2 * batch_size)
-        )
-        load = _Load(encoder.preprocessor, run.have[Modality.IMAGES])
+    report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
+    with (
+        StoreWriter.open(
+            store, spec=encoder.spec, features=features, overwrite=options.overwrite
+        ) as writer,
+        Behind() as behind,
+    ):
+        run = _Run(source, encoder, options, progress, writer, behind, report)
         progress.start("encoding", expected)
-        loaded = pool.imap(load, run.changed_items())
-        while run.encode_part(loaded):
-            pass
-        run.finish()
+        with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
+            loaded = pool.imap(run.load, run.changed_items())
+            while run.encode_part(loaded):
+                pass
+            run.finish()
     progress.stop()
-    run.report.seconds = time.perf_counter() - start
-    return run.report
+    report.seconds = time.perf_counter() - start
+    return report
 
 
 def _strange(checkpoint: str, source: str) -> str:
@@ -175,7 +160,7 @@ class _Load:
         return _Loaded(key, self.preprocessor.pixels(image))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Run:
     """The state of one run of `encode`."""
 
@@ -186,10 +171,21 @@ class _Run:
     writer: StoreWriter
     behind: Behind
     report: EncodeReport
-    have: dict[Modality, set[str]]
-    batch_size: int
-    part_rows: int
+    have: dict[Modality, set[str]] = field(init=False)
+    batch_size: int = field(init=False)
+    part_rows: int = field(init=False)
     seen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.have = {m: set(self.writer.keys(m)) for m in Modality}
+        self.batch_size = self.options.batch_size or self.encoder.default_batch_size
+        fitting = _rows_of(_PART_BYTES, self.writer.features[Modality.IMAGES])
+        self.part_rows = min(self.options.part_rows, fitting)
+
+    @property
+    def load(self) -> _Load:
+        """What workers do."""
+        return _Load(self.encoder.preprocessor, self.have[Modality.IMAGES])
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
@@ -209,11 +205,10 @@ class _Run:
         rows: list[tuple[Item, str]] = []
         failures: list[Failure] = []
         for batch in self.batches(loaded, rows, failures):
-            start = time.perf_counter()
-            pixels = np.stack(list(batch.values()))
-            arrays = self.encoder.encode_images(pixels, [form.name for form in forms])
-            self.report.model_seconds += time.perf_counter() - start
-            self.behind.do(part.add_images, list(batch), _kept(arrays, forms))
+            with self.report.timing():
+                pixels = np.stack(list(batch.values()))
+                arrays = self.encoder.encode_images(pixels, [form.name for form in forms])
+            self.behind.do(part.add, Modality.IMAGES, list(batch), _kept(arrays, forms))
         self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
         self.behind.do(part.add_items, self.source.name, rows)
         self.behind.do(part.commit, failures)
@@ -262,18 +257,16 @@ class _Run:
         self.report.captions.encoded += len(new)
         self.report.captions.reused += len(captions) - len(new)
         if new and forms:
-            start = time.perf_counter()
-            arrays = self.encoder.encode_texts(list(new.values()), [form.name for form in forms])
-            self.report.model_seconds += time.perf_counter() - start
-            self.behind.do(part.add_captions, list(new), _kept(arrays, forms))
+            with self.report.timing():
+                names = [form.name for form in forms]
+                arrays = self.encoder.encode_texts(list(new.values()), names)
+            self.behind.do(part.add, Modality.CAPTIONS, list(new), _kept(arrays, forms))
 
     def failure(self, item: Item, failed: Failed) -> Failure:
         """Count an item that could not be loaded, and say why."""
         self.report.images.failed += 1
         self.report.captions.failed += len(item.captions)
-        failure = Failure(
-            source=self.source.name, item_id=item.id, uri=item.uri, reason=failed.reason
-        )
+        failure = Failure.of(item, self.source.name, failed.reason)
         self.report.failures.append(failure)
         return failure
 
@@ -292,36 +285,3 @@ class _Run:
 def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:
     """The arrays in the dtypes the store keeps."""
     return {form.name: arrays[form.name].astype(form.dtype, copy=False) for form in forms}
-
-
-def chosen_features(
-    encoder: Encoder, names: Sequence[str], store_dtype: str
-) -> dict[Modality, list[Feature]]:
-    """The features to store for each modality, floating-point ones in the given dtype.
-
-    `tokens` of captions are their `token_ids` and `token_mask`.
-
-    Raises:
-        UsageError: no name, or one that the encoder emits for neither modality.
-    """
-    offered = {modality: encoder.features(modality) for modality in Modality}
-    wanted = [*names, *(("token_ids", "token_mask") if "tokens" in names else ())]
-    allowed = set().union(*offered.values())
-    if not names:
-        raise UsageError(
-            f"no feature is named; {encoder.spec.checkpoint} emits {', '.join(sorted(allowed))}"
-        )
-    if unknown := [name for name in names if name not in allowed]:
-        raise UsageError(
-            f"{encoder.spec.checkpoint} emits no feature {unknown[0]!r}; it emits "
-            f"{', '.join(sorted(allowed))}"
-        )
-
-    def kept(feature: Feature) -> Feature:
-        floating = np.issubdtype(np.dtype(feature.dtype), np.floating)
-        return replace(feature, dtype=store_dtype) if floating else feature
-
-    return {
-        modality: [kept(features[name]) for name in dict.fromkeys(wanted) if name in features]
-        for modality, features in offered.items()
-    }

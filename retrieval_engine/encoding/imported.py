@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,9 @@ class ImportReport:
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-        return {
-            "store": self.store,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "images": self.images,
-            "captions": self.captions,
-            "image_width": self.image_width,
-            "text_width": self.text_width,
-            "features": list(self.features),
-            "seconds": round(self.seconds, 3),
-        }
+        value: dict[str, Json] = asdict(self)
+        del value["remarks"]
+        return value | {"features": list(self.features), "seconds": round(self.seconds, 3)}
 
 
 def external_spec(name: str) -> EncoderSpec:
@@ -193,8 +185,8 @@ class _Import:
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         arrays = {"pooled": vectors, "itc": (vectors / lengths).astype(np.float32)[:, None]}
         forms = writer.features[modality]
-        add = part.add_images if modality is Modality.IMAGES else part.add_captions
-        add([keys[i] for i in new], {form.name: arrays[form.name] for form in forms})
+        kept = {form.name: arrays[form.name] for form in forms}
+        part.add(modality, [keys[i] for i in new], kept)
 
     def _items(self, start: int, stop: int) -> Iterator[tuple[Item, str]]:
         given = self.embeddings

@@ -6,7 +6,7 @@ are computed block by block while they are read; `project_store` writes them dow
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,41 +108,10 @@ def leak_free(gallery: Gallery, saved: "SavedHead") -> tuple[Gallery, int]:
     Returns:
         The rest of the gallery, and the number of images left out.
     """
-    table = gallery.store.items(gallery.split)
-    columns = (table[name].to_pylist() for name in ("source", "id", "key"))
-    keys = {(source, item_id): key for source, item_id, key in zip(*columns, strict=True)}
-    sources, ids = list(gallery.sources), list(gallery.ids)
-    mine = [keys[pair] for pair in zip(sources, ids, strict=True)]
-    roles = saved.trained_on().seen(sources, ids, mine)
+    roles = saved.trained_on().seen(gallery.sources, gallery.ids, gallery.keys)
     kept = np.flatnonzero([not role for role in roles])
-    if len(kept) == len(ids):
-        return gallery, 0
-    return subset(gallery, kept), len(ids) - len(kept)
-
-
-def subset(gallery: Gallery, images: NDArray[np.int64]) -> Gallery:
-    """Only some images of a gallery, in ascending order, with all their captions."""
-    number = np.full(len(gallery), -1, np.int64)
-    number[images] = np.arange(len(images))
-    captions = np.flatnonzero(number[gallery.caption_image] >= 0)
-
-    def some(values: Any, rows: NDArray[np.int64]) -> list[str]:
-        every = list(values)
-        return [every[i] for i in rows.tolist()]
-
-    return replace(
-        gallery,
-        ids=some(gallery.ids, images),
-        uris=some(gallery.uris, images),
-        sources=some(gallery.sources, images),
-        splits=some(gallery.splits, images),
-        image_rows=gallery.image_rows[images],
-        caption_ids=some(gallery.caption_ids, captions),
-        caption_texts=some(gallery.caption_texts, captions),
-        caption_rows=gallery.caption_rows[captions],
-        caption_image=number[gallery.caption_image[captions]],
-        _meta=some(gallery._meta, images),
-    )
+    seen = len(gallery) - len(kept)
+    return (gallery.only(kept) if seen else gallery), seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,13 +134,11 @@ class ProjectionReport:
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-        return {
-            "store": self.store,
-            "feature": self.feature,
+        counts: dict[str, Json] = {
             "images": {"encoded": self.images},
             "captions": {"encoded": self.captions},
-            "seconds": round(self.seconds, 3),
         }
+        return asdict(self) | counts | {"seconds": round(self.seconds, 3)}
 
 
 def project_store(
@@ -203,8 +170,7 @@ def project_store(
                 if keys:
                     part = writer.part()
                     arrays = {saved.feature: store.read(modality, ITC, rows[~there])}
-                    add = part.add_images if modality is Modality.IMAGES else part.add_captions
-                    add(keys, arrays)
+                    part.add(modality, keys, arrays)
                     part.commit()
                 written[modality] += len(keys)
                 progress.advance(len(rows))

@@ -132,9 +132,8 @@ class _Work:
             for start in range(0, len(numbers), _PART_ROWS[modality]):
                 chosen = numbers[start : start + _PART_ROWS[modality]].tolist()
                 part = writer.part()
-                add = part.add_images if images else part.add_captions
                 for some, arrays in batches(chosen, [form.name for form in stale]):
-                    add(some, arrays)
+                    part.add(modality, some, arrays)
                     tally.encoded += len(some)
                 part.commit(self._failures, self._settled)
                 self._report.failures.extend(self._failures)
@@ -158,9 +157,8 @@ class _Work:
     def _caption_batches(
         self, keys: Sequence[str], texts: Sequence[str], numbers: Sequence[int], names: list[str]
     ) -> Iterator[tuple[list[str], Arrays]]:
-        start = time.perf_counter()
-        arrays = self._encoder.encode_texts([texts[i] for i in numbers], names)
-        self._report.model_seconds += time.perf_counter() - start
+        with self._report.timing():
+            arrays = self._encoder.encode_texts([texts[i] for i in numbers], names)
         self._progress.advance(len(numbers))
         yield [keys[i] for i in numbers], arrays
 
@@ -193,10 +191,8 @@ class _Work:
             yield list(good), self._of_pixels(good, names)
 
     def _of_pixels(self, good: dict[str, NDArray[np.uint8]], names: Sequence[str]) -> Arrays:
-        begun = time.perf_counter()
-        arrays = self._encoder.encode_images(np.stack(list(good.values())), names)
-        self._report.model_seconds += time.perf_counter() - begun
-        return arrays
+        with self._report.timing():
+            return self._encoder.encode_images(np.stack(list(good.values())), names)
 
     def _can_use_tokens(
         self, keys: Sequence[str], numbers: Sequence[int], names: Sequence[str]
@@ -212,10 +208,8 @@ class _Work:
         assert isinstance(self._encoder, ReadsTokens)
         rows = self._store.rows(Modality.IMAGES, keys, _TOKENS)
         tokens = self._store.read(Modality.IMAGES, _TOKENS, rows)
-        begun = time.perf_counter()
-        arrays = self._encoder.encode_tokens(tokens, names)
-        self._report.model_seconds += time.perf_counter() - begun
-        return arrays
+        with self._report.timing():
+            return self._encoder.encode_tokens(tokens, names)
 
     def _pixels(self, owners: Sequence[Owner]) -> NDArray[np.uint8]:
         """Pixels of a picture that all these items show.

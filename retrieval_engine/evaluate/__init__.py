@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from retrieval_engine.metrics.ranks import Ranks
     from retrieval_engine.metrics.recall import DirectionReport, RecallReport, recall_at_k
 
-_HOMES = {
-    "Bootstrap": "metrics.bootstrap",
-    "CaptionReport": "evaluate.caption_scores",
-    "DirectionReport": "metrics.recall",
-    "Evaluation": "evaluate.evaluation",
-    "Ranks": "metrics.ranks",
-    "RecallIntervals": "metrics.intervals",
-    "RecallReport": "metrics.recall",
-    "RecallSettings": "evaluate.evaluation",
-    "Ties": "metrics.race",
-    "evaluate_captions": "evaluate.caption_scores",
-    "evaluate_recall": "evaluate.store_recall",
-    "evaluate_store": "evaluate.evaluation",
-    "gallery_recall": "evaluate.store_recall",
-    "recall_at_k": "metrics.recall",
-    "recall_intervals": "metrics.intervals",
-}
-
 __all__ = [
     "Bootstrap",
     "CaptionReport",
@@ -54,4 +36,4 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily("retrieval_engine", _HOMES)
+__getattr__ = lazily(__name__)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
-from retrieval_engine.evaluate.references import read_references
+from retrieval_engine.evaluate.predictions import read_captions
+from retrieval_engine.evaluate.references import PairedCaptions, pair_captions, read_references
 from retrieval_engine.metrics.bleu import bleu, bleu_statistics
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.cider import cider_d

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import numpy as np
 
 from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import EvaluationError
-from retrieval_engine.evaluate.leaks import LeakReport, gallery_keys
+from retrieval_engine.evaluate.leaks import LeakReport
 from retrieval_engine.metrics.bootstrap import Bootstrap
 from retrieval_engine.metrics.intervals import recall_intervals
 from retrieval_engine.metrics.recall import RecallReport
@@ -122,14 +123,14 @@ def _data(gallery: Gallery, report: RecallReport) -> dict[str, Json]:
     return {
         "sources": list(dict.fromkeys(gallery.sources)),
         "split": gallery.split,
-        "splits": {k: v for k, v in _counted(gallery.splits).items() if k},
+        "splits": {k: v for k, v in Counter(gallery.splits).items() if k},
         "n_images": report.n_images,
         "n_captions": report.n_captions,
         "n_images_without_captions": report.n_without_captions,
         "n_images_not_encoded": gallery.left_out,
         "images_by_captions": {str(c): int(n) for c, n in zip(counts, images, strict=True)},
         "ids_sha256": _digest(ids),
-        "images_sha256": _digest(gallery_keys(gallery)),
+        "images_sha256": _digest(gallery.keys),
         "captions_sha256": _digest(f"{ids[i]}\t{c}\t{text}" for i, c, text in texts),
         "digest_rule": "sha256 of the sorted lines, each ended by \\n: source<TAB>id; sha256 of "
         "the image's bytes; source<TAB>id<TAB>caption id<TAB>caption",
@@ -165,13 +166,6 @@ def _version(library: str) -> str:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for value in values:
-        found[value] = found.get(value, 0) + 1
-    return found
 
 
 def _digest(lines: Iterable[str]) -> str:

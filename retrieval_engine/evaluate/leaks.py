@@ -171,7 +171,7 @@ def find_leaks(
         unknown: remarks to pass on.
         near: cosine from which two images count as nearly one where pixels cannot be read.
     """
-    keys = np.array(gallery_keys(gallery))
+    keys = list(gallery.keys)
     ids = list(zip(gallery.sources, gallery.ids, strict=True))
     by_id, by_key, nearly = (np.zeros(len(ids), bool) for _ in range(3))
     remarks = list(unknown)
@@ -200,14 +200,6 @@ def find_leaks(
         near=near,
         examples=tuple(examples),
     )
-
-
-def gallery_keys(gallery: Gallery) -> list[str]:
-    """(n,) sha256 of each gallery image's bytes."""
-    table = gallery.store.items(gallery.split)
-    columns = (table[name].to_pylist() for name in ("source", "id", "key"))
-    keys = {(source, id_): key for source, id_, key in zip(*columns, strict=True)}
-    return [keys[pair] for pair in zip(gallery.sources, gallery.ids, strict=True)]
 
 
 def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -> TrainingRecord:

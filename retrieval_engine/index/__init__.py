@@ -1,6 +1,7 @@
 """Approximate and exact top-k over stored features.
 
-`build_index` makes a self-contained folder from a store, `open_index` opens one, and whatever
+`build_index` makes a self-contained folder from a store, `update_index` brings it up to date,
+`open_index` opens it, and whatever
 answers `search` the way `Index` says can stand in its place. A backend is one file in `backends/`.
 """
 
@@ -8,5 +9,15 @@ from retrieval_engine.index.build import IndexReport, build_index
 from retrieval_engine.index.directory import SavedIndex, open_index
 from retrieval_engine.index.exact import ExactIndex
 from retrieval_engine.index.grouping import Index
+from retrieval_engine.index.update import UpdateReport, update_index
 
-__all__ = ["ExactIndex", "Index", "IndexReport", "SavedIndex", "build_index", "open_index"]
+__all__ = [
+    "ExactIndex",
+    "Index",
+    "IndexReport",
+    "SavedIndex",
+    "UpdateReport",
+    "build_index",
+    "open_index",
+    "update_index",
+]

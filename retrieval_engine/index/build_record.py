@@ -55,6 +55,7 @@ class IndexManifest:
         folder: where the files are, inside the index; empty for the index's folder itself, as
             indexes before 2026-11 have it.
         files: every other file.
+        changed_since_build: items that updates added and removed; the report is of the build.
         report: figures of the build.
         versions: of this package and the backend's library.
     """
@@ -77,6 +78,7 @@ class IndexManifest:
     dim: int
     folder: str = ""
     files: tuple[IndexFile, ...]
+    changed_since_build: int = 0
     report: Mapping[str, Json] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 

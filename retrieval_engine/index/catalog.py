@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 from numpy.typing import NDArray
 
@@ -58,6 +59,12 @@ class Catalog(Protocol):
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of these items' images in a store, for `Store.read`; -1 where it has none."""
 
+    def of_source(self, name: str) -> NDArray[np.bool_]:
+        """(items,) which items are of a source, by its name."""
+
+    def number_of(self, item_id: str) -> int:
+        """Number of the first item with an id, -1 where there is none."""
+
 
 class GalleryCatalog:
     """The items of a store's gallery.
@@ -98,6 +105,14 @@ class GalleryCatalog:
         """As `Catalog.image_rows`; the store is the gallery's own."""
         rows: NDArray[np.int64] = self._gallery.image_rows[numbers]
         return rows
+
+    def number_of(self, item_id: str) -> int:
+        """As `Catalog.number_of`."""
+        return next((i for i, known in enumerate(self._gallery.ids) if known == item_id), -1)
+
+    def of_source(self, name: str) -> NDArray[np.bool_]:
+        """As `Catalog.of_source`."""
+        return np.fromiter((source == name for source in self._gallery.sources), bool, len(self))
 
 
 class SavedCatalog:
@@ -169,7 +184,28 @@ class SavedCatalog:
         keys = [self._table["key"][int(number)].as_py() for number in numbers]
         return store.rows(Modality.IMAGES, keys)
 
-    def names(self) -> set[tuple[str, str, str]]:
-        """(source, id, key) of every item: tells what another catalogue has that this lacks."""
-        columns = (self._table[name].to_pylist() for name in ("source", "id", "key"))
-        return set(zip(*columns, strict=True))
+    def number_of(self, item_id: str) -> int:
+        """As `Catalog.number_of`."""
+        return int(pc.index(self._table["id"], item_id).as_py())
+
+    def of_source(self, name: str) -> NDArray[np.bool_]:
+        """As `Catalog.of_source`."""
+        return np.array(pc.equal(self._table["source"], name).to_pylist(), bool)
+
+    def positions(self, other: "SavedCatalog") -> NDArray[np.int64]:
+        """The number here of each of another catalogue's items, -1 for one that is not here.
+
+        The same item is of the same source, and has the same id and the same content.
+        """
+        found = pc.index_in(other._names(), value_set=self._names())
+        return np.from_dlpack(pc.fill_null(found, -1)).astype(np.int64)
+
+    def _names(self) -> Any:
+        """Source, id and key of every item in one string."""
+        columns = [self._table[name].cast(pa.large_string()) for name in ("source", "id", "key")]
+        names = pc.binary_join_element_wise(*columns, pa.scalar("\n", pa.large_string()))
+        return names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+
+    def take(self, numbers: NDArray[np.int64]) -> "SavedCatalog":
+        """Some of the items, in the order asked."""
+        return SavedCatalog(self._table.take(pa.array(numbers)))

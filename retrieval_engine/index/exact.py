@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import ShapeError
-from retrieval_engine.index.grouping import Items, Scores, check_queries
+from retrieval_engine.index.grouping import Allowed, Items, Scores, check_queries
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
 Keys = NDArray[np.uint64]
 
 _BLOCK_BYTES = 1 << 26
+# Queries are multiplied so many at a time, zeros in empty places: a product of another shape
+# rounds otherwise, and a query's scores shall not depend on what else is asked.
+_GROUP = 8
 
 
 class ExactIndex:
@@ -66,7 +69,9 @@ class ExactIndex:
         """Length of a vector."""
         return self._shape[1]
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
         """As `Index.search`; memory is bounded by the queries times one block.
 
         Raises:
@@ -77,31 +82,43 @@ class ExactIndex:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         items = np.full((len(queries), k), -1, dtype=np.int64)
         best = np.empty((len(queries), 0), dtype=np.uint64)
-        for start, block in self._blocks(self._block_items(len(queries))):
+        for start, block in self._blocks(self._block_items()):
+            numbers = np.arange(start, start + len(block))
+            if allowed is not None:
+                numbers = numbers[allowed[numbers]]
+                block = block[numbers - start]
+            if not len(numbers):
+                continue
             block_scores = _best_of_rows(queries, block)
             if np.isnan(block_scores).any():
-                raise ShapeError(f"a vector among items {start} to {start + len(block) - 1} is NaN")
-            best = _merged(best, block_scores, start, k)
+                raise ShapeError(f"a vector among items {start} to {numbers[-1]} is NaN")
+            best = _merged(best, block_scores, numbers, k)
         found = best.shape[1]
         scores[:, :found], items[:, :found] = _from_keys(best)
         return scores, items
 
-    def _block_items(self, queries: int) -> int:
+    def _block_items(self) -> int:
         vectors, dim = self._shape
-        bytes_per_item = 4 * vectors * max(dim, queries)
-        return max(1, _BLOCK_BYTES // bytes_per_item)
+        return max(1, _BLOCK_BYTES // (4 * vectors * dim))
 
 
 def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> Scores:
     """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
     b, v, d = block.shape
     flat = block.reshape(b * v, d).astype(np.float32, copy=False)
-    scores = queries @ flat.T  # (q, b * v)
-    best: Scores = scores if v == 1 else scores.reshape(len(queries), b, v).max(axis=2)
+    best = np.empty((len(queries), b), dtype=np.float32)
+    for first in range(0, len(queries), _GROUP):
+        group = np.zeros((_GROUP, d), dtype=np.float32)
+        asked = queries[first : first + _GROUP]
+        group[: len(asked)] = asked
+        scores = (group @ flat.T)[: len(asked)]  # (at most 8, b * v)
+        best[first : first + _GROUP] = (
+            scores if v == 1 else scores.reshape(len(asked), b, v).max(axis=2)
+        )
     return best
 
 
-def _merged(best: Keys, scores: Scores, start: int, k: int) -> Keys:
+def _merged(best: Keys, scores: Scores, numbers: Items, k: int) -> Keys:
     """The k best so far, in order, after another block.
 
     Only what reaches the block's own k-th place is looked at closely: sorting or partitioning
@@ -110,7 +127,7 @@ def _merged(best: Keys, scores: Scores, start: int, k: int) -> Keys:
     Args:
         best: (q, at most k) keys, descending.
         scores: (q, b) of the block.
-        start: number of the block's first item.
+        numbers: (b,) of the block's items.
         k: how many are wanted.
     """
     n, size = scores.shape
@@ -118,7 +135,7 @@ def _merged(best: Keys, scores: Scores, start: int, k: int) -> Keys:
     if size > k:
         floor = np.partition(scores, size - k, axis=1)[:, size - k]
     queries, columns = np.nonzero(scores >= floor[:, None])
-    keys = np.concatenate([best.ravel(), _ordered_keys(scores[queries, columns], start + columns)])
+    keys = np.concatenate([best.ravel(), _ordered_keys(scores[queries, columns], numbers[columns])])
     queries = np.concatenate([np.repeat(np.arange(n), best.shape[1]), queries])
     order = np.lexsort((~keys, queries))
     counts = np.bincount(queries, minlength=n)

@@ -14,6 +14,8 @@ from retrieval_engine.errors import ShapeError, UsageError
 
 Scores = NDArray[np.float32]
 Items = NDArray[np.int64]
+Allowed = NDArray[np.bool_]
+"""(items,) whether each item may be an answer."""
 
 # Rows fetched beyond k, so that a tie at the k-th place is seen without a second search.
 _SLACK = 8
@@ -38,12 +40,15 @@ class Index(Protocol):
     def dim(self) -> int:
         """See the class."""
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
         """The k best items of each query, best first.
 
         Args:
             queries: (q, dim) float32, finite; used as they are, never normalised.
             k: at least 1; more than `items` gives what there is.
+            allowed: only these items may be answers; None allows all.
 
         Returns:
             (q, k) float32 scores and (q, k) int64 item numbers. An item's score is the largest
@@ -67,8 +72,15 @@ class RowSearch(Protocol):
     def dim(self) -> int:
         """Length of a row."""
 
-    def search_rows(self, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
+    def search_rows(
+        self, queries: NDArray[np.float32], fetch: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
         """The best rows of each query, best first.
+
+        Args:
+            queries: (q, dim) float32.
+            fetch: how many rows.
+            allowed: (rows,) which rows may be answers; None allows all.
 
         Returns:
             (q, fetch) scores and row numbers; -1 fills the end only when the backend can find no
@@ -119,7 +131,9 @@ class GroupedIndex:
         """Length of a vector."""
         return self.rows.dim
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Scores, Items]:
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
         """As `Index.search`, from a search over rows.
 
         Fetches more rows than items are wanted, and again four times as many for the queries that
@@ -128,18 +142,21 @@ class GroupedIndex:
         queries = check_queries(queries, self.dim, k)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         items = np.full((len(queries), k), -1, dtype=np.int64)
-        wanted = min(k, self.items)
+        items_there = self.items if allowed is None else int(np.count_nonzero(allowed))
+        rows_there = items_there * self.rows_per_item
+        allowed_rows = None if allowed is None else np.repeat(allowed, self.rows_per_item)
+        wanted = min(k, items_there)
         pending = np.arange(len(queries))
         fetch = wanted * min(self.rows_per_item, 4) + _SLACK
         while len(pending) and wanted:
-            fetch = min(fetch, self.rows.rows)
-            row_scores, rows = self.rows.search_rows(queries[pending], fetch)
+            fetch = min(fetch, rows_there)
+            row_scores, rows = self.rows.search_rows(queries[pending], fetch, allowed_rows)
             row_scores = np.where(rows < 0, np.float32(-np.inf), row_scores)
             tops, top_items = _best_items(
                 row_scores, rows // self.rows_per_item, wanted, self.rows_per_item
             )
             scores[pending, :wanted], items[pending, :wanted] = tops, top_items
-            whole = (rows[:, -1] < 0) | (fetch == self.rows.rows)
+            whole = (rows[:, -1] < 0) | (fetch == rows_there)
             short = top_items[:, -1] < 0
             cut_in_tie = (row_scores[:, -1] == tops[:, -1]) & (fetch < _TIE_ROWS)
             pending = pending[~whole & (short | cut_in_tie)]

@@ -134,7 +134,10 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
         UsageError: no such recipe, or it asks for what cannot work.
     """
     if name == "auto":
-        return _automatic(rows)
+        chosen = automatic(rows)
+        few = f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
+        many = f"from {_FLAT_ROWS:,} on, lists are much faster than every row"
+        return chosen, f"recipe {chosen.name}: {rows:,} rows; {few if rows < _FLAT_ROWS else many}"
     if name.startswith(FACTORY):
         return Recipe(name=name, factory=name.removeprefix(FACTORY)), ""
     for path in (Path(name), RECIPE_FOLDER / f"{name}.toml"):
@@ -149,17 +152,13 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
     )
 
 
-def _automatic(rows: int) -> tuple[Recipe, str]:
-    """Few rows are compared whole; more lie in lists.
+def automatic(rows: int) -> Recipe:
+    """The recipe for so many rows where none is named: few rows are compared whole; more lie in lists.
 
     Not in a graph: for captions, which lie apart from images, a graph must visit so much that it
     took three times the time of lists at the same recall (benchmarks/LOG.md).
     """
-    if rows < _FLAT_ROWS:
-        name, why = "flat-fp16", f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
-    else:
-        name, why = "ivf-fp16", f"from {_FLAT_ROWS:,} on, lists are much faster than every row"
-    return BUILT_IN[name], f"recipe {name}: {rows:,} rows; {why}"
+    return BUILT_IN["flat-fp16" if rows < _FLAT_ROWS else "ivf-fp16"]
 
 
 def read_recipe(path: Path) -> Recipe:

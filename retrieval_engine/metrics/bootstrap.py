@@ -6,7 +6,7 @@ Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,13 @@ class Bootstrap:
     """How the intervals are drawn.
 
     Attributes:
-        draws: number of resamples; 0 leaves intervals out.
         level: share of the draws inside the interval.
+        draws: number of resamples; 0 leaves intervals out.
         seed: of the draws; equal seeds give equal intervals.
     """
 
-    draws: int = 1000
     level: float = 0.95
+    draws: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,9 +67,4 @@ class Bootstrap:
 
     def to_json(self) -> dict[str, Json]:
         """How it was drawn, for a certificate."""
-        return {
-            "level": self.level,
-            "draws": self.draws,
-            "seed": self.seed,
-            "resampled": "images with all their captions",
-        }
+        return asdict(self) | {"resampled": "images with all their captions"}

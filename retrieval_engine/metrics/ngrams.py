@@ -12,9 +12,9 @@ def ngrams(tokens: Tokens, n: int) -> list[Ngram]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def ngram_counts(tokens: Tokens, longest: int = 4) -> Counter[Ngram]:
-    """How often each run of 1 to `longest` tokens occurs."""
+def ngram_counts(tokens: Tokens) -> Counter[Ngram]:
+    """How often each run of one to four tokens occurs."""
     counts: Counter[Ngram] = Counter()
-    for n in range(1, longest + 1):
+    for n in range(1, 5):
         counts.update(ngrams(tokens, n))
     return counts

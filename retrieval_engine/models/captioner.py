@@ -68,6 +68,8 @@ class Captioner(Protocol):
         says_prompt: whether its files name the prompt; it is the authors' otherwise.
         end_id: token that ends a sentence.
         default_length: tokens of a sentence where nobody says, counted as `prompt_counts` says.
+        repetition_penalty: where nobody says; 1 is none.
+        no_repeat_ngram: where nobody says; 0 is none.
         longest: number of tokens of a sentence at most, `prompt_ids` included.
         prompt_counts: whether limits of length count `prompt_ids`, as the authors' do or do not.
         device: where it runs.
@@ -81,6 +83,8 @@ class Captioner(Protocol):
     says_prompt: bool
     end_id: int
     default_length: int
+    repetition_penalty: float
+    no_repeat_ngram: int
     longest: int
     prompt_counts: bool
     device: "torch.device"
@@ -192,16 +196,20 @@ class GenerationDefaults:
         says_prompt: whether the file has it; the prompt is the authors' otherwise.
         new_tokens: how long they are after it, or None.
         end_id: the token that ends them, or None.
+        repetition_penalty: see `DecodingOptions`.
+        no_repeat_ngram: see `DecodingOptions`.
     """
 
     prompt: str
     says_prompt: bool = False
     new_tokens: int | None = None
     end_id: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
 
 
 def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
-    """Read `prompt`, `max_new_tokens` and `eos_token_id` of a checkpoint.
+    """Read `prompt`, `max_new_tokens`, `eos_token_id` and the rules against repeating.
 
     Args:
         path: its directory.
@@ -221,6 +229,8 @@ def generation_defaults(path: Path, prompt: str) -> GenerationDefaults:
             says_prompt="prompt" in said,
             new_tokens=None if length is None else int(length),
             end_id=single_end(said.get("eos_token_id")),
+            repetition_penalty=float(said.get("repetition_penalty") or 1.0),
+            no_repeat_ngram=int(said.get("no_repeat_ngram_size") or 0),
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointInvalid(f"{file} cannot be read: {error}") from error

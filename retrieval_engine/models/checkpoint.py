@@ -6,10 +6,11 @@ import mmap
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
 from retrieval_engine.fingerprint import digest
@@ -161,25 +162,41 @@ def without_wrappers(name: str) -> str:
 
 
 def tensor_names(path: Path) -> set[str]:
-    """Names of all tensors in a checkpoint's directory, from the headers of its files.
+    """Names of all tensors in a checkpoint's directory; see `tensor_shapes`."""
+    return set(tensor_shapes(path))
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of all tensors in a checkpoint's directory, from the headers of its files.
 
     Raises:
         CheckpointInvalid: there are no weights, or a file is damaged.
     """
-    return {name for file in weight_files(path) for name, _ in _shapes(file)}
+    found: dict[str, list[int]] = {}
+    for file in weight_files(path):
+        if file.suffix != ".safetensors":
+            found |= {name: list(value.shape) for name, value in pickled_tensors(file).items()}
+            continue
+        with _opened(file) as (_, header, _):
+            found |= {name: entry["shape"] for name, entry in header.items()}
+    return found
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
-    if file.suffix != ".safetensors":
-        yield from ((name, list(value.shape)) for name, value in pickled_tensors(file).items())
-        return
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, dict[str, Any], int]]:
+    """A safetensors file with its header, and where the tensors' bytes begin.
+
+    Raises:
+        CheckpointInvalid: it is damaged, as far as the block reads it.
+    """
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             if length > file.stat().st_size:
                 raise ValueError("its header is cut off")
             header = loads(handle.read(length))
-        yield from ((n, entry["shape"]) for n, entry in header.items() if n != "__metadata__")
+            header.pop("__metadata__", None)
+            yield handle, header, 8 + length
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointInvalid(
             f"{file} is damaged: {error}", hint="download or copy the file again"
@@ -194,7 +211,7 @@ def weight_digests(
     Args:
         path: the checkpoint's directory.
         part_of: part that a tensor of this name belongs to; None for one that decides nothing.
-        configs: by part, JSON values of its configuration.
+        configs: by part, JSON values of its configuration; other parts are passed over.
 
     Raises:
         CheckpointInvalid: a weight file is damaged.
@@ -202,39 +219,30 @@ def weight_digests(
     tensors: dict[str, dict[str, str]] = {part: {} for part in configs}
     for file in weight_files(path):
         reader = _safetensors if file.suffix == ".safetensors" else _pickled
-        for name, value in reader(file, part_of):
+        for name, value in reader(file, lambda name: part_of(name) in tensors):
             tensors[str(part_of(name))][name] = value
     return {part: digest([configs[part], found]) for part, found in tensors.items()}
 
 
-def _safetensors(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+def _safetensors(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """Name and sha256 of each tensor, read from the mapped file as the format lays it out."""
-    try:
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("its header is cut off")
-            header = loads(handle.read(length))
-            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                for name, entry in sorted(header.items()):
-                    if name == "__metadata__" or part_of(name) is None:
-                        continue
-                    start, end = (8 + length + offset for offset in entry["data_offsets"])
-                    if end > len(mapped):
-                        raise ValueError(f"ends before tensor {name}")
-                    view = memoryview(mapped)[start:end]
-                    head = f"{entry['dtype']}{entry['shape']}".encode()
-                    value = hashlib.sha256(head)
-                    value.update(view)
-                    view.release()
-                    yield name, value.hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise CheckpointInvalid(
-            f"{file} is damaged: {error}", hint="download or copy the file again"
-        ) from error
+    with (
+        _opened(file) as (handle, header, first),
+        mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+    ):
+        for name, entry in sorted(header.items()):
+            if not counts(name):
+                continue
+            start, end = (first + offset for offset in entry["data_offsets"])
+            if end > len(mapped):
+                raise ValueError(f"ends before tensor {name}")
+            value = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
+            with memoryview(mapped) as view:
+                value.update(view[start:end])
+            yield name, value.hexdigest()
 
 
-def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+def _pickled(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """As `_safetensors` for the same tensors, so that both files have one fingerprint."""
     import torch
     from safetensors.torch import _TYPES
@@ -242,7 +250,7 @@ def _pickled(file: Path, part_of: Callable[[str], str | None]) -> Iterator[tuple
     names = {dtype: name for name, dtype in _TYPES.items()}
     found: dict[str, str] = {}
     for name, tensor in sorted(pickled_tensors(file).items()):
-        if part_of(name) is not None:
+        if counts(name):
             value = hashlib.sha256(f"{names[tensor.dtype]}{list(tensor.shape)}".encode())
             value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             found[name] = value.hexdigest()

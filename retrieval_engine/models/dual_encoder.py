@@ -6,7 +6,7 @@ one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,7 +22,7 @@ from retrieval_engine.models.batching import (
     in_batches,
     pad_tokens,
 )
-from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import (
     autocast,
     forbid_tf32,
@@ -31,6 +31,7 @@ from retrieval_engine.models.device import (
     pick_dtype,
 )
 from retrieval_engine.models.encoder import Arrays, unknown_features
+from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -39,7 +40,7 @@ from retrieval_engine.records import Feature, Modality
 class ImageEncoder(ABC):
     """What encoders and captioners share: a vision tower and the features made of its states.
 
-    A subclass sets `preprocessor` and `spec` in its `__init__`, after this one's.
+    A subclass sets `preprocessor`, `tokenizer` and `spec` in its `__init__`, after this one's.
 
     Args:
         checkpoint: where the files are.
@@ -54,6 +55,7 @@ class ImageEncoder(ABC):
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
+    tokenizer: Any
 
     def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
         self.checkpoint = checkpoint
@@ -88,6 +90,33 @@ class ImageEncoder(ABC):
         return ""
 
     # What all do
+
+    def spec_of(
+        self,
+        family: str,
+        part_of: Callable[[str], str | None],
+        settings: Mapping[str, object],
+        **texts: Any,
+    ) -> EncoderSpec:
+        """A spec with what is known of every model here: files, tokenizer, pixels, arithmetic.
+
+        Args:
+            family: its name.
+            part_of: part that a tensor of this name decides.
+            settings: by part, what decides its numbers besides the tensors.
+            **texts: fields of the spec about the text side and pooling.
+        """
+        return EncoderSpec(
+            family=family,
+            checkpoint=self.checkpoint.name,
+            revision=self.checkpoint.revision,
+            weights=weight_digests(self.checkpoint.path, part_of, settings),
+            vocabulary=vocabulary_digest(self.tokenizer),
+            image_size=self.preprocessor.image_size,
+            preprocessing=self.preprocessor.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            **texts,
+        )
 
     def form(self, name: str, shape: tuple[int, ...], *parts: str) -> Feature:
         """A float32 feature of this shape, which these parts of the encoder decide."""
@@ -159,10 +188,8 @@ class ImageEncoder(ABC):
 class DualEncoder(ImageEncoder):
     """An encoder of images and texts, each in a tower of its own; see `Encoder`.
 
-    A subclass sets `preprocessor`, `tokenizer` (with `pad_token_id`) and `spec` in its `__init__`.
+    Its `tokenizer` has a `pad_token_id`.
     """
-
-    tokenizer: Any
 
     # What a family says
 

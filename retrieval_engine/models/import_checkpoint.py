@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import BertTokenizer, PreTrainedConfig
 
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, UsageError
+from retrieval_engine.models import import_files as files
 from retrieval_engine.models.family import FAMILIES, load_family
+from retrieval_engine.models.import_names import Translation, check, unknown
+from retrieval_engine.models.import_settings import Settings, read_settings
+from retrieval_engine.models.import_shapes import Tensors, interpolate, patches_of
 from retrieval_engine.network import hub_is_reachable
-
-if TYPE_CHECKING:
-    from transformers import BertTokenizer, PreTrainedConfig
-
-    from retrieval_engine.models.import_names import Translation
-    from retrieval_engine.models.import_settings import Settings
-    from retrieval_engine.models.import_shapes import Tensors
 
 DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 _POSITIONS = "vision_model.embeddings.position_embedding"
@@ -83,17 +82,13 @@ def import_checkpoint(
         CheckpointNotFound: the default vocabulary is not to be had.
         UsageError: an option contradicts the checkpoint, or `out` exists.
     """
-    from retrieval_engine.models import import_files as files
-    from retrieval_engine.models import import_names as translation
-    from retrieval_engine.models import import_settings as settings
-
     files.check_free(out)
-    options = settings.read_settings(config)
+    options = read_settings(config)
     tensors = files.read_tensors(file)
     found = _translate(tensors, files.read_tensors(vision) if vision else None, options)
     stored_image_size = found.config.vision_config.image_size
     found = _resize(found, image_size or options.top.get("image_size") or stored_image_size)
-    translation.check(found)
+    check(found)
     tokenizer, text = _fit_vocabulary(found, vocab)
     report = ImportedCheckpoint(
         kind=found.kind,
@@ -116,10 +111,8 @@ def import_checkpoint(
     return report
 
 
-def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings") -> "Translation":
+def _translate(tensors: Tensors, tower: Tensors | None, options: Settings) -> Translation:
     """The checkpoint as the first family has it that recognises its tensors' names."""
-    from retrieval_engine.models.import_names import unknown
-
     parts = {name.split(".")[0] for name in tensors}
     for name in FAMILIES.names():
         family: Any = load_family(name)
@@ -129,19 +122,17 @@ def _translate(tensors: "Tensors", tower: "Tensors | None", options: "Settings")
     raise unknown(parts)
 
 
-def _resize(found: "Translation", image_size: int) -> "Translation":
-    from retrieval_engine.models import import_shapes as shapes
-
+def _resize(found: Translation, image_size: int) -> Translation:
     vision = found.config.vision_config
-    side = shapes.patches_of(image_size, vision.patch_size)
+    side = patches_of(image_size, vision.patch_size)
     old = found.tensors[_POSITIONS]
     vision.image_size = image_size
-    return replace(found, tensors={**found.tensors, _POSITIONS: shapes.interpolate(old, side)})
+    return replace(found, tensors={**found.tensors, _POSITIONS: interpolate(old, side)})
 
 
 def _fit_vocabulary(
-    found: "Translation", vocab: Path | None
-) -> "tuple[BertTokenizer, PreTrainedConfig]":
+    found: Translation, vocab: Path | None
+) -> tuple[BertTokenizer, PreTrainedConfig]:
     """The tokenizer, and the text side's config with its ids written in."""
     text = getattr(found.config, "qformer_config", None) or found.config.text_config
     tokenizer = build_tokenizer(vocab, text.vocab_size, found.special_tokens)
@@ -151,9 +142,7 @@ def _fit_vocabulary(
     return tokenizer, text
 
 
-def build_tokenizer(
-    vocab: Path | None, rows: int, special_tokens: Sequence[str]
-) -> "BertTokenizer":
+def build_tokenizer(vocab: Path | None, rows: int, special_tokens: Sequence[str]) -> BertTokenizer:
     """BERT's uncased tokenizer with the authors' tokens at its end.
 
     Trap: `BertTokenizer(vocab_file=...)` of transformers 5 silently ignores the file.
@@ -169,8 +158,6 @@ def build_tokenizer(
         CheckpointNotFound: none was given and bert-base-uncased's is not to be had.
         CheckpointInvalid: the vocabulary has another size than the embeddings.
     """
-    from transformers import BertTokenizer
-
     file = vocab or _default_file()
     try:
         lines = file.read_text(encoding="utf-8").split("\n")

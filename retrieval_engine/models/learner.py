@@ -87,7 +87,13 @@ class RetrievalLearner(Learner, Protocol):
 
 @runtime_checkable
 class CaptionLearner(Learner, Protocol):
-    """A learner of captions."""
+    """A learner of captions.
+
+    Attributes:
+        end_id: token that ends a caption.
+    """
+
+    end_id: int
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """Ids of each caption as the decoder reads it, prompt and end included.
@@ -104,10 +110,6 @@ class CaptionLearner(Learner, Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens that were written after the prompt."""
-
-    @property
-    def end_id(self) -> int:
-        """Token that ends a caption."""
 
 
 def open_learner(

@@ -36,7 +36,6 @@ def load_model(
     checkpoint: Checkpoint,
     *,
     dtype: Any,
-    strict: bool = True,
     quantize: str = "",
     fill: "Callable[[dict[str, Tensor]], dict[str, Tensor]] | None" = None,
 ) -> Model:
@@ -49,7 +48,6 @@ def load_model(
         kind: the transformers class.
         checkpoint: where the files are.
         dtype: torch dtype of the parameters.
-        strict: refuse missing parameters.
         quantize: `8bit` or `4bit` to keep linear layers so, on CUDA, through bitsandbytes.
         fill: adds to the tensors of the files what the class knows under other names too.
 
@@ -85,7 +83,7 @@ def load_model(
             hint="the directory must hold the matching config.json and weights",
         ) from error
     _check_sizes(checkpoint, report["mismatched_keys"])
-    if strict and report["missing_keys"]:
+    if report["missing_keys"]:
         raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
 

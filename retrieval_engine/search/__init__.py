@@ -1,8 +1,10 @@
 """Questions answered from an index or straight from a store."""
 
-from retrieval_engine.search.by_vectors import read_vectors, search_vectors
-from retrieval_engine.search.engine import SearchEngine
-from retrieval_engine.search.hits import Hit
-from retrieval_engine.search.opened import open_engine
+from retrieval_engine.search.hits import Hit, Hits
+from retrieval_engine.search.opened import open_searcher
+from retrieval_engine.search.queries import Mix, Query
+from retrieval_engine.search.searcher import Searcher
 
-__all__ = ["Hit", "SearchEngine", "open_engine", "read_vectors", "search_vectors"]
+SearchEngine = Searcher  # its name before 2026-11-26
+
+__all__ = ["Hit", "Hits", "Mix", "Query", "Searcher", "open_searcher"]

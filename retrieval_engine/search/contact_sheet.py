@@ -1,16 +1,15 @@
 """Hits as one HTML file to look at: thumbnails inside, no network, no script."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.page import page_start, thumbnail_uri
-from retrieval_engine.search.hits import Hit
+from retrieval_engine.search.hits import Hit, Hits
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
-_THUMBNAIL_PIXELS = 320
+_THUMBNAIL_PIXELS, _NOTEBOOK_PIXELS = 320, 160
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1d21; --soft: #6a6d76; --paper: #fafaf8;
   --card: #ffffff; --line: #e3e3df; --tile: #d9d9d5; --accent: #2f5fd0; }
@@ -40,28 +39,13 @@ small { color: var(--soft); overflow-wrap: anywhere; }
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """One query of a contact sheet, and its hits.
-
-    Attributes:
-        title: the words asked for, or what else to call the query.
-        hits: best first.
-        image: bytes of the image asked with, if it was one.
-    """
-
-    title: str
-    hits: Sequence[Hit]
-    image: bytes | None = None
-
-
-def render(sections: Sequence[Section]) -> str:
+def render(sections: Sequence[Hits]) -> str:
     """A self-contained HTML page: each query with the images found, best first.
 
     An image that cannot be read is a grey tile with the reason. All text is escaped.
     """
-    title = sections[0].title if len(sections) == 1 else f"{len(sections)} searches"
-    body = "\n".join(_section(section) for section in sections)
+    title = sections[0].query if len(sections) == 1 else f"{len(sections)} searches"
+    body = "\n".join(_section(hits) for hits in sections)
     return f"""{page_start(title, _STYLE)}
 {body}
 </body>
@@ -69,37 +53,57 @@ def render(sections: Sequence[Section]) -> str:
 """
 
 
-def _section(section: Section) -> str:
+def fragment(hits: Hits) -> str:
+    """Hits as a piece of HTML that a notebook shows: small pictures in a row, with their scores."""
+    tiles = "\n".join(
+        f'<figure style="margin:0;width:9rem">{_picture(hit, _NOTEBOOK_PIXELS)}<figcaption style='
+        f'"font-size:.8em;overflow-wrap:anywhere"><b>{hit.rank}</b> {hit.score:.3f}<br>'
+        f"{escape(hit.sentence or hit.name)}</figcaption></figure>"
+        for hit in hits
+    )
+    return (
+        f"<p><b>{escape(hits.query)}</b> {_count(hits)}</p>"
+        f'<div style="display:flex;flex-wrap:wrap;gap:.6rem">{tiles}</div>'
+    )
+
+
+def _section(hits: Hits) -> str:
     asked = ""
-    if section.image is not None:
-        asked = _image_tag(section.image, "the image asked with")
-    count = f"{len(section.hits)} hits" if section.hits else "nothing found"
-    tiles = "\n".join(_tile(hit) for hit in section.hits)
+    if hits.image is not None:
+        asked = _image_tag(hits.image, "the image asked with", _THUMBNAIL_PIXELS)
+    tiles = "\n".join(_tile(hit) for hit in hits)
     return f"""<section>
-<header>{asked}<div><h1>{escape(section.title)}</h1><span class="soft">{count}</span></div></header>
+<header>{asked}<div><h1>{escape(hits.query)}</h1><span class="soft">{_count(hits)}</span></div></header>
 <ol>
 {tiles}
 </ol>
 </section>"""
 
 
+def _count(hits: Hits) -> str:
+    return f"{len(hits)} hits" if hits else "nothing found"
+
+
 def _tile(hit: Hit) -> str:
-    try:
-        tag = _image_tag(read_bytes(hit.uri), hit.sentence or hit.name)
-    except SourceError as error:
-        tag = _missing(error)
-    return f"""<li>{tag}<div class="text">
+    return f"""<li>{_picture(hit, _THUMBNAIL_PIXELS)}<div class="text">
 <div class="score"><b>{hit.rank}</b><span class="soft">{hit.score:.3f}</span></div>
 <p>{escape(hit.sentence)}</p>
 <small title="{escape(hit.uri)}">{escape(hit.name)}</small></div></li>"""
 
 
-def _image_tag(data: bytes, alt: str) -> str:
+def _picture(hit: Hit, pixels: int) -> str:
+    try:
+        return _image_tag(read_bytes(hit.uri), hit.sentence or hit.name, pixels)
+    except SourceError as error:
+        return _missing(error)
+
+
+def _image_tag(data: bytes, alt: str, pixels: int) -> str:
     try:
         image = decode(data)
     except SourceError as error:
         return _missing(error)
-    source = thumbnail_uri(image, _THUMBNAIL_PIXELS)
+    source = thumbnail_uri(image, pixels)
     return f'<img src="{source}" alt="{escape(alt)}">'
 
 

@@ -9,11 +9,15 @@ from numpy.typing import NDArray
 
 from retrieval_engine.index import Index
 from retrieval_engine.index.catalog import Catalog
-from retrieval_engine.index.grouping import Items, Scores
+from retrieval_engine.index.grouping import Allowed, Items, Scores
 
 
 def distinct_top_k(
-    index: Index, catalog: Catalog, queries: NDArray[np.float32], k: int
+    index: Index,
+    catalog: Catalog,
+    queries: NDArray[np.float32],
+    k: int,
+    allowed: Allowed | None = None,
 ) -> tuple[Scores, Items]:
     """The k best images of each query, where items of equal content are one.
 
@@ -25,26 +29,26 @@ def distinct_top_k(
         catalog: says which items are equal.
         queries: (q, dim) float32.
         k: at least 1; more than there are items costs no more than all of them.
+        allowed: (items,) which may be answers; None allows all.
 
     Returns:
         (q, at most k) as `Index.search`.
     """
     k = min(k, index.items) if k > 0 else k  # what is below 1 the index refuses
-    fetch = k
-    while True:
-        scores, items = index.search(queries, fetch)
-        kept = [first_of_each(catalog, found) for found in items]
-        # An approximate index that found no more will find no more.
-        done = (items[:, -1] < 0) | np.array([len(places) >= k for places in kept], bool)
-        if fetch >= index.items or done.all():
-            break
-        fetch = min(2 * fetch, index.items)
     tops = np.full((len(queries), k), -np.inf, np.float32)
     top_items = np.full((len(queries), k), -1, np.int64)
-    for row, places in enumerate(kept):
-        chosen = places[:k]
-        tops[row, : len(chosen)] = scores[row, [place for place, _ in chosen]]
-        top_items[row, : len(chosen)] = [item for _, item in chosen]
+    pending, fetch = np.arange(len(queries)), k
+    while len(pending):
+        scores, items = index.search(queries[pending], fetch, allowed)
+        short = []
+        for row, query in enumerate(pending):
+            chosen = first_of_each(catalog, items[row])[:k]
+            tops[query, : len(chosen)] = scores[row, [place for place, _ in chosen]]
+            top_items[query, : len(chosen)] = [item for _, item in chosen]
+            # An approximate index that found no more will find no more.
+            if len(chosen) < k and items[row, -1] >= 0 and fetch < index.items:
+                short.append(query)
+        pending, fetch = np.array(short, np.int64), min(2 * fetch, index.items)
     return tops, top_items
 
 

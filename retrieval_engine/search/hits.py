@@ -1,8 +1,10 @@
 """What a search answers with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from retrieval_engine.errors import MissingExtra
 from retrieval_engine.index.catalog import Entry
 from retrieval_engine.records import Caption, Json
 
@@ -56,6 +58,55 @@ class Hit:
         if self.caption_id is not None:
             value |= {"caption_id": self.caption_id, "caption": self.caption}
         return value
+
+
+class Hits(list[Hit]):
+    """The hits of one query, best first; a notebook shows them with their pictures.
+
+    Args:
+        hits: as found.
+        query: what was asked, for people.
+        image: bytes of the picture asked with, where it was one.
+    """
+
+    def __init__(self, hits: Iterable[Hit], query: str = "", image: bytes | None = None) -> None:
+        super().__init__(hits)
+        self.query = query
+        self.image = image
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} hits of {self.query!r}" if self.query else f"{len(self)} hits"]
+        lines += [f"{h.rank:>4} {h.score:7.4f}  {h.name}  {h.sentence}".rstrip() for h in self]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from retrieval_engine.search.contact_sheet import fragment
+
+        return fragment(self)
+
+    def to_pandas(self) -> Any:
+        """The hits as a DataFrame, metadata as columns of their own.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        rows = [{**hit.to_json(), **hit.meta} for hit in self]
+        columns = ["rank", "score", "item_id", "uri", "captions"]
+        table = data_frame(rows) if rows else data_frame([dict.fromkeys(columns)]).iloc[:0]
+        return table.drop(columns="meta", errors="ignore")
+
+
+def data_frame(rows: list[dict[str, Any]]) -> Any:
+    """Rows as a pandas DataFrame.
+
+    Raises:
+        MissingExtra: pandas is not installed.
+    """
+    try:
+        import pandas as pd  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pandas", "data") from error
+    return pd.DataFrame(rows)
 
 
 def hit_of(rank: int, score: float, entry: Entry, caption: Caption | None = None) -> Hit:

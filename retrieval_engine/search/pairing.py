@@ -1,11 +1,9 @@
-"""Which store, index and encoder belong together, and how far apart they have grown."""
+"""Which store, index and encoder belong together."""
 
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.index import Index, SavedIndex
-from retrieval_engine.index.build_record import contents_of
-from retrieval_engine.index.catalog import SavedCatalog
+from retrieval_engine.index import SavedIndex
 from retrieval_engine.models import Encoder
 from retrieval_engine.models.text_tower import reopen_for_texts
 from retrieval_engine.records import Modality
@@ -14,8 +12,8 @@ from retrieval_engine.store import Store
 IMPORTED = "external"
 
 
-def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tuple[str, ...]:
-    """Lines for people about an index that is older than its store.
+def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> None:
+    """Refuse an index that does not go with a store and a split.
 
     Args:
         index: an index.
@@ -24,7 +22,7 @@ def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tup
 
     Raises:
         FingerprintMismatch: the index holds vectors of another encoder.
-        IndexFailure: it holds another split, or none of the store's items.
+        IndexFailure: it holds another split, or vectors that passed another head.
     """
     held = index.manifest.split
     if held != (split or ""):
@@ -33,12 +31,8 @@ def check_pair(index: SavedIndex, store: Store | None, split: str | None) -> tup
             f"not {f'split {split!r}' if split else 'all items'}",
             hint=f"build one with `build_index(out=OUT{f', split={split!r}' if split else ''})`",
         )
-    if store is None:
-        return ()
-    _check_encoder(index, store)
-    if index.manifest.contents == contents_of(store):
-        return ()
-    return _differences(index, store, split)
+    if store is not None:
+        _check_encoder(index, store)
 
 
 def _check_encoder(index: SavedIndex, store: Store) -> None:
@@ -61,32 +55,12 @@ def _check_encoder(index: SavedIndex, store: Store) -> None:
     )
 
 
-def _differences(index: SavedIndex, store: Store, split: str | None) -> tuple[str, ...]:
-    now = SavedCatalog.of_store(store, split).names()
-    then = index.catalog.names()
-    if not now & then:
-        raise IndexFailure(
-            f"{index.path} was built from {index.manifest.store} and holds none of the items of "
-            f"{store.path}",
-            hint=f"build one with `build_index(store={str(store.path)!r}, out=OUT)`",
-        )
-    again = f"{_build(store, index)} brings it up to date"
-    notes = []
-    if newer := len(now - then):
-        notes.append(f"{newer:,} items are newer than {index.path} and not found by it; {again}")
-    if gone := len(then - now):
-        notes.append(f"{gone:,} items of {index.path} are no longer in {store.path}; {again}")
-    return tuple(notes)
-
-
 def _build(store: Store, index: SavedIndex) -> str:
     return f"`build_index(store={str(store.path)!r}, out={str(index.path)!r})`"
 
 
-def open_query_encoder(
-    spec: EncoderSpec, store: Store | None, *, device: str, model: str = ""
-) -> Encoder:
-    """The encoder that a spec names, seen through the store's head if it has one.
+def open_query_encoder(spec: EncoderSpec, *, device: str, model: str = "") -> Encoder:
+    """The encoder that a spec names.
 
     Raises:
         UsageError: the vectors were imported, so that no encoder is at hand.
@@ -98,7 +72,11 @@ def open_query_encoder(
             "encoded here",
             hint="encode the query where the vectors come from, and search with those `vectors`",
         )
-    encoder = reopen_for_texts(spec, device=device, model=model)
+    return reopen_for_texts(spec, device=device, model=model)
+
+
+def through_head(encoder: Encoder, store: Store | None) -> Encoder:
+    """The encoder seen through the head that the store is seen through, if it is."""
     if not isinstance(store, ProjectedStore):
         return encoder
     from retrieval_engine.heads import HeadedEncoder
@@ -106,14 +84,16 @@ def open_query_encoder(
     return HeadedEncoder(encoder, store.saved)
 
 
-def check_head(encoder: Encoder, store: Store | None, index: Index, feature: str) -> None:
+def check_head(
+    encoder: Encoder, store: Store | None, index: SavedIndex | None, feature: str
+) -> None:
     """Refuse an encoder whose vectors pass through another head than those that are searched.
 
     Raises:
         IndexFailure: the two sides would lie in different spaces.
     """
     emitted = encoder.features(Modality.IMAGES).get(feature)
-    if isinstance(index, SavedIndex):
+    if index is not None:
         held: str | None = index.manifest.feature_fingerprint
     else:
         form = store.features(Modality.IMAGES).get(feature) if store else None

@@ -5,6 +5,7 @@ Only the text side runs for each candidate. Image states come from the store whe
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Encoder
 from retrieval_engine.models.encoder import ReadsTokens
 from retrieval_engine.store import Store
+
+# Vision states of images that are not stored, a megabyte each for BLIP ViT-B.
+_KEPT_IMAGES = 256
 
 
 def rerank_images(
@@ -48,32 +52,44 @@ def rerank_images(
         UsageError: the checkpoint has no matching head.
         SourceError: an image whose states are not stored cannot be read.
     """
-    found = items >= 0
-    wanted, number = np.unique(items[found], return_inverse=True)
-    query = np.nonzero(found)[0]
+    wanted, number = np.unique(items, return_inverse=True)
+    number = number.reshape(items.shape)
     store = None if is_guest else store
-    rows = np.full(len(wanted), -1) if store is None else catalog.image_rows(store, wanted)
-    uris = [entry.uri for entry in catalog.entries(wanted)]
-    tokens: Callable[[NDArray[np.int64]], NDArray[Any]]
-    tokens = ImageTokens(store, rows, uris, encoder)
-    pairs: NDArray[np.int64] = np.stack([number.ravel(), query], axis=1)
-    itc = scores[found]
-    if is_guest:
-        states = tokens(np.arange(len(wanted)))
-        tokens, itc = states.__getitem__, _itc(encoder, states, texts, pairs)
+    known = wanted[wanted >= 0]
+    rows = np.full(len(known), -1) if store is None else catalog.image_rows(store, known)
+    uris = [entry.uri for entry in catalog.entries(known)]
+    tokens = _read_alike(ImageTokens(store, rows, uris, encoder))
     total = np.full(items.shape, -np.inf, dtype=np.float32)
-    total[found] = encoder.matcher().score_pairs(tokens, texts, pairs) + itc
+    matcher = encoder.matcher()
+    # Query by query: in one batch with others its scores would round otherwise.
+    for query, text in enumerate(texts):
+        found = np.flatnonzero(items[query] >= 0)
+        images = number[query, found] - (len(wanted) - len(known))
+        pairs = np.stack([images, np.zeros_like(images)], axis=1)
+        itc = _itc(encoder, tokens(images), text) if is_guest else scores[query, found]
+        total[query, found] = matcher.score_pairs(tokens, [text], pairs) + itc
     order = np.lexsort((items, -total), axis=1)
     return np.take_along_axis(total, order, axis=1), np.take_along_axis(items, order, axis=1)
 
 
-def _itc(
-    encoder: Encoder, states: NDArray[Any], texts: Sequence[str], pairs: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """(p,) ITC scores of (image, text) pairs, from the images' vision states."""
+def _read_alike(tokens: ImageTokens) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
+    """States of images by their numbers, each image encoded by itself where it is not stored."""
+    if not tokens.missing:
+        return tokens
+
+    @lru_cache(maxsize=_KEPT_IMAGES)
+    def one(number: int) -> NDArray[Any]:
+        states: NDArray[Any] = tokens(np.array([number]))[0]
+        return states
+
+    return lambda numbers: np.stack([one(number) for number in numbers.tolist()])
+
+
+def _itc(encoder: Encoder, states: NDArray[Any], text: str) -> NDArray[np.float32]:
+    """(i,) ITC scores of images, by their vision states, with a text."""
     if not isinstance(encoder, ReadsTokens):
         raise UsageError(f"`rerank_model` {encoder.spec.checkpoint} keeps no vision states")
     images = encoder.encode_tokens(states, ["itc"])["itc"]
-    words = encoder.encode_texts(texts, ["itc"])["itc"]
-    found: NDArray[np.float32] = np.einsum("iqd,td->itq", images, words[:, 0]).max(-1)
-    return found[pairs[:, 0], pairs[:, 1]]
+    words = encoder.encode_texts([text], ["itc"])["itc"]
+    found: NDArray[np.float32] = np.einsum("iqd,d->iq", images, words[0, 0]).max(-1)
+    return found

@@ -10,9 +10,12 @@ from typing import NamedTuple
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.annotation import Record, composed
-from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.reading import one_line
+from retrieval_engine.sources.source_name import Options
 
+OPTIONS = ("images", "split", "captions", "allow_missing")
+"""Options that a source of this form knows."""
 _SHOWN = 10
 
 
@@ -144,7 +147,7 @@ class _Survey:
     captions: tuple[int, ...]
 
 
-class AnnotatedImages:
+class AnnotatedImages(CleanedSource):
     """A source whose annotation names image files in a folder.
 
     The annotation is read twice: first for names alone, so that missing images are told before
@@ -152,38 +155,30 @@ class AnnotatedImages:
 
     Args:
         name: see `Source`.
-        images: the folder.
+        given: `images`, the folder; `split`, only its items; `captions`, keep the first so many of
+            each image; `allow_missing`, go on without images that are not there, and note them.
+        images: the folder where `given` names none.
         records: reads the annotation anew; records of one image that follow each other are one
             item. Where they do not, all are held in memory to bring them together.
-        split: only items of this split, or empty.
-        captions: keep the first so many captions of each image, or 0 for all.
-        allow_missing: go on without images that are not there, and note them.
 
     Attributes:
-        notes: lines for people about what was found, filled by `items` and `count`.
-        missing: names of the images that are not there, filled likewise.
-        is_partial: options leave items out that the name covers; their absence means nothing.
+        missing: names of the images that are not there, filled by `items` and `count`.
     """
 
     def __init__(
         self,
         *,
         name: str,
+        given: Options,
         images: Path,
         records: Callable[[], Iterable[Record]],
-        split: str = "",
-        captions: int = 0,
-        allow_missing: bool = False,
     ) -> None:
-        self.name = name
-        self.notes: list[str] = []
+        super().__init__(name, given.split())
         self.missing: tuple[str, ...] = ()
-        self.is_partial = bool(split)
-        self._images = ImageFolder(images)
+        self._images = ImageFolder(given.directory("images", images))
         self._records = records
-        self._split = split
-        self._captions = captions
-        self._allow_missing = allow_missing
+        self._captions = given.count("captions")
+        self._allow_missing = given.flag("allow_missing")
         self._survey: _Survey | None = None
 
     @property
@@ -202,9 +197,9 @@ class AnnotatedImages:
             SourceError: images are missing and that is not allowed, or none is there.
         """
         self._look()
-        return passed(self._located(), self, self._split)
+        return super().items()
 
-    def _located(self) -> Iterator[Item]:
+    def _items(self) -> Iterator[Item]:
         for files, item in self._merged():
             path = self._images.find(files)
             if path is None:

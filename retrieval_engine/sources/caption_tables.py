@@ -39,7 +39,6 @@ class _Form:
         delimiter: between the cells.
         names: of the columns.
         has_header: the first line is their names.
-        is_quoted: cells are quoted as in CSV.
     """
 
     delimiter: str
@@ -49,7 +48,6 @@ class _Form:
     captions: tuple[int, ...]
     number: int = -1
     split: int = -1
-    is_quoted: bool = False
 
 
 def table_records(path: Path, fields: Fields) -> Iterator[Record]:

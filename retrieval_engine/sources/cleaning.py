@@ -5,9 +5,9 @@ in archives and NaN. Here they become U+FFFD and null, are counted, and go on.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Item, Json
@@ -16,46 +16,58 @@ LOST = "\N{REPLACEMENT CHARACTER}"
 _DEEPEST = 32
 
 
-class Named(Protocol):
-    """What this needs of a source."""
-
-    notes: list[str]
-
-    @property
-    def name(self) -> str:
-        """See `Source`."""
-
-
-def passed(items: Iterable[Item], source: Named, split: str = "") -> Iterator[Item]:
-    """Those items that are in this split, or all when it is empty, cleaned.
+class CleanedSource(ABC):
+    """A source whose items are cleaned on their way out, and are those of its split alone.
 
     Args:
-        items: as read.
-        source: after the last item its notes say what was replaced.
-        split: a split, or empty.
+        name: see `Source`.
+        split: only items of this split, or empty.
+        is_partial: other options leave items out that the name covers.
 
-    Raises:
-        SourceError: after the last item, when none was in the split; it names those there are.
+    Attributes:
+        name: as given.
+        notes: lines for people about what was found and left out, whole when all items were read.
+        is_partial: options leave items out that the name covers; their absence means nothing.
     """
-    found = False
-    characters = captions = 0
-    seen: dict[str, int] = {}
-    for item in items:
-        if not split or item.split == split:
-            found = True
-            item = clean_item(item)
-            lost = [caption.text.count(LOST) for caption in item.captions]
-            characters, captions = characters + sum(lost), captions + sum(map(bool, lost))
-            yield item
-        seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
-    if split and not found:
-        there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
-        raise SourceError(
-            f"{source.name} has no item in split {split!r}; there are: {there or 'none'}"
+
+    def __init__(self, name: str, split: str, *, is_partial: bool = False) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self.is_partial = bool(split) or is_partial
+        self._split = split
+
+    @abstractmethod
+    def _items(self) -> Iterator[Item]:
+        """Every item as it is read, of all splits."""
+
+    def items(self) -> Iterator[Item]:
+        """Every item of the split, in the source's order; afterwards notes say what was replaced.
+
+        Raises:
+            SourceError: what is read makes no sense; or, after the last item, none was in the
+                split: it names those there are.
+        """
+        found = False
+        characters = captions = 0
+        seen: dict[str, int] = {}
+        for item in self._items():
+            if not self._split or item.split == self._split:
+                found = True
+                item = clean_item(item)
+                lost = [caption.text.count(LOST) for caption in item.captions]
+                characters, captions = characters + sum(lost), captions + sum(map(bool, lost))
+                yield item
+            seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
+        if self._split and not found:
+            there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
+            raise SourceError(
+                f"{self.name} has no item in split {self._split!r}; there are: {there or 'none'}"
+            )
+        note = (
+            f"{characters:,} characters of {captions:,} captions could not be read and are U+FFFD"
         )
-    note = f"{characters:,} characters of {captions:,} captions could not be read and are U+FFFD"
-    if characters and note not in source.notes:
-        source.notes.append(note)
+        if characters and note not in self.notes:
+            self.notes.append(note)
 
 
 def clean_item(item: Item) -> Item:

@@ -1,5 +1,7 @@
-"""The `?key=value` part of a source's name, checked."""
+"""A source's name, checked: the `?key=value` part, and the files that its argument stands for."""
 
+import glob
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _TRUE = {"", "1", "true", "yes"}
 _FALSE = {"0", "false", "no"}
 
@@ -92,6 +95,36 @@ def existing_file(path: Path) -> Path:
         what = "is not a file" if path.exists() else "does not exist"
         raise SourceError(f"{path} {what}")
     return path.resolve()
+
+
+def existing_files(pattern: str) -> list[Path]:
+    """The files that a pattern with `{000..009}`, `{a,b}` and `*` stands for.
+
+    Raises:
+        SourceError: one that is named is not there, or nothing matches.
+    """
+    files: list[Path] = []
+    for name in _expand(pattern):
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        files += [Path(file) for file in found]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        more = f" ({len(missing):,} of {len(files):,} shards)" if len(missing) > 1 else ""
+        raise SourceError(f"{missing[0] if missing else pattern} does not exist{more}")
+    return files
+
+
+def _expand(pattern: str) -> list[str]:
+    """All strings a pattern with braces stands for; ranges keep their leading zeros."""
+    match = _RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    if match[3] is not None:
+        middle = match[3].split(",")
+    else:
+        middle = [f"{n:0{len(match[1])}}" for n in range(int(match[1]), int(match[2]) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + part + rest for part in middle for rest in _expand(tail)]
 
 
 def split_name(raw: str) -> str:

@@ -15,7 +15,7 @@ from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.annotation import Record, captions_of
 from retrieval_engine.sources.caption_files import read_records
-from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.columns import Columns, plain_type
 from retrieval_engine.sources.json_stream import elements, is_list
 from retrieval_engine.sources.source_name import Options, existing_file, split_name
@@ -78,7 +78,7 @@ class Cell:
         return cls(path=path, row=int(row), column=column, table=unquote(table))
 
 
-class TableSource:
+class TableSource(CleanedSource):
     """Items from the rows of a table; rows that follow each other with one id are one item.
 
     Such rows must have the same picture: else one would take the other's captions.
@@ -90,10 +90,6 @@ class TableSource:
         read_bytes: gives the picture under a uri.
         columns: which column is what.
         given: `split`, and `splits`: a file that says which split each id is in.
-
-    Attributes:
-        notes: lines for people about what was found, whole when all items were read.
-        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(
@@ -106,14 +102,11 @@ class TableSource:
         given: Options,
         read_bytes: Callable[[str], bytes],
     ) -> None:
-        self.name = name
-        self.notes: list[str] = []
-        self.is_partial = bool(given.split() or given.text("name"))
+        super().__init__(name, given.split(), is_partial=bool(given.text("name")))
         self._kind = kind
         self._read_bytes = read_bytes
         self._parts = parts
         self._columns = columns
-        self._split = given.split()
         self._splits = split_table(Path(given.text("splits"))) if given.text("splits") else None
 
     def count(self) -> int:
@@ -121,14 +114,6 @@ class TableSource:
         columns = replace(self._columns, captions=(), meta=())
         splits = (split for _, split, _ in self._rows(columns))
         return sum(not self._split or split == self._split for split in splits)
-
-    def items(self) -> Iterator[Item]:
-        """Every item in the order of its first row.
-
-        Raises:
-            SourceError: an id comes back after other rows, or no item is in the split.
-        """
-        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()

@@ -8,6 +8,7 @@ from pathlib import Path
 from retrieval_engine.durable import refuse_url
 from retrieval_engine.errors import FingerprintMismatch, ShapeError, StoreDamaged, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.locks import FileLock, Taken
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store.manifest import (
     FAILURES,
@@ -31,6 +32,23 @@ _SHARD = r"((images|captions)-\d+\.h5|items-\d+\.parquet)"
 _PARTIAL = r"(\.[0-9a-f]{8})?\.partial"
 _OUR_SHARD = re.compile(f"{_SHARD}({_PARTIAL})?")
 _OUR_PARTIAL = re.compile(f"({'|'.join(map(re.escape, (HEADER, MANIFEST, FAILURES)))}){_PARTIAL}")
+
+
+def lock_store(path: Path) -> FileLock:
+    """Hold a store for writing until released; one writer at a time.
+
+    Raises:
+        StoreError: another writer holds it (the message says which), or locks do not work there.
+    """
+    try:
+        return FileLock(path / LOCK)
+    except Taken as error:
+        raise StoreError(
+            f"{path} is being written by {error.owner}",
+            hint="wait for it to end, or write to another `store`",
+        ) from error
+    except OSError as error:
+        raise StoreError(f"cannot lock {path}: {error.strerror or error}") from error
 
 
 def make_directory(path: Path) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
 """Rewrites a store without what no item needs any more."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from retrieval_engine.durable import sync_directory
 from retrieval_engine.records import Feature, Json, Modality
-from retrieval_engine.store.begin import next_free, own_shards, sweep
+from retrieval_engine.store.begin import lock_store, next_free, own_shards, sweep
 from retrieval_engine.store.items import SCHEMA, caption_field, live_items, publish_table
 from retrieval_engine.store.keys import KEY_RAW, column_keys, hex_keys
-from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     SHARDS,
     FileEntry,
@@ -50,12 +49,7 @@ class Compacted:
 
     def to_json(self) -> dict[str, Json]:
         """As `vlre store compact --json` has it."""
-        return {
-            "rows_before": self.rows_before,
-            "rows_after": self.rows_after,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-        }
+        return asdict(self)
 
 
 def compact_store(path: str | Path, *, part_bytes: int = _PART_BYTES) -> Compacted:

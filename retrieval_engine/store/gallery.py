@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -79,6 +79,7 @@ class Gallery:
         uris: (n,) where the pictures are.
         sources: (n,) names of the sources.
         splits: (n,) splits of the items.
+        keys: (n,) sha256 of the images' bytes.
         image_rows: (n,) int64 rows for `Store.read`.
         caption_ids: (m,) ids of all captions, grouped by image.
         caption_texts: (m,) their texts.
@@ -93,6 +94,7 @@ class Gallery:
     uris: Sequence[str]
     sources: Sequence[str]
     splits: Sequence[str]
+    keys: Sequence[str]
     image_rows: NDArray[np.int64]
     caption_ids: Sequence[str]
     caption_texts: Sequence[str]
@@ -119,6 +121,7 @@ class Gallery:
             uris=Strings(table["uri"]),
             sources=Strings(table["source"].dictionary_encode()),
             splits=Strings(table["split"].dictionary_encode()),
+            keys=Strings(table["key"]),
             image_rows=rows,
             caption_ids=Strings(caption_field(captions, "id")),
             caption_texts=Strings(caption_field(captions, "text")),
@@ -138,6 +141,27 @@ class Gallery:
             image: index into the n images.
         """
         return json.loads(self._meta[image])  # type: ignore[no-any-return]
+
+    def only(self, images: NDArray[np.int64]) -> "Gallery":
+        """Only some images, by index in ascending order, with all their captions."""
+        number = np.full(len(self), -1, np.int64)
+        number[images] = np.arange(len(images))
+        captions = np.flatnonzero(number[self.caption_image] >= 0)
+
+        def some(values: Sequence[str], rows: NDArray[np.int64]) -> list[str]:
+            every = list(values)
+            return [every[i] for i in rows.tolist()]
+
+        of_images = ("ids", "uris", "sources", "splits", "keys", "_meta")
+        return replace(
+            self,
+            **{name: some(getattr(self, name), images) for name in of_images},
+            image_rows=self.image_rows[images],
+            caption_ids=some(self.caption_ids, captions),
+            caption_texts=some(self.caption_texts, captions),
+            caption_rows=self.caption_rows[captions],
+            caption_image=number[self.caption_image[captions]],
+        )
 
     def captions_of(self, image: int) -> range:
         """Indices of an image's captions among the m captions."""

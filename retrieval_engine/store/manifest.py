@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -228,11 +228,9 @@ def is_missing(path: Path, entry: FileEntry) -> StoreError:
 
 def feature_json(feature: Feature) -> dict[str, Json]:
     """Form of a feature as JSON, without its name."""
-    return {
-        "shape": list(feature.shape),
-        "dtype": feature.dtype,
-        "fingerprint": feature.fingerprint,
-    }
+    value = asdict(feature) | {"shape": list(feature.shape)}
+    del value["name"]
+    return value
 
 
 def _features(value: Mapping[str, Any]) -> dict[str, Feature]:

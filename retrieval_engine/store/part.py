@@ -71,11 +71,12 @@ class PartWriter:
     def _rows(self, modality: Modality) -> int:
         return self._shards[modality].rows if modality in self._shards else 0
 
-    def add_images(self, keys: Keys, arrays: Arrays) -> None:
-        """Add features of images; they are copied, and go to disk a few MiB at a time.
+    def add(self, modality: Modality, keys: Keys, arrays: Arrays) -> None:
+        """Add features of images or captions; they are copied, and go to disk a few MiB at a time.
 
         Args:
-            keys: (n,) sha256 of each image's bytes, 64 hex digits.
+            modality: which of the two.
+            keys: (n,) sha256 of each image's bytes or caption's text, 64 hex digits.
             arrays: (n, *shape) of every declared feature, no more and no less. Floating ones are
                 cast to the declared dtype.
 
@@ -83,13 +84,6 @@ class PartWriter:
             ShapeError: a feature is missing, unknown or of another form.
             StoreError: NaN, infinity or a zero vector; the message names the key.
         """
-        self._add(Modality.IMAGES, keys, arrays)
-
-    def add_captions(self, keys: Keys, arrays: Arrays) -> None:
-        """Add features of captions; keys are sha256 of their texts. See `add_images`."""
-        self._add(Modality.CAPTIONS, keys, arrays)
-
-    def _add(self, modality: Modality, keys: Keys, arrays: Arrays) -> None:
         raw = raw_keys(keys)
         if modality not in self._shards:
             path = self._path / SHARDS / f"{modality}-{self.number:05d}.h5"

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval_engine.store.begin import own_shards, sweep
-from retrieval_engine.store.lock import lock_store
+from retrieval_engine.store.begin import lock_store, own_shards, sweep
 from retrieval_engine.store.manifest import (
     Manifest,
     Part,

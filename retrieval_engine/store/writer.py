@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,6 +14,7 @@ from retrieval_engine.locks import FileLock
 from retrieval_engine.records import Failure, Feature, Item, Modality
 from retrieval_engine.store.begin import (
     has_parts,
+    lock_store,
     make_directory,
     next_free,
     own_shards,
@@ -26,7 +26,6 @@ from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
-from retrieval_engine.store.lock import lock_store
 from retrieval_engine.store.manifest import (
     HEADER,
     SHARDS,
@@ -139,15 +138,10 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         for part in self._parts:
             part.discard()
-        if error is not None and self._made is not None and self.is_empty:
+        if kind is not None and self._made is not None and self.is_empty:
             unmake(self.path, self._made)
         self._lock.release()
 
@@ -158,9 +152,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Forget uncommitted parts and let others write."""
-        for part in self._parts:
-            part.discard()
-        self._lock.release()
+        self.__exit__(None)
 
     @property
     def fingerprint(self) -> str:

@@ -113,6 +113,20 @@ class IndexContract(ABC):
             assert alone[0].tolist() == items[i].tolist()
             np.testing.assert_allclose(alone_scores[0], scores[i], atol=2e-6)
 
+    @pytest.mark.parametrize("share", [0.5, 0.04, 0.0])
+    def test_only_what_is_allowed_is_found(self, share: float) -> None:
+        vectors = clustered(300 * 2, 16, seed=10).reshape(300, 2, 16)
+        queries = clustered(9, 16, seed=11)
+        allowed = np.random.default_rng(0).random(300) < share
+        scores, items = self.build(vectors).search(queries, 8, allowed)
+        expected_scores, expected = brute_force(vectors[allowed], queries, 8)
+        n = min(8, int(allowed.sum()))
+        assert (items[:, n:] == -1).all()
+        assert allowed[items[:, :n]].all()
+        found = np.flatnonzero(allowed)
+        assert (items[:, :n] == found[expected]).mean() >= self.agreement if n else True
+        np.testing.assert_allclose(scores[:, :n], expected_scores, atol=self.tolerance)
+
     def test_knows_its_size(self) -> None:
         index = self.build(clustered(12 * 3, 8).reshape(12, 3, 8))
         assert (index.items, index.dim) == (12, 8)

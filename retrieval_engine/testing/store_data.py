@@ -124,10 +124,10 @@ def add(
     keys = list(dict.fromkeys(key_of(item) for item in items))
     for start in range(0, len(keys), block):
         some = keys[start : start + block]
-        part.add_images(some, rows(writer.features[Modality.IMAGES], some, version))
+        part.add(Modality.IMAGES, some, rows(writer.features[Modality.IMAGES], some, version))
     if writer.features[Modality.CAPTIONS]:
         texts = caption_keys(items)
-        part.add_captions(texts, rows(writer.features[Modality.CAPTIONS], texts, version))
+        part.add(Modality.CAPTIONS, texts, rows(writer.features[Modality.CAPTIONS], texts, version))
     part.add_items(source, [(item, key_of(item)) for item in items])
     part.commit()
 

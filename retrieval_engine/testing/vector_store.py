@@ -86,7 +86,7 @@ def write_store(
     with StoreWriter.open(path, spec=encoder, features=features) as writer:
         part = writer.part()
         names = [f"item-{first + i}" for i in range(len(images))]
-        part.add_images([key_of(name) for name in names], {"itc": images.astype(dtype)})
+        part.add(Modality.IMAGES, [key_of(name) for name in names], {"itc": images.astype(dtype)})
         items = []
         for i, name in enumerate(names):
             mine = np.empty((0, images.shape[2])) if captions is None else captions[i]
@@ -95,7 +95,7 @@ def write_store(
             )
             if len(mine):
                 vectors = mine[:, None, :].astype(dtype)
-                part.add_captions([c.key for c in sentences], {"itc": vectors})
+                part.add(Modality.CAPTIONS, [c.key for c in sentences], {"itc": vectors})
             split = splits[i] if splits else ""
             item = Item(
                 id=name, uri=f"/pictures/{name}.jpg", captions=sentences, split=split, meta={"n": i}

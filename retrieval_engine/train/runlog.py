@@ -3,7 +3,7 @@
 import importlib.util
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in io.StringIO(text) if line.endswith("\n")]
 
 
-def draw_curves(log: Path, plot: Path, panels: Sequence[Panel]) -> bool:
-    """Plot figures of a log over steps, panels side by side.
+def draw_curves(log: Path, plot: Path, panels: Sequence[Panel], *, along: str = "step") -> bool:
+    """Plot figures of a log, panels side by side.
 
     Args:
         log: a `log.jsonl`.
         plot: where the PNG goes.
-        panels: what to draw; figures that the log does not have are left out.
+        panels: what to draw; figures that the log does not have are left out. A figure inside
+            another, `{"a": {"b": 1}}`, is called `a b`.
+        along: what the figures are plotted over.
 
     Returns:
         False where matplotlib (extra `plots`) is not installed; nothing is written then.
@@ -104,17 +106,26 @@ def draw_curves(log: Path, plot: Path, panels: Sequence[Panel]) -> bool:
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    lines = read_log(log)
+    lines = [dict(_flat(line)) for line in read_log(log)]
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for name in panel.names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
+            points = [(line[along], line[name]) for line in lines if name in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "))
-        axes.set(xlabel="step", ylabel=panel.label, ylim=(0, panel.top))
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), marker=".")
+        axes.set(xlabel=along, ylabel=panel.label, ylim=(0, panel.top))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
         if axes.lines:
             axes.legend(frameon=False)
     with replacing_file(plot) as file:
         figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
     return True
+
+
+def _flat(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in line.items():
+        inner = value.items() if isinstance(value, dict) else None
+        yield from [(name, value)] if inner is None else ((f"{name} {k}", v) for k, v in inner)

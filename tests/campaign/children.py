@@ -65,6 +65,8 @@ def in_child(
     if not child:
         os.setpgid(0, 0)
         _be_child(work, writing, file_bytes)
+    with contextlib.suppress(OSError):  # whichever is first: a kill may follow at once
+        os.setpgid(child, child)
     os.close(writing)
     code, output = _wait(child, reading, begin + (TIMEOUT_S if kill_after is None else kill_after))
     os.close(reading)

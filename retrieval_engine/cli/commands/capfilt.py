@@ -4,17 +4,8 @@ from typing import Any
 
 import click
 
-from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
-from retrieval_engine.cli.options import (
-    UserPath,
-    device_option,
-    dtype_option,
-    example,
-    json_option,
-    model_option,
-    split_option,
-    store_option,
-)
+from retrieval_engine.cli.decoding_options import captioning_options, read_decoding
+from retrieval_engine.cli.options import UserPath, example
 from retrieval_engine.cli.output import SOME_FAILED
 
 
@@ -26,7 +17,6 @@ from retrieval_engine.cli.output import SOME_FAILED
     required=True,
     help="Directory of the cleaned data set; a run goes on where it stopped.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin --out anew.")
 @click.option(
     "--threshold",
     type=float,
@@ -35,17 +25,8 @@ from retrieval_engine.cli.output import SOME_FAILED
     help="Least probability of a match; .5 is the head's own decision. Changing it costs nothing.",
 )
 @click.option("--with-images", is_flag=True, help="Put the pictures into the Parquet file.")
-@store_option
-@model_option
 @click.option("--ranker", help="Retrieval checkpoint that filters; default: the model's own head.")
-@split_option
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures.")
-@decoding_options
-@device_option
-@dtype_option
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once.")
-@click.option("--workers", type=click.IntRange(min=1), help="Decode workers.")
-@json_option
+@captioning_options
 @click.pass_context
 def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Caption every picture of SOURCE and keep the captions that match (BLIP's CapFilt).

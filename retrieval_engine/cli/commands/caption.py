@@ -4,18 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval_engine.cli.decoding_options import decoding_options, read_decoding
-from retrieval_engine.cli.options import (
-    UserPath,
-    adapter_option,
-    device_option,
-    dtype_option,
-    example,
-    json_option,
-    model_option,
-    split_option,
-    store_option,
-)
+from retrieval_engine.cli.decoding_options import captioning_options, read_decoding
+from retrieval_engine.cli.options import UserPath, adapter_option, example
 from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
@@ -24,17 +14,12 @@ if TYPE_CHECKING:
 
 @click.command(epilog=example('vlre caption "scenes:3?seed=7" --beams 1'))
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@store_option
-@model_option
 @adapter_option
-@split_option
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures.")
 @click.option(
     "--out",
     type=UserPath(dir_okay=False),
     help="File that ends in .jsonl, .csv or .json (COCO results); goes on where it stopped.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin --out anew.")
 @click.option("--txt-beside", is_flag=True, help="A .txt beside each picture that has none.")
 @click.option("--rank", is_flag=True, help="Order variations by how well they match (ITM).")
 @click.option("--ranker", help="Retrieval checkpoint that judges; default: the model's own head.")
@@ -43,12 +28,7 @@ if TYPE_CHECKING:
     type=UserPath(dir_okay=False),
     help="Draw where the model looked at each word; one picture.",
 )
-@decoding_options
-@device_option
-@dtype_option
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pictures at once.")
-@click.option("--workers", type=click.IntRange(min=1), help="Decode workers.")
-@json_option
+@captioning_options
 @click.pass_context
 def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Write captions for pictures, folders, sources, or (without TARGET) the whole store.

@@ -1,14 +1,10 @@
 """`vlre compare`: several runs side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from retrieval_engine.cli.options import UserPath, example, json_option, split_option, store_option
-
-if TYPE_CHECKING:
-    pass
 
 _HELP = """Compare heads, encoders and saved figures: a table, pictures and one HTML report.
 

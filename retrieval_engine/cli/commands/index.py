@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _HELP = """Build an index over the images of a store, and measure it.
 
 Prints its size, the time of the build, recall@10 against exact search on sampled queries, and the
-median time of one search. An index already there stays in use until the new one is whole.
+median time of one search. An index already there stays in use until the new one is whole. A search
+finds what is newer than its index all the same; --update makes that quick again.
 """
 
 
@@ -37,6 +38,11 @@ median time of one search. An index already there stays in use until the new one
 @head_option
 @split_option
 @click.option("--feature", default="itc", show_default=True, help="Image feature to index.")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Build nothing: add what is newer in the store, take out what is gone.",
+)
 @click.option("--verify", is_flag=True, help="Build nothing: check the index against its sums.")
 @json_option
 def command(
@@ -46,13 +52,14 @@ def command(
     head: Path | None,
     split: str | None,
     feature: str,
+    update: bool,
     verify: bool,
     as_json: bool,
 ) -> None:
     """Parse, build, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
     from retrieval_engine.encoding.projected import open_through
-    from retrieval_engine.index import build_index, open_index
+    from retrieval_engine.index import build_index, open_index, update_index
 
     if verify:
         manifest = open_index(index, verify=True).manifest
@@ -62,6 +69,19 @@ def command(
             click.echo(f"{index}: {manifest.items:,} items, every checksum agrees")
         return
     opened = open_through(store, head)
+    if update:
+        with progress_bar() as progress:
+            change = update_index(opened, index, progress=progress)
+        if as_json:
+            emit(change.to_json())
+        else:
+            click.echo(
+                f"{index}: {change.added:,} items added, {change.removed:,} removed, "
+                f"{change.items:,} now, in {change.seconds:.1f} s"
+            )
+        for remark in change.remarks:
+            note(remark)
+        return
     with progress_bar() as progress:
         report = build_index(
             opened, index, recipe=recipe, split=split, feature=feature, progress=progress

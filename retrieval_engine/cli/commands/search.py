@@ -1,7 +1,8 @@
 """`vlre search`: words or a picture in, ranked pictures or captions out."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,18 +14,18 @@ from retrieval_engine.cli.options import (
     head_option,
     index_option,
     json_option,
-    moved_model_option,
     split_option,
     store_option,
 )
 
 if TYPE_CHECKING:
-    from retrieval_engine.search import SearchEngine
-    from retrieval_engine.search.contact_sheet import Section
+    from retrieval_engine import Engine
+    from retrieval_engine.search import Hits
 
 _HELP = """Find pictures by words or by a picture, and captions by a picture.
 
-Several queries are answered one after the other; `-` reads them from stdin, one a line. Without an
+Several queries are answered one after the other; `-` reads them from stdin, one a line. A FOLDER
+behind them is searched instead of the whole store: what is new in it is encoded first. Without an
 index every image of the store is compared. Piped, the output is one tab-separated line a hit:
 rank, score, id, caption, uri; of several queries, the query before them. Ids and uris are as they
 are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names may hold such.
@@ -32,10 +33,15 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 
 
 @click.command(help=_HELP, epilog=example('vlre search "a dog on grass" -k 5'))
-@click.argument("queries", metavar="[QUERY]...", nargs=-1)
+@click.argument("queries", metavar="[QUERY]... [FOLDER]", nargs=-1)
 @click.option("--image", help="Ask with a picture: a file, http(s)://… or the uri of an item.")
+@click.option(
+    "--plus", multiple=True, help="Find this as well: words or a picture; 2:WORDS weighs twice."
+)
+@click.option("--minus", multiple=True, help="Do not find this: words or a picture, weighed alike.")
 @click.option("--captions", is_flag=True, help="With --image: find captions, not pictures.")
 @click.option("-k", default=10, show_default=True, help="Number of hits.")
+@click.option("--offset", default=0, help="Leave out so many of the best: the next page.")
 @click.option(
     "--rerank",
     type=click.IntRange(min=1),
@@ -56,62 +62,42 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 @click.option("--paths", is_flag=True, help="Print only where each hit is, one a line.")
 @click.option("-0", "null", is_flag=True, help="As --paths, each ended by NUL: for xargs -0.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
-@moved_model_option
+@click.option(
+    "--model",
+    default="",
+    help="Where the store's model is now, if it has moved; the model of a new store.",
+)
 @device_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     queries: tuple[str, ...],
     image: str | None,
-    captions: bool,
-    k: int,
-    rerank: int | None,
-    rerank_model: str,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
     vectors: Path | None,
     index: Path,
-    store: Path,
-    head: Path | None,
-    split: str | None,
     as_json: bool,
     html: Path | None,
     paths: bool,
     null: bool,
     quiet: bool,
-    model: str,
-    device: str,
+    **given: Any,
 ) -> None:
     """Parse, search, print."""
     from retrieval_engine.cli.hit_table import print_hits, print_paths
     from retrieval_engine.cli.output import note
     from retrieval_engine.durable import replace_file
-    from retrieval_engine.errors import UsageError
-    from retrieval_engine.search import open_engine
     from retrieval_engine.search.contact_sheet import render
 
-    asked_with = sum((bool(queries), image is not None, vectors is not None))
-    if asked_with != 1:
-        raise UsageError(
-            "give only one of words, --image and --vectors"
-            if asked_with
-            else "nothing to search for",
-            hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
-        )
-    if captions and image is None:
-        raise UsageError("--captions answers a picture: it needs --image")
-    if rerank and not queries:
-        raise UsageError("--rerank matches words with pictures: it goes with a query in words")
+    queries, folder = _without_folder(queries, has_other=image is not None or bool(plus))
+    _check(queries, image, vectors, plus, minus, given)
     asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
-    engine = open_engine(
-        store, asked, default_index=index, head=head, split=split, device=device, model=model
-    )
+    engine = _open(folder, asked, given)
     for line in engine.notes:
         note(line)
-    if image is not None:
-        sections = [_ask_with_picture(engine, image, k, captions)]
-    elif vectors is not None:
-        sections = _ask_with_vectors(engine, vectors, k)
-    else:
-        sections = _ask_with_words(engine, queries, k, rerank or 0, rerank_model)
+    sections = _ask(engine, queries, image, vectors, plus, minus, given)
     if paths or null:
         print_paths(sections, end="\0" if null else "\n")
     elif not quiet:
@@ -121,19 +107,82 @@ def command(
         note(f"contact sheet: {html}")
 
 
-def _ask_with_words(
-    engine: "SearchEngine", queries: tuple[str, ...], k: int, rerank: int, rerank_model: str
-) -> "list[Section]":
-    from retrieval_engine.errors import UsageError
-    from retrieval_engine.search.contact_sheet import Section
+def _without_folder(queries: tuple[str, ...], *, has_other: bool) -> tuple[tuple[str, ...], str]:
+    """The queries, and the folder behind them; a single word is no folder."""
+    least = 1 if has_other else 2
+    if len(queries) >= least and os.path.isdir(os.path.expanduser(queries[-1])):
+        return queries[:-1], queries[-1]
+    return queries, ""
 
-    texts = list(queries)
-    if queries == ("-",):
-        texts = _lines_of_stdin()
-        if not texts:
-            raise UsageError("no query on stdin", hint="one query a line")
-    answers = engine.search_texts(texts, k, rerank=rerank, rerank_model=rerank_model)
-    return [Section(title=t, hits=hits) for t, hits in zip(texts, answers, strict=True)]
+
+def _check(
+    queries: tuple[str, ...],
+    image: str | None,
+    vectors: Path | None,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    given: dict[str, Any],
+) -> None:
+    from retrieval_engine.errors import UsageError
+
+    asked_with = sum((bool(queries), image is not None, vectors is not None))
+    if asked_with > 1 or not (asked_with or plus or minus):
+        raise UsageError(
+            "give only one of words, --image and --vectors"
+            if asked_with
+            else "nothing to search for",
+            hint='ask with words, `vlre search "a dog on grass"`, or with --image PATH',
+        )
+    if (plus or minus) and vectors is not None:
+        raise UsageError("--plus and --minus go with words or --image, not with --vectors")
+    if given["captions"] and image is None:
+        raise UsageError("--captions answers a picture: it needs --image")
+    if given["rerank"] and (not queries or plus or minus):
+        raise UsageError("--rerank matches words with pictures: it goes with a query in words")
+
+
+def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Engine":
+    """The engine over the store, and what is new in the folder encoded into it."""
+    from retrieval_engine import Engine
+    from retrieval_engine.cli.output import note_failures, progress_bar
+
+    names = ("store", "head", "split", "model", "device")
+    engine = Engine(index=index, **{name: given[name] for name in names})
+    if folder:
+        with progress_bar() as progress:
+            report = engine.add(folder, progress=progress)
+        note_failures(report.failures, f"{report.store}/failures.jsonl")
+    return engine
+
+
+def _ask(
+    engine: "Engine",
+    queries: tuple[str, ...],
+    image: str | None,
+    vectors: Path | None,
+    plus: tuple[str, ...],
+    minus: tuple[str, ...],
+    given: dict[str, Any],
+) -> "list[Hits]":
+    from retrieval_engine.search.queries import mix, read_vectors
+    from retrieval_engine.sources.asked import read_asked
+
+    names = ("k", "offset", "rerank_model", "captions")
+    how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
+    if vectors is not None:
+        rows = read_vectors(vectors)
+        sections: list[Hits] = engine.search(list(rows), **how)
+        titles = [f"{vectors.name} {row}" for row in range(len(rows))]
+    elif image is not None:
+        sections = engine.search([mix(read_asked(image), plus, minus)], **how)
+        titles = [image]
+    else:
+        texts = _lines_of_stdin() if queries == ("-",) else list(queries) or [""]
+        sections = engine.search([mix(text, plus, minus) for text in texts], **how)
+        titles = [hits.query for hits in sections]
+    for hits, title in zip(sections, titles, strict=True):
+        hits.query = title
+    return sections
 
 
 def _lines_of_stdin() -> list[str]:
@@ -148,20 +197,6 @@ def _lines_of_stdin() -> list[str]:
         raise UsageError(
             f"stdin is not UTF-8: {error.object!r:.60}", hint="convert it, e.g. with iconv -t utf-8"
         ) from error
-    return [text for text in texts if text]
-
-
-def _ask_with_vectors(engine: "SearchEngine", path: Path, k: int) -> "list[Section]":
-    from retrieval_engine.search import read_vectors, search_vectors
-    from retrieval_engine.search.contact_sheet import Section
-
-    answers = search_vectors(engine, read_vectors(path), k)
-    return [Section(title=f"{path.name} {row}", hits=hits) for row, hits in enumerate(answers)]
-
-
-def _ask_with_picture(engine: "SearchEngine", uri: str, k: int, captions: bool) -> "Section":
-    from retrieval_engine.search.contact_sheet import Section
-    from retrieval_engine.sources.asked import read_asked
-
-    data = read_asked(uri)
-    return Section(title=uri, hits=engine.search_image(data, k, captions), image=data)
+    if not (found := [text for text in texts if text]):
+        raise UsageError("no query on stdin", hint="one query a line")
+    return found

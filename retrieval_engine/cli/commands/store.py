@@ -4,29 +4,19 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import json_option, store_option
+from retrieval_engine.cli.options import example, json_option, store_option
 
 
-def _help(text: str, example: str) -> str:
-    return f"{text}\n\n\b\nExample:\n  {example}"
-
-
-@click.group(
-    help=_help("Look at a store, check it, repair it.", "vlre store info --store embeddings")
-)
+@click.group(epilog=example("vlre store info --store embeddings"))
 def command() -> None:
-    """Groups the verbs."""
+    """Look at a store, check it, repair it."""
 
 
-@command.command(
-    help=_help(
-        "What a store holds, and which encoder made it.", "vlre store info --store embeddings"
-    )
-)
+@command.command(epilog=example("vlre store info --store embeddings"))
 @store_option
 @json_option
 def info(store: Path, as_json: bool) -> None:
-    """Describe and print."""
+    """What a store holds, and which encoder made it."""
     from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.store import describe, open_store
 
@@ -37,16 +27,11 @@ def info(store: Path, as_json: bool) -> None:
     tell("\n".join(f"{name + ':':<12} {value}" for name, value in facts.lines()))
 
 
-@command.command(
-    help=_help(
-        "Read and hash every file; exit code 1 when one is damaged.",
-        "vlre store verify --store embeddings",
-    )
-)
+@command.command(epilog=example("vlre store verify --store embeddings"))
 @store_option
 @json_option
 def verify(store: Path, as_json: bool) -> None:
-    """Check and print."""
+    """Read and hash every file; exit code 1 when one is damaged."""
     from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.errors import StoreDamaged
     from retrieval_engine.store import REPAIR_HINT, open_store
@@ -63,16 +48,11 @@ def verify(store: Path, as_json: bool) -> None:
         raise StoreDamaged("\n".join(problems), hint=REPAIR_HINT)
 
 
-@command.command(
-    help=_help(
-        "Drop damaged files, so that the next encode makes their rows again, and sweep leftovers.",
-        "vlre store repair --store embeddings",
-    )
-)
+@command.command(epilog=example("vlre store repair --store embeddings"))
 @store_option
 @json_option
 def repair(store: Path, as_json: bool) -> None:
-    """Repair and print."""
+    """Drop damaged files, so that the next encode makes their rows again, and sweep leftovers."""
     from retrieval_engine.cli.output import emit, note, tell
     from retrieval_engine.store import repair_store
 
@@ -96,15 +76,11 @@ def repair(store: Path, as_json: bool) -> None:
         tell(f"{store}: nothing to repair")
 
 
-@command.command(
-    help=_help(
-        "Items that could not be encoded, and why.", "vlre store failures --store embeddings"
-    )
-)
+@command.command(epilog=example("vlre store failures --store embeddings"))
 @store_option
 @json_option
 def failures(store: Path, as_json: bool) -> None:
-    """Read and print."""
+    """Items that could not be encoded, and why."""
     from dataclasses import asdict
 
     from retrieval_engine.cli.output import emit, note, shown, tell
@@ -120,18 +96,15 @@ def failures(store: Path, as_json: bool) -> None:
         note(f"{store}: no failures")
 
 
-@command.command(
-    help=_help(
-        "Take a source's items out of a store; SOURCE as `vlre store info` names it, or a folder. "
-        "Their features stay until `vlre store compact`, so that encoding them again is free.",
-        "vlre store forget folder:photos --store embeddings",
-    )
-)
+@command.command(epilog=example("vlre store forget folder:photos --store embeddings"))
 @click.argument("source")
 @store_option
 @json_option
 def forget(source: str, store: Path, as_json: bool) -> None:
-    """Forget and print."""
+    """Take a source's items out of a store; SOURCE as `vlre store info` names it, or a folder.
+
+    Their features stay until `vlre store compact`, so that encoding them again is free.
+    """
     from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.store import forget_source
 
@@ -142,17 +115,14 @@ def forget(source: str, store: Path, as_json: bool) -> None:
         tell(f"{store}: {count:,} items of {source} forgotten")
 
 
-@command.command(
-    help=_help(
-        "Drop the rows that no item needs any more (superseded, stale, forgotten), and join small "
-        "files. Needs as much free space as is left at the end; a kill loses nothing.",
-        "vlre store compact --store embeddings",
-    )
-)
+@command.command(epilog=example("vlre store compact --store embeddings"))
 @store_option
 @json_option
 def compact(store: Path, as_json: bool) -> None:
-    """Compact and print."""
+    """Drop the rows that no item needs any more (superseded, forgotten, …), and join small files.
+
+    Needs as much free space as is left at the end; a kill loses nothing.
+    """
     from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.store import compact_store
 

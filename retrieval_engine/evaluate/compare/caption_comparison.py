@@ -11,8 +11,8 @@ import numpy as np
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.caption_scores import CaptionScores, caption_scores
 from retrieval_engine.evaluate.compare.comparison import markdown_table
-from retrieval_engine.evaluate.predictions import PairedCaptions, pair_captions, read_captions
-from retrieval_engine.evaluate.references import read_references
+from retrieval_engine.evaluate.predictions import read_captions
+from retrieval_engine.evaluate.references import PairedCaptions, pair_captions, read_references
 from retrieval_engine.metrics.bootstrap import Bootstrap, Interval
 from retrieval_engine.metrics.diversity import Diversity, diversity
 from retrieval_engine.metrics.ptb import ptb_tokens

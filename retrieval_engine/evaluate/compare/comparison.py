@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_engine.encoding.projected import ProjectedStore, leak_free, subset
+from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.compare.runs import ComparedRun
 from retrieval_engine.evaluate.store_recall import gallery_recall
@@ -192,7 +192,7 @@ def _common_galleries(
     galleries = {}
     for name, gallery in whole.items():
         rows = {pair: i for i, pair in enumerate(ids[name])}
-        galleries[name] = subset(gallery, np.array([rows[pair] for pair in kept]))
+        galleries[name] = gallery.only(np.array([rows[pair] for pair in kept]))
     return galleries, len(first) - len(kept)
 
 

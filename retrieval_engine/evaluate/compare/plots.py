@@ -1,4 +1,4 @@
-"""Plots of a comparison; each function gives the bytes of one PNG."""
+"""Plots of comparisons; each function gives the bytes of one PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import MissingExtra
+from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison
 from retrieval_engine.evaluate.compare.comparison import KS, SIDES, Comparison
 from retrieval_engine.evaluate.compare.samples import Sample
+from retrieval_engine.metrics.ptb import ptb_tokens
+from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ def recall_bars(comparison: Comparison) -> bytes:
         for number, row in enumerate(comparison.rows):
             values = np.array([row.recall[side][k] for k in KS])
             places = np.arange(len(KS)) + (number - (len(comparison.rows) - 1) / 2) * width
-            panel.bar(places, values, 0.92 * width, color=_colour(number), label=row.name)
+            panel.bar(places, values, 0.92 * width, color=colour(number), label=row.name)
             tops = values.copy()
             if row.interval:
                 low, high = np.array([row.interval[side][k] for k in KS]).T
@@ -74,7 +77,7 @@ def training_curves(comparison: Comparison) -> bytes | None:
             lines = [line for line in run.log if name in line]
             epochs = [line["epoch"] for line in lines]
             values = [line[name] for line in lines]
-            panel.plot(epochs, values, color=_colour(number), label=run.name, marker=".", ms=4)
+            panel.plot(epochs, values, color=colour(number), label=run.name, marker=".", ms=4)
     recall.set(
         xlabel="epoch (0 is the start)", ylabel="validation mean recall, percent", ylim=(0, 101)
     )
@@ -169,14 +172,49 @@ def retrieved(sample: Sample, images: Mapping[str, NDArray[np.uint8] | None]) ->
     return _png(figure)
 
 
+def caption_panels(comparison: CaptionComparison) -> bytes:
+    """How long the captions of each run are, how often words come again, and CIDEr by image."""
+    figure = _figure(11, 3.6)
+    lengths, repeats, scores = figure.subplots(1, 3)
+    told = [len(ptb_tokens(text)) for texts in comparison.references for text in texts]
+    counts = [[len(ptb_tokens(text)) for text in row.captions] for row in comparison.rows]
+    longest = max(max(told), *(max(own) for own in counts))
+    places = np.arange(longest + 1)
+
+    def shares(counted: Sequence[int]) -> NDArray[np.float64]:
+        return 100 * np.bincount(counted, minlength=longest + 1) / len(counted)
+
+    lengths.fill_between(places, shares(told), color="#ddd", label="references")
+    for number, (row, own) in enumerate(zip(comparison.rows, counts, strict=True)):
+        lengths.plot(places, shares(own), color=colour(number), label=row.name)
+        cider = 100 * row.scores.per_image["CIDEr"]
+        scores.plot(
+            np.sort(cider), np.linspace(0, 100, len(cider)), color=colour(number), label=row.name
+        )
+    rates = [100 * row.diversity.repetition_rate for row in comparison.rows]
+    colours = [colour(n) for n in range(len(rates))]
+    repeats.bar(range(len(rates)), rates, color=colours, width=0.6)
+    for place, rate in enumerate(rates):
+        repeats.text(place, rate, f"{rate:.1f}", ha="center", va="bottom", fontsize=9)
+    names = [row.name for row in comparison.rows]
+    repeats.set_xticks(range(len(names)), names, rotation=0 if len(names) < 4 else 30)
+    repeats.set_ylim(0, 1.25 * max(*rates, 1.0))
+    lengths.set(xlabel="words", ylabel="percent of captions", title="length")
+    repeats.set(ylabel="percent of word pairs", title="repeated in the same caption")
+    scores.set(xlabel="CIDEr of an image", ylabel="percent of images below", title="CIDEr")
+    lengths.legend(frameon=False)
+    for panel in (lengths, repeats, scores):
+        panel.grid(alpha=0.3)
+        panel.set_axisbelow(True)
+    return _png(figure)
+
+
 def _sample_pairs(gallery: Gallery) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(s, d) images, each by its vector nearest to its first caption, and (s, d) those captions."""
     _, first = np.unique(gallery.caption_image, return_index=True)
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.choice(first, min(_DOTS, len(first)), replace=False))
     store, image = gallery.store, gallery.caption_image[chosen]
-    from retrieval_engine.records import Modality
-
     images = store.read(Modality.IMAGES, "itc", gallery.image_rows[image]).astype(np.float32)
     texts = store.read(Modality.CAPTIONS, "itc", gallery.caption_rows[chosen])
     texts = texts.astype(np.float32)[:, 0]
@@ -184,7 +222,8 @@ def _sample_pairs(gallery: Gallery) -> tuple[NDArray[np.float32], NDArray[np.flo
     return images[np.arange(len(images)), best], texts
 
 
-def _colour(number: int) -> str:
+def colour(number: int) -> str:
+    """The colour of the run with this number, on all plots and pages."""
     return COLOURS[number % len(COLOURS)]
 
 
@@ -200,12 +239,3 @@ def _png(figure: Any) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
     return file.getvalue()
-
-
-__all__: Sequence[str] = (
-    "COLOURS",
-    "feature_maps",
-    "recall_bars",
-    "retrieved",
-    "training_curves",
-)

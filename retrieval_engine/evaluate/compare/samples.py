@@ -10,6 +10,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery
 
 _READ_ROWS = 2048
+_QUERIES, _SHOWN = 6, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +37,18 @@ class Sample:
     ranks: Mapping[str, int]
 
 
-def sample_queries(
-    galleries: Mapping[str, Gallery], *, count: int = 6, k: int = 6, seed: int = 0
-) -> list[Sample]:
+def sample_queries(galleries: Mapping[str, Gallery]) -> list[Sample]:
     """Captions drawn at random, one an image, and what each run finds for them.
+
+    Queries are not chosen by how well any run does.
 
     Args:
         galleries: the same images in the same order.
-        count: number of queries.
-        k: number of images shown.
-        seed: of the draw. Queries are not chosen by how well any run does.
     """
     first = next(iter(galleries.values()))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     captioned = np.unique(first.caption_image)
-    images = rng.choice(captioned, min(count, len(captioned)), replace=False)
+    images = rng.choice(captioned, min(_QUERIES, len(captioned)), replace=False)
     captions = np.array([rng.choice(np.array(first.captions_of(int(i)))) for i in images], np.int64)
     scores = {name: _scores(gallery, captions) for name, gallery in galleries.items()}
     samples = []
@@ -61,7 +59,7 @@ def sample_queries(
             ranks[name] = int(np.flatnonzero(order == image)[0])
             hits[name] = [
                 SampleHit(item_id=gallery.ids[i], uri=gallery.uris[i], is_right=i == image)
-                for i in order[:k].tolist()
+                for i in order[:_SHOWN].tolist()
             ]
         samples.append(Sample(text=first.caption_texts[caption], hits=hits, ranks=ranks))
     return samples

@@ -44,6 +44,15 @@ class Backend(Protocol):
     def open_rows(self, folder: Path, effort: Mapping[str, int]) -> Rows:
         """The rows in a folder."""
 
+    # A backend whose indexes can grow and shrink has this as well:
+    #
+    # def extended(
+    #     self, folder: Path, effort: Mapping[str, int], keep: NDArray[np.bool_],
+    #     blocks: Iterator[NDArray[np.float32]],
+    # ) -> Rows:
+    #     """The rows in a folder that are to be kept, in their order, and those of the blocks
+    #     behind them; IndexFailure where this kind of index cannot."""
+
     def version(self) -> str:
         """Version of the library."""
 

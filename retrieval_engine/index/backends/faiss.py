@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure, MissingExtra, UsageError
 from retrieval_engine.index.backends import typed_options
-from retrieval_engine.index.grouping import Items, Scores
+from retrieval_engine.index.grouping import Allowed, Items, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
 from retrieval_engine.machine import usable_cores
@@ -25,6 +25,8 @@ _MAX_EF = 2048
 _THREADED_QUERIES = 16
 _THREADED_COMPARISONS = 20_000_000
 _THREADED_ROWS = 20_000
+# From 20 queries on faiss multiplies matrices, which rounds otherwise than one query alone.
+_QUERIES_AT_ONCE = 16
 
 
 class FaissRows:
@@ -77,21 +79,45 @@ class FaissRows:
         _set(self._index, effort)
         self._effort = dict(effort)
 
-    def search_rows(self, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
+    def search_rows(
+        self, queries: NDArray[np.float32], fetch: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
         """As `RowSearch.search_rows`."""
         many = len(queries) >= _THREADED_QUERIES
         many = many and len(queries) * self.rows >= _THREADED_COMPARISONS
         # The number of threads belongs to the calling thread, so each call sets its own.
         _faiss().omp_set_num_threads(cpu_threads() if many else 1)
-        scores, rows = self._index.search(queries, fetch)
+        only = None if allowed is None else _Selector(allowed)
+        scores = np.empty((len(queries), fetch), np.float32)
+        rows = np.empty((len(queries), fetch), np.int64)
+        for at in range(0, len(queries), _QUERIES_AT_ONCE):
+            chosen = slice(at, at + _QUERIES_AT_ONCE)
+            scores[chosen], rows[chosen] = self._search(queries[chosen], fetch, only)
+        return scores, rows
+
+    def _search(
+        self, queries: NDArray[np.float32], fetch: int, only: "_Selector | None"
+    ) -> tuple[Scores, Items]:
+        """As `search_rows`, in one call of the library for each breadth it takes."""
         nprobe = self._effort.get("nprobe", 0)
+        how = _parameters(self._index, self._effort, only) if only else None
+        scores, rows = self._index.search(queries, fetch, params=how)
         while nprobe and nprobe < _list_count(self._index) and (rows[:, -1] < 0).any():
             # The lists visited hold fewer rows than were asked for: visit more of them.
             nprobe *= 4
             short = rows[:, -1] < 0
-            wider = _visiting(self._index, nprobe)
+            wider = _parameters(self._index, {"nprobe": nprobe}, only)
             scores[short], rows[short] = self._index.search(queries[short], fetch, params=wider)
         return scores, rows
+
+
+class _Selector:
+    """Rows that may be answers, as faiss takes them; faiss keeps no hold of the bits itself."""
+
+    def __init__(self, allowed: Allowed) -> None:
+        self._bits = np.packbits(allowed, bitorder="little")
+        pointer = _faiss().swig_ptr(self._bits)
+        self.faiss = _faiss().IDSelectorBitmap(len(allowed), pointer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +206,53 @@ def open_rows(folder: Path, effort: Mapping[str, int]) -> FaissRows:
     return FaissRows(index, effort)
 
 
+def extended(
+    folder: Path,
+    effort: Mapping[str, int],
+    keep: NDArray[np.bool_],
+    blocks: Iterator[NDArray[np.float32]],
+) -> FaissRows:
+    """The rows of a folder that are to be kept, in their order, and new ones behind them.
+
+    Args:
+        folder: of the index.
+        effort: its search setting.
+        keep: (rows,) which of its rows stay.
+        blocks: (b, dim) new rows.
+
+    Raises:
+        IndexFailure: this kind of index takes no rows away, or the library failed.
+    """
+    faiss = _faiss()
+    faiss.omp_set_num_threads(cpu_threads() if len(keep) >= _THREADED_ROWS else 1)
+    try:
+        index = faiss.read_index(str(folder / FILE))
+        if not keep.all():
+            _remove(index, keep)
+        for block in blocks:
+            index.add(block)
+    except RuntimeError as error:
+        raise IndexFailure(
+            f"faiss cannot update {folder / FILE}: {_reason(error)}",
+            hint="build it again with `build_index()`; recipes of flat and ivf kind take rows away",
+        ) from error
+    return FaissRows(index, effort)
+
+
+def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
+    """Take rows out and number the others anew, without a gap."""
+    faiss = _faiss()
+    index.remove_ids(_Selector(~keep).faiss)
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is None:
+        return  # the other kinds number by position
+    lists, new = ivf.invlists, np.cumsum(keep) - 1
+    for number in range(lists.nlist):
+        if size := lists.list_size(number):
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            ids[:] = new[ids]
+
+
 def version() -> str:
     """Version of the library."""
     return str(_faiss().__version__)
@@ -215,17 +288,23 @@ def _effort_name(index: Any) -> str:
     return next((name for name in _EFFORTS if name in known), "")
 
 
-def _visiting(index: Any, nprobe: int) -> Any:
-    """Parameters of one search over more lists; the index keeps its setting for other threads."""
+def _parameters(index: Any, effort: Mapping[str, int], only: _Selector | None) -> Any:
+    """Parameters of one search; the index keeps its own setting for other threads."""
     faiss = _faiss()
     index = faiss.downcast_index(index)
+    sel = {"sel": only.faiss} if only else {}
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_visiting(index.index, nprobe))
+        inner = _parameters(index.index, effort, only)
+        return faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
-        return faiss.IndexRefineSearchParameters(
-            k_factor=index.k_factor, base_index_params=_visiting(index.base_index, nprobe)
-        )
-    return faiss.SearchParametersIVF(nprobe=min(nprobe, index.nlist))
+        inner = _parameters(index.base_index, effort, only)
+        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
+    if isinstance(index, faiss.IndexIVF):
+        nprobe = min(effort.get("nprobe", index.nprobe), index.nlist)
+        return faiss.SearchParametersIVF(nprobe=nprobe, **sel)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=index.hnsw.efSearch, **sel)
+    return faiss.SearchParameters(**sel)
 
 
 def _list_count(index: Any) -> int:

@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from retrieval_engine.models.blip.text_tower import open_text_tower as open_text_tower
     from retrieval_engine.models.blip.translation import translate as translate
 
-__getattr__ = lazily(
-    __name__,
-    {
-        "open_captioner": "captioner",
-        "open_encoder": "encoder",
-        "open_learner": "learner",
-        "open_text_tower": "text_tower",
-        "translate": "translation",
-    },
-)
+__getattr__ = lazily(__name__)
 
 
 def accepts(config: Mapping[str, Json]) -> bool:

@@ -21,7 +21,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.attend import split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
@@ -40,9 +39,9 @@ from retrieval_engine.models.captioner import (
     rows_of,
     rows_of_images,
 )
-from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
-from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature
 
@@ -78,6 +77,8 @@ class BlipCaptioner(ImageEncoder):
         self.longest = int(words.max_position_embeddings)
         said = generation_defaults(checkpoint.path, PROMPT)
         self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.repetition_penalty = said.repetition_penalty
+        self.no_repeat_ngram = said.no_repeat_ngram
         self.default_length = DEFAULT_LENGTH
         if said.new_tokens is not None:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))
@@ -88,16 +89,7 @@ class BlipCaptioner(ImageEncoder):
         part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of
         text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
         text += [self.start_id, self.end_id]
-        self.spec = EncoderSpec(
-            family="blip",
-            checkpoint=checkpoint.name,
-            revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, part_of, {"vision": tower, "text": text}),
-            vocabulary=vocabulary_digest(self.tokenizer),
-            image_size=vision.image_size,
-            preprocessing=self.preprocessor.name,
-            dtype=str(self.dtype).removeprefix("torch."),
-        )
+        self.spec = self.spec_of("blip", part_of, {"vision": tower, "text": text})
 
     def image_features(self) -> list[Feature]:
         """`tokens`, which a retrieval encoder with the same tower shares."""

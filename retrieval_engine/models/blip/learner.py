@@ -5,7 +5,8 @@ and padding; what full fine-tuning of the tower changes makes every stored state
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,21 +85,14 @@ def open_learner(
     quantize: str,
 ) -> "BlipRetrieval | BlipCaption":
     """See `learner.open_learner`."""
+    load: Callable[..., Any]
     if task is Task.RETRIEVAL:
-        load = load_retrieval if with_tower else _load_retrieval_side
+        load = load_retrieval if with_tower else partial(load_model, RetrievalSide)
     else:
         refuse_answering(checkpoint)
-        load = load_captioning if with_tower else _load_caption_side
+        load = load_captioning if with_tower else partial(load_decoder, CaptionSide)
     model = load(checkpoint, dtype=dtype, quantize=quantize)
     return (BlipRetrieval if task is Task.RETRIEVAL else BlipCaption)(checkpoint, model)
-
-
-def _load_retrieval_side(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
-    return load_model(RetrievalSide, checkpoint, dtype=dtype, quantize=quantize)
-
-
-def _load_caption_side(checkpoint: Checkpoint, *, dtype: torch.dtype, quantize: str = "") -> Any:
-    return load_decoder(CaptionSide, checkpoint, dtype=dtype, quantize=quantize)
 
 
 class _Blip:
@@ -112,7 +106,7 @@ class _Blip:
         config = BlipConfig.from_dict(read_config(checkpoint.path))
         vision = config.vision_config
         settings = BlipSettings.of(config)
-        weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings.tower})
+        weights = weight_digests(checkpoint.path, part_of, {"vision": settings.tower})
         backbone = ("vision_model.backbone.",) if settings.backbone else ()
         self.frozen: tuple[str, ...] = backbone
         self.pooling = settings.pooling
@@ -171,13 +165,8 @@ class BlipCaption(_Blip):
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         super().__init__(checkpoint, model)
         words = model.config.text_config
-        self._start, self._end = int(words.bos_token_id), int(words.sep_token_id)
+        self._start, self.end_id = int(words.bos_token_id), int(words.sep_token_id)
         self.prompt = generation_defaults(checkpoint.path, PROMPT).prompt
-
-    @property
-    def end_id(self) -> int:
-        """See `CaptionLearner.end_id`."""
-        return self._end
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """See `CaptionLearner.encode`; `BLIP_Decoder.forward` of the authors."""
@@ -224,7 +213,3 @@ def _look_back(attention: Any, x: Tensor) -> Tensor:
     )
     out = scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).flatten(2)
-
-
-def _vision_alone(name: str) -> str | None:
-    return "vision" if part_of(name) == "vision" else None

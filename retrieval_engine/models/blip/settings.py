@@ -136,19 +136,9 @@ class BlipSettings:
     @classmethod
     def of(cls, config: Any) -> "BlipSettings":
         """Those of a transformers `BlipConfig`."""
-        vision, words = config.vision_config, config.text_config
-        return cls(
-            dim=config.image_text_hidden_size,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            vision_width=vision.hidden_size,
-            text_width=words.hidden_size,
-            vision=(vision.num_attention_heads, vision.layer_norm_eps, vision.hidden_act),
-            text=(words.num_attention_heads, words.layer_norm_eps, words.hidden_act),
-            backbone=_backbone(vision),
-            pooling=stated(words, "pooling") or "cls",
-            match=MatchStart.of(config),
-        )
+        found = cls.stated(config.to_dict())
+        assert found is not None  # transformers leaves nothing out
+        return found
 
     @classmethod
     def stated(cls, config: Mapping[str, Json]) -> "BlipSettings | None":

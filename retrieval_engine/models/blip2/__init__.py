@@ -18,15 +18,7 @@ if TYPE_CHECKING:
     from retrieval_engine.models.blip2.learner import open_learner as open_learner
     from retrieval_engine.models.blip2.translation import translate as translate
 
-__getattr__ = lazily(
-    __name__,
-    {
-        "open_captioner": "captioner",
-        "open_encoder": "encoder",
-        "open_learner": "learner",
-        "translate": "translation",
-    },
-)
+__getattr__ = lazily(__name__)
 
 _PARTS = {
     r"vision_model\.": "vision",

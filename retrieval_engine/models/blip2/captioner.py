@@ -27,7 +27,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.blip2 import captioner_part_of
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.captioner import (
@@ -39,8 +38,8 @@ from retrieval_engine.models.captioner import (
     rows_of_images,
     single_end,
 )
-from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.checkpoint import Checkpoint, read_config
+from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.records import Feature
 
 PROMPT = "a photo of"  # the paper's, and LAVIS's blip2_caption_*.yaml
@@ -111,6 +110,8 @@ class Blip2Captioner(Blip2Images):
         said = generation_defaults(checkpoint.path, PROMPT)
         self.end_id = end_token(said, config)
         self.prompt, self.says_prompt = said.prompt, said.says_prompt
+        self.repetition_penalty = said.repetition_penalty
+        self.no_repeat_ngram = said.no_repeat_ngram
         self.default_length = said.new_tokens or DEFAULT_LENGTH
         on_cuda = self.device.type == "cuda"
         self.captions_at_once = _CUDA_SENTENCES if on_cuda else _CPU_SENTENCES
@@ -119,16 +120,7 @@ class Blip2Captioner(Blip2Images):
             "image": self.qformer_settings(),
             "text": [words.model_type, words.num_attention_heads, self.end_id],
         }
-        self.spec = EncoderSpec(
-            family="blip2",
-            checkpoint=checkpoint.name,
-            revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, captioner_part_of, settings),
-            vocabulary=vocabulary_digest(self.tokenizer),
-            image_size=config.vision_config.image_size,
-            preprocessing=self.preprocessor.name,
-            dtype=str(self.dtype).removeprefix("torch."),
-        )
+        self.spec = self.spec_of("blip2", captioner_part_of, settings)
 
     def image_features(self) -> list[Feature]:
         """`tokens` alone: the queries are made anew for each batch."""
@@ -139,11 +131,7 @@ class Blip2Captioner(Blip2Images):
     @cached_property
     def speaking(self) -> SpeakingPart:
         """The language model on the device."""
-        t5 = self.config.text_config.model_type == "t5"
-        dtype = torch.bfloat16 if t5 and self.dtype == torch.float16 else self.dtype
-        loaded: SpeakingPart = load_model(SpeakingPart, self.checkpoint, dtype=dtype)
-        loaded.to(self.device)
-        return loaded
+        return self.load_words(SpeakingPart)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """OPT: the prompt's tokens, </s> first. T5: where its decoder starts."""

@@ -15,16 +15,15 @@ from torch.nn.functional import normalize
 from transformers import BertTokenizer, Blip2Config
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import text
 from retrieval_engine.models.blip2 import part_of
 from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.blip2.language import Blip2LanguageEncoder
 from retrieval_engine.models.blip2.parts import RetrievalPart
-from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, read_config
 from retrieval_engine.models.dual_encoder import DualEncoder
-from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.records import Feature
 
@@ -71,17 +70,12 @@ class Blip2Encoder(Blip2Images, DualEncoder):
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         settings = {"vision": self.tower_settings(), "shared": self.qformer_settings()}
         settings |= {"image": [], "text": [], "itm": []}
-        self.spec = EncoderSpec(
-            family="blip2",
-            checkpoint=checkpoint.name,
-            revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, part_of, settings),
-            vocabulary=vocabulary_digest(self.tokenizer),
-            image_size=config.vision_config.image_size,
-            preprocessing=self.preprocessor.name,
+        self.spec = self.spec_of(
+            "blip2",
+            part_of,
+            settings,
             text_normaliser=f"{text.VERSION}({MAX_WORDS})",
             text_length=MAX_TOKENS,
-            dtype=str(self.dtype).removeprefix("torch."),
             pooling="mean of queries, cls of texts",
         )
 

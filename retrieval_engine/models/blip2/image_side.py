@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Blip2Config
 
 from retrieval_engine.models.blip2.parts import QueryPart, VisionPart, ln_vision_eps
@@ -15,6 +15,8 @@ from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.loading import load_model
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature
+
+Words = TypeVar("Words", bound=nn.Module)
 
 
 class Blip2Images(ImageEncoder):
@@ -62,6 +64,15 @@ class Blip2Images(ImageEncoder):
         """The Q-Former, and what a retrieval checkpoint has beside it, on the device."""
         loaded = load_model(self.queries_kind, self.checkpoint, dtype=torch.float32)
         return loaded.to(self.device)
+
+    def load_words(self, kind: type[Words]) -> Words:
+        """A part of the language model on the device.
+
+        Trap: T5 overflows in float16; it was trained in bfloat16.
+        """
+        t5 = self.config.text_config.model_type == "t5"
+        dtype = torch.bfloat16 if t5 and self.dtype == torch.float16 else self.dtype
+        return load_model(kind, self.checkpoint, dtype=dtype).to(self.device)
 
     def image_features(self) -> list[Feature]:
         """Those of images."""

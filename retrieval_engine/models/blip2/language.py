@@ -8,16 +8,14 @@ cosines between them mean nothing until a projection head is trained.
 from collections.abc import Sequence
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Blip2Config
 
-from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.blip2.parts import LanguagePart
-from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import DualEncoder
-from retrieval_engine.models.loading import load_model, load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.records import Feature
 
 MAX_TOKENS = 64  # no published figure depends on it; captions are shorter
@@ -52,31 +50,19 @@ class Blip2LanguageEncoder(Blip2Images, DualEncoder):
             "shared": [],
             "text": [words.model_type, words.num_attention_heads],
         }
-        self.spec = EncoderSpec(
-            family="blip2",
-            checkpoint=checkpoint.name,
-            revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, part_of, settings),
-            vocabulary=vocabulary_digest(self.tokenizer),
-            image_size=config.vision_config.image_size,
-            preprocessing=self.preprocessor.name,
+        self.spec = self.spec_of(
+            "blip2",
+            part_of,
+            settings,
             text_normaliser="strip1",
             text_length=MAX_TOKENS,
-            dtype=str(self.dtype).removeprefix("torch."),
             pooling="mean",
         )
 
     @cached_property
     def language(self) -> LanguagePart:
-        """The language model's text side, on the device.
-
-        Trap: T5 overflows in float16; it was trained in bfloat16.
-        """
-        t5 = self.config.text_config.model_type == "t5"
-        dtype = torch.bfloat16 if t5 and self.dtype == torch.float16 else self.dtype
-        loaded: LanguagePart = load_model(LanguagePart, self.checkpoint, dtype=dtype)
-        loaded.to(self.device)
-        return loaded
+        """The language model's text side, on the device."""
+        return self.load_words(LanguagePart)
 
     def text_features(self) -> list[Feature]:
         """Those of captions."""

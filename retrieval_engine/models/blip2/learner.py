@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertTokenizer, Blip2Config
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2VisionModel
+from transformers.models.blip_2.modeling_blip_2 import (
+    Blip2PreTrainedModel,
+    Blip2QFormerModel,
+    Blip2VisionModel,
+)
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models import text
@@ -32,14 +36,6 @@ from retrieval_engine.models.preprocess import read_preprocessor
 _CAPTION_TOKENS = 32  # LAVIS's max_txt_len
 
 
-class SeeingRetrieval(RetrievalPart):
-    """`RetrievalPart` with the vision tower."""
-
-    def _add_heads(self, config: Blip2Config) -> None:
-        super()._add_heads(config)
-        _add_tower(self, config)
-
-
 class Speaking(SpeakingPart):
     """Q-Former and language model: `Blip2ForConditionalGeneration` without its vision tower."""
 
@@ -48,25 +44,27 @@ class Speaking(SpeakingPart):
         width = config.qformer_config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
-        self._add_more(config)
         self.post_init()
-
-    def _add_more(self, config: Blip2Config) -> None:
-        """Nothing here."""
 
     query_states = QueryPart.query_states
 
 
-class SeeingSpeaking(Speaking):
+class _Tower(Blip2PreTrainedModel):  # type: ignore[misc]
+    """Adds the vision tower to a part."""
+
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__(config)
+        self.vision_model = Blip2VisionModel._from_config(config.vision_config)
+        self.vision_model.post_layernorm.eps = ln_vision_eps(config)
+        self.post_init()
+
+
+class SeeingRetrieval(_Tower, RetrievalPart):
+    """`RetrievalPart` with the vision tower."""
+
+
+class SeeingSpeaking(_Tower, Speaking):
     """`Speaking` with the vision tower."""
-
-    def _add_more(self, config: Blip2Config) -> None:
-        _add_tower(self, config)
-
-
-def _add_tower(model: Any, config: Blip2Config) -> None:
-    model.vision_model = Blip2VisionModel._from_config(config.vision_config)
-    model.vision_model.post_layernorm.eps = ln_vision_eps(config)
 
 
 def open_learner(
@@ -110,7 +108,7 @@ class _Blip2:
         vision = config.vision_config
         eps = [vision.layer_norm_eps, ln_vision_eps(config)]
         settings: list[object] = [vision.num_attention_heads, *eps, vision.hidden_act]
-        weights = weight_digests(checkpoint.path, _vision_alone, {"vision": settings})
+        weights = weight_digests(checkpoint.path, part_of, {"vision": settings})
         self.vision = weights["vision"]
         self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
         self.width = int(config.qformer_config.hidden_size)
@@ -172,16 +170,11 @@ class Blip2Caption(_Blip2):
         pad = words.pad_token_id if self.tokenizer.pad_token_id is None else None
         self.pad_id = int(self.tokenizer.pad_token_id if pad is None else pad)
         said = generation_defaults(checkpoint.path, PROMPT)
-        self._end, self.prompt = end_token(said, config), said.prompt
+        self.end_id, self.prompt = end_token(said, config), said.prompt
         self._writes_on = bool(config.use_decoder_only_language_model)
         read = self.tokenizer(self.prompt)["input_ids"] or [int(words.bos_token_id)]
         self._read = torch.tensor(read)
         self._given = read if self._writes_on else [int(words.decoder_start_token_id)]
-
-    @property
-    def end_id(self) -> int:
-        """See `CaptionLearner.end_id`."""
-        return self._end
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
         """See `CaptionLearner.encode`."""
@@ -189,7 +182,7 @@ class Blip2Caption(_Blip2):
         cleaned = [space + text.pre_caption(t, MAX_WORDS) for t in texts]
         rows = self.tokenizer(cleaned, add_special_tokens=False)["input_ids"]
         room = _CAPTION_TOKENS - 1
-        return [[*self._given, *row[:room], self._end] for row in rows], len(self._given)
+        return [[*self._given, *row[:room], self.end_id] for row in rows], len(self._given)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `CaptionLearner.decode`."""
@@ -231,7 +224,3 @@ class Blip2Caption(_Blip2):
             ).logits
         found: Tensor = out.float().view(i, n, length, -1)
         return found
-
-
-def _vision_alone(name: str) -> str | None:
-    return "vision" if part_of(name) == "vision" else None

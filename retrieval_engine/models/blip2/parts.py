@@ -53,11 +53,7 @@ class QueryPart(Blip2PreTrainedModel):  # type: ignore[misc]
         width = config.qformer_config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
         self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
-        self._add_heads(config)
         self.post_init()
-
-    def _add_heads(self, config: Blip2Config) -> None:
-        """Nothing here; a retrieval checkpoint has more."""
 
     def query_states(self, vision_states: Tensor) -> Tensor:
         """(n, t, w) vision states -> (n, q, h) states of the queries that looked at them."""
@@ -71,12 +67,14 @@ class QueryPart(Blip2PreTrainedModel):  # type: ignore[misc]
 class RetrievalPart(QueryPart):
     """`QueryPart` with the text embeddings, projections and matching head of a retrieval model."""
 
-    def _add_heads(self, config: Blip2Config) -> None:
+    def __init__(self, config: Blip2Config) -> None:
+        super().__init__(config)
         width, dim = config.qformer_config.hidden_size, config.image_text_hidden_size
         self.embeddings = Blip2TextEmbeddings(config.qformer_config)
         self.vision_projection = nn.Linear(width, dim)
         self.text_projection = nn.Linear(width, dim)
         self.itm_head = nn.Linear(width, 2)
+        self.post_init()
 
     def text_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """(n, l) ids and mask -> (n, l, h) states of the text alone."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from retrieval_engine.sources.annotated import AnnotatedImages
+from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Fields
 from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.source_name import Options, existing_file
@@ -32,16 +32,13 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         UsageError: an option is unknown.
         SourceError: the file or the images are not there, or a line makes no sense.
     """
-    known = ("images", "split", "captions", "allow_missing", "image", "caption")
-    given = Options("captions", options, known)
+    given = Options("captions", options, (*OPTIONS, "image", "caption"))
     captions = tuple(name.strip() for name in given.text("caption").split(",") if name.strip())
     fields = Fields(image=given.text("image"), captions=captions)
     path = existing_file(Path(argument).expanduser())
     return AnnotatedImages(
         name=f"captions:{path}",
-        images=given.directory("images", path.parent),
+        given=given,
+        images=path.parent,
         records=partial(read_records, path, fields),
-        split=given.split(),
-        captions=given.count("captions"),
-        allow_missing=given.flag("allow_missing"),
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
-from retrieval_engine.sources.annotated import AnnotatedImages
+from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Record, image_name
 from retrieval_engine.sources.json_stream import elements
 from retrieval_engine.sources.kinds.karpathy import coco_files
@@ -38,17 +38,15 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         UsageError: an option is unknown.
         SourceError: the file or the images are not there, or it is another kind of file.
     """
-    given = Options("coco", options, ("images", "split", "captions", "allow_missing"))
+    given = Options("coco", options, OPTIONS)
     path = existing_file(Path(argument).expanduser())
     beside = path.parent.parent if path.parent.name == "annotations" else path.parent
     notes: list[str] = []
     source = AnnotatedImages(
         name=f"coco:{path}",
-        images=given.directory("images", beside),
+        given=given,
+        images=beside,
         records=partial(_records, path, notes),
-        split=given.split(),
-        captions=given.count("captions"),
-        allow_missing=given.flag("allow_missing"),
     )
     source.notes = notes
     return source

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from retrieval_engine.errors import SourceError
-from retrieval_engine.sources.annotated import AnnotatedImages
+from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Record
 from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.json_stream import elements
@@ -40,7 +40,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         UsageError: an option is unknown.
         SourceError: neither lists nor captions are there, or images are not.
     """
-    given = Options("flickr30k", options, ("images", "split", "captions", "allow_missing"))
+    given = Options("flickr30k", options, OPTIONS)
     root = existing_directory(Path(argument).expanduser())
     places = (root, root / "annotations", root / "flickr30k_images")
     lists = [place / name for place in places for name in _LISTS if (place / name).is_file()]
@@ -57,11 +57,9 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
     images = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), root)
     return AnnotatedImages(
         name=f"flickr30k:{root}",
-        images=given.directory("images", images),
+        given=given,
+        images=images,
         records=partial(_records, lists, texts[:1]),
-        split=given.split(),
-        captions=given.count("captions"),
-        allow_missing=given.flag("allow_missing"),
     )
 
 

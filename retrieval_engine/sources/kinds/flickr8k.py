@@ -49,10 +49,9 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
     images = next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), root)
     return AnnotatedImages(
         name=f"flickr8k:{root}",
-        images=given.directory("images", images),
+        given=given,
+        images=images,
         records=partial(_records, captions, splits),
-        split=given.split(),
-        allow_missing=given.flag("allow_missing"),
     )
 
 

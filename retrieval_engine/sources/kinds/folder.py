@@ -18,7 +18,7 @@ from retrieval_engine.records import Item
 from retrieval_engine.sources.annotated import merge, size_and_time
 from retrieval_engine.sources.annotation import Record, composed, image_name
 from retrieval_engine.sources.caption_files import read_records
-from retrieval_engine.sources.cleaning import passed
+from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.reading import MAX_TEXT, decode_text, read_whole, split_lines
 from retrieval_engine.sources.source_name import Options, existing_directory, split_name
@@ -62,7 +62,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> "FolderSource":
     return source
 
 
-class FolderSource:
+class FolderSource(CleanedSource):
     """Pictures under a folder in the order of their paths; see the module for its rules.
 
     Only one directory's names and the caption files on the way to it are in memory.
@@ -72,19 +72,12 @@ class FolderSource:
         glob: pattern that ids must match, `**` for all.
         split: only items of this split, or empty.
         split_from_folder: the top-level folder names the split, where no caption file does.
-
-    Attributes:
-        notes: lines for people about what was left out, whole when all items were read.
-        is_partial: options leave items out that the name covers; their absence means nothing.
     """
 
     def __init__(self, *, root: Path, glob: str, split: str, split_from_folder: bool) -> None:
+        super().__init__(f"folder:{root}", split, is_partial=glob != "**")
         self.root = root
-        self.name = f"folder:{root}"
-        self.notes: list[str] = []
-        self.is_partial = bool(split) or glob != "**"
         self._matches = path_matcher(glob)
-        self._split = split
         self._split_from_folder = split_from_folder
 
     def count(self) -> int | None:
@@ -94,14 +87,6 @@ class FolderSource:
     def pictures(self, walk: Walk) -> Iterator[PictureFile]:
         """The picture files that match, without looking into any."""
         return (picture for picture in walk.pictures() if self._matches(picture.id))
-
-    def items(self) -> Iterator[Item]:
-        """Every picture in the order of its path.
-
-        Raises:
-            SourceError: a caption file cannot be understood, or no item is in the split.
-        """
-        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
@@ -114,8 +99,6 @@ class FolderSource:
         # what is in a folder that cannot be read is not gone
         self.is_partial = self.is_partial or walk.unread
         self.notes += [*walk.notes(), *captions.notes()]
-        if walk.skipped[UNREADABLE]:
-            self.is_partial = True  # what cannot be seen is not gone
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
         beside = [_beside(picture.id, text) for text in picture.texts]

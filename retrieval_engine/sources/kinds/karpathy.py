@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
-from retrieval_engine.sources.annotated import AnnotatedImages
+from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Record, captions_of, image_name, record_of
 from retrieval_engine.sources.json_stream import elements, is_list
 from retrieval_engine.sources.source_name import Options, existing_file, split_name
@@ -38,15 +38,13 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         UsageError: an option is unknown.
         SourceError: the file or the images are not there, or it is another kind of file.
     """
-    given = Options("karpathy", options, ("images", "split", "captions", "allow_missing"))
+    given = Options("karpathy", options, OPTIONS)
     path = existing_file(Path(argument).expanduser())
     return AnnotatedImages(
         name=f"karpathy:{path}",
-        images=given.directory("images", path.parent),
+        given=given,
+        images=path.parent,
         records=partial(_blip_records if is_list(path) else _records, path),
-        split=given.split(),
-        captions=given.count("captions"),
-        allow_missing=given.flag("allow_missing"),
     )
 
 

@@ -13,12 +13,11 @@ name without its last ending (`0.jpg` beside `0.png` with it), and then `img.v1.
 sample need not follow each other.
 """
 
-import glob
 import os
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +26,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge, size_and_time
 from retrieval_engine.sources.annotation import CAPTION_KEYS, Record, captions_of
-from retrieval_engine.sources.cleaning import clean_text, passed
+from retrieval_engine.sources.cleaning import CleanedSource, clean_text
 from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.reading import (
     MAX_BYTES,
@@ -38,10 +37,9 @@ from retrieval_engine.sources.reading import (
     parse_json,
     split_lines,
 )
-from retrieval_engine.sources.source_name import Options, split_name
+from retrieval_engine.sources.source_name import Options, existing_files, split_name
 
 _TEXTS = (".txt", ".caption")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _BLOCK = 512
 _SHOWN = 5
 
@@ -62,35 +60,10 @@ def open_source(argument: str, options: Mapping[str, str]) -> "WebDatasetSource"
         raise UsageError(f"webdataset: id={given.text('id')}; allowed: shard")
     return WebDatasetSource(
         name=f"webdataset:{Path(argument).expanduser().absolute()}",
-        shards=_shards(str(Path(argument).expanduser().absolute())),
+        shards=existing_files(str(Path(argument).expanduser().absolute())),
         split=given.split(),
         shard_in_id=bool(given.text("id")),
     )
-
-
-def _shards(pattern: str) -> list[Path]:
-    files: list[Path] = []
-    for name in _expand(pattern):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        files += [Path(file) for file in found]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing or not files:
-        more = f" ({len(missing):,} of {len(files):,} shards)" if len(missing) > 1 else ""
-        raise SourceError(f"{missing[0] if missing else pattern} does not exist{more}")
-    return files
-
-
-def _expand(pattern: str) -> list[str]:
-    """All strings a pattern with braces stands for; ranges keep their leading zeros."""
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    if match[3] is not None:
-        middle = match[3].split(",")
-    else:
-        middle = [f"{n:0{len(match[1])}}" for n in range(int(match[1]), int(match[2]) + 1)]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [head + part + rest for part in middle for rest in _expand(tail)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,32 +104,16 @@ class _Sample:
         return picture.stem if alike == 1 else picture.stem + picture.ending
 
 
-class WebDatasetSource:
-    """Items in tar shards, one shard after the other.
-
-    Attributes:
-        notes: lines for people about what was left out, whole when all items were read.
-        is_partial: options leave items out that the name covers; their absence means nothing.
-    """
+class WebDatasetSource(CleanedSource):
+    """Items in tar shards, one shard after the other."""
 
     def __init__(self, *, name: str, shards: list[Path], split: str, shard_in_id: bool) -> None:
-        self.name = name
-        self.notes: list[str] = []
-        self.is_partial = bool(split)
+        super().__init__(name, split)
         self._shards = shards
-        self._split = split
         self._shard_in_id = shard_in_id
 
     def count(self) -> None:
         """Not known before all headers were read."""
-
-    def items(self) -> Iterator[Item]:
-        """Every sample that has a picture, in the shards' order.
-
-        Raises:
-            SourceError: a shard is damaged or cut off, or a key comes back.
-        """
-        return passed(self._items(), self, self._split)
 
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
@@ -164,19 +121,13 @@ class WebDatasetSource:
         seen: dict[str, Path] = {}
         for shard in self._shards:
             mtime_ns = size_and_time(str(shard))[1]
-            for picture, record, damaged in _shard_records(shard, left):
-                item_id = f"{shard.stem}/{record.image}" if self._shard_in_id else record.image
-                if item_id in seen:
-                    raise _comes_back(item_id, shard, seen[item_id], self._shard_in_id)
-                seen[item_id] = shard
-                if damaged:
-                    left.damaged.append(item_id)
-                offset, size = picture.place
-                yield replace(
-                    merge([record], item_id=item_id),
-                    uri=f"webdataset:{shard}#{offset},{size}",
-                    mtime_ns=mtime_ns,
-                )
+            prefix = f"{shard.stem}/" if self._shard_in_id else ""
+            for (offset, size), record in _shard_records(shard, prefix, left):
+                if before := seen.get(record.image):
+                    raise _comes_back(record.image, shard, before, self._shard_in_id)
+                seen[record.image] = shard
+                uri = f"webdataset:{shard}#{offset},{size}"
+                yield replace(merge([record]), uri=uri, mtime_ns=mtime_ns)
         self.notes += left.notes()
 
 
@@ -191,13 +142,12 @@ class _Left:
     def notes(self) -> list[str]:
         """Lines for people."""
         lines = []
-        for names, what in (
-            (self.samples, "samples have no picture"),
-            (self.damaged, "samples have a .json that is none; taken without it"),
-        ):
+        told = {"have no picture": self.samples}
+        told["have a .json that is none; taken without it"] = self.damaged
+        for what, names in told.items():
             more = ", …" if len(names) > _SHOWN else ""
             if names:
-                lines.append(f"{len(names):,} {what}: {', '.join(names[:_SHOWN])}{more}")
+                lines.append(f"{len(names):,} samples {what}: {', '.join(names[:_SHOWN])}{more}")
         if self.others:
             kinds = ", ".join(f"{name} {count:,}" for name, count in self.others.most_common(8))
             lines.append(f"{self.others.total():,} members are neither pictures nor texts: {kinds}")
@@ -205,26 +155,29 @@ class _Left:
 
 
 def _comes_back(item_id: str, shard: Path, before: Path, shard_in_id: bool) -> SourceError:
-    if shard == before:
-        hint = "write the shard again with a name of its own for each member"
-    elif shard_in_id:
+    hint = "write the shard again with a name of its own for each member"
+    if shard != before and shard_in_id:
         hint = "two shards have one name: rename one"
-    else:
+    elif shard != before:
         hint = "make ids of shard and key with `?id=shard`"
     return SourceError(f"key {item_id} of {shard} was in {before} already", hint=hint)
 
 
-def _shard_records(shard: Path, left: _Left) -> Iterator[tuple[_Member, Record, bool]]:
-    """Each picture of a shard, what is said of it, and whether a JSON of it is damaged."""
+def _shard_records(
+    shard: Path, prefix: str, left: _Left
+) -> Iterator[tuple[tuple[int, int], Record]]:
+    """Place of each picture of a shard, and what is said of it; ids begin with the prefix."""
     try:
         with open_regular(shard) as file:
             for key, sample in _samples(file, shard, left).items():
                 if not sample.pictures:
                     left.samples.append(key)
                 for picture in sample.pictures:
-                    name = sample.name_of(picture, key)
-                    record, damaged = _record(file, name, sample.own(picture))
-                    yield picture, replace(record, fault=sample.fault or record.fault), damaged
+                    name = prefix + sample.name_of(picture, key)
+                    yield (
+                        picture.place,
+                        _record(file, name, sample.own(picture), sample.fault, left),
+                    )
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SourceError(
             f"{shard} is damaged, cut off, or no plain tar: {one_line(error)}"
@@ -285,43 +238,39 @@ def _member(
     return _Member(folder + slash + stem, ending, place, is_second)
 
 
-def _record(file: BinaryIO, name: str, texts: list[_Member]) -> tuple[Record, bool]:
-    """What is said of a picture, and whether a JSON of it could not be read."""
+def _record(file: BinaryIO, name: str, texts: list[_Member], fault: str, left: _Left) -> Record:
+    """What is said of a picture; `left` is told where a JSON of it could not be read."""
     captions: list[str] = []
     meta: dict[str, Json] = {}
     told: tuple[str, ...] = ()
-    fault, damaged = "", False
+    damaged = False
     for text in texts:
         offset, size = text.place
         if size > MAX_TEXT:
-            fault = f"{text.stem}{text.ending} has {size:,} bytes; at most {MAX_TEXT:,} are read"
+            large = f"{text.stem}{text.ending} has {size:,} bytes; at most {MAX_TEXT:,} are read"
+            fault = fault or large
             continue
         file.seek(offset)
         content = file.read(size)
         if text.ending in _TEXTS:
             captions += [line.strip() for line in split_lines(decode_text(content)) if line.strip()]
             continue
-        try:
+        value: Json = None
+        with suppress(SourceError):
             value = parse_json(content, text.stem)
-        except SourceError:
-            value = None
-        damaged = damaged or not isinstance(value, dict)
-        meta |= value if isinstance(value, dict) else {}
-    named = next((key for key in CAPTION_KEYS if meta.get(key)), "")
-    if named:
+        if isinstance(value, dict):
+            meta |= value
+        else:
+            damaged = True
+    if damaged:
+        left.damaged.append(name)
+    if named := next((key for key in CAPTION_KEYS if meta.get(key)), ""):
         told, wrong = captions_of(meta[named])
         fault = fault or ("" if captions else wrong)
         if not captions or told == tuple(captions):
             del meta[named]
     split = split_name(str(meta.pop("split", "") or ""))
-    record = Record(
-        image=name,
-        captions=tuple(captions) or told,
-        split=split,
-        meta=meta,
-        fault=fault,
-    )
-    return record, damaged
+    return Record(image=name, captions=tuple(captions) or told, split=split, meta=meta, fault=fault)
 
 
 def read_bytes(uri: str) -> bytes:

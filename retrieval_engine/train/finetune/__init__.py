@@ -27,11 +27,5 @@ __all__ = [
     "configure",
     "finetune",
 ]
-_HOMES = {
-    **dict.fromkeys(("PRESETS", "FinetuneConfig", "Select", "Task", "configure"), "config"),
-    "FinetuneReport": "model_output",
-    "finetune": "trainer",
-}
 
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__)

@@ -130,22 +130,20 @@ def _captioned(store: Store, splits: Sequence[str], *, from_cache: bool) -> Capt
     keys = columns["key"]
     feature = "tokens" if from_cache else None
     rows = store.rows(Modality.IMAGES, keys, feature) if keys else np.empty(0, np.int64)
-    keep = [
-        i
-        for i in range(len(keys))
-        if wanted[i] and columns["captions"][i] and (rows[i] >= 0 or not from_cache)
-    ]
-    texts = [[caption["text"] for caption in columns["captions"][i]] for i in keep]
-    _, same = np.unique(np.array([keys[i] for i in keep], dtype=object), return_inverse=True)
-    return CaptionedImages(
-        ids=[columns["id"][i] for i in keep],
-        keys=[keys[i] for i in keep],
-        uris=[columns["uri"][i] for i in keep],
-        rows=rows[keep].astype(np.int64),
+    told = np.array([bool(own) for own in columns["captions"]], dtype=bool)
+    keep = wanted & told & ((rows >= 0) | (not from_cache))
+    _, same = np.unique(np.array(keys, dtype=object), return_inverse=True)
+    texts = [[caption["text"] for caption in own] for own in columns["captions"]]
+    whole = CaptionedImages(
+        ids=columns["id"],
+        keys=keys,
+        uris=columns["uri"],
+        rows=rows.astype(np.int64),
         same=same.astype(np.int64),
         texts=[text for own in texts for text in own],
         starts=np.cumsum([0, *map(len, texts)], dtype=np.int64),
     )
+    return _chosen(whole, keep)
 
 
 def _chosen(data: CaptionedImages, mask: NDArray[np.bool_]) -> CaptionedImages:

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.metrics.cider import cider_d
 from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.models.learner import CaptionLearner
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Group, Ints
-from retrieval_engine.train.finetune.config import FinetuneConfig, Select
-from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.objective import Arithmetic
-from retrieval_engine.train.finetune.vision_states import Loader, padded
+from retrieval_engine.train.finetune.config import Select
+from retrieval_engine.train.finetune.objective import TaskObjective
+from retrieval_engine.train.finetune.vision_states import padded
 
 IGNORED = -100
 
@@ -57,51 +56,26 @@ class CaptionBatch:
         return int((self.labels[..., 1:] != IGNORED).sum())
 
 
-class CaptionObjective:
-    """The objective of a caption run; see `objective.TaskObjective`.
+class CaptionObjective(TaskObjective):
+    """The objective of a caption run; it trains nothing beside the model."""
 
-    Args:
-        learner: what is trained, adapters included.
-        loader: gives states.
-        config: the recipe.
-        processes: who shares a batch.
-        arithmetic: context of every forward pass.
-    """
+    _learner: CaptionLearner
 
-    def __init__(
-        self,
-        learner: CaptionLearner,
-        loader: Loader,
-        config: FinetuneConfig,
-        processes: Processes,
-        arithmetic: Arithmetic,
-    ) -> None:
-        self._learner, self._loader, self._config = learner, loader, config
-        self._processes, self._arithmetic = processes, arithmetic
-        self.higher_is_better = config.select is Select.CIDER
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.higher_is_better = self._config.select is Select.CIDER
         self.metric = "cider" if self.higher_is_better else "caption_loss"
         self.samples: dict[str, str] = {}
         self.warning = ""
 
-    def parameters(self) -> list[nn.Parameter]:
-        """An empty list: captioning trains nothing beside the model."""
-        return []
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: captioning keeps nothing beside parameters."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: `state_dict` is empty."""
-
     def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> CaptionBatch:
-        """A batch of this process, tokens and labels included."""
+        """See `TaskObjective.prepare`: tokens and labels."""
         return caption_batch(self._learner, data, group.captions, loaded)
 
     def step(
         self, batch: CaptionBatch, step: int, *, along: float, scale: float
     ) -> dict[str, float]:
-        """Add the gradients of a batch; see `objective.TaskObjective`."""
+        """See `TaskObjective.step`."""
         total = self._processes.all_reduce(batch.count)
         n = batch.ids.shape[1]
         micro = self._config.micro_batch

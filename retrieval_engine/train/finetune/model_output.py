@@ -1,9 +1,9 @@
 """What a run leaves: the model or adapter, its record, its log and the plot of it."""
 
 import json
-import struct
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from retrieval_engine.durable import writing
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
-from retrieval_engine.models.checkpoint import Checkpoint, weight_files
+from retrieval_engine.models.checkpoint import Checkpoint, tensor_shapes
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
 from retrieval_engine.train.finetune.captioned import Sets
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
+from retrieval_engine.train.finetune.objective import FinetuneState
 from retrieval_engine.train.lora import LoraOptions, base_name, options_json, save_adapter
 from retrieval_engine.train.model_files import trained_tensors, write_json, write_model
 from retrieval_engine.train.runlog import Panel, draw_curves
@@ -44,17 +45,6 @@ class Counted:
 
     def __str__(self) -> str:
         return f"training {self.parameters:,} of {self.total:,} weights ({self.percent:.4f} %)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What the loop came to; see `FinetuneReport`."""
-
-    steps: int
-    best_step: int
-    seconds: float
-    start: Mapping[str, float]
-    final: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +73,10 @@ class FinetuneReport:
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
-        return {
-            "out": str(self.out),
-            "steps": self.steps,
-            "best_step": self.best_step,
-            "seconds": self.seconds,
-            "start": dict(self.start),
-            "final": dict(self.final),
-            "trainable": {
-                "parameters": self.trainable.parameters,
-                "percent": round(self.trainable.percent, 4),
-            },
-            "fingerprint": self.fingerprint,
-        }
+        value = {f.name: getattr(self, f.name) for f in fields(self)}
+        trained = {"parameters": self.trainable.parameters}
+        percent = {"percent": round(self.trainable.percent, 4)}
+        return value | {"out": str(self.out), "trainable": trained | percent}
 
 
 class Output:
@@ -124,7 +105,11 @@ class Output:
             trained = sum(p.numel() for p in parameters if p.requires_grad)
             total = sum(p.numel() for p in parameters)
             if not any(name.startswith("vision_model.") for name, _ in model.named_parameters()):
-                total += _tower_size(self._base.path)
+                total += sum(
+                    math.prod(shape)
+                    for name, shape in tensor_shapes(self._base.path).items()
+                    if name.startswith("vision_model.") and not name.endswith("position_ids")
+                )
             self._counted = Counted(parameters=trained, total=total)
         return self._counted
 
@@ -148,7 +133,7 @@ class Output:
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **samples}, ensure_ascii=False) + "\n")
 
-    def finish(self, trained: Trained, model: nn.Module) -> FinetuneReport:
+    def finish(self, state: FinetuneState, model: nn.Module) -> FinetuneReport:
         """Write the best weights and the record of the run; opens what was written."""
         folder = self.write(self._out, model)
         opener = open_encoder if self._config.task is Task.RETRIEVAL else open_captioner
@@ -157,11 +142,11 @@ class Output:
             _say_prompt(folder, opened.prompt)
         report = FinetuneReport(
             out=self._out,
-            steps=trained.steps,
-            best_step=trained.best_step,
-            seconds=trained.seconds,
-            start=trained.start,
-            final=trained.final,
+            steps=state.step,
+            best_step=state.best_step,
+            seconds=round(state.seconds, 2),
+            start=state.start,
+            final=state.best,
             trainable=self.counted(),
             fingerprint=opened.spec.fingerprint,
         )
@@ -194,28 +179,6 @@ def _say_prompt(folder: Path, prompt: str) -> None:
     said = loads(file.read_bytes()) if file.is_file() else {}
     write_json(file, said | {"prompt": prompt})
     write_checksums(folder, [file.name, *loads((folder / CHECKSUMS).read_bytes())["sha256"]])
-
-
-def _tower_size(path: Path) -> int:
-    """Number of weights of the vision tower, from the headers of the files."""
-    count = 0
-    for file in weight_files(path):
-        if file.suffix != ".safetensors":
-            import torch
-
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            count += sum(v.numel() for n, v in loaded.items() if n.startswith("vision_model."))
-            continue
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name.startswith("vision_model.") and not name.endswith("position_ids"):
-                size = 1
-                for side in entry["shape"]:
-                    size *= side
-                count += size
-    return count
 
 
 CURVES = (

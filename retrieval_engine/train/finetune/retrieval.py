@@ -25,9 +25,7 @@ from torch.nn.functional import pad
 from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.models.learner import RetrievalLearner
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Group
-from retrieval_engine.train.finetune.config import FinetuneConfig
-from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.objective import Arithmetic
+from retrieval_engine.train.finetune.objective import TaskObjective
 from retrieval_engine.train.finetune.retrieval_losses import (
     MomentumCopy,
     draw_matching_pairs,
@@ -35,7 +33,7 @@ from retrieval_engine.train.finetune.retrieval_losses import (
     itc_momentum,
     matching_loss,
 )
-from retrieval_engine.train.finetune.vision_states import Loader, padded
+from retrieval_engine.train.finetune.vision_states import padded
 
 _TEMPERATURE, _COLDEST, _WARMEST = 0.07, 0.001, 0.5
 _VAL_ROWS = 64
@@ -67,48 +65,33 @@ class _Seen:
     texts: Tensor
 
 
-class RetrievalObjective:
-    """The objective of a retrieval run; see `objective.TaskObjective`.
-
-    Args:
-        learner: what is trained, adapters included.
-        loader: gives states.
-        config: the recipe.
-        processes: who shares a batch.
-        arithmetic: context of every forward pass.
-    """
+class RetrievalObjective(TaskObjective):
+    """The objective of a retrieval run; the temperature is trained beside the model."""
 
     higher_is_better = True
     metric = "mean_recall"
+    _learner: RetrievalLearner
 
-    def __init__(
-        self,
-        learner: RetrievalLearner,
-        loader: Loader,
-        config: FinetuneConfig,
-        processes: Processes,
-        arithmetic: Arithmetic,
-    ) -> None:
-        self._learner, self._loader, self._config = learner, loader, config
-        self._processes, self._arithmetic = processes, arithmetic
-        self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE, device=processes.device))
-        self._slow = MomentumCopy(learner, config) if learner.momentum else None
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE, device=self._processes.device))
+        self._slow = MomentumCopy(self._learner, self._config) if self._learner.momentum else None
 
     def parameters(self) -> list[nn.Parameter]:
-        """The temperature, which is trained beside the model."""
+        """The temperature."""
         return [self.temperature]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside parameters."""
+        """See `TaskObjective.state_dict`."""
         return {} if self._slow is None else self._slow.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """See `TaskObjective.load_state_dict`."""
         if self._slow is not None:
             self._slow.load_state_dict(state)
 
     def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> RetrievalBatch:
-        """A batch of this process, tokens included."""
+        """See `TaskObjective.prepare`."""
         texts = [data.texts[j] for j in group.captions[:, 0].tolist()]
         ids, mask = padded(self._learner.tokenize(texts), self._learner.pad_id)
         same = torch.from_numpy(data.same[group.images])
@@ -117,17 +100,7 @@ class RetrievalObjective:
     def step(
         self, batch: RetrievalBatch, step: int, *, along: float, scale: float
     ) -> dict[str, float]:
-        """Add the gradients of a batch; see `objective.TaskObjective`.
-
-        Args:
-            batch: of this process.
-            step: decides the negatives, with the seed.
-            along: passes done, as a fraction.
-            scale: of the gradients.
-
-        Returns:
-            The losses by name.
-        """
+        """See `TaskObjective.step`; the step decides the negatives."""
         device, size = self._processes.device, len(batch.same)
         same = self._processes.gather(batch.same.to(device))
         ids, mask = self._gather_texts(batch.ids.to(device), batch.mask.to(device))

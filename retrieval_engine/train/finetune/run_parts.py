@@ -10,12 +10,7 @@ from torch import nn
 from retrieval_engine.errors import FingerprintMismatch, UsageError
 from retrieval_engine.models.adapters import peft_quiet, resolve
 from retrieval_engine.models.checkpoint import Checkpoint
-from retrieval_engine.models.learner import (
-    CaptionLearner,
-    Learner,
-    RetrievalLearner,
-    open_learner,
-)
+from retrieval_engine.models.learner import Learner, open_learner
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
 from retrieval_engine.train.finetune.captioning import CaptionObjective
@@ -88,12 +83,8 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     dtype = training_dtype(config.dtype, device)
     loader = _loader(config, learner, store, sets, device)
     arithmetic = Arithmetic(device, dtype, config.seed)
-    objective: TaskObjective
-    if isinstance(learner, RetrievalLearner):
-        objective = RetrievalObjective(learner, loader, config, processes, arithmetic)
-    else:
-        assert isinstance(learner, CaptionLearner)
-        objective = CaptionObjective(learner, loader, config, processes, arithmetic)
+    kind = RetrievalObjective if config.task is Task.RETRIEVAL else CaptionObjective
+    objective: TaskObjective = kind(learner, loader, config, processes, arithmetic)
     optimiser, peak = _optimiser(config, learner, objective)
     return RunParts(
         checkpoint=checkpoint,

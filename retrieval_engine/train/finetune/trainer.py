@@ -31,7 +31,7 @@ from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig
 from retrieval_engine.train.finetune.crossing import crossing_notes
 from retrieval_engine.train.finetune.distributed import Processes
-from retrieval_engine.train.finetune.model_output import FinetuneReport, Output, Trained
+from retrieval_engine.train.finetune.model_output import FinetuneReport, Output
 from retrieval_engine.train.finetune.objective import FinetuneState
 from retrieval_engine.train.finetune.run_parts import open_parts, trained_parameters
 from retrieval_engine.train.finetune.vision_states import Ahead
@@ -290,14 +290,7 @@ class FinetuneRun:
             if state.best_step != state.step:
                 self.output.write(self.out / "last", self.learner.model)
             self._set_weights(load_pickled(self._best_path))
-            trained = Trained(
-                steps=state.step,
-                best_step=state.best_step,
-                seconds=round(state.seconds, 2),
-                start=state.start,
-                final=state.best,
-            )
-            report = self.output.finish(trained, self.learner.model)
+            report = self.output.finish(state, self.learner.model)
             shutil.rmtree(self.out / "run")
         report = self.processes.broadcast(report)
         assert report is not None

@@ -6,8 +6,9 @@ mirrored.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -178,7 +179,7 @@ def augmented(
     if rng.random() < 0.5 and not any(_SIDES.search(caption) for caption in captions):
         image = ImageOps.mirror(image)
     for _ in range(_OPERATIONS):
-        operation = _ALL[int(rng.integers(len(_ALL)))]
+        operation = list(_ALL.values())[int(rng.integers(len(_ALL)))]
         if rng.random() < 0.5:
             image = operation(image, _STRENGTH * (1 if rng.random() < 0.5 else -1))
     return image
@@ -199,59 +200,22 @@ def _crop(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Imag
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
-def _shear_x(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, 0.3 * by, 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0.3 * by, 1, 0))
-
-
-def _shift_x(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, 0, 0.1 * by * image.width, 0, 1, 0))
-
-
-def _shift_y(image: Image.Image, by: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, 0.1 * by * image.height))
-
-
-def _turn(image: Image.Image, by: float) -> Image.Image:
-    return image.rotate(30 * by)
-
-
-def _brightness(image: Image.Image, by: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(1 + 0.9 * by)
-
-
-def _sharpness(image: Image.Image, by: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * by)
-
-
-def _contrast(image: Image.Image, by: float) -> Image.Image:
-    return ImageOps.autocontrast(image)
-
-
-def _equalize(image: Image.Image, by: float) -> Image.Image:
-    return ImageOps.equalize(image)
-
-
-def _same(image: Image.Image, by: float) -> Image.Image:
-    return image
-
-
-_ALL: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    _same,
-    _contrast,
-    _brightness,
-    _sharpness,
-    _equalize,
-    _shear_x,
-    _shear_y,
-    _shift_x,
-    _shift_y,
-    _turn,
+# What an operation makes of an image at a strength in [-1, 1], by its name in BLIP's RandAugment.
+_ALL: Mapping[str, Callable[[Image.Image, float], Image.Image]] = MappingProxyType(
+    {
+        "Identity": lambda image, by: image,
+        "AutoContrast": lambda image, by: ImageOps.autocontrast(image),
+        "Brightness": lambda image, by: ImageEnhance.Brightness(image).enhance(1 + 0.9 * by),
+        "Sharpness": lambda image, by: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * by),
+        "Equalize": lambda image, by: ImageOps.equalize(image),
+        "ShearX": lambda image, by: _affine(image, 1, 0.3 * by, 0, 0, 1, 0),
+        "ShearY": lambda image, by: _affine(image, 1, 0, 0, 0.3 * by, 1, 0),
+        "TranslateX": lambda image, by: _affine(image, 1, 0, 0.1 * by * image.width, 0, 1, 0),
+        "TranslateY": lambda image, by: _affine(image, 1, 0, 0, 0, 1, 0.1 * by * image.height),
+        "Rotate": lambda image, by: image.rotate(30 * by),
+    }
 )

@@ -95,7 +95,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
     return TrainingData(
         train=_pairs(store, recipe.feature, gallery.image_rows[train], captions, device),
         val=_pairs(store, recipe.feature, gallery.image_rows[val], every, device),
-        trained_on=_trained_on(store, gallery, {"train": train, "val": val}),
+        trained_on=_trained_on(gallery, {"train": train, "val": val}),
     )
 
 
@@ -203,24 +203,12 @@ def _pairs(
     )
 
 
-def _trained_on(store: Store, gallery: Gallery, chosen: dict[str, Ints]) -> TrainedOn:
+def _trained_on(gallery: Gallery, chosen: dict[str, Ints]) -> TrainedOn:
     """Every item whose image is in one of the sets, copies under other ids included."""
     role_of_row = {
         row: role for role, images in chosen.items() for row in gallery.image_rows[images].tolist()
     }
-    keys = _keys(store)
     roles = [role_of_row.get(row, "") for row in gallery.image_rows.tolist()]
-    seen = [i for i, role in enumerate(roles) if role]
-    sources, ids = list(gallery.sources), list(gallery.ids)
-    return TrainedOn(
-        sources=[sources[i] for i in seen],
-        ids=[ids[i] for i in seen],
-        keys=[keys[sources[i], ids[i]] for i in seen],
-        roles=[roles[i] for i in seen],
-    )
-
-
-def _keys(store: Store) -> dict[tuple[str, str], str]:
-    table = store.items()
-    columns = (table[name].to_pylist() for name in ("source", "id", "key"))
-    return {(source, item_id): key for source, item_id, key in zip(*columns, strict=True)}
+    rows = zip(gallery.sources, gallery.ids, gallery.keys, roles, strict=True)
+    sources, ids, keys, seen = zip(*(row for row in rows if row[3]), strict=True)
+    return TrainedOn(sources=sources, ids=ids, keys=keys, roles=seen)

@@ -3,7 +3,6 @@
 read (once, to the device) -> start (closed form) -> epochs (contrast, validate) -> save best
 """
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import FeatureMissing, TrainingError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, SavedHead, TrainedOn, save_head
 from retrieval_engine.models.device import pick_device
@@ -23,10 +21,21 @@ from retrieval_engine.train.head.fitting import HeadRun
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
 from retrieval_engine.train.head.val_recall import ValRecall
-from retrieval_engine.train.runlog import read_log
+from retrieval_engine.train.runlog import Panel, draw_curves
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
+_PANELS = (
+    Panel(names=("loss",), label="training loss"),
+    Panel(
+        names=(
+            "mean_recall",
+            *(f"{side} R@{k}" for side in ("text_to_image", "image_to_text") for k in (1, 10)),
+        ),
+        label="validation recall, percent; epoch 0 is the start",
+        top=101,
+    ),
+)
 _USUAL_DIM = 512
 _USUAL_HIDDEN = 2048
 _WIDEST_DIM = 1024
@@ -129,7 +138,7 @@ def train_head(
         if refitted:
             torch.manual_seed(recipe.seed)
             run.refit()
-    _draw_curves(out / LOG, out / CURVES)
+    draw_curves(out / LOG, out / CURVES, _PANELS, along="epoch")
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),
         recipe=recipe,
@@ -209,34 +218,6 @@ def _saved(store: Store, head: Head, path: Path, record: dict[str, Json]) -> Sav
         inputs={m: store.features(m)[name].fingerprint for m in Modality},
         record=record,
     )
-
-
-def _draw_curves(log: Path, plot: Path) -> None:
-    """Plot the loss and the validation recall over epochs, where matplotlib is installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    lines = read_log(log)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, recall = figure.subplots(1, 2)
-    learned = [line for line in lines if "loss" in line]
-    loss.plot([line["epoch"] for line in learned], [line["loss"] for line in learned], marker=".")
-    loss.set(xlabel="epoch", ylabel="training loss")
-    epochs = [line["epoch"] for line in lines]
-    recall.plot(epochs, [line["mean_recall"] for line in lines], label="mean of six", lw=2.5)
-    for side, name in (("text_to_image", "text to image"), ("image_to_text", "image to text")):
-        for k in ("R@1", "R@10"):
-            values = [line[side][k] for line in lines]
-            recall.plot(epochs, values, label=f"{name} {k}", lw=1, marker=".")
-    recall.set(xlabel="epoch (0 is the start)", ylabel="validation recall, percent", ylim=(0, 101))
-    recall.legend(frameon=False, fontsize="small")
-    for axes in (loss, recall):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-    with replacing_file(plot) as file:
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
 
 
 def _refuse_nan(data: TrainingData) -> None:

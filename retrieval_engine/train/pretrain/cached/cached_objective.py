@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from retrieval_engine.models.matcher import KeysValues
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
@@ -24,6 +24,7 @@ _MADE, _NONSENSE = 0.4, 0.1  # of the second ones: a word changed (late), or tru
 _LONGEST = 22  # tokens of a caption that is matched or told; few are longer
 _GROUPS = 4
 _PROTOTYPE_WEIGHT = 0.5
+_SOFTNESS = 0.1  # temperature of the soft targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,14 @@ class CachedObjective:
         self._bank = torch.zeros(len(data.captions), config.embed_dim)
         self._known = np.zeros(len(data.captions), dtype=bool)
         self._owner = data.owner
+        self._likeness = torch.zeros(0)
         self._slots = Slots(data.captions)
         self._words = frozenset(w for text in data.captions for w in text.split())
+
+    def learn_likeness(self, states: Tensor) -> None:
+        """Remember how alike captions are, from their (m, w) states before training."""
+        if self._config.soft_targets:
+            self._likeness = normalize(states - states.mean(0), dim=-1).half()
 
     def losses(self, seen: Seen, draw: Draw) -> dict[str, Tensor]:
         """The losses of a step's pictures by name, to be summed."""
@@ -102,11 +109,13 @@ class CachedObjective:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs to draw the same false captions."""
-        return {"bank": self._bank, "known": torch.from_numpy(self._known)}
+        known = torch.from_numpy(self._known)
+        return {"bank": self._bank, "known": known, "likeness": self._likeness}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`."""
         self._bank, self._known = state["bank"], state["known"].numpy()
+        self._likeness = state["likeness"]
 
     def _contrast(self, scores: Tensor, seen: Seen) -> Tensor:
         """Both directions; captions worded alike share the target."""
@@ -114,10 +123,15 @@ class CachedObjective:
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         group = torch.tensor([first[text] for text in texts], device=scores.device)
         true = (group[:, None] == group[None]).to(scores.dtype)
-        smoothing = self._config.label_smoothing
-        targets = (1 - smoothing) * true / true.sum(1, keepdim=True) + smoothing / len(true)
+        targets = true / true.sum(1, keepdim=True)
+        smoothing, soft = self._config.label_smoothing, self._config.soft_targets
+        if soft:
+            alike = self._likeness[seen.captions].to(scores.device).float()
+            others = (alike @ alike.T / _SOFTNESS).masked_fill(true.bool(), -torch.inf)
+            targets = (1 - soft) * targets + soft * others.softmax(1)
+        targets = (1 - smoothing) * targets + smoothing / len(true)
         to_image = -(targets * scores.log_softmax(1)).sum(1).mean()
-        return (to_image - (targets * scores.log_softmax(0)).sum(0).mean()) / 2
+        return (to_image - (targets.T * scores.log_softmax(0)).sum(0).mean()) / 2
 
     def _named(self, temperature: Tensor, rng: np.random.Generator) -> Tensor:
         assert self._prototypes is not None

@@ -44,6 +44,10 @@ class CachedConfig:
         warmup: part of the run in which the steps rise.
         clip: largest norm of the gradient.
         label_smoothing: of the contrastive and the caption loss.
+        soft_targets: part of the contrastive target that is shared out among the pictures of a
+            batch by how alike the BERT finds their captions, as it was before training.
+        average: decay of the moving average of the weights, a step; it is what is judged and
+            written. 0 takes the last weights.
         places_kept: part of the grid's places that a step sees.
         dropout: of the backbone's channels.
         seed: of everything drawn.
@@ -64,21 +68,23 @@ class CachedConfig:
     text_pooling: str = "mean"
     steps: int = 900
     minutes: float = 0.0
-    contrast_share: float = 0.25
+    contrast_share: float = 0.3
     batch_size: int = 128
-    fused_size: int = 48
-    matched_size: int = 32
+    fused_size: int = 64
+    matched_size: int = 24
     contrast_every: int = 2
     captions_told: int = 2
     prototypes: int = 48
     frozen_layers: int = 3
-    text_lr: float = 7e-5
+    text_lr: float = 1e-4
     image_lr: float = 1e-3
     fusion_lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip: float = 2.0
     label_smoothing: float = 0.1
+    soft_targets: float = 0.2
+    average: float = 0.99
     places_kept: float = 0.4
     dropout: float = 0.1
     seed: int = 0
@@ -115,7 +121,7 @@ class CachedConfig:
         ):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}; allowed: 1 or more")
-        for name in ("contrast_share", "dropout"):
+        for name in ("contrast_share", "dropout", "soft_targets", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}; allowed: 0 up to below 1")
 

@@ -17,10 +17,12 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from torch import nn
 
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.preprocess import ImagePreprocessor, SquashToSquare
 from retrieval_engine.progress import Progress
@@ -48,7 +50,7 @@ class States:
     failures: Sequence[str]
 
 
-def preprocessor(image_size: int) -> ImagePreprocessor:
+def preprocessor(image_size: int) -> SquashToSquare:
     """Pixels as EfficientNet-Lite takes them: (x - 127) / 128."""
     return SquashToSquare(image_size=image_size, mean=(MEAN,) * 3, std=(STD,) * 3, draft=True)
 
@@ -83,9 +85,12 @@ def encode_states(
     home = folder / key[:16]
     home.mkdir(parents=True, exist_ok=True)
     progress.start("encoding states", views * len(items))
-    found = [
-        _encode_view(items, backbone, home, image_size, view, progress) for view in range(views)
-    ]
+    device = next(backbone.parameters()).device
+    run: nn.Module = backbone
+    if device.type == "cpu" and is_installed():
+        run = OnnxBackbone(backbone)
+    look = preprocessor(image_size)
+    found = [_encode_view(items, run, home, look, view, device, progress) for view in range(views)]
     progress.stop()
     failures: dict[str, str] = json.loads((home / "0.json").read_text(encoding="utf-8"))["failures"]
     rows = [row for row in range(len(items)) if str(row) not in failures]
@@ -100,14 +105,15 @@ def encode_states(
 
 def _encode_view(
     items: Sequence[Item],
-    backbone: EfficientNetLite,
+    backbone: nn.Module,
     home: Path,
-    image_size: int,
+    look: SquashToSquare,
     view: int,
+    device: torch.device,
     progress: Progress,
 ) -> NDArray[np.float16]:
     arrays, note = home / f"{view}.npy", home / f"{view}.json"
-    look = preprocessor(image_size)
+    image_size = look.image_size
     at: dict[str, Any] = {"done": 0, "failures": {}}
     if note.exists():
         at = json.loads(note.read_text(encoding="utf-8"))
@@ -115,7 +121,6 @@ def _encode_view(
     else:
         places = (-(-image_size // 32)) ** 2
         states = open_memmap(arrays, "w+", np.float16, (len(items), places, 1280))
-    device = next(backbone.parameters()).device
     progress.advance(at["done"])
     for start in range(at["done"], len(items), _BATCH):
         batch = items[start : start + _BATCH]

@@ -12,11 +12,12 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
@@ -46,7 +47,6 @@ from retrieval_engine.train.schedule import step_factor
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10
-_GUESSED_FROM = 2  # captions of each picture that the first guess reads
 _TEXT_LENGTH = PRESETS["tiny"].text_length
 _ROWS = 256
 
@@ -147,12 +147,15 @@ class CachedRun:
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
+        decay: Any = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(self.model, multi_avg_fn=decay)
         self.state = CachedRunState()
         (out / "run").mkdir(parents=True, exist_ok=True)
         if resume:
             self._resume()
         else:
             self._guess(means)
+            self.averaged.update_parameters(self.model)
         self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
 
     def _said(self) -> torch.Tensor:
@@ -166,24 +169,18 @@ class CachedRun:
     def _guess(self, means: NDArray[np.float32]) -> None:
         """Begin the image side and both projections with a closed solution."""
         data, model = self.train_set, self.model.eval()
-        rows = np.concatenate(
-            [
-                np.arange(start, min(start + _GUESSED_FROM, end))
-                for start, end in zip(data.starts[:-1], data.starts[1:], strict=True)
-            ]
-        )
+        rows = np.arange(len(data.captions))
         self.progress.start("reading captions", len(rows))
-        states = []
+        parts = []
         for start in range(0, len(rows), _ROWS):
             words = self.texts.of(rows[start : start + _ROWS], mirrored=False).to(self.device)
-            states.append(model.text_states(words.ids, words.mask).float().cpu().numpy())
+            parts.append(model.text_states(words.ids, words.mask).float().cpu())
             self.progress.advance(len(words.ids))
         self.progress.stop()
-        texts, owner = np.concatenate(states), data.owner[rows]
-        sums = np.zeros((len(data), texts.shape[1]), dtype=np.float32)
-        np.add.at(sums, owner, texts)
-        counts = np.bincount(owner, minlength=len(data)).astype(np.float32)
-        own = sums / counts[:, None]
+        states = torch.cat(parts)
+        self.objective.learn_likeness(states)
+        sums = np.add.reduceat(states.numpy(), data.starts[:-1])
+        own = (sums / np.diff(data.starts)[:, None]).astype(np.float32)
         mapping, components, middle = (
             torch.from_numpy(a).to(self.device)
             for a in first_guess(means, own, self.config.embed_dim)
@@ -253,6 +250,7 @@ class CachedRun:
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * (fusing if group["fuses"] else overall)
         self.optimiser.step()
+        self.averaged.update_parameters(self.model)
         self.optimiser.zero_grad(set_to_none=True)
         return parts
 
@@ -265,14 +263,18 @@ class CachedRun:
     def _validate(self) -> None:
         state = self.state
         found = judge(
-            self.model, self.val_set, self.val_texts, self.scale, fused=state.fused_from < 1
+            cast("CachedModel", self.averaged.module),
+            self.val_set,
+            self.val_texts,
+            self.scale,
+            fused=state.fused_from < 1,
         )
         self.log.write({"step": state.step, **found.to_json()})
         self.progress.say(f"step {state.step:,}: {found}; {self._done():.0%} done")
         if found.mean > state.kept:
             state.kept, state.kept_step = found.mean, state.step
             state.recall = found.recall.mean_recall
-            save_atomically(self.model.state_dict(), self._best)
+            save_atomically(self.averaged.module.state_dict(), self._best)
 
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""
@@ -280,6 +282,7 @@ class CachedRun:
             "identity": self.identity,
             "state": asdict(self.state),
             "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "objective": self.objective.state_dict(),
         }
@@ -289,6 +292,7 @@ class CachedRun:
         saved = load_checkpoint(self._checkpoint, identity=self.identity)
         self.state = CachedRunState(**saved["state"])
         self.model.load_state_dict(saved["model"])
+        self.averaged.load_state_dict(saved["averaged"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.objective.load_state_dict(saved["objective"])
         self.progress.say(f"going on from step {self.state.step:,}")

@@ -1,0 +1,124 @@
+"""An index over a store that has changed since: what is newer is compared, what is gone is not."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.errors import IndexFailure
+from retrieval_engine.index.build_record import contents_of
+from retrieval_engine.index.catalog import SavedCatalog
+from retrieval_engine.index.directory import SavedIndex
+from retrieval_engine.index.exact import Block, ExactIndex
+from retrieval_engine.index.grouping import Allowed, Items, Scores
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Store
+
+# Newer vectors are held in memory up to this size, and read anew for each search above it.
+_HELD_BYTES = 256 << 20
+
+
+class FreshIndex:
+    """An `Index` over the items of a store as they are now; numbers are those of `catalog`.
+
+    Args:
+        saved: an index over the store as it was.
+        store: as it is.
+        catalog: its items.
+        held: (items,) the number of each item in the saved index, -1 for one that is newer.
+
+    Attributes:
+        catalog: as given.
+        newer: number of items that the saved index lacks; each is compared exactly.
+        gone: number of its items that are no more.
+    """
+
+    def __init__(
+        self, saved: SavedIndex, store: Store, catalog: SavedCatalog, held: NDArray[np.int64]
+    ) -> None:
+        self.catalog = catalog
+        self._saved, self._store = saved, store
+        self._now = np.full(saved.items, -1, np.int64)  # number now of each saved item
+        self._now[held[held >= 0]] = np.flatnonzero(held >= 0)
+        self._newer = np.flatnonzero(held < 0)
+        self.newer, self.gone = len(self._newer), int((self._now < 0).sum())
+        self._rest = _exact(store, saved, catalog, self._newer) if self.newer else None
+
+    @property
+    def items(self) -> int:
+        """Number of items."""
+        return len(self.catalog)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._saved.dim
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for people about how far the saved index has fallen behind."""
+        path, store = str(self._saved.path), str(self._store.path)
+        again = f"`update_index(store={store!r}, out={path!r})` brings it up to date"
+        lines = []
+        if self.newer:
+            lines.append(
+                f"{self.newer:,} items are newer than {path}: compared one by one; {again}"
+            )
+        if self.gone:
+            lines.append(f"{self.gone:,} items of {path} are gone and left out; {again}")
+        return tuple(lines)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None = None
+    ) -> tuple[Scores, Items]:
+        """As `Index.search`."""
+        there: Allowed | None = None
+        if allowed is not None:
+            there = (self._now >= 0) & allowed[self._now]
+        elif self.gone:
+            there = self._now >= 0
+        scores, items = self._saved.search(queries, k, there)
+        items = np.where(items >= 0, self._now[items], -1)
+        if self._rest is not None:
+            only = None if allowed is None else allowed[self._newer]
+            new_scores, new = self._rest.search(queries, min(k, self.newer), only)
+            scores = np.concatenate([scores, new_scores], axis=1)
+            items = np.concatenate([items, np.where(new >= 0, self._newer[new], -1)], axis=1)
+        order = np.lexsort((items, -scores), axis=1)[:, :k]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+
+
+def fresh_index(saved: SavedIndex, store: Store, split: str | None) -> FreshIndex | None:
+    """A view of an index through its store as it is now; None where the two agree.
+
+    Raises:
+        IndexFailure: the index holds none of the store's items.
+    """
+    if saved.manifest.contents == contents_of(store):
+        return None
+    catalog = SavedCatalog.of_store(store, split)
+    held = saved.catalog.positions(catalog)
+    if len(catalog) and (held < 0).all():
+        raise IndexFailure(
+            f"{saved.path} was built from {saved.manifest.store} and holds none of the items of "
+            f"{store.path}",
+            hint=f"build one with `build_index(store={str(store.path)!r}, out=OUT)`",
+        )
+    return FreshIndex(saved, store, catalog, held)
+
+
+def _exact(
+    store: Store, saved: SavedIndex, catalog: SavedCatalog, numbers: NDArray[np.int64]
+) -> ExactIndex:
+    """Exact search over some items of a store."""
+    rows = catalog.image_rows(store, numbers)
+    feature = saved.manifest.feature
+    shape = store.features(Modality.IMAGES)[feature].shape
+
+    def blocks(size: int) -> Iterator[Block]:
+        for start in range(0, len(rows), size):
+            yield start, store.read(Modality.IMAGES, feature, rows[start : start + size])
+
+    if 4 * len(rows) * int(np.prod(shape)) <= _HELD_BYTES:
+        return ExactIndex(store.read(Modality.IMAGES, feature, rows).astype(np.float32))
+    return ExactIndex.streaming(blocks, len(rows), shape)
