@@ -59,6 +59,13 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 )
 @head_option
 @click.option("--keep-trained", is_flag=True, help="With --head: leave in what it was trained on.")
+@click.option(
+    "--positives",
+    type=_FILE,
+    multiple=True,
+    help="What matches besides: ECCV Caption's JSON, Crisscrossed Captions' CSV, or JSON lines. "
+    "Adds R-Precision and mAP@R.",
+)
 @click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
 @click.option(
@@ -93,6 +100,7 @@ def command(
     trained_on: tuple[Path, ...],
     head: Path | None,
     keep_trained: bool,
+    positives: tuple[Path, ...],
     out: Path | None,
     captions: Path | None,
     references: str | None,
@@ -133,5 +141,6 @@ def command(
         model=model,
         trained_on=trained_on,
         keep_trained=keep_trained,
+        positives=positives,
     )
     measure_recall(store, head, settings, out=out, published=published, as_json=as_json)
