@@ -16,6 +16,7 @@ import click
 COMMAND_OF = {
     "EncodeOptions": "encode",
     "build_index": "index",
+    "calibrate": "calibrate",
     "encode": "encode",
     "evaluate_store": "eval --recall",
     "import_checkpoint": "import-checkpoint",
