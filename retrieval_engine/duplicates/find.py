@@ -35,7 +35,8 @@ from retrieval_engine.store import Gallery, Store
 
 Ints = NDArray[np.int64]
 LEAST = 0.5  # cosine: 99 % of pairs of copies lie above it by `vlre-photo` (benchmarks/LOG.md)
-_CROSSING = 4  # the copy of an image is among so many of its nearest
+# Of two large sets only what is likely is looked at: this is a warning, and not to take minutes.
+_CROSSING, _CROSSING_LEAST = 2, 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,7 @@ class Crossing:
 
 
 def crossing(
-    ours: Pictures, theirs: Pictures, feature: str, *, alone: float, least: float = LEAST
+    ours: Pictures, theirs: Pictures, feature: str, *, alone: float, least: float = _CROSSING_LEAST
 ) -> Crossing:
     """Which images are near-duplicates of one of others, as those of train and test must not be.
 
