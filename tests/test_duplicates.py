@@ -20,6 +20,8 @@ from retrieval_engine.evaluate import RecallSettings, evaluate_store
 from retrieval_engine.index import ExactIndex
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.train.finetune.captioned import load_sets
+from retrieval_engine.train.finetune.crossing import crossing_notes
 from tests import tiny
 
 SIZE = (320, 240)
@@ -227,3 +229,6 @@ def test_recall_is_warned_of_a_copy_across_train_and_test(tmp_path: Path) -> Non
     )
     assert found.leaks.near_duplicates == 1
     assert found.leaks.examples == ("near: test/copy.jpg",)
+    sets = load_sets(open_store(tmp_path / "store"), from_cache=False)
+    notes = crossing_notes(open_store(tmp_path / "store"), sets)
+    assert notes == ["LEAK: 1 of split test are nearly images to train on (test/copy.jpg)"]
