@@ -85,11 +85,13 @@ def photo_queries(gallery: Gallery) -> Iterator[tuple[str, Has]]:
 
 
 def measure(
-    store: Store, encoder: Encoder, *, split: str | None, photographs: bool, by: MatchBy
+    store: Store, encoder: Encoder, settings: CalibrationSettings, *, photographs: bool
 ) -> None:
     """Print the calibration's own figures, and those of top hits."""
+    by, split = settings.by, settings.split
+    assert by is not None
     started = time.perf_counter()
-    made = calibrate(store, encoder, CalibrationSettings(split=split, by=by))
+    made = calibrate(store, encoder, settings)
     seconds = time.perf_counter() - started
     gallery = store.gallery(split)
     evidence = Evidence(store, by, encoder, split)
@@ -142,6 +144,8 @@ def main() -> None:
     parser.add_argument("--split", default=None)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--scenes", type=int, default=1500)
+    parser.add_argument("--by", choices=list(MatchBy), help="one of the two alone")
+    parser.add_argument("--captions", type=int, default=1000)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -156,8 +160,9 @@ def main() -> None:
             )
         store = open_store(path)
         encoder = open_encoder(store.spec.checkpoint, device=args.device)
-        for by in MatchBy:
-            measure(store, encoder, split=args.split, photographs=bool(args.store), by=by)
+        for by in [MatchBy(args.by)] if args.by else list(MatchBy):
+            settings = CalibrationSettings(split=args.split, by=by, captions=args.captions)
+            measure(store, encoder, settings, photographs=bool(args.store))
 
 
 if __name__ == "__main__":
