@@ -135,13 +135,13 @@ def _nearest(
     for start, block in blocks:
         scores = ours @ block.T
         rows, columns = np.nonzero(scores >= least)
-        more = (rows, columns + start, scores[rows, columns])
-        joined = [np.concatenate(part) for part in zip(kept, more, strict=True)]
-        order = np.lexsort((joined[1], -joined[2], joined[0]))
-        rows = joined[0][order]
-        place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        of = np.concatenate([kept[0], rows])
+        near = np.concatenate([kept[1], columns + start])
+        score = np.concatenate([kept[2], scores[rows, columns]])
+        order = np.lexsort((near, -score, of))
+        place = np.arange(len(of)) - np.searchsorted(of[order], of[order])
         order = order[place < k]
-        kept = (joined[0][order], joined[1][order], joined[2][order])
+        kept = (of[order], near[order], score[order])
     return kept
 
 

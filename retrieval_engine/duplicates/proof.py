@@ -262,12 +262,11 @@ def _edges(one: Floats, other: Floats, weight: Floats) -> Floats:
     mask = weight[:, 1:-1, 1:-1]
     for rows, columns in ((slice(2, None), slice(1, -1)), (slice(None, -2), slice(1, -1))):
         mask = mask * weight[:, rows, columns] * weight[:, columns, rows]
-    both = own = others = np.float32(0)
+    sums = np.zeros((3, len(one)))
     for axis in (1, 2):
         a, b = (np.gradient(p, axis=axis)[:, 1:-1, 1:-1] for p in (one, other))
-        both, own, others = both + a * b * mask, own + a * a * mask, others + b * b * mask
-    sums = [np.asarray(v).sum(axis=(1, 2)) for v in (both, own, others)]
-    found: Floats = sums[0] / np.sqrt(sums[1] * sums[2]).clip(1e-3)
+        sums += [(product * mask).sum(axis=(1, 2)) for product in (a * b, a * a, b * b)]
+    found: Floats = (sums[0] / np.sqrt(sums[1] * sums[2]).clip(1e-3)).astype(np.float32)
     return found
 
 

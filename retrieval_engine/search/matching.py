@@ -38,6 +38,12 @@ FILE = "calibration.json"
 _FORMAT = 1
 _AT_LARGE = 512  # images that stand for all
 _NEAR = 20  # a near mismatch is one of so many
+_ABSTRACT = (
+    *("theory", "budget", "syntax", "opinion", "theorem", "copyright", "probability", "doctrine"),
+    *("tariff", "ethics", "logic", "policy", "metaphor", "warranty", "paragraph", "democracy"),
+    *("mortgage", "hypothesis", "pronoun", "algorithm", "nostalgia", "jurisdiction", "decimal"),
+    *("irony", "dividend", "ideology", "footnote", "integral", "subsidy", "rhetoric", "deadline"),
+)
 _SURE = 1e-6  # a probability of ITM is kept this far from certain
 
 Ints = NDArray[np.int64]
@@ -202,11 +208,12 @@ def calibrate(
     """Probabilities of a match from the store's own pairs, and their reliability on held-out ones.
 
     Each caption is paired with its image, with an image drawn from all and with one drawn from the
-    nearest; neither of the two has its bytes or an equal caption.
+    nearest; neither of the two has its bytes or an equal caption. Where there is an encoder, words
+    that mean nothing one could see are paired with the image that is nearest to them.
 
     Args:
         store: with `itc` of images and captions.
-        encoder: the store's; needed for ITM.
+        encoder: the store's; needed for ITM and for words without sense.
         settings: how.
         progress: told about pairs.
 
@@ -224,14 +231,29 @@ def calibrate(
     captions = _drawn(gallery, settings.captions, rng)
     vectors = store.read(Modality.CAPTIONS, "itc", gallery.caption_rows[captions])[:, 0]
     vectors = vectors.astype(np.float32)
-    pairs, match = _pairs(gallery, captions, vectors, rng)
+    texts = [gallery.caption_texts[caption] for caption in captions.tolist()]
+    form = store.features(Modality.IMAGES)["itc"]
+    index = ExactIndex.streaming(
+        lambda size: gallery.image_blocks("itc", size), len(gallery), form.shape
+    )
+    near = index.search(vectors, min(3 * _NEAR, len(gallery)))[1]
+    pairs, kind = _pairs(gallery, captions, near, rng)
+    if encoder is not None:
+        senseless = _senseless(texts, rng)
+        theirs = encoder.encode_texts(senseless, ["itc"])["itc"][:, 0].astype(np.float32)
+        top = index.search(theirs, 1)[1][:, 0]
+        more = np.stack([len(texts) + np.arange(len(senseless)), top], axis=1)
+        pairs, kind = np.concatenate([pairs, more]), np.append(kind, np.full(len(more), 3))
+        texts, vectors = [*texts, *senseless], np.concatenate([vectors, theirs])
     progress.start("calibrating", len(pairs) if by is MatchBy.ITM else None)
     evidence = Evidence(store, by, encoder, settings.split)
-    texts = [gallery.caption_texts[caption] for caption in captions.tolist()]
     known = (gallery.image_rows, gallery.uris)
     features = evidence.of(texts, vectors, pairs, known, progress)
     progress.stop()
-    weight = np.where(match, 1.0, match.sum() / max((~match).sum(), 1))
+    match = kind == 0
+    counts = np.bincount(kind)
+    share = np.where(np.arange(len(counts)) > 0, 1 / max(np.count_nonzero(counts[1:]), 1), 1.0)
+    weight = (counts[0] * share / counts.clip(1))[kind]  # true pairs as all others, each kind alike
     held = pairs[:, 0] % 2 == 1
     fit = fit_logistic(features[~held], match[~held], weight[~held])
     chance = fit(features[held])
@@ -263,20 +285,18 @@ def _drawn(gallery: Gallery, count: int, rng: np.random.Generator) -> Ints:
 
 
 def _pairs(
-    gallery: Gallery, captions: Ints, vectors: NDArray[np.float32], rng: np.random.Generator
-) -> tuple[Ints, NDArray[np.bool_]]:
-    """(p, 2) places of captions with images, and (p,) whether they are a true pair."""
+    gallery: Gallery,
+    captions: Ints,
+    near: Ints,
+    rng: np.random.Generator,
+) -> tuple[Ints, Ints]:
+    """(p, 2) places of captions with images, and (p,) 0 for a true pair, 1 near, 2 drawn."""
     said = [
         {_plain(gallery.caption_texts[j]) for j in gallery.captions_of(image)}
         for image in range(len(gallery))
     ]
-    form = gallery.store.features(Modality.IMAGES)["itc"]
-    index = ExactIndex.streaming(
-        lambda size: gallery.image_blocks("itc", size), len(gallery), form.shape
-    )
-    _, near = index.search(vectors, min(3 * _NEAR, len(gallery)))
     rows = gallery.image_rows
-    pairs, match = [], []
+    pairs, kind = [], []
     for place, caption in enumerate(captions.tolist()):
         own = int(gallery.caption_image[caption])
         words = _plain(gallery.caption_texts[caption])
@@ -285,14 +305,27 @@ def _pairs(
             return [i for i in candidates if rows[i] != rows[own] and words not in said[i]]
 
         pairs.append((place, own))
-        match.append(True)
+        kind.append(0)
         false = [wrong(near[place].tolist())[:_NEAR]]
         false.append(wrong(rng.integers(0, len(gallery), 8).tolist())[:1])
-        for some in false:
+        for number, some in enumerate(false, start=1):
             if some:
                 pairs.append((place, some[int(rng.integers(len(some)))]))
-                match.append(False)
-    return np.array(pairs, np.int64), np.array(match, bool)
+                kind.append(number)
+    return np.array(pairs, np.int64), np.array(kind, np.int64)
+
+
+def _senseless(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """A quarter as many texts as captions that show nothing: abstract ones, and stirred letters."""
+    made = []
+    for number in range(max(len(texts) // 4, 8)):
+        if number % 4 < 2:
+            a, b, c = rng.choice(_ABSTRACT, 3, replace=False)
+            made.append([f"the {a} of {b}", f"{a} and {b}", f"a {a} about {b} {c}"][number % 3])
+        else:
+            words = texts[int(rng.integers(len(texts)))].lower().split()[:6]
+            made.append(" ".join("".join(rng.permutation(list(word))) for word in words))
+    return made
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +90,7 @@ def mine_negatives(
             for rows in _rows(gallery, captions, wrong, k):
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
                 counts += [
-                    sum(bool(r["negative_image_ids"] or r["negative_captions"]) for r in rows),
+                    sum(1 for r in rows if r["negative_image_ids"] or r["negative_captions"]),
                     sum(len(row["negative_image_ids"]) for row in rows),
                     sum(len(row["negative_captions"]) for row in rows),
                 ]
@@ -167,7 +168,7 @@ def _groups(
 
 def _rows(
     gallery: Gallery, captions: Ints, wrong: _Wrong, k: int
-) -> Iterator[list[dict[str, object]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """The file's rows, a block of captions at a time: memory is bounded by the block."""
     store = gallery.store
     keys = _keys(gallery)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = """Calibrate probabilities of a match on the store's own captions.
 
-True pairs of picture and caption against mismatched ones, half of those near: a logistic fit of what
+True pairs of picture and caption against mismatched ones, near ones and words without sense: a logistic fit of what
 the cross-encoder says, or of the score where the model has none. Half of the captions are held out
 and tell how far the probabilities can be trusted. The result lies beside the features, and
 `vlre search --min-match .5` uses it.
@@ -65,7 +65,7 @@ def command(
     opened = open_store(store)
     chosen = MatchBy(by) if by else None
     settings = CalibrationSettings(split=split, by=chosen, captions=captions, seed=seed)
-    encoder = None if chosen is MatchBy.ITC else open_matcher(opened, device=device, model=model)
+    encoder = open_matcher(opened, device=device, model=model)
     with progress_bar() as progress:
         made = calibrate(opened, encoder, settings, progress=progress)
     save_calibration(made, opened.path / FILE)
