@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -239,6 +240,20 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
     assert result.exit_code == 0, result.output
     assert out.read_text() == whole
     assert "0 captioned" in run(*arguments).stderr
+
+
+def test_a_full_disk_is_told_by_the_file_s_name(tmp_path: Path, model: Path, folder: Path) -> None:
+    """Closing the file must not say it again without its name."""
+    out = tmp_path / "full.jsonl"
+    ended = subprocess.run(
+        [sys.executable, "cli.py", "caption", folder, "--model", model, "--out", out, "--beams=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)),
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"cannot write {out}: File too large" in ended.stderr
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:

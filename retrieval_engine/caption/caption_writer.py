@@ -9,6 +9,7 @@ the settings; a file holds captions of one run only. `.csv` and `.json` (COCO re
 made of a journal that lies beside them.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -92,7 +93,8 @@ class CaptionWriter:
         self._close()
 
     def _close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # it tries once more what `add` has said is not written
+            self._file.close()
         self._lock.release(remove=True)
 
     def _locked(self) -> FileLock:
