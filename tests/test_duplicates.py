@@ -18,6 +18,7 @@ from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate import RecallSettings, evaluate_store
 from retrieval_engine.index import ExactIndex
+from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.train.finetune.captioned import load_sets
@@ -99,7 +100,9 @@ def test_near_pairs_are_those_of_plain_numpy_and_of_an_index(tmp_path: Path) -> 
     expected = {(a, b) for a, b in expected if rows[a] != rows[b]}
     found = near_pairs(gallery, "itc", neighbours=3, least=0.5)
     assert {(a, b) for a, b in found.tolist()} >= expected
-    exact = ExactIndex(gallery.images("itc"))
+    rows = np.unique(gallery.image_rows)
+    exact = ExactIndex(gallery.store.read(Modality.IMAGES, "itc", rows).astype(np.float32))
+    assert rows.tolist() == list(range(len(rows)))  # so that its items are rows
     by_index = near_pairs(gallery, "itc", neighbours=3, least=0.5, index=exact)
     assert len(found)
     assert {(a, b) for a, b in by_index.tolist()} <= {(a, b) for a, b in found.tolist()}

@@ -18,10 +18,10 @@ Floats = NDArray[np.float32]
 
 
 class Neighbours(Protocol):
-    """What finds the nearest images of one: an `Index` of the index room, for one."""
+    """What finds the nearest images of one in a store, such as an index over it."""
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Ints]:
-        """(q, k) scores, best first, and item numbers, -1 where there are fewer."""
+        """(q, k) scores, best first, and rows of the store, -1 where there are fewer."""
 
 
 def vector_feature(store: Store) -> str:
@@ -55,8 +55,7 @@ def near_pairs(
         feature: what is compared; an image's several vectors end to end.
         neighbours: at most so many of each image's nearest.
         least: cosine from which two are near.
-        index: finds them, where it numbers its items as the gallery does and holds one vector of
-            `feature` an item; None compares all, block by block.
+        index: finds them by one vector of `feature` an image; None compares all, block by block.
 
     Returns:
         (p, 2) numbers, the lower first, no pair twice, in order.
@@ -69,8 +68,10 @@ def near_pairs(
             of, near, _ = _nearest(ours, blocks, neighbours + 1, least)
             numbers = first[near]
         else:
-            of, numbers = _by_index(index, ours, neighbours + 1, least)
-            numbers = first[np.searchsorted(stored, gallery.image_rows[numbers])]
+            of, rows = _by_index(index, ours, neighbours + 1, least)
+            place = np.searchsorted(stored, rows).clip(max=len(stored) - 1)
+            known = stored[place] == rows
+            of, numbers = of[known], first[place[known]]
         found.append(np.stack([first[of + start], numbers], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)

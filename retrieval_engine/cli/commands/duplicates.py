@@ -15,8 +15,6 @@ from retrieval_engine.cli.options import (
 
 if TYPE_CHECKING:
     from retrieval_engine.duplicates import DuplicateReport
-    from retrieval_engine.index import SavedIndex
-    from retrieval_engine.store import Store
 
 _HELP = """Find near-duplicates: the same picture resized, encoded again, cropped, brightened.
 
@@ -64,7 +62,9 @@ def command(
     with progress_bar() as progress:
         saved = None
         if index is not None:
-            saved = _index_over(opened, index, split)
+            from retrieval_engine.search.near_rows import NearRows
+
+            saved = NearRows(index, opened, split)
         report = find_duplicates(opened, settings, index=saved, progress=progress)
     _print(report, as_json=as_json)
     for uri, reason in list(report.unreadable.items())[:5]:
@@ -80,18 +80,6 @@ def command(
 
         replace_file(html, render_duplicates(report).encode())
         note(f"sheet: {html}")
-
-
-def _index_over(store: "Store", path: Path, split: str | None) -> "SavedIndex":
-    """An index that holds exactly the images of a store."""
-    from retrieval_engine.errors import IndexFailure
-    from retrieval_engine.index import open_index
-    from retrieval_engine.search.pairing import check_pair
-
-    index = open_index(path)
-    if behind := check_pair(index, store, split):
-        raise IndexFailure(f"--index {path}: {behind[0]}")
-    return index
 
 
 def _print(report: "DuplicateReport", *, as_json: bool) -> None:
