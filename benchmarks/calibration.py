@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,8 @@ Has = Callable[[int], bool]
 
 def scene_queries(gallery: Gallery) -> Iterator[tuple[str, Has]]:
     """A query for each subject, alone and on a ground, and whether an image has what it asks for."""
-    meta = [gallery.meta(i) for i in range(len(gallery))]
-    subjects = sorted({s for m in meta for s in m["subjects"]})  # type: ignore[union-attr]
+    meta: list[Any] = [gallery.meta(i) for i in range(len(gallery))]
+    subjects = sorted({s for m in meta for s in m["subjects"]})
     for subject in subjects:
         article = "an" if subject[0] in "aeiou" else "a"
         words = str(subject).replace("_", " ")
@@ -108,7 +109,9 @@ def measure(
 
     everything = np.ones(len(gallery), bool)
     nonsense = [top(text, everything)[0] for text in (*NONSENSE, *MORE_NONSENSE)]
-    kept, absent, wrong = [], [], []
+    kept: list[float] = []
+    absent: list[float] = []
+    wrong: list[float] = []
     for text, has in queries:
         there = np.array([has(i) for i in range(len(gallery))])
         if there.any():

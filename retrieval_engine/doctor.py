@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.machine import version_of
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.network import hub_is_reachable
@@ -140,7 +141,7 @@ def _libraries() -> Finding:
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
+        version = version_of(requirement.name) or None
         seen.append(f"{requirement.name} {version}")
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version}, needed {requirement.specifier}")
@@ -150,7 +151,7 @@ def _libraries() -> Finding:
 
 def _extras() -> Finding:
     """Optional libraries; faiss-cpu and faiss-gpu overwrite each other's files."""
-    found = {name: _version(name) for name in _OPTIONAL}
+    found = {name: version_of(name) for name in _OPTIONAL}
     if found["faiss-cpu"] and found["faiss-gpu"]:
         detail = "faiss-cpu and faiss-gpu are both installed and overwrite each other: remove one"
         return Finding(check="extras", ok=False, detail=detail)
@@ -163,13 +164,6 @@ def _extras() -> Finding:
     ]
     detail = ", ".join(have) + (f"; not installed: {', '.join(lack)}" if lack else "")
     return Finding(check="extras", ok=True, detail=detail)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _device_name(device: str) -> str:

@@ -167,3 +167,16 @@ def one_line(error: BaseException) -> str:
     if "pickle" in text.lower() or "weights_only" in text:
         return "it holds pickled objects, which may run code when they are loaded"
     return " ".join(text.splitlines()[0].split())[:300]
+
+
+def require_at_least(settings: object, least: float, *names: str) -> None:
+    """Refuse fields of settings that are below a bound; None is not given.
+
+    Raises:
+        UsageError: it names the field and its value.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            allowed = f"at least {least:g}" if least else "0 or more"
+            raise UsageError(f"`{name}` is {value}, must be {allowed}")

@@ -1,6 +1,7 @@
-"""What this process may use of its machine, on Linux, macOS and Windows."""
+"""What this process finds on its machine and may use of it, on Linux, macOS and Windows."""
 
 import os
+from importlib import metadata
 
 
 def usable_cores() -> int:
@@ -16,3 +17,11 @@ def free_memory() -> int | None:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # Windows; macOS
         return None
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, or empty where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""

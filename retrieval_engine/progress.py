@@ -24,5 +24,17 @@ class Progress(Protocol):
         """The current stretch is over."""
 
 
-class Silent(Progress):
+class Silent:
     """A listener that tells nobody; the default of the Python API."""
+
+    def start(self, what: str, total: int | None) -> None:
+        """Ignored."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Ignored."""
+
+    def say(self, line: str) -> None:
+        """Ignored."""
+
+    def stop(self) -> None:
+        """Ignored."""

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.caption.explain import lit
+from retrieval_engine.caption.given import caption_given
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError, VlreError
@@ -83,6 +85,18 @@ def test_the_cache_writes_what_fresh_pictures_do(model: Path, folder: Path, stor
 def test_auto_follows_the_arithmetic_of_the_store(model: Path, store: Path) -> None:
     _, job = captions(CaptionRequest(store=store, model=str(model), options=GREEDY))
     assert (job.encoded, job.notes) == (0, [])
+
+
+def test_a_program_s_images_are_captioned_as_files_are(
+    model: Path, folder: Path, store: Path
+) -> None:
+    written, _ = captions(CaptionRequest(store=store, model=str(model), options=GREEDY))
+    files = sorted(folder.glob("*.png"))[:8]
+    held = [np.asarray(Image.open(file)) for file in files[:4]]
+    found = caption_given(
+        [*held, *files[4:]], 1, model=str(model), store=open_store(store), how=GREEDY
+    )
+    assert [row[0] for row in found] == [written[file.name] for file in files]
 
 
 def test_another_tower_s_states_are_never_used(

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from retrieval_engine.cli import main
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate import evaluate_captions
-from retrieval_engine.evaluate.predictions import pair_captions, read_captions
+from retrieval_engine.evaluate.predictions import read_captions
+from retrieval_engine.evaluate.references import pair_captions
 
 CAPTIONS = {"a.jpg": "A dog runs.", "b.jpg": "Two cats, asleep", "c.jpg": "a red bus"}
 REFERENCES = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from retrieval_engine.errors import EvaluationError, ShapeError, UsageError
 from retrieval_engine.evaluate import (
@@ -20,7 +21,7 @@ from retrieval_engine.evaluate import (
     recall_intervals,
 )
 from retrieval_engine.metrics.pair_scores import Ints, Vectors
-from retrieval_engine.metrics.ranks import NO_QUERY, Ranks, Tiles, rank, ranks_of_scores
+from retrieval_engine.metrics.ranks import NO_QUERY, Ranks, Tiles, rank
 from retrieval_engine.metrics.recall import recall
 
 GOLDEN = Path(__file__).parent / "golden" / "recall"
@@ -28,6 +29,36 @@ EMBEDDINGS = Path(__file__).parents[2] / "shared" / "data" / "embeddings"
 
 
 Arrays = tuple[Vectors, Vectors, Ints]
+
+
+def ranks_of_scores(
+    scores: Vectors, positive: NDArray[np.bool_], ties: Ties = Ties.LOWER_INDEX
+) -> Ints:
+    """Rank of each query's best-ranked positive among scores that are already known.
+
+    Args:
+        scores: (queries, candidates), larger is closer.
+        positive: (queries, candidates), True where the candidate is right.
+        ties: see `Ties`; of equal positives the lower index stands for the query.
+
+    Returns:
+        (queries,) int64, 0-based; `NO_QUERY` where a query has no positive.
+
+    Raises:
+        ShapeError: the two arrays differ in shape.
+        EvaluationError: a score is NaN.
+    """
+    if scores.shape != positive.shape or scores.ndim != 2:
+        raise ShapeError(f"scores {scores.shape} and positives {positive.shape} must be one shape")
+    if (wrong := int(np.isnan(scores).sum())) > 0:
+        raise EvaluationError(f"{wrong} of {scores.size} scores are NaN")
+    own = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)  # (queries, 1)
+    best = np.argmax(positive & (scores == own), axis=1)
+    equal = (scores == own) & (ties is not Ties.OPTIMISTIC)
+    if ties is Ties.LOWER_INDEX:
+        equal &= np.arange(scores.shape[1]) < best[:, None]
+    beaten_by = (((scores > own) | equal) & ~positive).sum(axis=1, dtype=np.int64)
+    return np.where(positive.any(axis=1), beaten_by, NO_QUERY)
 
 
 def gallery(

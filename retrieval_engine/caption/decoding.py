@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.records import Json
 
 BEAMS, NUCLEUS = 3, 0.9  # BLIP's own defaults
@@ -101,19 +101,8 @@ class DecodingOptions:
         self._check_variations()
 
     def _check_ranges(self) -> None:
-        least = {
-            "beams": 1,
-            "top_k": 1,
-            "num_captions": 1,
-            "max_length": 1,
-            "min_length": 0,
-            "no_repeat_ngram": 0,
-            "seed": 0,
-        }
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UsageError(f"`{name}` is {value}, must be at least {low}")
+        require_at_least(self, 1, "beams", "top_k", "num_captions", "max_length")
+        require_at_least(self, 0, "min_length", "no_repeat_ngram", "seed")
         for name in ("temperature", "repetition_penalty"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -1,7 +1,7 @@
 """Draws where a captioner looked when it wrote each word.
 
 The maps are the decoder's cross-attention weighted by what it did for the word; see
-`models/blip/relevance.py`. Each word has a scale of its own: bright is where it looked
+`token_relevance` in `models/blip/captioner.py`. Each word has a scale of its own: bright is where it looked
 most, and says nothing about how sure it was.
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.loaded import open_writer
+from retrieval_engine.caption.loaded import ImagesRequest
 from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import of_source
 from retrieval_engine.errors import SourceError, UsageError
@@ -39,7 +39,8 @@ def caption_given(
     if n < 1:
         raise UsageError(f"`n` is {n}; it must be at least 1")
     how = how or DecodingOptions(num_captions=n, beams=max(n, 3))
-    run = CaptionRun(open_writer(model, store, device=device), how, store=store)
+    request = ImagesRequest(model=model, device=device)
+    run = CaptionRun(request.captioner(store), how, store=store)
     written: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = GivenSource(given_images(images), Path(folder))

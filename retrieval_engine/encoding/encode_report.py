@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Failure, Feature, Json, Modality
 
@@ -40,11 +40,8 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name in ("limit", "batch_size", "workers"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
-        if self.part_rows < 1:
-            raise UsageError(f"`part_rows` is {self.part_rows}, must be at least 1")
+        require_at_least(self, 0, "limit", "batch_size", "workers")
+        require_at_least(self, 1, "part_rows")
 
     def chosen(self, encoder: Encoder) -> dict[Modality, list[Feature]]:
         """The features to store for each modality, floating-point ones in `store_dtype`.

@@ -6,7 +6,7 @@ then no picture is read. Image vectors whose vision states are still good are ma
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ _TOKENS = "tokens"
 
 Forms = dict[Modality, list[Feature]]
 Owner = tuple[str, str, str]  # source, item id, uri
+Batches = Callable[[list[int], list[str]], Iterator[tuple[list[str], Arrays]]]
 
 
 def encode_stale(
@@ -86,80 +87,70 @@ def _forms(store: Store, encoder: Encoder) -> Forms:
     return forms
 
 
+@dataclass
 class _Work:
     """One run over a store that is the encoder's already."""
 
-    def __init__(
-        self,
-        store: Store,
-        encoder: Encoder,
-        batch_size: int,
-        workers: int,
-        report: EncodeReport,
-        progress: Progress,
-    ) -> None:
-        self._store, self._encoder = store, encoder
-        self._batch, self._workers = batch_size, workers
-        self._report, self._progress = report, progress
-        self._failures: list[Failure] = []
-        self._settled: list[tuple[str, str]] = []
+    store: Store
+    encoder: Encoder
+    batch: int
+    workers: int
+    report: EncodeReport
+    progress: Progress
+    failures: list[Failure] = field(default_factory=list)
+    settled: list[tuple[str, str]] = field(default_factory=list)
 
     def encode(self, modality: Modality, forms: Sequence[Feature]) -> None:
         """Bring one side up to date."""
         images = modality is Modality.IMAGES
-        batches: Callable[[list[int], list[str]], Iterator[tuple[list[str], Arrays]]]
-        if images:
-            keys, owners = self._images()
-            batches = partial(self._image_batches, keys, owners)
-        else:
-            keys, texts = self._captions()
-            batches = partial(self._caption_batches, keys, texts)
-        lacking = {form.name: self._store.rows(modality, keys, form.name) < 0 for form in forms}
+        keys, batches = self._images() if images else self._captions()
+        lacking = {form.name: self.store.rows(modality, keys, form.name) < 0 for form in forms}
         stale = [form for form in forms if lacking[form.name].any()]
         wanted = np.zeros(len(keys), bool)
         for form in stale:
             wanted |= lacking[form.name]
         numbers = np.flatnonzero(wanted)
-        tally = self._report.images if images else self._report.captions
+        tally = self.report.images if images else self.report.captions
         tally.reused += len(keys) - len(numbers)
         if not stale:
             return
-        self._progress.start(f"encoding {modality}", len(numbers))
+        self.progress.start(f"encoding {modality}", len(numbers))
         features = {modality: stale}
-        with StoreWriter.open(
-            self._store.path, spec=self._encoder.spec, features=features
-        ) as writer:
+        spec = self.encoder.spec
+        with StoreWriter.open(self.store.path, spec=spec, features=features) as writer:
             for start in range(0, len(numbers), _PART_ROWS[modality]):
                 chosen = numbers[start : start + _PART_ROWS[modality]].tolist()
                 part = writer.part()
                 for some, arrays in batches(chosen, [form.name for form in stale]):
                     part.add(modality, some, arrays)
                     tally.encoded += len(some)
-                part.commit(self._failures, self._settled)
-                self._report.failures.extend(self._failures)
-                self._failures, self._settled = [], []
+                part.commit(self.failures, self.settled)
+                self.report.failures.extend(self.failures)
+                self.failures, self.settled = [], []
 
-    def _images(self) -> tuple[list[str], list[list[Owner]]]:
-        """Keys of the live items' images, each once, and the items that show it."""
-        table = self._store.items()
+    def _images(self) -> tuple[list[str], Batches]:
+        """Keys of the live items' images, each once, and what encodes some of them."""
+        table = self.store.items()
         columns = (table[name].to_pylist() for name in ("key", "source", "id", "uri"))
         found: dict[str, list[Owner]] = {}
         for key, *owner in zip(*columns, strict=True):
             found.setdefault(key, []).append((owner[0], owner[1], owner[2]))
-        return list(found), list(found.values())
+        keys = list(found)
+        return keys, partial(self._image_batches, keys, list(found.values()))
 
-    def _captions(self) -> tuple[list[str], list[str]]:
-        """Keys of the live items' captions, each once, and their texts."""
-        captions = (c for own in self._store.items()["captions"].to_pylist() for c in own)
+    def _captions(self) -> tuple[list[str], Batches]:
+        """Keys of the live items' captions, each once, and what encodes some of them."""
+        captions = (c for own in self.store.items()["captions"].to_pylist() for c in own)
         found = {caption["key"]: caption["text"] for caption in captions}
-        return list(found), list(found.values())
+        keys = list(found)
+        return keys, partial(self._caption_batches, keys, list(found.values()))
 
     def _caption_batches(
         self, keys: Sequence[str], texts: Sequence[str], numbers: Sequence[int], names: list[str]
     ) -> Iterator[tuple[list[str], Arrays]]:
-        with self._report.timing():
-            arrays = self._encoder.encode_texts([texts[i] for i in numbers], names)
-        self._progress.advance(len(numbers))
+        with self.report.timing():
+            arrays = self.encoder.encode_texts([texts[i] for i in numbers], names)
+        self.progress.advance(len(numbers))
         yield [keys[i] for i in numbers], arrays
 
     def _image_batches(
@@ -170,46 +161,46 @@ class _Work:
         names: list[str],
     ) -> Iterator[tuple[list[str], Arrays]]:
         if self._can_use_tokens(keys, numbers, names):
-            for start in range(0, len(numbers), self._batch):
-                some = [keys[i] for i in numbers[start : start + self._batch]]
-                self._progress.advance(len(some))
+            for start in range(0, len(numbers), self.batch):
+                some = [keys[i] for i in numbers[start : start + self.batch]]
+                self.progress.advance(len(some))
                 yield some, self._of_tokens(some, names)
             return
         good: dict[str, NDArray[np.uint8]] = {}
-        with open_pool("threads", self._workers, ahead=2 * self._batch) as pool:
+        with open_pool("threads", self.workers, ahead=2 * self.batch) as pool:
             for i, pixels in pool.imap(lambda i: self._pixels(owners[i]), numbers):
-                self._progress.advance()
+                self.progress.advance()
                 if isinstance(pixels, Failed):
                     self._failed(owners[i], pixels)
                     continue
                 good[keys[i]] = pixels
-                self._settled.extend((source, item_id) for source, item_id, _ in owners[i])
-                if len(good) == self._batch:
+                self.settled.extend((source, item_id) for source, item_id, _ in owners[i])
+                if len(good) == self.batch:
                     yield list(good), self._of_pixels(good, names)
                     good = {}
         if good:
             yield list(good), self._of_pixels(good, names)
 
     def _of_pixels(self, good: dict[str, NDArray[np.uint8]], names: Sequence[str]) -> Arrays:
-        with self._report.timing():
-            return self._encoder.encode_images(np.stack(list(good.values())), names)
+        with self.report.timing():
+            return self.encoder.encode_images(np.stack(list(good.values())), names)
 
     def _can_use_tokens(
         self, keys: Sequence[str], numbers: Sequence[int], names: Sequence[str]
     ) -> bool:
-        if _TOKENS in names or not isinstance(self._encoder, ReadsTokens):
+        if _TOKENS in names or not isinstance(self.encoder, ReadsTokens):
             return False
-        if _TOKENS not in self._store.features(Modality.IMAGES):
+        if _TOKENS not in self.store.features(Modality.IMAGES):
             return False
-        rows = self._store.rows(Modality.IMAGES, [keys[i] for i in numbers], _TOKENS)
+        rows = self.store.rows(Modality.IMAGES, [keys[i] for i in numbers], _TOKENS)
         return bool((rows >= 0).all())
 
     def _of_tokens(self, keys: Sequence[str], names: Sequence[str]) -> Arrays:
-        assert isinstance(self._encoder, ReadsTokens)
-        rows = self._store.rows(Modality.IMAGES, keys, _TOKENS)
-        tokens = self._store.read(Modality.IMAGES, _TOKENS, rows)
-        with self._report.timing():
-            return self._encoder.encode_tokens(tokens, names)
+        assert isinstance(self.encoder, ReadsTokens)
+        rows = self.store.rows(Modality.IMAGES, keys, _TOKENS)
+        tokens = self.store.read(Modality.IMAGES, _TOKENS, rows)
+        with self.report.timing():
+            return self.encoder.encode_tokens(tokens, names)
 
     def _pixels(self, owners: Sequence[Owner]) -> NDArray[np.uint8]:
         """Pixels of a picture that all these items show.
@@ -217,12 +208,12 @@ class _Work:
         Raises:
             DecodeError, SourceError: it cannot be read any more.
         """
-        look = self._encoder.preprocessor
+        look = self.encoder.preprocessor
         data = read_bytes(owners[0][2])
         return look.pixels(decode(data, least_side=look.least_side))
 
     def _failed(self, owners: Sequence[Owner], failed: Failed) -> None:
-        self._report.images.failed += 1
+        self.report.images.failed += 1
         for source, item_id, uri in owners:
             failure = Failure(source=source, item_id=item_id, uri=uri, reason=failed.reason)
-            self._failures.append(failure)
+            self.failures.append(failure)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.evaluate.leaks import LeakReport
+from retrieval_engine.machine import version_of
 from retrieval_engine.metrics.bootstrap import Bootstrap
 from retrieval_engine.metrics.intervals import recall_intervals
 from retrieval_engine.metrics.recall import RecallReport
@@ -151,21 +151,14 @@ def _figures(protocol: Protocol, report: RecallReport, bootstrap: Bootstrap) -> 
 
 
 def _made() -> dict[str, Json]:
-    versions = {name: v for name in _LIBRARIES if (v := _version(name))}
+    versions = {name: v for name in _LIBRARIES if (v := version_of(name))}
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "by": f"vlre {_version('vlre')}",
+        "by": f"vlre {version_of('vlre')}",
         "python": platform.python_version(),
         "versions": dict(versions),
         "platform": platform.platform(),
     }
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _digest(lines: Iterable[str]) -> str:

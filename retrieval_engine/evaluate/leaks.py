@@ -5,7 +5,7 @@ JSON file that names items. What is not known is said to be unknown, never taken
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ class TrainingRecord:
     keys: frozenset[str] = frozenset()
     store: Store | None = None
     split: str | None = None
+
+    @classmethod
+    def of_store(cls, what: str, store: Store, split: str | None) -> "TrainingRecord":
+        """All items of a store, or of one of its splits."""
+        table = store.items(split)
+        sources, ids, keys = (table[name].to_pylist() for name in ("source", "id", "key"))
+        items = frozenset(zip(sources, ids, strict=True))
+        return cls(what=what, items=items, keys=frozenset(keys), store=store, split=split)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +118,7 @@ def known_training_records(
     elif not named:
         unknown.append(f"{checkpoint} says nothing of what it was trained on")
     if gallery.split not in (None, "train") and "train" in _splits(store):
-        found.append(
-            TrainingRecord(
-                what="split train of this store",
-                items=frozenset(_items(store, "train")),
-                keys=frozenset(store.items("train")["key"].to_pylist()),
-                store=store,
-                split="train",
-            )
-        )
+        found.append(TrainingRecord.of_store("split train of this store", store, "train"))
     return found, unknown
 
 
@@ -137,13 +137,8 @@ def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord
     if (path / "store.json").is_file():
         store = open_store(path)
         split = "train" if "train" in _splits(store) else None
-        return TrainingRecord(
-            what=f"store {path}" + (f", split {split}" if split else ""),
-            items=frozenset(_items(store, split)),
-            keys=frozenset(store.items(split)["key"].to_pylist()),
-            store=store,
-            split=split,
-        )
+        what = f"store {path}" + (f", split {split}" if split else "")
+        return TrainingRecord.of_store(what, store, split)
     file = path / RECORD if path.is_dir() else path
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -232,11 +227,6 @@ def _source_items(
         raise EvaluationError(
             f"{file} says the training read {spec}, which cannot be listed: {error.message}"
         ) from error
-
-
-def _items(store: Store, split: str | None) -> Iterator[tuple[str, str]]:
-    table = store.items(split)
-    return zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True)
 
 
 def _splits(store: Store) -> set[str]:

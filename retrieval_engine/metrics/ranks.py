@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval_engine.errors import EvaluationError, ShapeError
@@ -135,36 +134,6 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
         text_to_image=to_image.beaten_by,
         n_tied=int(to_text.tied.sum() + to_image.tied.sum()),
     )
-
-
-def ranks_of_scores(
-    scores: Vectors, positive: NDArray[np.bool_], ties: Ties = Ties.LOWER_INDEX
-) -> Ints:
-    """Rank of each query's best-ranked positive among scores that are already known.
-
-    Args:
-        scores: (queries, candidates), larger is closer.
-        positive: (queries, candidates), True where the candidate is right.
-        ties: see `Ties`; of equal positives the lower index stands for the query.
-
-    Returns:
-        (queries,) int64, 0-based; `NO_QUERY` where a query has no positive.
-
-    Raises:
-        ShapeError: the two arrays differ in shape.
-        EvaluationError: a score is NaN.
-    """
-    if scores.shape != positive.shape or scores.ndim != 2:
-        raise ShapeError(f"scores {scores.shape} and positives {positive.shape} must be one shape")
-    if (wrong := int(np.isnan(scores).sum())) > 0:
-        raise EvaluationError(f"{wrong} of {scores.size} scores are NaN")
-    own = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)  # (queries, 1)
-    best = np.argmax(positive & (scores == own), axis=1)
-    equal = (scores == own) & (ties is not Ties.OPTIMISTIC)
-    if ties is Ties.LOWER_INDEX:
-        equal &= np.arange(scores.shape[1]) < best[:, None]
-    beaten_by = (((scores > own) | equal) & ~positive).sum(axis=1, dtype=np.int64)
-    return np.where(positive.any(axis=1), beaten_by, NO_QUERY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(b, length, heads, w // heads).transpose(1, 2)
 
 
-def image_keys_values(attention: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(i, h, t, d) keys and values that a cross-attention makes of (i, t, w) image states."""
+def keys_values_of(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, h, l, d) keys and values that an attention makes of (b, l, w) states, image or text."""
     heads = attention.num_attention_heads
-    return split_heads(attention.key(tokens), heads), split_heads(attention.value(tokens), heads)
+    return split_heads(attention.key(states), heads), split_heads(attention.value(states), heads)
 
 
 def attend(attention: Any, asking: Tensor, x: Tensor, keep: Tensor) -> Tensor:
@@ -27,10 +27,8 @@ def attend(attention: Any, asking: Tensor, x: Tensor, keep: Tensor) -> Tensor:
         x: (b, l, w) states of all.
         keep: (b, 1, 1, l) bool, False on padding.
     """
-    heads = attention.num_attention_heads
-    projected = ((attention.query, asking), (attention.key, x), (attention.value, x))
-    q, k, v = (split_heads(project(states), heads) for project, states in projected)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    q = split_heads(attention.query(asking), attention.num_attention_heads)
+    out = scaled_dot_product_attention(q, *keys_values_of(attention, x), attn_mask=keep)
     return out.transpose(1, 2).flatten(2)
 
 

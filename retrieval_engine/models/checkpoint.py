@@ -175,7 +175,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for file in weight_files(path):
         if file.suffix != ".safetensors":
-            found |= {name: list(value.shape) for name, value in pickled_tensors(file).items()}
+            found |= {name: list(value.shape) for name, value in tensors_of(file).items()}
             continue
         with _opened(file) as (_, header, _):
             found |= {name: entry["shape"] for name, entry in header.items()}
@@ -249,7 +249,7 @@ def _pickled(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, s
 
     names = {dtype: name for name, dtype in _TYPES.items()}
     found: dict[str, str] = {}
-    for name, tensor in sorted(pickled_tensors(file).items()):
+    for name, tensor in sorted(tensors_of(file).items()):
         if counts(name):
             value = hashlib.sha256(f"{names[tensor.dtype]}{list(tensor.shape)}".encode())
             value.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -273,16 +273,19 @@ def tied_twin(name: str) -> str | None:
     return ends[0][0] + ends[0][1] if ends else None
 
 
-def pickled_tensors(file: Path) -> "dict[str, Tensor]":
-    """The tensors of a file that `torch.save` wrote; nothing in it runs.
+def tensors_of(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a weight file of either kind, on the CPU; nothing in it runs.
 
     Raises:
-        CheckpointInvalid: the file is damaged, or holds more than tensors by name.
+        CheckpointInvalid: a pickled file is damaged, or holds more than tensors by name.
     """
     import torch
+    from safetensors.torch import load_file
 
     from retrieval_engine.models.pickled import load_pickled
 
+    if file.suffix == ".safetensors":
+        return load_file(file)
     tensors = load_pickled(file)
     if not isinstance(tensors, dict):
         raise CheckpointInvalid(f"{file} holds a {type(tensors).__name__}, not a dict of tensors")

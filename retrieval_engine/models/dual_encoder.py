@@ -17,11 +17,7 @@ from torch import Tensor
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.batching import (
-    default_batch_size,
-    in_batches,
-    pad_tokens,
-)
+from retrieval_engine.models.batching import default_batch_size, in_batches, pad_tokens
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import (
     autocast,
@@ -118,9 +114,11 @@ class ImageEncoder(ABC):
             **texts,
         )
 
-    def form(self, name: str, shape: tuple[int, ...], *parts: str) -> Feature:
-        """A float32 feature of this shape, which these parts of the encoder decide."""
-        return Feature(name=name, shape=shape, dtype="float32", fingerprint=self.spec.part(*parts))
+    def form(
+        self, name: str, shape: tuple[int, ...], *parts: str, dtype: str = "float32"
+    ) -> Feature:
+        """A feature of this shape, which these parts of the encoder decide."""
+        return Feature(name=name, shape=shape, dtype=dtype, fingerprint=self.spec.part(*parts))
 
     @property
     def default_batch_size(self) -> int:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
@@ -12,8 +13,8 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import read_adapter
 from retrieval_engine.models.checkpoint import (
     Checkpoint,
-    pickled_tensors,
     tensor_names,
+    tensors_of,
     weight_files,
     without_wrappers,
 )
@@ -61,13 +62,13 @@ def load_model(
 
     for file in weight_files(checkpoint.path):
         if file.suffix != ".safetensors":
-            pickled_tensors(file)  # refuses more than tensors; transformers advises otherwise
+            tensors_of(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
     more = _quantization(quantize, dtype) if quantize else {}
     try:
         with _quiet():
             if fill is not None:
-                more["state_dict"] = fill(all_tensors(checkpoint.path))
+                more["state_dict"] = fill(_all_tensors(checkpoint.path))
                 more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
                 None if fill else checkpoint.path,
@@ -86,10 +87,7 @@ def load_model(
     if report["missing_keys"]:
         raise _lacking(checkpoint, kind, sorted(report["missing_keys"]))
     if checkpoint.adapter is not None:
-
-        def whole(plain: Checkpoint) -> Model:
-            return load_model(kind, plain, dtype=torch.float32, fill=fill)
-
+        whole = partial(load_model, kind, dtype=torch.float32, fill=fill)
         model = _adapted(model, checkpoint, whole)
     ready: Model = model.eval()
     return ready
@@ -146,15 +144,8 @@ def _adapted(model: Any, checkpoint: Checkpoint, in_float32: "Callable[[Checkpoi
     return apply_adapter(whole, adapter, plan).to(model.dtype)
 
 
-def all_tensors(path: "Path") -> "dict[str, Tensor]":
-    """All tensors of a checkpoint's files."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        safe = file.suffix == ".safetensors"
-        tensors |= load_file(file) if safe else pickled_tensors(file)
-    return tensors
+def _all_tensors(path: "Path") -> "dict[str, Tensor]":
+    return {name: t for file in weight_files(path) for name, t in tensors_of(file).items()}
 
 
 def _quantization(name: str, dtype: Any) -> dict[str, object]:

@@ -6,11 +6,15 @@ in archives and NaN. Here they become U+FFFD and null, are counted, and go on.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Item, Json
+
+if TYPE_CHECKING:
+    from retrieval_engine.sources import Source
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 _DEEPEST = 32
@@ -37,37 +41,52 @@ class CleanedSource(ABC):
         self._split = split
 
     @abstractmethod
+    def count(self) -> int | None:
+        """See `Source.count`."""
+
+    @abstractmethod
     def _items(self) -> Iterator[Item]:
         """Every item as it is read, of all splits."""
 
     def items(self) -> Iterator[Item]:
-        """Every item of the split, in the source's order; afterwards notes say what was replaced.
+        """Every item of the split, in the source's order; see `passed`.
 
         Raises:
-            SourceError: what is read makes no sense; or, after the last item, none was in the
-                split: it names those there are.
+            SourceError: what is read makes no sense, or no item is in the split.
         """
-        found = False
-        characters = captions = 0
-        seen: dict[str, int] = {}
-        for item in self._items():
-            if not self._split or item.split == self._split:
-                found = True
-                item = clean_item(item)
-                lost = [caption.text.count(LOST) for caption in item.captions]
-                characters, captions = characters + sum(lost), captions + sum(map(bool, lost))
-                yield item
-            seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
-        if self._split and not found:
-            there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
-            raise SourceError(
-                f"{self.name} has no item in split {self._split!r}; there are: {there or 'none'}"
-            )
-        note = (
-            f"{characters:,} characters of {captions:,} captions could not be read and are U+FFFD"
+        return passed(self._items(), self, self._split)
+
+
+def passed(items: Iterable[Item], source: "Source", split: str = "") -> Iterator[Item]:
+    """Those items that are in this split, or all when it is empty, cleaned.
+
+    Args:
+        items: as read.
+        source: after the last item its notes say what was replaced.
+        split: a split, or empty.
+
+    Raises:
+        SourceError: after the last item, when none was in the split; it names those there are.
+    """
+    found = False
+    characters = captions = 0
+    seen: dict[str, int] = {}
+    for item in items:
+        if not split or item.split == split:
+            found = True
+            item = clean_item(item)
+            lost = [caption.text.count(LOST) for caption in item.captions]
+            characters, captions = characters + sum(lost), captions + sum(map(bool, lost))
+            yield item
+        seen[item.split or "(none)"] = seen.get(item.split or "(none)", 0) + 1
+    if split and not found:
+        there = ", ".join(f"{name} {count:,}" for name, count in sorted(seen.items()))
+        raise SourceError(
+            f"{source.name} has no item in split {split!r}; there are: {there or 'none'}"
         )
-        if characters and note not in self.notes:
-            self.notes.append(note)
+    note = f"{characters:,} characters of {captions:,} captions could not be read and are U+FFFD"
+    if characters and note not in source.notes:
+        source.notes.append(note)
 
 
 def clean_item(item: Item) -> Item:

@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.whole import find_fault
 
 MAX_PIXELS = 178_956_970
@@ -126,7 +127,7 @@ def _decoded(image: Image.Image, data: bytes, by: int) -> Image.Image:
     try:
         image.load()
     except _BROKEN as error:
-        raise DecodeError(f"broken or truncated {kind}: {_line(error)}") from error
+        raise DecodeError(f"broken or truncated {kind}: {one_line(error)}") from error
     fault = find_fault(data, image, lambda changed: _again(changed, image.size, drafted))
     if fault:
         raise DecodeError(f"broken or truncated {kind}: {fault}")
@@ -157,13 +158,13 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
-        raise DecodeError(f"decompression bomb: {_line(error)}") from error
+        raise DecodeError(f"decompression bomb: {one_line(error)}") from error
     except UnidentifiedImageError as error:
         raise DecodeError(
             f"not a picture: {len(data):,} bytes that begin with {data[:16]!r}"
         ) from error
     except _BROKEN as error:
-        raise DecodeError(f"broken picture header: {_line(error)}") from error
+        raise DecodeError(f"broken picture header: {one_line(error)}") from error
 
 
 def _heif() -> str:
@@ -199,7 +200,7 @@ def _rgb(image: Image.Image, by: int) -> Image.Image:
             plain = plain.convert("RGB")
             out.paste(plain.reduce(by) if by > 1 else plain, (0, top // by))
     except _BROKEN as error:
-        raise DecodeError(f"{image.format} in mode {image.mode}: {_line(error)}") from error
+        raise DecodeError(f"{image.format} in mode {image.mode}: {one_line(error)}") from error
     return out
 
 
@@ -248,9 +249,3 @@ def _silence_pillow() -> None:
     log = logging.getLogger("PIL")
     if not log.handlers:  # a handler that does nothing turns off logging's own last resort
         log.addHandler(logging.NullHandler())
-
-
-def _line(error: BaseException) -> str:
-    """The error on one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

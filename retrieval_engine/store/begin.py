@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from retrieval_engine.durable import refuse_url
@@ -126,13 +127,7 @@ def prepare(
             _check_form(path, known.get(name, form), form, adopt=adopt)
     header = before
     if not same or features != before.features:
-        header = Header(
-            spec=spec,
-            fingerprint=spec.fingerprint,
-            features=features,
-            created=before.created,
-            versions=before.versions,
-        )
+        header = replace(before, spec=spec, fingerprint=spec.fingerprint, features=features)
         write_header(path, header)
     return header
 

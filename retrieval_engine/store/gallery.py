@@ -10,12 +10,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.store.items import (
-    caption_field,
-    caption_spans,
-    choose_split,
-    live_items,
-)
+from retrieval_engine.store.items import caption_field, caption_spans, choose_split, live_items
 from retrieval_engine.store.keys import column_keys
 
 if TYPE_CHECKING:
@@ -153,9 +148,10 @@ class Gallery:
             return [every[i] for i in rows.tolist()]
 
         of_images = ("ids", "uris", "sources", "splits", "keys", "_meta")
+        columns: dict[str, Any] = {n: some(getattr(self, n), images) for n in of_images}
         return replace(
             self,
-            **{name: some(getattr(self, name), images) for name in of_images},
+            **columns,
             image_rows=self.image_rows[images],
             caption_ids=some(self.caption_ids, captions),
             caption_texts=some(self.caption_texts, captions),

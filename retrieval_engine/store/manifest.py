@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from retrieval_engine.durable import refuse_url, replace_file
 from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError, StoreNotFound
 from retrieval_engine.fingerprint import EncoderSpec, digest
+from retrieval_engine.machine import version_of
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.strict_json import loads
 
@@ -108,20 +108,14 @@ class Header:
 
 def new_header(spec: EncoderSpec, features: Features) -> Header:
     """A header for a store made now."""
+    libraries = ("vlre", "h5py", "numpy", "pyarrow")
     return Header(
         spec=spec,
         fingerprint=spec.fingerprint,
         features=features,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={name: _version(name) for name in ("vlre", "h5py", "numpy", "pyarrow")},
+        versions={name: version_of(name) or "unknown" for name in libraries},
     )
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def read_header(path: Path) -> Header:
@@ -144,10 +138,7 @@ def read_header(path: Path) -> Header:
         return Header(
             spec=_spec(value["spec"]),
             fingerprint=str(value["fingerprint"]),
-            features={
-                Modality(modality): _features(forms)
-                for modality, forms in value["features"].items()
-            },
+            features={Modality(m): _features(forms) for m, forms in value["features"].items()},
             created=str(value["created"]),
             versions=dict(value["versions"]),
         )
@@ -163,19 +154,14 @@ def _spec(value: Mapping[str, Any]) -> EncoderSpec:
 
 def write_header(path: Path, header: Header) -> None:
     """Replace the header of the store at a path."""
-    features = {
-        str(modality): {name: feature_json(form) for name, form in forms.items()}
-        for modality, forms in header.features.items()
-    }
     value = {
-        "format_version": FORMAT_VERSION,
         "fingerprint": header.fingerprint,
         "spec": header.spec.to_json(),
-        "features": features,
+        "features": {str(m): _features_json(forms) for m, forms in header.features.items()},
         "created": header.created,
         "versions": dict(header.versions),
     }
-    replace_file(path / HEADER, _json_bytes(value))
+    _write_json(path / HEADER, value)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -206,8 +192,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         {"number": part.number, "files": [_entry_json(entry) for entry in part.files]}
         for part in manifest.parts
     ]
-    value = {"format_version": FORMAT_VERSION, "next_part": manifest.next_part, "parts": parts}
-    replace_file(path / MANIFEST, _json_bytes(value))
+    _write_json(path / MANIFEST, {"next_part": manifest.next_part, "parts": parts})
 
 
 def is_missing(path: Path, entry: FileEntry) -> StoreError:
@@ -233,18 +218,21 @@ def feature_json(feature: Feature) -> dict[str, Json]:
     return value
 
 
+def _features_json(features: Mapping[str, Feature]) -> dict[str, Json]:
+    return {name: feature_json(feature) for name, feature in features.items()}
+
+
 def _features(value: Mapping[str, Any]) -> dict[str, Feature]:
-    return {name: _feature(name, form) for name, form in value.items()}
-
-
-def _feature(name: str, form: Mapping[str, Any]) -> Feature:
-    shape = tuple(int(side) for side in form["shape"])
-    dtype = np.dtype(str(form["dtype"]))
-    if dtype.kind not in "fiub" or not all(side > 0 for side in shape):
-        raise ValueError(f"{name} cannot be {dtype}{list(shape)}")
-    if math.prod(shape) * dtype.itemsize > _LARGEST_ROW:
-        raise ValueError(f"a row of {name} has {math.prod(shape):,} values")
-    return Feature(name=name, shape=shape, dtype=str(dtype), fingerprint=str(form["fingerprint"]))
+    found = {}
+    for name, form in value.items():
+        shape, dtype = tuple(int(side) for side in form["shape"]), np.dtype(str(form["dtype"]))
+        if dtype.kind not in "fiub" or not all(side > 0 for side in shape):
+            raise ValueError(f"{name} cannot be {dtype}{list(shape)}")
+        if math.prod(shape) * dtype.itemsize > _LARGEST_ROW:
+            raise ValueError(f"a row of {name} has {math.prod(shape):,} values")
+        fingerprint = str(form["fingerprint"])
+        found[name] = Feature(name=name, shape=shape, dtype=str(dtype), fingerprint=fingerprint)
+    return found
 
 
 def _entry(value: Mapping[str, Any]) -> FileEntry:
@@ -272,14 +260,14 @@ def _entry_json(entry: FileEntry) -> dict[str, Json]:
         "rows": entry.rows,
         "bytes": entry.size_bytes,
         "sha256": entry.sha256,
-        "features": {name: feature_json(form) for name, form in entry.features.items()},
+        "features": _features_json(entry.features),
     }
 
 
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    plain = json.loads(json.dumps(value))
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    plain = json.loads(json.dumps({"format_version": FORMAT_VERSION, **value}))
     signed = {**plain, "checksum": digest(plain)}
-    return (json.dumps(signed, indent=1, ensure_ascii=False) + "\n").encode()
+    replace_file(path, (json.dumps(signed, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

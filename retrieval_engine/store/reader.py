@@ -8,11 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import (
-    FeatureMissing,
-    FingerprintMismatch,
-    StoreError,
-)
+from retrieval_engine.errors import FeatureMissing, FingerprintMismatch, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Modality
 from retrieval_engine.store.gallery import Gallery
@@ -21,8 +17,7 @@ from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import Header, Manifest, read_header, read_manifest
 from retrieval_engine.store.rows import RowMap
-from retrieval_engine.store.shard_reader import ShardReader
-from retrieval_engine.store.verify import check_files
+from retrieval_engine.store.shard_reader import ShardReader, check_files
 
 # Up to this many bytes a store's files are hashed when they are opened: 0.2 s at most.
 _CHEAP_BYTES = 200_000_000

@@ -11,7 +11,7 @@ from retrieval_engine.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from retrieval_engine.store.verify import check_file
+from retrieval_engine.store.shard_reader import check_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

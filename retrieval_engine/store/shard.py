@@ -16,11 +16,7 @@ from retrieval_engine.errors import ShapeError, StoreError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store.keys import KEY_HEX, hex_keys, raw_keys
-from retrieval_engine.store.manifest import (
-    FORMAT_VERSION,
-    FileEntry,
-    FileKind,
-)
+from retrieval_engine.store.manifest import FORMAT_VERSION, FileEntry, FileKind
 
 KEY = "key"
 CHUNK_BYTES = 64 << 10

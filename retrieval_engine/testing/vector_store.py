@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,11 @@ def write_store(
     if images.ndim == 2:
         images = images[:, None, :]
     encoder = spec(weights)
+    itc = partial(Feature, name="itc", dtype=dtype)
+    looked, read = encoder.part("vision", "image"), encoder.part("text")
     features = {
-        Modality.IMAGES: [
-            Feature(
-                name="itc",
-                shape=images.shape[1:],
-                dtype=dtype,
-                fingerprint=encoder.part("vision", "image"),
-            )
-        ],
-        Modality.CAPTIONS: [
-            Feature(
-                name="itc",
-                shape=(1, images.shape[2]),
-                dtype=dtype,
-                fingerprint=encoder.part("text"),
-            )
-        ],
+        Modality.IMAGES: [itc(shape=images.shape[1:], fingerprint=looked)],
+        Modality.CAPTIONS: [itc(shape=(1, images.shape[2]), fingerprint=read)],
     }
     with StoreWriter.open(path, spec=encoder, features=features) as writer:
         part = writer.part()

@@ -7,7 +7,7 @@ the loss never runs through gets no gradient. Both are refused.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -206,8 +206,3 @@ def base_name(base: Checkpoint) -> str:
     if base.revision:
         return base.name if "@" in base.name else f"{base.name}@{base.revision}"
     return str(base.path) if Path(base.name).exists() else base.name
-
-
-def options_json(options: LoraOptions) -> dict[str, Json]:
-    """LoRA options as JSON values."""
-    return asdict(options)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from retrieval_engine.durable import partial_of, replace_file, writing
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder
-from retrieval_engine.models.checkpoint import read_config, tied_twin, weight_files
+from retrieval_engine.models.checkpoint import read_config, tensors_of, tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
 from retrieval_engine.records import Json
 
@@ -71,14 +71,11 @@ def write_model(base: Path, changed: "Mapping[str, Tensor]", out: Path) -> None:
 
 def _rewrite(file: Path, left: "dict[str, Tensor]", to: Path) -> list[str]:
     """Copy a file with new values for what it holds of `left`; returns all its names."""
-    import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    if file.suffix == ".safetensors":
-        tensors = load_file(file)
-    else:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        tensors = {name: value.clone() for name, value in loaded.items()}
+    tensors = tensors_of(file)
+    if file.suffix != ".safetensors":  # mapped, perhaps from where it is written
+        tensors = {name: value.clone() for name, value in tensors.items()}
     if shares_decoder(read_config(file.parent)):
         _part_towers(tensors, left)
     mine = [name for name in left if name in tensors]

@@ -1,6 +1,7 @@
 """`vlre compare`: several runs side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,28 +44,18 @@ def command(
     out: Path | None,
     title: str,
     references: Path | None,
-    images: Path | None,
-    allow_missing: bool,
     as_json: bool,
     form: str | None,
+    **of_captions: Any,
 ) -> None:
     """Parse, compare, print."""
+    from retrieval_engine.cli.comparison_table import compare_caption_runs, show_comparison
+    from retrieval_engine.cli.output import note
+
     form = "json" if as_json else form or ""
     if references is not None:
-        from retrieval_engine.cli.comparison_table import compare_caption_runs
-
-        compare_caption_runs(
-            runs,
-            references,
-            form=form,
-            out=out,
-            images=images,
-            allow_missing=allow_missing,
-            title=title,
-        )
+        compare_caption_runs(runs, references, form=form, out=out, title=title, **of_captions)
         return
-    from retrieval_engine.cli.comparison_table import show_comparison
-    from retrieval_engine.cli.output import note
     from retrieval_engine.evaluate.compare import compare, open_runs, write_report
 
     comparison = compare(open_runs(runs, store), split=split)

@@ -1,6 +1,7 @@
 """`vlre eval`: the figures that may be published."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -90,57 +91,30 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @json_option
 def command(
     recall: bool,
-    store: Path,
-    split: str | None,
-    ks: tuple[int, ...],
-    ties: str,
-    rerank: int | None,
-    model: str,
-    device: str,
-    trained_on: tuple[Path, ...],
-    head: Path | None,
-    keep_trained: bool,
-    positives: tuple[Path, ...],
-    out: Path | None,
     captions: Path | None,
     references: str | None,
-    allow_missing: bool,
-    per_image: Path | None,
-    meteor: bool | None,
+    store: Path,
+    head: Path | None,
+    out: Path | None,
     published: str | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Parse, and measure the one or the other."""
     if recall == bool(captions):
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
     if captions and not references:
         raise click.UsageError("--captions needs --references: what people wrote")
+    of_captions = {name: given.pop(name) for name in ("allow_missing", "meteor", "per_image")}
+    shown: dict[str, Any] = {"published": published, "as_json": as_json}
     if captions and references:
         from retrieval_engine.cli.eval_captions import score_captions
 
-        score_captions(
-            captions,
-            references,
-            split=split,
-            allow_missing=allow_missing,
-            meteor=meteor,
-            per_image=per_image,
-            published=published,
-            as_json=as_json,
-        )
+        score_captions(captions, references, split=given["split"], **of_captions, **shown)
         return
     from retrieval_engine.cli.eval_recall import measure_recall
     from retrieval_engine.evaluate import RecallSettings, Ties
 
-    settings = RecallSettings(
-        split=split,
-        ks=tuple(sorted(set(ks))),
-        ties=Ties(ties),
-        device=device,
-        rerank=rerank or 0,
-        model=model,
-        trained_on=trained_on,
-        keep_trained=keep_trained,
-        positives=positives,
-    )
-    measure_recall(store, head, settings, out=out, published=published, as_json=as_json)
+    given["ks"] = tuple(sorted(set(given["ks"])))
+    given["ties"], given["rerank"] = Ties(given["ties"]), given["rerank"] or 0
+    measure_recall(store, head, RecallSettings(**given), out=out, **shown)

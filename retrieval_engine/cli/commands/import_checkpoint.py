@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,15 +33,7 @@ from retrieval_engine.cli.options import UserPath, json_option
     help="The vision tower's own file (eva_vit_g.pth), for BLIP-2 files saved without it.",
 )
 @json_option
-def command(
-    file: Path,
-    out: Path,
-    config: Path | None,
-    vocab: Path | None,
-    image_size: int | None,
-    vision: Path | None,
-    as_json: bool,
-) -> None:
+def command(file: Path, out: Path, as_json: bool, **given: Any) -> None:
     """Turn a checkpoint of BLIP's or LAVIS's own code into a directory for --model.
 
     FILE is a .pth of BLIP retrieval, captioning or pre-training, or of LAVIS's BLIP-2 Q-Former.
@@ -54,9 +47,7 @@ def command(
     from retrieval_engine.cli.output import emit, note
     from retrieval_engine.models.import_checkpoint import import_checkpoint
 
-    report = import_checkpoint(
-        file, out, config=config, vocab=vocab, image_size=image_size, vision=vision
-    )
+    report = import_checkpoint(file, out, **given)
     if as_json:
         emit({"out": str(out), **asdict(report)})
         return

@@ -38,18 +38,15 @@ widths: recall and search then need a head.
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     folder: Path | None,
     images: str | None,
-    texts: str | None,
-    pairs: str | None,
-    ids: str | None,
-    captions: str | None,
-    uris: str | None,
     name: str,
     split: str,
     store: Path,
     overwrite: bool,
     as_json: bool,
+    **others: str | None,
 ) -> None:
     """Parse, import, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
@@ -62,13 +59,11 @@ def command(
             hint="vlre import-embeddings --images A.npy --texts B.npy --pairs P.npy",
         )
     if folder is not None:
-        if any((texts, pairs, ids, captions, uris)):
+        if any(others.values()):
             raise UsageError("a FOLDER brings texts, ids and captions along: name it alone")
         embeddings = read_clip_retrieval(folder)
     else:
-        embeddings = read_embeddings(
-            images or "", texts, pairs=pairs, ids=ids, captions=captions, uris=uris
-        )
+        embeddings = read_embeddings(images or "", **others)
     with progress_bar() as progress:
         report = import_embeddings(
             embeddings, store, name=name, split=split, overwrite=overwrite, progress=progress

@@ -1,6 +1,7 @@
 """`vlre study`: a whole experiment in one command."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,17 +41,7 @@ def command() -> None:
 @click.option("--seed", default=0, show_default=True, help="Of split and weights.")
 @device_option
 @json_option
-def heads(
-    source: str,
-    model: str,
-    out: Path,
-    feature: str,
-    train_size: int,
-    test_size: int,
-    seed: int,
-    device: str,
-    as_json: bool,
-) -> None:
+def heads(out: Path, as_json: bool, **given: Any) -> None:
     """Do heads help? The study of a published notebook, on images that no head has seen.
 
     Encodes SOURCE, then compares an untrained projection, the encoder's own ITC, the notebook's
@@ -61,16 +52,7 @@ def heads(
     from retrieval_engine.cli.output import note, progress_bar
     from retrieval_engine.evaluate.study import HeadStudy, study_heads
 
-    plan = HeadStudy(
-        source=source,
-        model=model,
-        feature=feature,
-        train_size=train_size,
-        test_size=test_size,
-        seed=seed,
-        device=device,
-    )
     with progress_bar() as progress:
-        comparison, page = study_heads(plan, out, progress=progress)
+        comparison, page = study_heads(HeadStudy(**given), out, progress=progress)
     show_comparison(comparison, "json" if as_json else "")
     note(f"report: {page}")

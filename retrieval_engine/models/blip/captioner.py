@@ -2,7 +2,7 @@
 
 The same arithmetic as `BlipForConditionalGeneration`, on the same modules; tests compare with the
 authors' token ids and with transformers. What makes it fast: an image's states are never copied
-for its beams, its keys and values are formed only where that pays (`_cross.py`), and the prompt is
+for its beams, its keys and values are formed only where that pays (`cross_attention.py`), and the prompt is
 read once for an image.
 
 Traps: a sentence begins with [DEC] (`bos_token_id`) and ends with [SEP] (`sep_token_id`, not
@@ -21,11 +21,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.models.attend import split_heads
+from retrieval_engine.models.attend import keys_values_of, split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
-from retrieval_engine.models.blip.relevance import token_relevance
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
     captioner_part_of,
@@ -95,8 +94,7 @@ class BlipCaptioner(ImageEncoder):
         """`tokens`, which a retrieval encoder with the same tower shares."""
         vision = self.model.config.vision_config
         shape = (int(vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-        side = self.spec.part("vision")
-        return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=side)]
+        return [self.form("tokens", shape, "vision")]
 
     def vision_tower(self, pixels: Tensor) -> Tensor:
         """See `ImageEncoder.vision_tower`."""
@@ -202,11 +200,8 @@ class BlipDecodingState:
         self, attention: Any, x: Tensor, number: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Causal self-attention of the new tokens, and all keys and values so far."""
-        heads = attention.num_attention_heads
-        q, k, v = (
-            split_heads(project(x), heads)
-            for project in (attention.query, attention.key, attention.value)
-        )
+        q = split_heads(attention.query(x), attention.num_attention_heads)
+        k, v = keys_values_of(attention, x)
         if self._past:
             before = self._past[number]
             k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
@@ -226,3 +221,61 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             hint="use a captioning checkpoint such as Salesforce/blip-image-captioning-base, or "
             "the default, `model='vlre-photo'`",
         ) from error
+
+
+def token_relevance(decoder: Any, tokens: Tensor, ids: Tensor, begun: int) -> Tensor:
+    """Gradient-weighted cross-attention of each written token.
+
+    For a token: the cross-attention where it was chosen, times the gradient of its log-probability
+    with respect to that attention, positive part, mean over heads, summed over layers; the rule of
+    Chefer, Gur and Wolf, "Generic Attention-model Explainability" (ICCV 2021). Attention alone
+    also shows where a word did not care.
+
+    Args:
+        decoder: transformers' `BlipTextLMHeadModel`, float32.
+        tokens: (1, t, w) float32 vision states.
+        ids: (l,) the sentence, prompt and end token included.
+        begun: number of its tokens that are the prompt.
+
+    Returns:
+        (l - begun, t) float32, at least 0.
+    """
+    with torch.enable_grad():
+        maps: list[Tensor] = []
+        x = decoder.bert.embeddings(input_ids=ids[None, :-1])
+        length = x.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        for layer in decoder.bert.encoder.layer:
+            own = layer.attention.self
+            mixed, _ = _attend(own, x, *keys_values_of(own, x), past)
+            x = layer.attention.output(mixed, x)
+            cross = layer.crossattention.self
+            mixed, seen = _attend(cross, x, *keys_values_of(cross, tokens), None)
+            maps.append(seen)
+            x = layer.crossattention.output(mixed, x)
+            x = layer.output(layer.intermediate(x), x)
+        chosen = ids[begun:]
+        scores = decoder.cls(x)[0, begun - 1 :].log_softmax(-1)
+        written = scores.gather(-1, chosen[:, None])[:, 0]
+        found = []
+        for number in range(len(chosen)):
+            gradients = torch.autograd.grad(written[number], maps, retain_graph=True)
+            place = begun - 1 + number
+            useful = [
+                (a[0, :, place] * g[0, :, place]).clamp(min=0).mean(0)
+                for a, g in zip(maps, gradients, strict=True)
+            ]
+            found.append(torch.stack(useful).sum(0))
+    return torch.stack(found).detach()
+
+
+def _attend(
+    attention: Any, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention whose probabilities (1, h, l, t) stay in the graph."""
+    q = split_heads(attention.query(x), attention.num_attention_heads)
+    scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    seen = scores.softmax(-1)
+    return (seen @ values).transpose(1, 2).flatten(2), seen

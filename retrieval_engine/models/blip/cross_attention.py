@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval_engine.models.attend import image_keys_values, look, split_heads
+from retrieval_engine.models.attend import keys_values_of, look, split_heads
 
 _MOST_SENTENCES = 4
 
@@ -66,7 +66,7 @@ class CrossAttention:
         if self._formed is None:
             if x.device.type == "cpu" and sentences <= _MOST_SENTENCES:
                 return self._ask(x)
-            self._formed = image_keys_values(self._attention, self._tokens)
+            self._formed = keys_values_of(self._attention, self._tokens)
         return look(self._attention, x, *self._formed)
 
     def _ask(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from retrieval_engine.models import text
-from retrieval_engine.models.attend import attend, image_keys_values, look
+from retrieval_engine.models.attend import attend, keys_values_of, look
 from retrieval_engine.models.blip.settings import MatchStart, stated
 from retrieval_engine.models.matcher import KeysValues
 
@@ -32,7 +32,7 @@ class BlipCrossEncoder:
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """See `CrossEncoder.keys_values`."""
-        return [image_keys_values(layer.crossattention.self, tokens) for layer in self._layers]
+        return [keys_values_of(layer.crossattention.self, tokens) for layer in self._layers]
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""

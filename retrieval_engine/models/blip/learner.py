@@ -12,16 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
-from transformers import (
-    BertTokenizer,
-    BlipConfig,
-    BlipForConditionalGeneration,
-)
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from retrieval_engine.models import text
-from retrieval_engine.models.attend import image_keys_values, look, split_heads
+from retrieval_engine.models.attend import keys_values_of, look, split_heads
 from retrieval_engine.models.blip.captioner import PROMPT
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid import load_captioning, load_decoder, load_retrieval
@@ -186,7 +182,7 @@ class BlipCaption(_Blip):
     def read(self, states: Tensor) -> Seen:
         """See `CaptionLearner.read`: (i, h, t, d) keys and values of each layer."""
         layers = self.model.text_decoder.bert.encoder.layer
-        return [image_keys_values(layer.crossattention.self, states) for layer in layers]
+        return [keys_values_of(layer.crossattention.self, states) for layer in layers]
 
     def logits(self, seen: Seen, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CaptionLearner.logits`.
@@ -206,10 +202,7 @@ class BlipCaption(_Blip):
 
 def _look_back(attention: Any, x: Tensor) -> Tensor:
     """Causal self-attention, (b, l, w) -> (b, l, w)."""
-    heads = attention.num_attention_heads
-    q, k, v = (
-        split_heads(project(x), heads)
-        for project in (attention.query, attention.key, attention.value)
-    )
+    q = split_heads(attention.query(x), attention.num_attention_heads)
+    k, v = keys_values_of(attention, x)
     out = scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).flatten(2)

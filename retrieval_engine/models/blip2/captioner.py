@@ -125,8 +125,7 @@ class Blip2Captioner(Blip2Images):
     def image_features(self) -> list[Feature]:
         """`tokens` alone: the queries are made anew for each batch."""
         shape = (self.tokens_per_image, self.config.vision_config.hidden_size)
-        tower = self.spec.part("vision")
-        return [Feature(name="tokens", shape=shape, dtype="float32", fingerprint=tower)]
+        return [self.form("tokens", shape, "vision")]
 
     @cached_property
     def speaking(self) -> SpeakingPart:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval_engine.models.attend import attend, image_keys_values, look
+from retrieval_engine.models.attend import attend, keys_values_of, look
 from retrieval_engine.models.matcher import KeysValues
 
 
@@ -29,7 +29,7 @@ class Blip2CrossEncoder:
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """See `CrossEncoder.keys_values`."""
         looking = [layer for layer in self._layers if layer.has_cross_attention]
-        return [image_keys_values(layer.crossattention.attention, tokens) for layer in looking]
+        return [keys_values_of(layer.crossattention.attention, tokens) for layer in looking]
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""

@@ -82,23 +82,17 @@ class Blip2Encoder(Blip2Images, DualEncoder):
     def image_features(self) -> list[Feature]:
         """Those of images."""
         shape = (self.config.num_query_tokens, self.config.image_text_hidden_size)
-        looked = self.spec.part("vision", "shared", "image")
-        itc = Feature(name="itc", shape=shape, dtype="float32", fingerprint=looked)
+        itc = self.form("itc", shape, "vision", "shared", "image")
         return [itc, *super().image_features()]
 
     def text_features(self) -> list[Feature]:
         """Those of captions."""
         dim, width = self.config.image_text_hidden_size, self.config.qformer_config.hidden_size
-        forms = {
-            "itc": ((1, dim), "float32"),
-            "pooled": ((width,), "float32"),
-            "token_ids": ((MAX_TOKENS,), "int32"),
-            "token_mask": ((MAX_TOKENS,), "uint8"),
-        }
-        side = self.spec.part("shared", "text")
         return [
-            Feature(name=name, shape=shape, dtype=dtype, fingerprint=side)
-            for name, (shape, dtype) in forms.items()
+            self.form("itc", (1, dim), "shared", "text"),
+            self.form("pooled", (width,), "shared", "text"),
+            self.form("token_ids", (MAX_TOKENS,), "shared", "text", dtype="int32"),
+            self.form("token_mask", (MAX_TOKENS,), "shared", "text", dtype="uint8"),
         ]
 
     def of_queries(self, states: Tensor) -> dict[str, Tensor]:

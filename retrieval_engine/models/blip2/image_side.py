@@ -77,16 +77,11 @@ class Blip2Images(ImageEncoder):
     def image_features(self) -> list[Feature]:
         """Those of images."""
         vision, qformer = self.config.vision_config, self.config.qformer_config
-        tower = self.spec.part("vision")
-        looked = self.spec.part("vision", "shared", "image")
-        shapes = {
-            "pooled": ((qformer.hidden_size,), looked),
-            "tokens": ((self.tokens_per_image, vision.hidden_size), tower),
-            "queries": ((self.config.num_query_tokens, qformer.hidden_size), looked),
-        }
+        looked = ("vision", "shared", "image")
         return [
-            Feature(name=name, shape=shape, dtype="float32", fingerprint=fingerprint)
-            for name, (shape, fingerprint) in shapes.items()
+            self.form("pooled", (qformer.hidden_size,), *looked),
+            self.form("tokens", (self.tokens_per_image, vision.hidden_size), "vision"),
+            self.form("queries", (self.config.num_query_tokens, qformer.hidden_size), *looked),
         ]
 
     def vision_tower(self, pixels: Tensor) -> Tensor:

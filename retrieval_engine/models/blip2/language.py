@@ -66,8 +66,7 @@ class Blip2LanguageEncoder(Blip2Images, DualEncoder):
 
     def text_features(self) -> list[Feature]:
         """Those of captions."""
-        shape, side = (self.config.text_config.hidden_size,), self.spec.part("text")
-        return [Feature(name="pooled", shape=shape, dtype="float32", fingerprint=side)]
+        return [self.form("pooled", (self.config.text_config.hidden_size,), "text")]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids as the language model reads them, at most 64."""

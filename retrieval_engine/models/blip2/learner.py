@@ -10,15 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertTokenizer, Blip2Config
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.blip_2.modeling_blip_2 import (
-    Blip2PreTrainedModel,
-    Blip2QFormerModel,
-    Blip2VisionModel,
-)
+from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel, Blip2VisionModel
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models import text
@@ -36,17 +32,8 @@ from retrieval_engine.models.preprocess import read_preprocessor
 _CAPTION_TOKENS = 32  # LAVIS's max_txt_len
 
 
-class Speaking(SpeakingPart):
+class Speaking(SpeakingPart, QueryPart):
     """Q-Former and language model: `Blip2ForConditionalGeneration` without its vision tower."""
-
-    def __init__(self, config: Blip2Config) -> None:
-        super().__init__(config)
-        width = config.qformer_config.hidden_size
-        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, width))
-        self.qformer = Blip2QFormerModel._from_config(config.qformer_config)
-        self.post_init()
-
-    query_states = QueryPart.query_states
 
 
 class _Tower(Blip2PreTrainedModel):  # type: ignore[misc]

@@ -95,7 +95,7 @@ def _load(argument: str, config: str) -> dict[str, list[Path]]:
             with _offline(not online):
                 loaded = datasets.load_dataset(str(path) if local else argument, config or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise SourceError(f"data set {argument} cannot be loaded: {reason}") from error
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "all"): loaded}
     return {

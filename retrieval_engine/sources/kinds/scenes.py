@@ -12,13 +12,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Caption, Item, Json
 from retrieval_engine.sources.scenes import truth
 from retrieval_engine.sources.scenes.describing import captions
-from retrieval_engine.sources.scenes.draw import (
-    COLOUR_LABELS,
-    KIND_LABELS,
-    SIZE,
-    draw,
-    draw_labels,
-)
+from retrieval_engine.sources.scenes.draw import COLOUR_LABELS, KIND_LABELS, SIZE, draw, draw_labels
 from retrieval_engine.sources.scenes.world import World, meta, world_at
 
 OPTIONS = ("seed", "captions", "size")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.models.learner import Task as Task
 from retrieval_engine.records import Json
 
@@ -99,13 +99,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other or are out of range."""
-        for name in ("epochs", "batch_size", "captions_per_image"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")
-        counts = ("max_steps", "micro_batch", "lr", "eval_every", "patience", "keep_every", "queue")
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
+        require_at_least(self, 1, "epochs", "batch_size", "captions_per_image")
+        require_at_least(self, 0, "max_steps", "micro_batch", "lr", "queue")
+        require_at_least(self, 0, "eval_every", "patience", "keep_every")
         if self.negatives and (self.task is not Task.RETRIEVAL or self.batch_size % 2):
             raise UsageError("`negatives` are of retrieval, and need an even `batch_size`")
         self._check_batch()

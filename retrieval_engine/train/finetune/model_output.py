@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from retrieval_engine.strict_json import loads
 from retrieval_engine.train.finetune.captioned import Sets
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.objective import FinetuneState
-from retrieval_engine.train.lora import LoraOptions, base_name, options_json, save_adapter
+from retrieval_engine.train.lora import LoraOptions, base_name, save_adapter
 from retrieval_engine.train.model_files import trained_tensors, write_json, write_model
 from retrieval_engine.train.runlog import Panel, draw_curves
 
@@ -121,7 +121,7 @@ class Output:
         config = self._config
         facts: dict[str, Json] = {
             "task": str(config.task),
-            "lora": options_json(LoraOptions.parse(config.lora)),
+            "lora": asdict(LoraOptions.parse(config.lora)),
         }
         return save_adapter(
             self._wrapped, folder, self._base, name=config.adapter_name, facts=facts

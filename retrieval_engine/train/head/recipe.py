@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.heads import HeadKind
 from retrieval_engine.records import Json
 
@@ -102,10 +102,8 @@ class HeadRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("dim", "hidden", "train_size", "val_size", "epochs", "batch_size", "patience")
-        for name in (*counts, "hard_negatives", "refit_below"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, must be 0 or more")
+        require_at_least(self, 0, "dim", "hidden", "train_size", "val_size", "epochs", "batch_size")
+        require_at_least(self, 0, "patience", "hard_negatives", "refit_below")
         if self.batch_size == 1 or 0 < self.train_size < 2:
             raise UsageError("contrast needs at least 2 images in a batch and in training")
         if not self.lr > 0 or self.weight_decay < 0:
