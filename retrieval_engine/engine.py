@@ -220,7 +220,7 @@ class Engine:
 
     # Answers out
 
-    def search(
+    def search(  # noqa: PLR0913 (a front door)
         self,
         queries: Any,
         k: int = 10,
@@ -229,6 +229,8 @@ class Engine:
         rerank_model: str = "",
         offset: int = 0,
         captions: bool = False,
+        distinct: bool = False,
+        min_match: float = 0.0,
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -240,6 +242,8 @@ class Engine:
             rerank_model: another checkpoint for that, such as a real BLIP.
             offset: leave out so many of the best, for the next page.
             captions: answer with captions instead of images.
+            distinct: leave out near-duplicates of a better hit.
+            min_match: leave out hits that match words with less than this probability.
 
         Returns:
             `Hits` of one query, or a list of them. The same query has the same scores alone and
@@ -259,6 +263,8 @@ class Engine:
                 rerank_model=rerank_model,
                 captions=captions,
                 allowed=self._allowed,
+                distinct=distinct,
+                min_match=min_match,
             )
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RecallSettings,
     )
     from retrieval_engine.evaluate.leaks import LeakReport
+    from retrieval_engine.evaluate.positives import ExtendedRecall
     from retrieval_engine.metrics.bootstrap import Interval
 
 
@@ -105,6 +106,8 @@ def show_evaluation(found: "Evaluation", published: str | None, *, as_json: bool
         return
     for protocol, report in found.results:
         print_recall(report, found.intervals(report), title=protocol.title)
+    if found.extended:
+        _print_extended(found.extended)
     if dataset:
         _print_published(found, dataset)
     _remark(found.report, found.leaks, found.gallery.left_out)
@@ -153,6 +156,26 @@ def print_recall(
         f"mean recall {report.mean_recall:.2f}"
         + (interval_range(intervals.mean_recall, 1) if intervals else "")
     )
+
+
+def _print_extended(extended: "ExtendedRecall") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"by {', '.join(extended.digests)}", title_justify="left")
+    table.add_column("")
+    sides = [("image to text", extended.image_to_text), ("text to image", extended.text_to_image)]
+    shown = [(name, side) for name, side in sides if side]
+    for k in shown[0][1].recall:
+        table.add_column(f"R@{k}", justify="right")
+    for name in ("R-Precision", "mAP@R", "queries", "positives"):
+        table.add_column(name, justify="right")
+    for name, side in shown:
+        figures = [*side.recall.values(), side.r_precision, side.map_at_r]
+        counts = [f"{side.n_queries:,}", f"{side.n_positives:,}"]
+        table.add_row(name, *(f"{value:.1f}" for value in figures), *counts)
+    table_console().print(table)
+    if extended.n_unknown:
+        note(f"{extended.n_unknown:,} pairs of the files are not in the gallery and were left out")
 
 
 def _recalls(side: "DirectionReport", intervals: "Mapping[str, Interval]") -> list[str]:

@@ -15,6 +15,11 @@ from retrieval_engine.evaluate.leaks import (
     find_leaks,
     known_training_records,
 )
+from retrieval_engine.evaluate.positives import (
+    ExtendedRecall,
+    extended_recall,
+    read_positives,
+)
 from retrieval_engine.evaluate.reranked import rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.heads import SavedHead
@@ -42,6 +47,7 @@ class RecallSettings:
         model: where the store's checkpoint is now, if it has moved.
         trained_on: records of what the model was trained on, beside those that are found.
         keep_trained: with a head, leave in the gallery what it was trained on.
+        positives: files that say what matches besides; see `read_positives`.
         bootstrap: how intervals are drawn.
     """
 
@@ -54,6 +60,7 @@ class RecallSettings:
     model: str = ""
     trained_on: tuple[Path, ...] = ()
     keep_trained: bool = False
+    positives: tuple[Path, ...] = ()
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -71,6 +78,7 @@ class Evaluation:
         leaks: what gallery and training share.
         bootstrap: how intervals are drawn.
         head: the head the vectors passed through, and what was left out for it; None for none.
+        extended: figures of ITC alone under extended ground truth, if that was asked for.
     """
 
     gallery: Gallery
@@ -78,6 +86,7 @@ class Evaluation:
     leaks: LeakReport
     bootstrap: Bootstrap
     head: Mapping[str, Json] | None = None
+    extended: ExtendedRecall | None = None
 
     @property
     def report(self) -> RecallReport:
@@ -91,7 +100,10 @@ class Evaluation:
     def certificate(self) -> dict[str, Json]:
         """All that a reviewer needs, as JSON values."""
         made = certificate(self.gallery, self.results, self.leaks, bootstrap=self.bootstrap)
-        return made | self._head()
+        return made | self._extended() | self._head()
+
+    def _extended(self) -> dict[str, Json]:
+        return {"extended": self.extended.to_json()} if self.extended else {}
 
     def _head(self) -> dict[str, Json]:
         return {"head": dict(self.head)} if self.head else {}
@@ -104,7 +116,7 @@ class Evaluation:
                 "k": protocol.k,
                 "seconds": round(protocol.seconds, 3),
             }
-        return value | {"leaks": self.leaks.to_json()} | self._head()
+        return value | {"leaks": self.leaks.to_json()} | self._extended() | self._head()
 
     def _figures(self, report: RecallReport) -> dict[str, Json]:
         spread = self.intervals(report)
@@ -137,6 +149,9 @@ def evaluate_store(
     results = [(protocol, report)]
     if settings.rerank:
         results.append(_reranked(gallery, settings, progress))
+    extended = None
+    if settings.positives:
+        extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
     training, unknown = known_training_records(gallery, settings.trained_on)
     if isinstance(store, ProjectedStore):
         training.append(_head_training_record(store.saved))
@@ -146,6 +161,7 @@ def evaluate_store(
         leaks=find_leaks(gallery, training, unknown=unknown),
         bootstrap=settings.bootstrap,
         head=head,
+        extended=extended,
     )
 
 

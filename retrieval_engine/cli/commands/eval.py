@@ -67,6 +67,13 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 )
 @head_option
 @click.option("--keep-trained", is_flag=True, help="With --head: leave in what it was trained on.")
+@click.option(
+    "--positives",
+    type=_FILE,
+    multiple=True,
+    help="What matches besides: ECCV Caption's JSON, Crisscrossed Captions' CSV, or JSON lines. "
+    "Adds R-Precision and mAP@R.",
+)
 @click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
 @click.option(

@@ -1,6 +1,7 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,11 +99,18 @@ def command() -> None:
 @click.option("--no-itm", is_flag=True, help="Train the contrastive loss alone.")
 @click.option("--queue", type=int, default=None, help="Earlier features as negatives (BLIP).")
 @click.option("--momentum", type=float, default=None, help="Of the slow copies (BLIP).")
-def retrieval(no_itm: bool, **options: Any) -> None:
+@click.option(
+    "--negatives",
+    type=UserPath(dir_okay=False),
+    default=None,
+    help="Hard negatives of `vlre mine`, which share a batch with their captions.",
+)
+def retrieval(no_itm: bool, negatives: Path | None, **options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
     from retrieval_engine.train.finetune import Task
 
-    _run(Task.RETRIEVAL, options | {"no_itm": no_itm})
+    mined = {"negatives": str(negatives)} if negatives else {}
+    _run(Task.RETRIEVAL, options | {"no_itm": no_itm} | mined)
 
 
 @command.command(

@@ -52,6 +52,14 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     default="",
     help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
 )
+@click.option("--distinct", is_flag=True, help="Leave out near-duplicates of a better hit.")
+@click.option(
+    "--min-match",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="P",
+    help="Leave out what matches the words with a lower probability, e.g. .5; see vlre calibrate.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -98,6 +106,11 @@ def command(
     for line in engine.notes:
         note(line)
     sections = _ask(engine, queries, image, vectors, plus, minus, given)
+    for hits in sections:
+        if not hits and hits.best_match is not None:
+            least = given["min_match"]
+            said = f"nothing matches {hits.query!r} with a probability of {least:g} or more"
+            note(f"{said}; the best has {hits.best_match:.2f}")
     if paths or null:
         print_paths(sections, end="\0" if null else "\n")
     elif not quiet:
@@ -169,7 +182,7 @@ def _ask(
     from retrieval_engine.search.queries import mix, read_vectors
     from retrieval_engine.sources.asked import read_asked
 
-    names = ("k", "offset", "rerank_model", "captions")
+    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match")
     how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
     if vectors is not None:
         rows = read_vectors(vectors)

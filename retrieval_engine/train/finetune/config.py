@@ -58,6 +58,7 @@ class FinetuneConfig:
         eval_every: steps between validations; 0 is once per pass.
         patience: validations without gain before stopping; 0 never stops early.
         keep_every: passes between kept models in `out/epoch-N`; 0 keeps none.
+        negatives: Parquet of mined hard negatives, which share a batch with their captions.
         seed: of order, augmentation, negatives and adapters.
         tensorboard: write the log for TensorBoard too, into `out/tensorboard`.
         dtype: arithmetic under autocast: `auto`, `bfloat16`, `float16` or `float32`.
@@ -93,6 +94,7 @@ class FinetuneConfig:
     eval_every: int = 0
     patience: int = 0
     keep_every: int = 0
+    negatives: str = ""
     seed: int = 0
     tensorboard: bool = False
     dtype: str = "auto"
@@ -103,6 +105,20 @@ class FinetuneConfig:
         require_at_least(self, 1, "epochs", "batch_size", "captions_per_image")
         require_at_least(self, 0, "max_steps", "micro_batch", "lr", "queue")
         require_at_least(self, 0, "eval_every", "patience", "keep_every")
+        if self.negatives and (self.task is not Task.RETRIEVAL or self.batch_size % 2):
+            raise UsageError("`negatives` are of retrieval, and need an even `batch_size`")
+        self._check_batch()
+        self._check_regularisation()
+        if self.quantize not in ("", "8bit", "4bit"):
+            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
+        if self.quantize and not self.lora:
+            raise UsageError(
+                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
+            )
+        if not self.from_pixels and (self.freeze_vision or self.checkpointing):
+            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
+
+    def _check_batch(self) -> None:
         if self.task is Task.RETRIEVAL and (self.captions_per_image > 1 or self.batch_size < 2):
             raise UsageError(
                 "retrieval takes one caption of an image at a time and at least two in a batch, "
@@ -113,15 +129,6 @@ class FinetuneConfig:
                 f"`batch_size={self.batch_size}` is no multiple of "
                 f"`captions_per_image={self.captions_per_image}`"
             )
-        if self.quantize not in ("", "8bit", "4bit"):
-            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
-        if self.quantize and not self.lora:
-            raise UsageError(
-                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
-            )
-        self._check_regularisation()
-        if not self.from_pixels and (self.freeze_vision or self.checkpointing):
-            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
 
     def _check_regularisation(self) -> None:
         for name in ("colour_jitter", "label_smoothing"):

@@ -9,6 +9,7 @@
 A run that was killed goes on where it stood when the same command is given again.
 """
 
+import hashlib
 import math
 import shutil
 import time
@@ -25,9 +26,11 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.learner import CaptionLearner
 from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.store import open_store
 from retrieval_engine.train.finetune.captioned import Group
 from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig
+from retrieval_engine.train.finetune.crossing import crossing_notes
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output
 from retrieval_engine.train.finetune.objective import FinetuneState
@@ -86,10 +89,16 @@ class FinetuneRun:
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
         self.progress.say(f"{len(self.sets.train):,} images to train on; {self.sets.how}")
+        if self.processes.is_first and not (out / "run").exists():
+            for line in crossing_notes(open_store(config.store), self.sets):
+                self.progress.say(line)
         self.total = config.epochs * self.order.steps_per_epoch
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
+        if config.negatives:
+            mined = Path(config.negatives).read_bytes()
+            self.identity = digest([self.identity, hashlib.sha256(mined).hexdigest()])
         self.state = FinetuneState()
         prompt = parts.learner.prompt if isinstance(parts.learner, CaptionLearner) else None
         self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped, prompt=prompt)
