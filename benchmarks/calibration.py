@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,14 @@ def scene_queries(gallery: Gallery) -> Iterator[tuple[str, Has]]:
     for subject in subjects:
         article = "an" if subject[0] in "aeiou" else "a"
         words = str(subject).replace("_", " ")
-        yield f"{article} {words}", lambda i, s=subject: s in meta[i]["subjects"]
+        yield f"{article} {words}", partial(_shows, meta, subject, None)
         for ground, where in GROUNDS.items():
-            yield (
-                f"{article} {words} {where}",
-                lambda i, s=subject, g=ground: s in meta[i]["subjects"] and meta[i]["ground"] == g,
-            )
+            yield f"{article} {words} {where}", partial(_shows, meta, subject, ground)
+
+
+def _shows(meta: list[Any], subject: str, ground: str | None, image: int) -> bool:
+    found = meta[image]
+    return subject in found["subjects"] and ground in (None, found["ground"])
 
 
 def photo_queries(gallery: Gallery) -> Iterator[tuple[str, Has]]:
@@ -82,7 +85,11 @@ def photo_queries(gallery: Gallery) -> Iterator[tuple[str, Has]]:
     ]
     for query, groups in QUERIES.items():
         wanted = [set(group.split()) for group in groups]
-        yield query, lambda i, wanted=wanted: all(words[i] & group for group in wanted)
+        yield query, partial(_has_all, words, wanted)
+
+
+def _has_all(words: list[set[str]], wanted: list[set[str]], image: int) -> bool:
+    return all(words[image] & group for group in wanted)
 
 
 def measure(

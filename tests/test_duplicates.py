@@ -1,6 +1,7 @@
 """Near-duplicates: copies are found whatever was done to them, and other pictures are not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def scene(number: int) -> Image.Image:
     return Image.fromarray((large + grain).clip(0, 255).astype(np.uint8))
 
 
-COPIES = {
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half": lambda p: p.resize((160, 120)),
     "squashed": lambda p: p.resize((224, 224)),
     "cut-right": lambda p: p.crop((0, 0, 304, 240)),

@@ -252,7 +252,8 @@ def calibrate(
     progress.stop()
     match = kind == 0
     counts = np.bincount(kind)
-    share = np.where(np.arange(len(counts)) > 0, 1 / max(np.count_nonzero(counts[1:]), 1), 1.0)
+    kinds = max(int(np.count_nonzero(counts[1:])), 1)
+    share = np.where(np.arange(len(counts)) > 0, 1 / kinds, 1.0)
     weight = (counts[0] * share / counts.clip(1))[kind]  # true pairs as all others, each kind alike
     held = pairs[:, 0] % 2 == 1
     fit = fit_logistic(features[~held], match[~held], weight[~held])
