@@ -92,8 +92,16 @@ class World:
         return unit(mixed), chosen
 
 
-def write_store(path: Path, world: World, captions: Vectors, owners: NDArray[np.int64]) -> Store:
-    """A float16 store of the world, with the captions."""
+def write_store(
+    path: Path,
+    world: World,
+    captions: Vectors,
+    owners: NDArray[np.int64],
+    *,
+    first: int = 0,
+    last: int | None = None,
+) -> Store:
+    """A float16 store of the world, with the captions; of its items from `first` to `last`."""
     spec = EncoderSpec(family="external", checkpoint="drawn", weights={"image": "a", "text": "b"})
 
     def form(vectors: int) -> Feature:
@@ -106,11 +114,17 @@ def write_store(path: Path, world: World, captions: Vectors, owners: NDArray[np.
         texts.setdefault(owner, []).append(Caption(id=f"c{i}", text=f"caption {i}"))
     with StoreWriter.open(path, spec=spec, features=features) as writer:
         for start, block in world.images():
+            start, block = (
+                max(start, first),
+                block[max(0, first - start) : (last or world.items) - start],
+            )
+            if not len(block):
+                continue
             part = writer.part()
             ids = range(start, start + len(block))
             keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in ids]
             part.add(Modality.IMAGES, keys, {"itc": block.astype(np.float16)})
-            if start == 0:
+            if start == 0 and len(captions):
                 half = captions[:, None].astype(np.float16)
                 part.add(
                     Modality.CAPTIONS,

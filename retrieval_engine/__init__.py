@@ -10,11 +10,12 @@ from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import encode
+    from retrieval_engine.encoding.transformer import FeatureTransformer
     from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import evaluate_recall
     from retrieval_engine.index import build_index, open_index, update_index
     from retrieval_engine.models import open_encoder
-    from retrieval_engine.search import Mix
+    from retrieval_engine.search import Mix, SearchEngine
     from retrieval_engine.sources import open_source
     from retrieval_engine.store import open_store
 
@@ -22,7 +23,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Engine",
+    "FeatureTransformer",
     "Mix",
+    "SearchEngine",  # search.Searcher, as it was called before 2026-11-26
     "build_index",
     "encode",
     "evaluate_recall",

@@ -28,6 +28,7 @@ from retrieval_engine.store import Store, open_store
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
+    from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
     from retrieval_engine.index.catalog import Entry
     from retrieval_engine.index.grouping import Allowed
@@ -58,6 +59,10 @@ class Engine:
         device: `auto`, `cpu`, `cuda`, …
         progress: told about every item that is encoded.
 
+    Attributes:
+        store_path: directory of the store.
+        added: what opening a folder encoded, or None.
+
     Raises:
         UsageError: `path` is neither a folder, nor a store, nor a source.
         VlreError: the store is damaged, or of another model.
@@ -87,14 +92,16 @@ class Engine:
         self._default_index = Path(os.environ.get("VLRE_INDEX") or DEFAULT_INDEX).expanduser()
         self._model, self._device, self._split = model, device, split
         self._head = None if head is None else Path(head).expanduser()
-        self._scope = ""
+        self._scope: set[str] = set()  # names of the sources that are searched; none for all
         self._encoder: Encoder | None = None
         self._searcher: Searcher | None = None
         self._seen: object = None
         self._allowed: Allowed | None = None
         self._lock = threading.RLock()
+        self.added: EncodeReport | None = None
         if source:
-            self.add(source, progress=progress)
+            self.added = self.add(source, progress=progress)
+            self._scope = {self._added_name}
 
     # Images in
 
@@ -147,8 +154,9 @@ class Engine:
                 options=options or self._options(),
                 progress=progress,
             )
-            if named:
-                self._scope = source.name
+            self._added_name = source.name
+            if self._scope:
+                self._scope.add(source.name)
             self._seen = None
         if report.failures and not report.images.encoded + report.images.reused:
             first = report.failures[0]
@@ -168,14 +176,23 @@ class Engine:
         return EncodeOptions(features=names, store_dtype=forms["itc"].dtype)
 
     def build_index(
-        self, recipe: str = "auto", *, progress: "Progress | None" = None
+        self,
+        recipe: str = "auto",
+        *,
+        feature: str = "itc",
+        progress: "Progress | None" = None,
     ) -> "IndexReport":
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
         out = self._index or self._default_index
         return build_index(
-            self._seen_store(), out, recipe=recipe, split=self._split, progress=progress
+            self._seen_store(),
+            out,
+            recipe=recipe,
+            split=self._split,
+            feature=feature,
+            progress=progress,
         )
 
     def update_index(self, *, progress: "Progress | None" = None) -> "UpdateReport":
@@ -203,7 +220,7 @@ class Engine:
 
     # Answers out
 
-    def search(
+    def search(  # noqa: PLR0913 (a front door)
         self,
         queries: Any,
         k: int = 10,
@@ -212,6 +229,8 @@ class Engine:
         rerank_model: str = "",
         offset: int = 0,
         captions: bool = False,
+        distinct: bool = False,
+        min_match: float = 0.0,
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -223,6 +242,8 @@ class Engine:
             rerank_model: another checkpoint for that, such as a real BLIP.
             offset: leave out so many of the best, for the next page.
             captions: answer with captions instead of images.
+            distinct: leave out near-duplicates of a better hit.
+            min_match: leave out hits that match words with less than this probability.
 
         Returns:
             `Hits` of one query, or a list of them. The same query has the same scores alone and
@@ -242,6 +263,8 @@ class Engine:
                 rerank_model=rerank_model,
                 captions=captions,
                 allowed=self._allowed,
+                distinct=distinct,
+                min_match=min_match,
             )
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
@@ -287,6 +310,13 @@ class Engine:
         model = model or self._model or (store.spec.checkpoint if store else _default_model())
         found = caption_given(asked, n, model=model, store=store, device=self._device, how=options)
         return found[0] if one else found
+
+    def evaluate(self, rerank: int = 0) -> "Evaluation":
+        """Exact recall of the store, both ways; `rerank` adds the cross-encoder's order."""
+        from retrieval_engine.evaluate import RecallSettings, evaluate_store
+
+        settings = RecallSettings(rerank=rerank, split=self._split, device=self._device)
+        return evaluate_store(self._seen_store(), settings)
 
     # What is there
 
@@ -393,7 +423,7 @@ class Engine:
                 )
                 self._seen, self._allowed = seen, None
                 if self._scope:
-                    allowed = self._searcher.catalog.of_source(self._scope)
+                    allowed = self._searcher.catalog.of_sources(self._scope)
                     self._allowed = None if allowed.all() else allowed
             return self._searcher
 

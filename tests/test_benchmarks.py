@@ -32,6 +32,27 @@ def test_it_runs_and_reports(
         assert min(line["smallest_cosine"] for line in lines) > 0.99
 
 
+def test_the_duplicates_benchmark_finds_all_of_few(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["duplicates", "--tiny", "--device", "cpu"])
+    importlib.import_module("benchmarks.duplicates").main()
+    line = json.loads(capsys.readouterr().out)
+    assert line["photographs"] == 24
+    assert (line["precision"], line["recall"]) == (1, 1)
+
+
+def test_the_calibration_benchmark_keeps_and_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["calibration", "--tiny", "--device", "cpu"])
+    importlib.import_module("benchmarks.calibration").main()
+    itm, itc = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (itm["by"], itc["by"]) == ("itm", "itc")
+    assert itm["nonsense_refused"] >= 0.9
+    assert itm["true_top_hits_kept"] >= 0.9
+
+
 def test_the_photo_benchmark_runs_and_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

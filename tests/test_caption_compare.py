@@ -1,5 +1,6 @@
 """Caption runs side by side: one table, one page, the same pictures for all."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -127,4 +128,14 @@ def test_the_command_compares_files_of_captions(files: Path) -> None:
     assert run(*told, "--markdown").stdout.startswith("| run | B@1")
     refused = run(*told, "--latex")
     assert refused.exit_code == 2
-    assert "--json and --markdown" in refused.stderr
+    assert "captions have --json, --csv, --markdown" in refused.stderr
+    rows = list(csv.DictReader(run(*told, "--csv").stdout.splitlines()))
+    assert [row["run"] for row in rows] == ["old", "new"]
+    assert float(rows[1]["CIDEr"]) == pytest.approx(new["metrics"]["CIDEr"], rel=1e-5)
+    pictures = list(csv.DictReader((files / "page" / "captions.csv").open(newline="")))
+    assert [(row["old"], row["new"]) for row in pictures] == [
+        (BEFORE[row["image"]], AFTER[row["image"]]) for row in pictures
+    ]
+    assert [row["references"] for row in pictures] == [
+        " | ".join(TOLD[r["image"]]) for r in pictures
+    ]

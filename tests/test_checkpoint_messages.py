@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from retrieval_engine import open_encoder
 from retrieval_engine.cli import main
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.captioner import open_captioner
+from retrieval_engine.models.learner import open_learner
 from retrieval_engine.train.finetune import Task, configure, finetune
 from tests import tiny, tiny_blip2
 from tests.authors_files import bring_in, refused, tensors_of
@@ -98,7 +100,32 @@ def test_a_file_in_hugging_face_s_names_says_what_to_do_with_it(tmp_path: Path) 
     model = tiny.save_blip(tmp_path / "model")
     file = tmp_path / "weights_best.pt"
     torch.save(load_file(model / "model.safetensors"), file)
-    refused(file, tmp_path, "needs no import: save its tensors as pytorch_model.bin")
+    refused(file, tmp_path, r"which model it was trained from, `base=ID`")
+
+
+@pytest.mark.parametrize("kind", ["retrieval", "captioner", "blip2", "opt", "t5"])
+def test_a_tokenizer_larger_than_the_embeddings_names_both_sizes(tmp_path: Path, kind: str) -> None:
+    save: Any = {
+        "retrieval": tiny.save_blip,
+        "captioner": tiny.save_blip_captioner,
+        "blip2": tiny_blip2.save_blip2,
+        "opt": tiny_blip2.save_blip2_opt,
+        "t5": tiny_blip2.save_blip2_t5,
+    }[kind]
+    model = save(tmp_path / "m")
+    large = tiny.tokenizer()
+    large.add_tokens([f"word{i}" for i in range(9)])
+    large.save_pretrained(model)
+    rows = len(tiny.VOCABULARY) + (2 if kind in ("retrieval", "captioner") else 1)
+    message = f"tokenizer has ids up to {max(large.get_vocab().values())}"
+    openers: list[Any] = [open_captioner] if kind in ("captioner", "opt", "t5") else [open_encoder]
+    openers += [open_encoder] if kind in ("opt", "t5") else []
+    for opener in openers:
+        with pytest.raises(CheckpointInvalid, match=f"{message} .*its word embeddings {rows} rows"):
+            opener(str(model), device="cpu")
+    task = Task.RETRIEVAL if kind in ("retrieval", "blip2") else Task.CAPTION
+    with pytest.raises(CheckpointInvalid, match=message):
+        open_learner(resolve(str(model)), task, with_tower=False, dtype=torch.float32)
 
 
 def test_a_prompt_that_nobody_said_is_told_and_a_trained_one_is_written_down(

@@ -38,12 +38,14 @@ def test_the_python_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = blocks("python")
-    assert found
+    [block] = found = blocks("python")
+    assert len(block.splitlines()) == 12  # an import, a blank line and the ten of `Engine`
     for block in found:
         exec(compile(block, "README.md", "exec"), {})
-    hits, recall = capsys.readouterr().out.splitlines()[:3], capsys.readouterr()
-    assert [line.split()[0] for line in hits] == ["1", "2", "3"], recall
+    printed = capsys.readouterr().out
+    hits = printed.splitlines()[:4]
+    assert hits[0] == "3 hits of 'a dog on grass'"
+    assert [line.split()[0] for line in hits[1:]] == ["1", "2", "3"], printed
 
 
 def test_the_tree_names_what_is_there() -> None:

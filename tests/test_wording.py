@@ -16,7 +16,7 @@ from retrieval_engine.cli.wording import COMMAND_OF, as_options, context_of
 PACKAGE = Path(retrieval_engine.__file__).parent
 # A style sheet has `--names` of its own; a model card says with which command the model was made.
 NO_MESSAGES = (
-    *("cli/", "search/contact_sheet.py"),
+    *("cli/", "search/contact_sheet.py", "duplicates/duplicate_page.py"),
     *("train/pretrain/export.py", "train/pretrain/cached/write_model.py"),
 )
 # Other tools' commands, and options in a source's name (`?id=COLUMN`): typed alike everywhere.

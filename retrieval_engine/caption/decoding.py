@@ -38,7 +38,7 @@ class DecodingOptions:
     Attributes:
         beams: width of the beam search; 1 is greedy. Default 3, or 1 under `sample`.
         sample: draw words at random instead.
-        temperature: of sampling, above 0; default 1.
+        temperature: of sampling, above 0; default 1. Several: one for each of `num_captions`.
         top_k: sample among so many words only.
         top_p: sample among the likeliest words that make up this probability (nucleus sampling,
             Holtzman et al., ICLR 2020); default 0.9, as BLIP's authors have it, or 1 with `top_k`.
@@ -59,7 +59,7 @@ class DecodingOptions:
 
     beams: int | None = None
     sample: bool = False
-    temperature: float | None = None
+    temperature: float | tuple[float, ...] | None = None
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -103,10 +103,19 @@ class DecodingOptions:
     def _check_ranges(self) -> None:
         require_at_least(self, 1, "beams", "top_k", "num_captions", "max_length")
         require_at_least(self, 0, "min_length", "no_repeat_ngram", "seed")
-        for name in ("temperature", "repetition_penalty"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"`{name}` is {value}, must be above 0")
+        warmths = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        for name, values in (
+            ("temperature", warmths),
+            ("repetition_penalty", (self.repetition_penalty,)),
+        ):
+            for value in values:
+                if value is not None and not 0 < value < float("inf"):
+                    raise UsageError(f"`{name}` is {value}, must be above 0")
+        if isinstance(self.temperature, tuple) and len(self.temperature) != self.num_captions:
+            raise UsageError(
+                f"`num_captions={self.num_captions}`, and {len(self.temperature)} temperatures: "
+                "each caption has its own"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"`top_p` is {self.top_p}, must be above 0 and at most 1")
         if self.max_length is not None and self.min_length > self.max_length:
@@ -161,7 +170,8 @@ class DecodingOptions:
         values = asdict(self)
         found |= {name: values[name] for name in names}
         if self.method is Method.SAMPLING:
-            found["temperature"] = self.temperature or 1.0
+            own = self.temperature
+            found["temperature"] = list(own) if isinstance(own, tuple) else own or 1.0
             found["top_p"] = self.nucleus
             found["seed"] = self.seed or 0
         if self.method is Method.BEAMS:

@@ -31,7 +31,8 @@ def write_captions(
         options: how to choose words.
 
     Returns:
-        For each image `options.num_captions` sentences, best first.
+        For each image `options.num_captions` sentences, best first; of several temperatures each
+        in its place.
 
     Raises:
         UsageError: the prompt leaves no room, or the model cannot write so long a sentence.
@@ -175,10 +176,13 @@ class _Batch:
                 chosen, open_rows = chosen[going], open_rows[going]
             self.logits = self.decoding.step(chosen, None)
         scores = sums / lengths.clamp(min=1)
-        return [
-            _sorted([self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)])
+        found = [
+            [self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)]
             for rows in zip(ids.tolist(), scores, strict=True)
         ]
+        # Those of several temperatures stay in the order of these.
+        in_order = isinstance(self.options.temperature, tuple)
+        return found if in_order else [_sorted(sentences) for sentences in found]
 
     def _next(self, uniform: Tensor | None, place: int) -> tuple[Tensor, Tensor]:
         """(n, b) tokens chosen and the log-probability the model gave them."""
@@ -192,7 +196,7 @@ class _Batch:
             chosen = draw(
                 scores,
                 uniform[self.active, :, place - len(self.prompt)],
-                temperature=self.options.temperature or 1.0,
+                temperature=_temperature(self.options),
                 top_k=self.options.top_k,
                 top_p=self.options.nucleus,
             )
@@ -272,6 +276,11 @@ class _Batch:
         if len(self.active) < before:
             chosen, parents, sums = chosen[stay], parents[stay], sums[stay]
         return chosen, parents, sums
+
+
+def _temperature(options: DecodingOptions) -> float | Tensor:
+    asked = options.temperature
+    return torch.tensor(asked) if isinstance(asked, tuple) else asked or 1.0
 
 
 def _sorted(sentences: list[Sentence]) -> list[Sentence]:

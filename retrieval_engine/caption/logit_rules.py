@@ -64,7 +64,7 @@ def draw(
     logits: Tensor,
     uniform: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
@@ -73,13 +73,15 @@ def draw(
     Args:
         logits: (n, b, v).
         uniform: (n, b) numbers in [0, 1) that decide; equal numbers draw equal words.
-        temperature: above 0; below 1 prefers likely words.
+        temperature: above 0; below 1 prefers likely words; or (b,), one for each sentence.
         top_k: among so many of the likeliest only.
         top_p: among the fewest likeliest that make up this probability; at least one.
 
     Returns:
         (n, b) tokens.
     """
+    if isinstance(temperature, Tensor):
+        temperature = temperature[:, None].to(logits)
     warm = (logits / temperature).double()
     if top_k and top_k < warm.shape[-1]:
         least = warm.topk(top_k, dim=-1).values[..., -1:]

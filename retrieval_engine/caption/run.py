@@ -149,6 +149,16 @@ class CaptionRun:
             yield batch, failures
             progress.advance(len(batch))
 
+    def states_of(
+        self, images: Iterable[SourceImage], progress: Progress
+    ) -> Iterator[tuple[list[SourceImage], torch.Tensor]]:
+        """Images a batch at a time with their (n, t, w) states; those that fail are left out."""
+        for batch, _ in self._batches(images, progress):
+            if batch:
+                rows = np.array([loaded.row for _, loaded in batch], dtype=np.int64)
+                states = self.states.read(rows, [loaded.pixels[0] for _, loaded in batch])
+                yield [image for image, _ in batch], torch.from_numpy(states)
+
     @property
     def encoded(self) -> int:
         """Number of images whose vision states were not stored and had to be made."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from retrieval_engine.cli.output import emit, note, table_console
+from retrieval_engine.cli.wording import as_options
 from retrieval_engine.errors import UsageError
 
 if TYPE_CHECKING:
+    from retrieval_engine.caption.collapse import CollapseReport
     from retrieval_engine.evaluate.compare import Comparison, Row
     from retrieval_engine.evaluate.compare.caption_comparison import CaptionComparison, CaptionRow
 
@@ -21,9 +23,7 @@ def show_comparison(comparison: "Comparison", form: str) -> None:
         comparison: what `compare` gave.
         form: `json` (a line a run), `csv`, `markdown`, `latex`, or empty for people.
     """
-    if form == "csv":
-        click.echo(comparison.csv(), nl=False)
-    elif form == "latex":
+    if form == "latex":
         click.echo(comparison.latex())
     elif not _told(comparison, form):
         _print(comparison)
@@ -32,13 +32,15 @@ def show_comparison(comparison: "Comparison", form: str) -> None:
 
 
 def _told(comparison: "Comparison | CaptionComparison", form: str) -> bool:
-    """Print it as JSON or Markdown, where it is that form; whether it was."""
+    """Print it as JSON, CSV or Markdown, where it is that form; whether it was."""
     if form == "json":
         for row in comparison.rows:
             emit(row.to_json())
+    elif form == "csv":
+        click.echo(comparison.csv(), nl=False)
     elif form == "markdown":
         click.echo(comparison.markdown())
-    return form in ("json", "markdown")
+    return form in ("json", "csv", "markdown")
 
 
 def _print_gains(
@@ -70,8 +72,9 @@ def _print(comparison: "Comparison") -> None:
 
 def compare_caption_runs(
     runs: tuple[str, ...],
-    references: Path,
+    references: str,
     *,
+    split: str | None,
     form: str,
     out: Path | None,
     images: Path | None,
@@ -82,8 +85,9 @@ def compare_caption_runs(
 
     Args:
         runs: files of captions, `NAME=FILE` names one.
-        references: file of references.
-        form: `json` (a line a run), `markdown`, or empty for people.
+        references: file, source or store with references.
+        split: of them, only the images of this split.
+        form: `json` (a line a run), `csv`, `markdown`, or empty for people.
         out: directory for the page, or None.
         images: folder of the images, where the files do not say where they are.
         allow_missing: leave out images that some run has no caption for.
@@ -95,9 +99,9 @@ def compare_caption_runs(
     from retrieval_engine.evaluate.compare.caption_comparison import compare_captions
     from retrieval_engine.evaluate.compare.pages import write_caption_page
 
-    if form not in ("", "json", "markdown"):
-        raise UsageError(f"--{form} is of heads and stores; captions have --json and --markdown")
-    comparison = compare_captions(runs, references, allow_missing=allow_missing)
+    if form == "latex":
+        raise UsageError("--latex is of heads and stores; captions have --json, --csv, --markdown")
+    comparison = compare_captions(runs, references, split=split, allow_missing=allow_missing)
     if not _told(comparison, form):
         _print_captions(comparison)
     if comparison.left_out:
@@ -116,3 +120,30 @@ def _print_captions(comparison: "CaptionComparison") -> None:
         table.add_row(*row.cells())
     table_console().print(table)
     _print_gains(comparison.rows, "CIDEr", 100, 1)
+
+
+def show_collapse(report: "CollapseReport") -> None:
+    """Print what a captioner says in each way, what it knows, and the verdict."""
+    from rich.table import Table
+
+    table = Table(title=f"{len(report.images):,} images: {report.model}", title_justify="left")
+    for number, heading in enumerate(
+        ("words by", "CIDEr", "different %", "commonest %", "repeated %")
+    ):
+        table.add_column(heading, justify="right" if number else "left")
+    for way in report.ways:
+        varied = way.varied
+        shares = (varied.distinct_captions, varied.commonest_share, varied.repetition_rate)
+        figures = [f"{100 * value:.1f}" for value in (way.cider, *shares)]
+        table.add_row(way.name, *figures)
+    table_console().print(table)
+    click.echo(
+        f"next token: loss {report.loss:.2f}, entropy {report.entropy:.2f}, another picture adds "
+        f"{report.gain:.2f} nats"
+    )
+    for band in report.bands:
+        click.echo(
+            f"  {band.name:17} {band.share:4.0%} of tokens: loss {band.loss:.2f}, another picture "
+            f"adds {band.gain:.2f}"
+        )
+    click.echo(as_options(report.verdict, click.get_current_context()))

@@ -27,7 +27,11 @@ _NAMES = (
 _OPTIONS = (
     click.option("--beams", type=int, help="Width of the beam search; 1 is greedy.  [default: 3]"),
     click.option("--sample", is_flag=True, help="Draw words at random instead of beams."),
-    click.option("--temperature", type=float, help="Of --sample; below 1 prefers likely words."),
+    click.option(
+        "--temperature",
+        metavar="FLOAT[,...]",
+        help="Of --sample; below 1 prefers likely words. Several: one for each of --num-captions.",
+    ),
     click.option("--top-k", type=int, help="Of --sample: among so many words only."),
     click.option(
         "--top-p",
@@ -94,4 +98,19 @@ def read_decoding(given: dict[str, Any]) -> "DecodingOptions":
 
     values = {name: given.pop(name) for name in _NAMES}
     rule = values.pop("beam_rule")
+    if values["temperature"] is not None:
+        values["temperature"] = temperature = _numbers(values["temperature"])
+        if isinstance(temperature, tuple):  # nothing but sampling has several
+            values["sample"] = values["sample"] or values["beams"] is None
     return DecodingOptions(**values, beam_rule=BeamRule(rule) if rule else None)
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no number, nor several with commas between them",
+            param_hint="'--temperature'",
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]

@@ -7,6 +7,7 @@ from retrieval_engine.cli.output import (
     emit,
     interval_range,
     note,
+    note_failures,
     print_wide,
     progress_bar,
     table_console,
@@ -23,7 +24,47 @@ if TYPE_CHECKING:
         RecallSettings,
     )
     from retrieval_engine.evaluate.leaks import LeakReport
+    from retrieval_engine.evaluate.positives import ExtendedRecall
     from retrieval_engine.metrics.bootstrap import Interval
+
+
+def encode_missing(
+    source: str, store: Path, *, model: str, device: str, rerank: bool
+) -> tuple[str, str]:
+    """Encode what of a source a store lacks.
+
+    Args:
+        source: its name.
+        store: directory, made where there is none.
+        model: checkpoint, or an authors' .pth file; empty for the one that made the store.
+        device: where it runs.
+        rerank: whether `tokens` are needed too.
+
+    Returns:
+        The source's name as the store has it, and the checkpoint.
+    """
+    from retrieval_engine.encoding import EncodeOptions, encode
+    from retrieval_engine.encoding.from_source import open_changed
+    from retrieval_engine.errors import StoreNotFound
+    from retrieval_engine.models import open_encoder, recorded_name
+    from retrieval_engine.models.import_checkpoint import imported_beside
+    from retrieval_engine.records import DEFAULT_MODEL
+    from retrieval_engine.store import open_store
+
+    if Path(model).suffix in (".pth", ".pt") and Path(model).is_file():
+        model = str(imported_beside(Path(model)))
+    if not model:
+        try:
+            model = recorded_name(open_store(store).spec)
+        except StoreNotFound:
+            model = DEFAULT_MODEL
+    opened = open_changed(source, store)
+    options = EncodeOptions(features=("itc", "tokens") if rerank else ("itc",))
+    with progress_bar() as progress:
+        encoder = open_encoder(model, device=device)
+        report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+    note_failures(report.failures)
+    return opened.name, model
 
 
 def measure_recall(
@@ -65,6 +106,8 @@ def show_evaluation(found: "Evaluation", published: str | None, *, as_json: bool
         return
     for protocol, report in found.results:
         print_recall(report, found.intervals(report), title=protocol.title)
+    if found.extended:
+        _print_extended(found.extended)
     if dataset:
         _print_published(found, dataset)
     _remark(found.report, found.leaks, found.gallery.left_out)
@@ -113,6 +156,26 @@ def print_recall(
         f"mean recall {report.mean_recall:.2f}"
         + (interval_range(intervals.mean_recall, 1) if intervals else "")
     )
+
+
+def _print_extended(extended: "ExtendedRecall") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"by {', '.join(extended.digests)}", title_justify="left")
+    table.add_column("")
+    sides = [("image to text", extended.image_to_text), ("text to image", extended.text_to_image)]
+    shown = [(name, side) for name, side in sides if side]
+    for k in shown[0][1].recall:
+        table.add_column(f"R@{k}", justify="right")
+    for name in ("R-Precision", "mAP@R", "queries", "positives"):
+        table.add_column(name, justify="right")
+    for name, side in shown:
+        figures = [*side.recall.values(), side.r_precision, side.map_at_r]
+        counts = [f"{side.n_queries:,}", f"{side.n_positives:,}"]
+        table.add_row(name, *(f"{value:.1f}" for value in figures), *counts)
+    table_console().print(table)
+    if extended.n_unknown:
+        note(f"{extended.n_unknown:,} pairs of the files are not in the gallery and were left out")
 
 
 def _recalls(side: "DirectionReport", intervals: "Mapping[str, Interval]") -> list[str]:

@@ -35,7 +35,7 @@ def print_hits(sections: "list[Hits]", *, as_json: bool, with_query: bool) -> No
         for section in sections:
             asked = [_words(section.query)] if with_query else []
             for hit in section:
-                cells = [_cell(hit.name), _words(hit.sentence), _cell(hit.uri)]
+                cells = [cell(hit.name), _words(hit.sentence), cell(hit.uri)]
                 line = "\t".join([*asked, str(hit.rank), f"{hit.score:.4f}", *cells])
                 click.echo(line, color=True)  # else click drops what looks like colours
 
@@ -52,7 +52,8 @@ def print_paths(sections: "list[Hits]", *, end: str) -> None:
             click.echo(hit.uri + end, nl=False, color=True)
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
+    """A name in a tab-separated line: tabs and line breaks in it stand as escapes."""
     return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 

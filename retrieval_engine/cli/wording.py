@@ -15,12 +15,15 @@ import click
 
 COMMAND_OF = {
     "EncodeOptions": "encode",
+    "PretrainConfig": "pretrain",
     "build_index": "index",
+    "calibrate": "calibrate",
     "encode": "encode",
     "evaluate_store": "eval --recall",
     "import_checkpoint": "import-checkpoint",
     "import_embeddings": "import-embeddings",
     "merge_adapters": "merge-adapter",
+    "mine_negatives": "mine",
     "open_encoder": "encode",
     "repair_store": "store repair",
     "train_head": "train-head",

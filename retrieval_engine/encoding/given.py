@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.models import Encoder
+from retrieval_engine.models.encoder import unknown_features
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.given import given_images, image_bytes, is_image
@@ -33,6 +34,7 @@ def encode_given(encoder: Encoder, inputs: Any, feature: str = "itc") -> NDArray
     if isinstance(inputs, list | tuple):
         words = [isinstance(value, str) and not is_image(value) for value in inputs]
         if words and all(words):
+            _check(encoder, feature, Modality.CAPTIONS)
             return narrowed(encoder.encode_texts(list(inputs), [feature])[feature])
         if any(words):
             raise UsageError(
@@ -40,14 +42,20 @@ def encode_given(encoder: Encoder, inputs: Any, feature: str = "itc") -> NDArray
                 "images",
                 hint="encode sentences and images in two calls",
             )
-    form = encoder.features(Modality.IMAGES).get(feature)
+    _check(encoder, feature, Modality.IMAGES)
     batches = [
         encoder.encode_images(pixels, [feature])[feature]
         for pixels in _batches(encoder, (given.image for given in given_images(inputs)))
     ]
     if not batches:
-        return np.empty((0, *(form.shape[-1:] if form else ())), np.float32)
+        shape = encoder.features(Modality.IMAGES)[feature].shape
+        return narrowed(np.empty((0, *shape), np.float32))
     return narrowed(np.concatenate(batches))
+
+
+def _check(encoder: Encoder, feature: str, modality: Modality) -> None:
+    if feature not in (known := encoder.features(modality)):
+        raise unknown_features(encoder.spec.checkpoint, [feature], known, modality)
 
 
 def _batches(encoder: Encoder, images: Iterable[Any]) -> Iterable[NDArray[np.uint8]]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
@@ -12,6 +14,11 @@ from retrieval_engine.evaluate.leaks import (
     TrainingRecord,
     find_leaks,
     known_training_records,
+)
+from retrieval_engine.evaluate.positives import (
+    ExtendedRecall,
+    extended_recall,
+    read_positives,
 )
 from retrieval_engine.evaluate.reranked import rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
@@ -32,6 +39,7 @@ class RecallSettings:
 
     Attributes:
         split: only items of this split; None takes all.
+        source: only items of the source of this name; empty takes all.
         ks: cutoffs.
         ties: see `Ties`.
         device: where products and, for re-ranking, the model run.
@@ -39,10 +47,12 @@ class RecallSettings:
         model: where the store's checkpoint is now, if it has moved.
         trained_on: records of what the model was trained on, beside those that are found.
         keep_trained: with a head, leave in the gallery what it was trained on.
+        positives: files that say what matches besides; see `read_positives`.
         bootstrap: how intervals are drawn.
     """
 
     split: str | None = None
+    source: str = ""
     ks: tuple[int, ...] = KS
     ties: Ties = Ties.LOWER_INDEX
     device: str = "auto"
@@ -50,6 +60,7 @@ class RecallSettings:
     model: str = ""
     trained_on: tuple[Path, ...] = ()
     keep_trained: bool = False
+    positives: tuple[Path, ...] = ()
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -67,6 +78,7 @@ class Evaluation:
         leaks: what gallery and training share.
         bootstrap: how intervals are drawn.
         head: the head the vectors passed through, and what was left out for it; None for none.
+        extended: figures of ITC alone under extended ground truth, if that was asked for.
     """
 
     gallery: Gallery
@@ -74,6 +86,7 @@ class Evaluation:
     leaks: LeakReport
     bootstrap: Bootstrap
     head: Mapping[str, Json] | None = None
+    extended: ExtendedRecall | None = None
 
     @property
     def report(self) -> RecallReport:
@@ -87,7 +100,10 @@ class Evaluation:
     def certificate(self) -> dict[str, Json]:
         """All that a reviewer needs, as JSON values."""
         made = certificate(self.gallery, self.results, self.leaks, bootstrap=self.bootstrap)
-        return made | self._head()
+        return made | self._extended() | self._head()
+
+    def _extended(self) -> dict[str, Json]:
+        return {"extended": self.extended.to_json()} if self.extended else {}
 
     def _head(self) -> dict[str, Json]:
         return {"head": dict(self.head)} if self.head else {}
@@ -100,7 +116,7 @@ class Evaluation:
                 "k": protocol.k,
                 "seconds": round(protocol.seconds, 3),
             }
-        return value | {"leaks": self.leaks.to_json()} | self._head()
+        return value | {"leaks": self.leaks.to_json()} | self._extended() | self._head()
 
     def _figures(self, report: RecallReport) -> dict[str, Json]:
         spread = self.intervals(report)
@@ -123,6 +139,9 @@ def evaluate_store(
     """
     settings = settings or RecallSettings()
     gallery, protocol, head = store.gallery(settings.split), ITC, None
+    if settings.source:
+        own = [i for i, name in enumerate(gallery.sources) if name == settings.source]
+        gallery = gallery.only(np.array(own, dtype=np.int64))
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
@@ -130,6 +149,9 @@ def evaluate_store(
     results = [(protocol, report)]
     if settings.rerank:
         results.append(_reranked(gallery, settings, progress))
+    extended = None
+    if settings.positives:
+        extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
     training, unknown = known_training_records(gallery, settings.trained_on)
     if isinstance(store, ProjectedStore):
         training.append(_head_training_record(store.saved))
@@ -139,6 +161,7 @@ def evaluate_store(
         leaks=find_leaks(gallery, training, unknown=unknown),
         bootstrap=settings.bootstrap,
         head=head,
+        extended=extended,
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from retrieval_engine.duplicates import Pictures, crossing
 from retrieval_engine.errors import EvaluationError, SourceError, UsageError
 from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.records import Json, Modality
@@ -20,10 +20,9 @@ from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
 
 RECORD = "training.json"
-NEAR = 0.98  # cosine of image features from which two different files count as nearly one image
+NEAR = 0.98  # cosine of features from which two files that cannot be read count as one image
 _TRAINED_SPLITS = ("train", "")
 _EXAMPLES = 10
-_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,9 @@ class LeakReport:
         unknown: what could not be compared, and why.
         shared_ids: images whose id is in a training set.
         shared_contents: images whose bytes are.
-        near_duplicates: other images whose features nearly equal those of a training image.
-        near: cosine from which that is so.
+        near_duplicates: other images that are a training image resized, cropped a little, encoded
+            again or brightened, by their pixels.
+        near: cosine of features from which it is so where pixels cannot be read.
         examples: a few of them all, as `reason: id`.
     """
 
@@ -164,7 +164,7 @@ def find_leaks(
         gallery: what is evaluated.
         training: what is known of the training.
         unknown: remarks to pass on.
-        near: cosine from which two images count as nearly one.
+        near: cosine from which two images count as nearly one where pixels cannot be read.
     """
     keys = list(gallery.keys)
     ids = list(zip(gallery.sources, gallery.ids, strict=True))
@@ -176,7 +176,8 @@ def find_leaks(
         if known.store is None:
             continue
         if feature := _comparable(gallery.store, known.store):
-            nearly |= _near(gallery, known, feature, near)
+            trained = Pictures.of(known.store.gallery(known.split))
+            nearly |= crossing(Pictures.of(gallery), trained, feature, alone=near).near
         else:
             remarks.append(f"no near-duplicates looked for in {known.what}: another encoder's")
     nearly &= ~(by_id | by_key)
@@ -239,23 +240,3 @@ def _comparable(ours: Store, theirs: Store) -> str:
         if name in here and name in there and here[name].fingerprint == there[name].fingerprint:
             return name
     return ""
-
-
-def _near(gallery: Gallery, known: TrainingRecord, feature: str, near: float) -> NDArray[np.bool_]:
-    """(n,) whether a training image's features nearly equal each gallery image's."""
-    assert known.store is not None
-    trained = known.store.gallery(known.split)
-    found = np.zeros(len(gallery.image_rows), bool)
-    for start, block in gallery.image_blocks(feature, _ROWS):
-        ours = _unit(block)
-        for _, other in trained.image_blocks(feature, _ROWS):
-            close = (ours @ _unit(other).T).max(axis=1, initial=-1.0) >= near
-            found[start : start + len(block)] |= close
-    return found
-
-
-def _unit(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """(b, …) -> (b, d) float32 of length one; an image's several vectors end to end."""
-    flat = rows.reshape(len(rows), -1).astype(np.float32)
-    unit: NDArray[np.float32] = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
-    return unit

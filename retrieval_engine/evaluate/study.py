@@ -15,6 +15,7 @@ from retrieval_engine.evaluate.compare import Comparison, compare, open_runs, wr
 from retrieval_engine.heads import HeadKind
 from retrieval_engine.models import open_encoder
 from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.train.head import (
     CaptionChoice,
@@ -28,6 +29,10 @@ _VAL_SHARE = 10
 _LARGEST_VAL = 500
 _FEWEST_TEST = 10
 _TITLE = "Projection heads on cached features"
+_NO_ITC = (
+    "{} has no ITC as shipped: its query states and its language model's states lie in spaces that "
+    "nothing ties together. A retrieval checkpoint (Salesforce/blip2-itm-vit-g) has it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class HeadStudy:
     Attributes:
         source: images with captions.
         model: the encoder's checkpoint.
-        feature: what heads read.
+        feature: what heads read; a checkpoint with a language model has `pooled` alone.
         train_size: images to train on at most.
         test_size: images to keep for the test where the source has no split `test`.
         seed: of split and weights.
@@ -81,23 +86,30 @@ def study_heads(
         MissingExtra: matplotlib is not installed.
     """
     progress = progress or Silent()
+    encoder = open_encoder(study.model, device=study.device)
+    has_itc = all("itc" in encoder.features(side) for side in Modality)
+    wanted = ("itc", study.feature) if has_itc else (study.feature,)
     encode(
         study.source,
         out / "store",
-        encoder=open_encoder(study.model, device=study.device),
-        options=EncodeOptions(features=tuple(dict.fromkeys(("itc", study.feature)))),
+        encoder=encoder,
+        options=EncodeOptions(features=tuple(dict.fromkeys(wanted))),
         progress=progress,
     )
     store = open_store(out / "store")
     recipe, split = _plan(store, study)
     untrained_head(store, out / "heads" / "untrained", recipe)
-    runs = ["ITC as encoded=itc", f"untrained projection={out / 'heads' / 'untrained'}"]
+    runs = ["ITC as encoded=itc"] if has_itc else []
+    runs.append(f"untrained projection={out / 'heads' / 'untrained'}")
     for name, each in _recipes(recipe).items():
         progress.say(f"training: {name}")
         folder = out / "heads" / name.replace(" ", "-").replace(",", "").replace('"', "")
         train_head(store, folder, each, device=study.device, progress=progress)
         runs.append(f"{name}={folder}")
     comparison = compare(open_runs(runs, out / "store"), split=split)
+    if not has_itc:
+        remarks = (*comparison.remarks, _NO_ITC.format(study.model))
+        comparison = replace(comparison, remarks=remarks)
     written = write_report(comparison, out / "report", title=_TITLE)
     return comparison, written.page
 

@@ -5,7 +5,7 @@ rows it shows, at a million items as quickly as at a thousand.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +59,8 @@ class Catalog(Protocol):
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of these items' images in a store, for `Store.read`; -1 where it has none."""
 
-    def of_source(self, name: str) -> NDArray[np.bool_]:
-        """(items,) which items are of a source, by its name."""
+    def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """(items,) which items are of some sources, by their names."""
 
     def number_of(self, item_id: str) -> int:
         """Number of the first item with an id, -1 where there is none."""
@@ -110,9 +110,9 @@ class GalleryCatalog:
         """As `Catalog.number_of`."""
         return next((i for i, known in enumerate(self._gallery.ids) if known == item_id), -1)
 
-    def of_source(self, name: str) -> NDArray[np.bool_]:
-        """As `Catalog.of_source`."""
-        return np.fromiter((source == name for source in self._gallery.sources), bool, len(self))
+    def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """As `Catalog.of_sources`."""
+        return np.fromiter((source in names for source in self._gallery.sources), bool, len(self))
 
 
 class SavedCatalog:
@@ -188,15 +188,23 @@ class SavedCatalog:
         """As `Catalog.number_of`."""
         return int(pc.index(self._table["id"], item_id).as_py())
 
-    def of_source(self, name: str) -> NDArray[np.bool_]:
-        """As `Catalog.of_source`."""
-        return np.array(pc.equal(self._table["source"], name).to_pylist(), bool)
+    def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """As `Catalog.of_sources`."""
+        return np.array(
+            pc.is_in(self._table["source"], pa.array(list(names), pa.large_string())).to_pylist(),
+            bool,
+        )
 
     def positions(self, other: "SavedCatalog") -> NDArray[np.int64]:
         """The number here of each of another catalogue's items, -1 for one that is not here.
 
         The same item is of the same source, and has the same id and the same content.
         """
+        n, columns = len(self), ["source", "id", "key"]
+        if other._table.select(columns).slice(0, n).equals(self._table.select(columns)):
+            places = np.full(len(other), -1, np.int64)  # items were added and nothing else
+            places[:n] = np.arange(n)
+            return places
         found = pc.index_in(other._names(), value_set=self._names())
         return np.from_dlpack(pc.fill_null(found, -1)).astype(np.int64)
 
@@ -208,4 +216,9 @@ class SavedCatalog:
 
     def take(self, numbers: NDArray[np.int64]) -> "SavedCatalog":
         """Some of the items, in the order asked."""
-        return SavedCatalog(self._table.take(pa.array(numbers)))
+        if len(numbers) == len(self) and (numbers == np.arange(len(self))).all():
+            return self
+        # `pa.array` would import pandas where it is installed: half a second.
+        buffers = [None, pa.py_buffer(np.ascontiguousarray(numbers, np.int64))]
+        places = pa.Array.from_buffers(pa.int64(), len(numbers), buffers)
+        return SavedCatalog(self._table.take(places))

@@ -1,6 +1,7 @@
 """An index over a store that has changed since: what is newer is compared, what is gone is not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from retrieval_engine.index.grouping import Allowed, Items, Scores
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
+Best: TypeAlias = tuple[Scores, Items]
+Rest: TypeAlias = Callable[[NDArray[np.float32], int, Allowed | None], Iterator[Best]]
 # Newer vectors are held in memory up to this size, and read anew for each search above it.
 _HELD_BYTES = 256 << 20
 
@@ -79,13 +82,20 @@ class FreshIndex:
             there = self._now >= 0
         scores, items = self._saved.search(queries, k, there)
         items = np.where(items >= 0, self._now[items], -1)
-        if self._rest is not None:
-            only = None if allowed is None else allowed[self._newer]
-            new_scores, new = self._rest.search(queries, min(k, self.newer), only)
-            scores = np.concatenate([scores, new_scores], axis=1)
-            items = np.concatenate([items, np.where(new >= 0, self._newer[new], -1)], axis=1)
-        order = np.lexsort((items, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+        if self._rest is None:
+            return _ordered(scores, items, k)
+        only = None if allowed is None else allowed[self._newer]
+        for row, (best, numbers) in enumerate(self._rest(queries, k, only)):
+            every = np.concatenate([scores[row], best])
+            all_items = np.concatenate([items[row], self._newer[numbers]])
+            scores[row], items[row] = _ordered(every, all_items, k)
+        return scores, items
+
+
+def _ordered(scores: Scores, items: Items, k: int) -> tuple[Scores, Items]:
+    """The k best, best first, along the last axis; equal scores by item number."""
+    order = np.lexsort((items, -scores), axis=-1)[..., :k]
+    return np.take_along_axis(scores, order, -1), np.take_along_axis(items, order, -1)
 
 
 def fresh_index(saved: SavedIndex, store: Store, split: str | None) -> FreshIndex | None:
@@ -109,16 +119,46 @@ def fresh_index(saved: SavedIndex, store: Store, split: str | None) -> FreshInde
 
 def _exact(
     store: Store, saved: SavedIndex, catalog: SavedCatalog, numbers: NDArray[np.int64]
-) -> ExactIndex:
+) -> Rest:
     """Exact search over some items of a store."""
     rows = catalog.image_rows(store, numbers)
     feature = saved.manifest.feature
     shape = store.features(Modality.IMAGES)[feature].shape
+    if 4 * len(rows) * int(np.prod(shape)) <= _HELD_BYTES:
+        return _Held(store.read(Modality.IMAGES, feature, rows))
 
     def blocks(size: int) -> Iterator[Block]:
         for start in range(0, len(rows), size):
             yield start, store.read(Modality.IMAGES, feature, rows[start : start + size])
 
-    if 4 * len(rows) * int(np.prod(shape)) <= _HELD_BYTES:
-        return ExactIndex(store.read(Modality.IMAGES, feature, rows).astype(np.float32))
-    return ExactIndex.streaming(blocks, len(rows), shape)
+    index = ExactIndex.streaming(blocks, len(rows), shape)
+
+    def stream(queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> Iterator[Best]:
+        for scores, items in zip(*index.search(queries, min(k, len(rows)), allowed), strict=True):
+            yield scores[items >= 0], items[items >= 0]
+
+    return stream
+
+
+class _Held:
+    """A few vectors in memory: for a single query quicker than a search that can read blocks.
+
+    Args:
+        vectors: (n, v, d).
+    """
+
+    def __init__(self, vectors: NDArray[np.floating]) -> None:
+        self._n, self._v, dim = vectors.shape
+        self._flat = vectors.reshape(-1, dim).astype(np.float32)
+
+    def __call__(
+        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None
+    ) -> Iterator[Best]:
+        """The k best of each query, and all that equal the last of them, in no order."""
+        for query in queries:
+            scores = (self._flat @ query).reshape(self._n, self._v).max(axis=1)
+            if allowed is not None:
+                scores[~allowed] = -np.inf
+            floor = np.partition(scores, self._n - k)[self._n - k] if self._n > k else -np.inf
+            numbers = np.flatnonzero((scores >= floor) & (scores > -np.inf))
+            yield scores[numbers], numbers

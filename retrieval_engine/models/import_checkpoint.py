@@ -14,6 +14,7 @@ from retrieval_engine.models.import_names import Translation, check, unknown
 from retrieval_engine.models.import_settings import Settings, read_settings
 from retrieval_engine.models.import_shapes import Tensors, interpolate, patches_of
 from retrieval_engine.network import hub_is_reachable
+from retrieval_engine.strict_json import loads
 
 DEFAULT_VOCABULARY = "google-bert/bert-base-uncased"
 _POSITIONS = "vision_model.embeddings.position_embedding"
@@ -72,7 +73,7 @@ def import_checkpoint(
         file: the checkpoint as the authors' code saved it.
         out: directory to make; it exists only when it is whole.
         config: JSON with what shapes do not tell (see `import_settings.py`).
-        vocab: vocab.txt; bert-base-uncased's when None.
+        vocab: vocab.txt; None for the one beside the file, else bert-base-uncased's.
         image_size: side in pixels to interpolate the position embedding for.
         vision: a BLIP-2 vision tower's own file, for checkpoints saved without it.
 
@@ -89,7 +90,8 @@ def import_checkpoint(
     stored_image_size = found.config.vision_config.image_size
     found = _resize(found, image_size or options.top.get("image_size") or stored_image_size)
     check(found)
-    tokenizer, text = _fit_vocabulary(found, vocab)
+    beside = file.with_name("vocab.txt")
+    tokenizer, text = _fit_vocabulary(found, vocab or (beside if beside.is_file() else None))
     report = ImportedCheckpoint(
         kind=found.kind,
         models=[model.__name__ for model in found.models],
@@ -109,6 +111,29 @@ def import_checkpoint(
     )
     files.write_directory(found, tokenizer, asdict(report), out)
     return report
+
+
+def imported_beside(file: Path) -> Path:
+    """The directory of an authors' file: imported before, or now, beside it and under its name.
+
+    A .json beside the file and of its name is its `config`.
+
+    Raises:
+        UsageError: the directory was made from another file.
+        CheckpointInvalid, CheckpointNotFound: as of `import_checkpoint`.
+    """
+    out = file.with_suffix("")
+    record = out / files.RECORD
+    if record.is_file():
+        if loads(record.read_bytes())["source_sha256"] == files.sha256_of(file):
+            return out
+        raise UsageError(
+            f"{out} was imported from another {file.name}",
+            hint="import this one to a place of its own: `import_checkpoint(file, out=DIR)`",
+        )
+    config = file.with_suffix(".json")
+    import_checkpoint(file, out, config=config if config.is_file() else None)
+    return out
 
 
 def _translate(tensors: Tensors, tower: Tensors | None, options: Settings) -> Translation:

@@ -87,11 +87,11 @@ def write_directory(
         tokenizer.save_pretrained(partial)
         weights = partial / "model.safetensors"
         with writing(weights):
-            save_file(_separate(translation.tensors), weights, {"format": "pt"})
+            save_file(separate(translation.tensors), weights, {"format": "pt"})
         # safetensors leaves its files readable by their owner alone.
         shutil.copymode(partial / "config.json", weights)
-        _write_json(partial / "preprocessor_config.json", _preprocessor(translation))
-        _write_json(partial / RECORD, record)
+        write_json(partial / "preprocessor_config.json", _preprocessor(translation))
+        write_json(partial / RECORD, record)
         write_checksums(partial, [file.name for file in partial.iterdir()])
         partial.replace(out)
     finally:
@@ -104,7 +104,7 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, contiguous, and none sharing its memory with another: safetensors' terms."""
     separate, seen = {}, set()
     for name, tensor in tensors.items():
@@ -133,5 +133,6 @@ def _preprocessor(translation: Translation) -> dict[str, Json]:
     }
 
 
-def _write_json(file: Path, value: Mapping[str, Json]) -> None:
+def write_json(file: Path, value: Mapping[str, Json]) -> None:
+    """Write JSON for people to read too."""
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -57,8 +57,8 @@ def unknown(parts: set[str]) -> CheckpointInvalid:
     seems = ""
     if {"vision_model", "qformer"} & parts:
         seems = (
-            "is in Hugging Face's names already and needs no import: save its tensors as "
-            "pytorch_model.bin in a copy of the directory it was trained from, without other weights"
+            "is in Hugging Face's names, as training loops around transformers save it: say which "
+            "model it was trained from, `base=ID`"
         )
     elif {"opt_proj", "t5_proj", "llm_proj"} & parts:
         seems = (

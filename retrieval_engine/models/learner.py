@@ -90,9 +90,11 @@ class CaptionLearner(Learner, Protocol):
     """A learner of captions.
 
     Attributes:
+        prompt: what captions go on from, in training as in writing.
         end_id: token that ends a caption.
     """
 
+    prompt: str
     end_id: int
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:

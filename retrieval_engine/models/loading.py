@@ -196,12 +196,18 @@ def _quiet() -> "Iterator[None]":
             logging.enable_progress_bar()
 
 
-def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
+def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint, *, rows: int) -> Tokenizer:
     """The checkpoint's tokenizer.
 
+    Args:
+        kind: the transformers class.
+        checkpoint: where its files are.
+        rows: of the word embeddings; each id must be one of them.
+
     Raises:
-        CheckpointInvalid: there is none, or it knows almost no words. (transformers builds a
-            five-token tokenizer in silence where the vocabulary is missing.)
+        CheckpointInvalid: there is none, it knows almost no words (transformers builds a
+            five-token tokenizer in silence where the vocabulary is missing), or it has ids that the
+            word embeddings lack.
     """
     files = [checkpoint.path / name for name in ("tokenizer.json", "vocab.txt")]
     if not any(file.is_file() for file in files):
@@ -217,6 +223,13 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint) -> Tokenizer:
         raise CheckpointInvalid(
             f"{checkpoint.name}: tokenizer cannot be loaded: {reason}"
         ) from error
+    word, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if last >= rows:
+        raise CheckpointInvalid(
+            f"{checkpoint.name}: its tokenizer has ids up to {last:,} ({word!r}), its word "
+            f"embeddings {rows:,} rows",
+            hint="tokenizer and weights must be of one model",
+        )
     return tokenizer
 
 

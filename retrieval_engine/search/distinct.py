@@ -67,7 +67,8 @@ def first_of_each(catalog: Catalog, items: Items) -> list[tuple[int, int]]:
     ):
         places.setdefault(content, place)
         groups.setdefault(content, []).append(number)
-    return [(places[content], _shown(catalog, group)) for content, group in groups.items()]
+    # In the order of numbers: of equal vectors one may score a rounding more than the other.
+    return [(places[content], _shown(catalog, sorted(found))) for content, found in groups.items()]
 
 
 def _shown(catalog: Catalog, group: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
 """What a search answers with."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retrieval_engine.errors import MissingExtra
@@ -23,6 +23,7 @@ class Hit:
         source: what the id is unique within.
         caption_id: of the caption found, where captions were searched.
         caption: its text, likewise.
+        match: probability that it matches the words, where that was asked for.
     """
 
     rank: int
@@ -34,6 +35,7 @@ class Hit:
     source: str
     caption_id: str | None = None
     caption: str | None = None
+    match: float | None = None
 
     @property
     def name(self) -> str:
@@ -57,6 +59,8 @@ class Hit:
         }
         if self.caption_id is not None:
             value |= {"caption_id": self.caption_id, "caption": self.caption}
+        if self.match is not None:
+            value["match"] = round(self.match, 4)
         return value
 
 
@@ -67,12 +71,23 @@ class Hits(list[Hit]):
         hits: as found.
         query: what was asked, for people.
         image: bytes of the picture asked with, where it was one.
+
+    Attributes:
+        best_match: the highest probability of a match that any hit had, those included that were
+            left out for having too little; None where it was not asked for.
     """
 
     def __init__(self, hits: Iterable[Hit], query: str = "", image: bytes | None = None) -> None:
         super().__init__(hits)
         self.query = query
         self.image = image
+        self.best_match: float | None = None
+
+    def keep_matches(self, chances: Sequence[float], least: float) -> None:
+        """Give each hit its probability of a match, and leave out what has less than `least`."""
+        self.best_match = max(chances, default=0.0)
+        judged = [replace(hit, match=p) for hit, p in zip(self, chances, strict=True) if p >= least]
+        self[:] = [replace(hit, rank=rank) for rank, hit in enumerate(judged, start=1)]
 
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits of {self.query!r}" if self.query else f"{len(self)} hits"]
@@ -103,7 +118,7 @@ def data_frame(rows: list[dict[str, Any]]) -> Any:
         MissingExtra: pandas is not installed.
     """
     try:
-        import pandas as pd  # type: ignore[import-untyped]
+        import pandas as pd
     except ModuleNotFoundError as error:
         raise MissingExtra("pandas", "data") from error
     return pd.DataFrame(rows)

@@ -105,6 +105,20 @@ def is_one(queries: Any) -> bool:
     return isinstance(queries, str | Mix | Mapping) or is_image(queries)
 
 
+def each_of(queries: Any) -> list[Query]:
+    """Several queries one by one.
+
+    Raises:
+        UsageError: it is nothing that can be asked.
+    """
+    if isinstance(queries, str) or not hasattr(queries, "__iter__"):
+        raise UsageError(
+            f"{type(queries).__name__} is no query",
+            hint="ask with words, an image, a vector or a mix of them, or with a list of those",
+        )
+    return list(queries)
+
+
 def is_vector(query: Query) -> bool:
     """Whether a query is a vector: one axis of floats."""
     return is_array(query) and len(query.shape) == 1

@@ -42,12 +42,14 @@ from retrieval_engine.search.queries import (
     Query,
     as_mix,
     combined,
+    each_of,
     is_one,
     is_vector,
     is_words,
     name_of,
 )
 from retrieval_engine.search.rerank import rerank_images
+from retrieval_engine.search.sieve import Sieve
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.given import image_bytes
 from retrieval_engine.store import Store
@@ -155,7 +157,7 @@ class Searcher:
         check_head(encoder, self.store, self._saved, self.feature)
         return encoder
 
-    def search(
+    def search(  # noqa: PLR0913 (what people ask for)
         self,
         queries: Any,
         k: int = 10,
@@ -165,6 +167,8 @@ class Searcher:
         rerank_model: str = "",
         captions: bool = False,
         allowed: Allowed | None = None,
+        distinct: bool = False,
+        min_match: float = 0.0,
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -179,6 +183,9 @@ class Searcher:
                 images it is shown.
             captions: answer with the store's captions, found exactly, instead of its images.
             allowed: (items,) the items, by their numbers in `catalog`, that may be answers.
+            distinct: leave out near-duplicates of a better hit, told by their pixels.
+            min_match: leave out hits that match with less than this probability; see `Judge`. All
+                of the k best may be; `Hits.best_match` then says how probable the best was.
 
         Returns:
             `Hits` of one query, or a list of them.
@@ -191,15 +198,18 @@ class Searcher:
             ShapeError: a vector has another length than the store's.
         """
         one = is_one(queries)
-        asked = [as_mix(query) for query in ([queries] if one else queries)]
+        asked = [as_mix(query) for query in ([queries] if one else each_of(queries))]
         self._check(asked, k, offset, rerank, rerank_model)
+        _check_sieve(asked, min_match, captions=captions, distinct=distinct)
         if captions:
             if rerank:
                 raise UsageError("`rerank` orders images; `captions` answers with captions")
             answers = [self._search_captions(query, k, offset) for query in asked]
             return answers[0] if one else answers
         wanted = max(k + offset, rerank)
-        found = self._nearest([self.vectors(query) for query in asked], wanted, allowed)
+        vectors = [self.vectors(query) for query in asked]
+        nearest = self._distinct if distinct else self._nearest
+        found = nearest(vectors, wanted, allowed)
         if rerank:
             found = self._reranked(asked, found, rerank_model)
         answers = [
@@ -210,7 +220,34 @@ class Searcher:
             )
             for query, (scores, items) in zip(asked, found, strict=True)
         ]
+        if min_match:
+            for hits, vector, (_, items) in zip(answers, vectors, found, strict=True):
+                shown = items[: k + offset]
+                chances = self._sieve.matches(hits.query, vector[0], shown[shown >= 0][offset:])
+                hits.keep_matches(chances.tolist(), min_match)
         return answers[0] if one else answers
+
+    @cached_property
+    def _sieve(self) -> Sieve:
+        store = self._needed_store("`distinct` or `min_match`")
+        return Sieve(self.catalog, store, lambda: self.encoder, self.split)
+
+    def _distinct(
+        self, vectors: Sequence[NDArray[np.float32]], k: int, allowed: Allowed | None
+    ) -> list[tuple[Scores, Items]]:
+        """As `_nearest`, without near-duplicates of better ones."""
+        fetch, made = k, []
+        for vector in vectors:
+            while True:
+                [(scores, items)] = self._nearest([vector], fetch, allowed)
+                kept = self._sieve.apart(items, k)
+                if len(kept) == k or (items < 0).any() or len(items) < fetch:
+                    break
+                fetch = 2 * fetch
+            top = np.full(k, -np.inf, np.float32), np.full(k, -1, np.int64)
+            top[0][: len(kept)], top[1][: len(kept)] = scores[kept], items[kept]
+            made.append(top)
+        return made
 
     search_text = search  # its name before 2026-11-26
 
@@ -399,6 +436,22 @@ class Searcher:
         if self.store is None:
             raise UsageError(f"{what} needs the store; an index alone will not do")
         return self.store
+
+
+def _check_sieve(
+    asked: Sequence[Query], min_match: float, *, captions: bool, distinct: bool
+) -> None:
+    if not 0 <= min_match <= 1:
+        raise UsageError(f"`min_match` is {min_match}, a probability, must lie between 0 and 1")
+    if captions and (min_match or distinct):
+        raise UsageError(
+            "`captions` answers with captions; `distinct` and `min_match` are of images"
+        )
+    for number, query in enumerate(asked, start=1):
+        if min_match and not is_words(query):
+            raise UsageError(
+                f"`min_match` matches words with pictures; query {number} is {name_of(query)!r}"
+            )
 
 
 def _is_no_image(query: Query) -> bool:

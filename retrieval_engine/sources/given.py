@@ -20,6 +20,7 @@ from PIL import Image
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.records import Caption, Item, Json
+from retrieval_engine.sources import KINDS
 from retrieval_engine.sources.annotated import size_and_time
 from retrieval_engine.sources.annotation import CAPTION_KEYS
 from retrieval_engine.sources.asked import read_asked
@@ -51,11 +52,24 @@ def is_image(value: object) -> bool:
 
 
 def names_picture(text: str) -> bool:
-    """Whether a string is a picture rather than words: `http(s)://…`, or a file that is there."""
+    """Whether a string is a picture rather than words: an address, an item's uri, a file's name.
+
+    A name with blanks in it is a file's only where the file is there.
+    """
     if text.startswith(("http://", "https://", "file://")):
         return True
+    if _is_uri(text):
+        return True
     suffix = os.path.splitext(text)[1].lower()
-    return suffix in picture_suffixes() and os.path.isfile(os.path.expanduser(text))
+    is_there = os.path.isfile(os.path.expanduser(text))
+    return suffix in picture_suffixes() and (is_there or not any(map(str.isspace, text)))
+
+
+def _is_uri(text: str) -> bool:
+    """Whether a string is the uri of a source's item, such as `scenes:7/12`, and no file."""
+    kind, colon, rest = text.partition(":")
+    is_one = bool(colon and rest) and kind in KINDS.names() and not any(map(str.isspace, text))
+    return is_one and not os.path.lexists(text)
 
 
 def image_bytes(value: Any) -> bytes:
@@ -317,23 +331,25 @@ class GivenSource:
             UsageError: two have the same id.
         """
         seen: set[str] = set()
-        for given in self._images:
-            item = self._item(given)
+        for number, given in enumerate(self._images):
+            item = self._item(given, f"image {number}")
             if item.id in seen:
                 raise UsageError(f"two images have the id {item.id!r}")
             if given.id:  # equal content without ids is one image, given twice
                 seen.add(item.id)
             yield item
 
-    def _item(self, given: GivenImage) -> Item:
+    def _item(self, given: GivenImage, called: str) -> Item:
         value, fault = given.image, ""
         size, mtime = -1, -1
-        if isinstance(value, str | os.PathLike) and "://" not in os.fspath(value):
+        if isinstance(value, str) and _is_uri(value):
+            uri = name = value
+        elif isinstance(value, str | os.PathLike) and "://" not in os.fspath(value):
             uri = name = os.path.abspath(os.path.expanduser(os.fspath(value)))
             if os.path.isfile(uri):
                 size, mtime = size_and_time(uri)
         else:
-            uri, name, fault = self._kept(value)
+            uri, name, fault = self._kept(value, called)
         name = given.id or name
         return Item(
             id=name,
@@ -347,12 +363,12 @@ class GivenSource:
             fault=fault,
         )
 
-    def _kept(self, value: Any) -> tuple[str, str, str]:
+    def _kept(self, value: Any, called: str) -> tuple[str, str, str]:
         """Where an image that is no file is kept from now on, its name, and what is wrong."""
         try:
             data = image_bytes(value)
         except DecodeError as error:
-            return "", f"image {id(value):x}", error.message
+            return "", called, error.message
         key = hashlib.sha256(data).hexdigest()
         path = self._folder / key
         if not path.exists():

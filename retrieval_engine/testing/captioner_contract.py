@@ -97,6 +97,11 @@ class CaptionerContract(ABC):
         with pytest.raises(UsageError, match="colour"):
             captioner.encode_images(pixels, ["colour"])
 
+    def test_it_says_whether_its_prompt_is_its_own(self, written: Written) -> None:
+        captioner = written.captioner
+        assert isinstance(captioner.prompt, str)
+        assert isinstance(captioner.says_prompt, bool)
+
     def test_its_first_words_are_of_each_image_alone(self, written: Written) -> None:
         logits, _ = written.begin([0, 1, 2, 3, 4])
         assert logits.dtype == torch.float32

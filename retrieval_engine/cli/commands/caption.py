@@ -1,5 +1,6 @@
 """`vlre caption`: sentences about pictures."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,8 @@ from retrieval_engine.cli.options import UserPath, adapter_option, example
 from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
-    from retrieval_engine.caption import CaptionJob
+    from retrieval_engine.caption import CaptionJob, CaptionRequest
+    from retrieval_engine.progress import Progress
 
 
 @click.command(epilog=example('vlre caption "scenes:3?seed=7" --beams 1'))
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     help="File that ends in .jsonl, .csv or .json (COCO results); goes on where it stopped.",
 )
 @click.option("--txt-beside", is_flag=True, help="A .txt beside each picture that has none.")
+@click.option("--beside", default="", help="Show another model's captions beside, the original's.")
 @click.option("--rank", is_flag=True, help="Order variations by how well they match (ITM).")
 @click.option("--ranker", help="Retrieval checkpoint that judges; default: the model's own head.")
 @click.option(
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 )
 @captioning_options
 @click.pass_context
-def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **given: Any) -> None:
+def command(
+    ctx: click.Context, /, targets: tuple[str, ...], beside: str, as_json: bool, **given: Any
+) -> None:
     """Write captions for pictures, folders, sources, or (without TARGET) the whole store.
 
     Stored `tokens` of the same vision tower are used, other pictures are encoded once. A run into
@@ -45,16 +50,41 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
         click.echo(job.explain())
         return
     with progress_bar() as progress:
+        others = _captions_of(request, beside, progress) if beside else {}
         for row in job.run(progress):
+            said = {beside: others.get(row["image"], [])} if beside else {}
+            said[request.model] = row.get("captions", [row["caption"]])
             if as_json:
-                emit(row)
+                emit(
+                    row
+                    | ({"beside": {"model": beside, "captions": said[beside]}} if beside else {})
+                )
             elif not (request.out or request.txt_beside):
                 before = "" if request.is_single else f"{row['image']}\t"
-                for sentence in row.get("captions", [row["caption"]]):
-                    tell(f"{before}{sentence}")
+                for model, sentences in said.items():
+                    who = f"{model}\t" if beside else ""
+                    for sentence in sentences:
+                        tell(f"{before}{who}{sentence}")
     report(job)
     if job.failures:
         ctx.exit(SOME_FAILED)
+
+
+def _captions_of(
+    request: "CaptionRequest", model: str, progress: "Progress"
+) -> dict[str, list[str]]:
+    """What another model says of the same images, by image."""
+    from retrieval_engine.caption import CaptionJob
+
+    if request.out or request.txt_beside or model == request.model:
+        raise click.UsageError(
+            "--beside shows two models' captions and writes no file: caption with each, then "
+            "`vlre compare` the files"
+        )
+    other = CaptionJob(replace(request, model=model, adapter=""))
+    found = {row["image"]: row.get("captions", [row["caption"]]) for row in other.run(progress)}
+    report(other)
+    return found
 
 
 def report(job: "CaptionJob") -> None:

@@ -13,7 +13,8 @@ A RUN is the directory of a head, another store, a file from `vlre eval --json`,
 what the encoder gives without a head. NAME=RUN names it. All are measured on the same images of the
 store; those that some head was trained on are left out for every run.
 
-With --references, runs are files of captions (`vlre caption --out`), before and after:
+With --references, runs are files of captions (`vlre caption --out`), before and after; --out gets
+a page, and captions.csv with each picture's captions side by side:
 
 \b
   vlre compare old.jsonl new.jsonl --references references.json --out report
@@ -28,8 +29,8 @@ With --references, runs are files of captions (`vlre caption --out`), before and
 @click.option("--title", default="Comparison", show_default=True, help="Of the report.")
 @click.option(
     "--references",
-    type=UserPath(dir_okay=False),
-    help="Compare files of captions with these references.",
+    metavar="SOURCE",
+    help="Compare files of captions with these references: a file, a source, or a store.",
 )
 @click.option("--images", type=UserPath(file_okay=False), help="Of captions: the pictures.")
 @click.option("--allow-missing", is_flag=True, help="Of captions: leave out what some run lacks.")
@@ -43,7 +44,7 @@ def command(
     split: str | None,
     out: Path | None,
     title: str,
-    references: Path | None,
+    references: str | None,
     as_json: bool,
     form: str | None,
     **of_captions: Any,
@@ -54,7 +55,9 @@ def command(
 
     form = "json" if as_json else form or ""
     if references is not None:
-        compare_caption_runs(runs, references, form=form, out=out, title=title, **of_captions)
+        compare_caption_runs(
+            runs, references, split=split, form=form, out=out, title=title, **of_captions
+        )
         return
     from retrieval_engine.evaluate.compare import compare, open_runs, write_report
 

@@ -11,7 +11,6 @@ from retrieval_engine.cli.options import (
     example,
     head_option,
     json_option,
-    moved_model_option,
     split_option,
     store_option,
 )
@@ -20,11 +19,13 @@ _HELP = """Measure: Recall@K of a store, or the quality of captions.
 
 \b
   vlre eval --recall --split test
+  vlre eval --recall flickr30k:DIR?split=test --model model_base_retrieval_flickr.pth --rerank 128
   vlre eval --captions predictions.jsonl --references references.json
 
 Recall is exact: every image against every caption, both directions, no index. Any of an image's
 captions counts for image to text; each caption asks for its own image. Of equal scores the lower
-index is first; NaN is an error. A certificate for reviewers is written beside the features.
+index is first; NaN is an error. A certificate for reviewers is written beside the features. With
+SOURCE what the store lacks of it is encoded first, and its items alone are measured.
 
 Captions are scored by BLEU, ROUGE-L and CIDEr-D as the COCO tools compute them. Both files may be
 JSON lines, COCO results or annotations, lists of {"image", "caption"}, or CSV.
@@ -34,6 +35,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 
 
 @click.command(help=_HELP, epilog=example("vlre eval --recall --published flickr8k"))
+@click.argument("source", required=False)
 @click.option("--recall", is_flag=True, help="Recall@K of the store, both directions.")
 @store_option
 @split_option
@@ -50,7 +52,12 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @click.option(
     "--rerank", type=click.IntRange(1), help="Re-rank so many candidates a query by ITM as well."
 )
-@moved_model_option
+@click.option(
+    "--model",
+    default="",
+    help="Of SOURCE, an authors' .pth file too; else where the store's model is now, if it has "
+    "moved.",
+)
 @device_option
 @click.option(
     "--trained-on",
@@ -60,6 +67,13 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 )
 @head_option
 @click.option("--keep-trained", is_flag=True, help="With --head: leave in what it was trained on.")
+@click.option(
+    "--positives",
+    type=_FILE,
+    multiple=True,
+    help="What matches besides: ECCV Caption's JSON, Crisscrossed Captions' CSV, or JSON lines. "
+    "Adds R-Precision and mAP@R.",
+)
 @click.option("--out", type=_FILE, help="The certificate; metrics.json in the store by default.")
 @click.option("--captions", type=_FILE, help="Predicted captions, one an image.")
 @click.option(
@@ -83,6 +97,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 )
 @json_option
 def command(
+    source: str | None,
     recall: bool,
     captions: Path | None,
     references: str | None,
@@ -96,6 +111,8 @@ def command(
     """Parse, and measure the one or the other."""
     if recall == bool(captions):
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
+    if captions and source:
+        raise click.UsageError(f"SOURCE {source!r} is of --recall; captions have --references")
     if captions and not references:
         raise click.UsageError("--captions needs --references: what people wrote")
     of_captions = {name: given.pop(name) for name in ("allow_missing", "meteor", "per_image")}
@@ -105,9 +122,18 @@ def command(
 
         score_captions(captions, references, split=given["split"], **of_captions, **shown)
         return
-    from retrieval_engine.cli.eval_recall import measure_recall
+    from retrieval_engine.cli.eval_recall import encode_missing, measure_recall
     from retrieval_engine.evaluate import RecallSettings, Ties
 
+    name = ""
+    if source:
+        name, given["model"] = encode_missing(
+            source,
+            store,
+            model=given["model"],
+            device=given["device"],
+            rerank=bool(given["rerank"]),
+        )
     given["ks"] = tuple(sorted(set(given["ks"])))
     given["ties"], given["rerank"] = Ties(given["ties"]), given["rerank"] or 0
-    measure_recall(store, head, RecallSettings(**given), out=out, **shown)
+    measure_recall(store, head, RecallSettings(source=name, **given), out=out, **shown)

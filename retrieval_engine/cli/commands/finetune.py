@@ -1,6 +1,7 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,12 @@ _SHARED = (
     ),
     click.option("--freeze-vision", is_flag=True, help="Do not train it; needs --from-pixels."),
     click.option("--no-augment", is_flag=True, help="Pictures as they are; needs --from-pixels."),
+    click.option(
+        "--colour-jitter",
+        type=float,
+        default=None,
+        help="Change brightness, contrast and saturation by up to so much; needs --from-pixels.",
+    ),
     click.option("--checkpointing", is_flag=True, help="Less memory in the tower, more time."),
     click.option(
         "--lora",
@@ -50,6 +57,9 @@ _SHARED = (
     ),
     click.option("--lr", type=float, default=None, help="Peak step  [default: by the width]"),
     click.option("--warmup", type=float, default=None, help="Part of the steps."),
+    click.option("--weight-decay", type=float, default=None, help="Of matrices  [default: 0.05]"),
+    click.option("--clip", type=float, default=None, help="Largest gradient norm  [default: 1]"),
+    click.option("--label-smoothing", type=float, default=None, help="[default: 0.1]"),
     click.option("--eval-every", type=int, default=None, metavar="STEPS", help="[default: a pass]"),
     click.option("--patience", type=int, default=None, help="Validations without gain; 0 is off."),
     click.option("--keep-every", type=int, default=None, metavar="PASSES", help="Kept models."),
@@ -89,11 +99,18 @@ def command() -> None:
 @click.option("--no-itm", is_flag=True, help="Train the contrastive loss alone.")
 @click.option("--queue", type=int, default=None, help="Earlier features as negatives (BLIP).")
 @click.option("--momentum", type=float, default=None, help="Of the slow copies (BLIP).")
-def retrieval(no_itm: bool, **options: Any) -> None:
+@click.option(
+    "--negatives",
+    type=UserPath(dir_okay=False),
+    default=None,
+    help="Hard negatives of `vlre mine`, which share a batch with their captions.",
+)
+def retrieval(no_itm: bool, negatives: Path | None, **options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
     from retrieval_engine.train.finetune import Task
 
-    _run(Task.RETRIEVAL, options | {"no_itm": no_itm})
+    mined = {"negatives": str(negatives)} if negatives else {}
+    _run(Task.RETRIEVAL, options | {"no_itm": no_itm} | mined)
 
 
 @command.command(
@@ -106,7 +123,12 @@ def retrieval(no_itm: bool, **options: Any) -> None:
     default=None,
     help="Captions of an image that share a batch, and its keys and values.",
 )
-@click.option("--select", type=click.Choice(["loss", "cider"]), default=None)
+@click.option(
+    "--select",
+    type=click.Choice(["loss", "bleu4", "cider"]),
+    default=None,
+    help="What the best weights have the best of  [default: loss]",
+)
 def caption(**options: Any) -> None:
     """Language-model loss on the tokens after the prompt."""
     from retrieval_engine.train.finetune import Task

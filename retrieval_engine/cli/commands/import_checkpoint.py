@@ -20,7 +20,8 @@ from retrieval_engine.cli.options import UserPath, json_option
 @click.option(
     "--vocab",
     type=UserPath(),
-    help="vocab.txt, without [DEC] and [ENC].  [default: bert-base-uncased's, from the hub]",
+    help="vocab.txt, without [DEC] and [ENC].  [default: the one beside FILE, else "
+    "bert-base-uncased's from the hub]",
 )
 @click.option(
     "--image-size",
@@ -32,12 +33,19 @@ from retrieval_engine.cli.options import UserPath, json_option
     type=UserPath(),
     help="The vision tower's own file (eva_vit_g.pth), for BLIP-2 files saved without it.",
 )
+@click.option(
+    "--base",
+    default="",
+    help="Of a training loop around transformers: the model it started from, whose config and "
+    "tokenizer the result gets.",
+)
 @json_option
-def command(file: Path, out: Path, as_json: bool, **given: Any) -> None:
+def command(file: Path, out: Path, base: str, as_json: bool, **given: Any) -> None:
     """Turn a checkpoint of BLIP's or LAVIS's own code into a directory for --model.
 
-    FILE is a .pth of BLIP retrieval, captioning or pre-training, or of LAVIS's BLIP-2 Q-Former.
-    No code in it is run. What is left out (momentum copies, queues, …) is listed in the
+    FILE is a .pth of BLIP retrieval, captioning or pre-training, or of LAVIS's BLIP-2 Q-Former; or,
+    with --base, a .pt of a training loop around transformers (checkpoint_epoch_30.pt). No code in
+    it is run. What is left out (momentum copies, queues, …) is listed in the
     directory's vlre-import.json.
 
     \b
@@ -47,6 +55,17 @@ def command(file: Path, out: Path, as_json: bool, **given: Any) -> None:
     from retrieval_engine.cli.output import emit, note
     from retrieval_engine.models.import_checkpoint import import_checkpoint
 
+    if base:
+        if any(value is not None for value in given.values()):
+            raise click.UsageError("with --base there is nothing to say of config or vocabulary")
+        from retrieval_engine.models.import_trained import import_trained
+
+        made = import_trained(file, out, base=base)
+        if as_json:
+            emit({"out": str(out), **asdict(made)})
+        else:
+            click.echo(f"{out}: {made.kind} of {made.base}, {made.parameters:,} parameters")
+        return
     report = import_checkpoint(file, out, **given)
     if as_json:
         emit({"out": str(out), **asdict(report)})

@@ -57,9 +57,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Parse, build, print."""
+    from retrieval_engine import Engine
     from retrieval_engine.cli.output import emit, note, progress_bar
-    from retrieval_engine.encoding.projected import open_through
-    from retrieval_engine.index import build_index, open_index, update_index
+    from retrieval_engine.index import open_index
 
     if verify:
         manifest = open_index(index, verify=True).manifest
@@ -68,10 +68,10 @@ def command(
         else:
             click.echo(f"{index}: {manifest.items:,} items, every checksum agrees")
         return
-    opened = open_through(store, head)
+    engine = Engine(store=store, index=index, head=head, split=split)
     if update:
         with progress_bar() as progress:
-            change = update_index(opened, index, progress=progress)
+            change = engine.update_index(progress=progress)
         if as_json:
             emit(change.to_json())
         else:
@@ -83,9 +83,7 @@ def command(
             note(remark)
         return
     with progress_bar() as progress:
-        report = build_index(
-            opened, index, recipe=recipe, split=split, feature=feature, progress=progress
-        )
+        report = engine.build_index(recipe, feature=feature, progress=progress)
     if as_json:
         emit(report.to_json())
     else:

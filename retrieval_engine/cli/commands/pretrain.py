@@ -19,7 +19,34 @@ _OPTIONS = (
     click.option("--out", type=UserPath(), required=True, help="Directory of the model."),
     click.option("--val-source", default="", help="Data to select on  [default: held-out items]"),
     click.option("--preset", default="tiny", show_default=True, help="micro, tiny, small or base."),
+    click.option(
+        "--image-size", type=int, default=0, help="Side in pixels  [default: the preset's]"
+    ),
+    click.option("--width", type=int, default=0, help="Of all towers  [default: the preset's]"),
+    click.option(
+        "--layers", type=int, default=0, help="Of vision and text alike  [default: the preset's]"
+    ),
+    click.option(
+        "--caption-length", type=int, default=0, metavar="TOKENS", help="At most  [default: 35]"
+    ),
+    click.option("--limit", type=int, default=0, help="Train on the first pictures only."),
+    click.option("--max-captions", type=int, default=0, help="Of each picture, the first ones."),
+    click.option(
+        "--objective",
+        type=click.Choice(["itc+itm+lm+concepts", "itc+itm+lm", "itc+lm"]),
+        default="itc+itm+lm+concepts",
+        show_default=True,
+        help="The losses. Plain itc+lm collapses: see `vlre study collapse`.",
+    ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["muon", "adamw"]),
+        default="muon",
+        show_default=True,
+        help="Of matrices; everything else is AdamW's.",
+    ),
     click.option("--steps", type=int, default=2000, show_default=True, help="Optimiser steps."),
+    click.option("--epochs", type=int, default=0, help="Passes over the pictures, not --steps."),
     click.option("--minutes", type=float, default=0.0, help="Stop after this much training time."),
     click.option(
         "--batch-size", type=int, default=128, show_default=True, help="Pictures in a step."
@@ -35,9 +62,8 @@ _OPTIONS = (
         "--lr",
         "matrix_lr",
         type=float,
-        default=4e-3,
-        show_default=True,
-        help="Muon's peak step in the joint stage.",
+        default=None,
+        help="Peak step in the joint stage  [default: 4e-3 for Muon, 1e-3 for AdamW]",
     ),
     click.option(
         "--eval-every",
@@ -87,7 +113,11 @@ _FROM_BACKBONE = (
     ),
 )
 # Of the recipe from random weights; a run from a backbone has its own.
-_SCRATCH_ONLY = ("preset", "concept_share", "matrix_lr", "patience", "tokenizer", "dtype")
+_SCRATCH_ONLY = (
+    *("preset", "image_size", "width", "layers", "caption_length", "limit", "max_captions"),
+    *("objective", "optimizer", "epochs", "concept_share", "matrix_lr", "patience", "tokenizer"),
+    "dtype",
+)
 
 
 def _options(function: Any) -> Any:
@@ -123,6 +153,9 @@ def command(
         else:
             from retrieval_engine.train.pretrain import PretrainConfig, pretrain
 
+            _refuse_both("steps", "epochs")
+            if "concepts" not in recipe["objective"]:
+                _refuse_both("concept_share", "objective")
             names = ("backbone", "backbone_weights", "text_init", "class_names")
             plain = {name: value for name, value in recipe.items() if name not in names}
             report = pretrain(PretrainConfig(source=source, **plain), out, **run)
@@ -133,6 +166,13 @@ def command(
         f"{report.out}: {report.parameters:,} weights, step {report.best_step:,} of "
         f"{report.steps:,}, mean recall {report.mean_recall:.1f} %, {report.minutes:.1f} minutes"
     )
+
+
+def _refuse_both(first: str, second: str) -> None:
+    source = click.get_current_context().get_parameter_source
+    if all(source(name) is not click.core.ParameterSource.DEFAULT for name in (first, second)):
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in (first, second))
+        raise click.UsageError(f"{names} contradict each other: give one")
 
 
 def _from_backbone(source: str, recipe: dict[str, Any], out: Path, run: dict[str, Any]) -> Any:

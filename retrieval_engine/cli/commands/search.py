@@ -52,6 +52,14 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     default="",
     help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
 )
+@click.option("--distinct", is_flag=True, help="Leave out near-duplicates of a better hit.")
+@click.option(
+    "--min-match",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="P",
+    help="Leave out what matches the words with a lower probability, e.g. .5; see vlre calibrate.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -98,6 +106,11 @@ def command(
     for line in engine.notes:
         note(line)
     sections = _ask(engine, queries, image, vectors, plus, minus, given)
+    for hits in sections:
+        if not hits and hits.best_match is not None:
+            least = given["min_match"]
+            said = f"nothing matches {hits.query!r} with a probability of {least:g} or more"
+            note(f"{said}; the best has {hits.best_match:.2f}")
     if paths or null:
         print_paths(sections, end="\0" if null else "\n")
     elif not quiet:
@@ -147,11 +160,13 @@ def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Engine":
     from retrieval_engine.cli.output import note_failures, progress_bar
 
     names = ("store", "head", "split", "model", "device")
-    engine = Engine(index=index, **{name: given[name] for name in names})
-    if folder:
-        with progress_bar() as progress:
-            report = engine.add(folder, progress=progress)
-        note_failures(report.failures, f"{report.store}/failures.jsonl")
+    how = {name: given[name] for name in names} | {"index": index}
+    if not folder:
+        return Engine(**how)
+    with progress_bar() as progress:
+        engine = Engine(folder, progress=progress, **how)
+    if engine.added:
+        note_failures(engine.added.failures, f"{engine.added.store}/failures.jsonl")
     return engine
 
 
@@ -167,7 +182,7 @@ def _ask(
     from retrieval_engine.search.queries import mix, read_vectors
     from retrieval_engine.sources.asked import read_asked
 
-    names = ("k", "offset", "rerank_model", "captions")
+    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match")
     how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
     if vectors is not None:
         rows = read_vectors(vectors)

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from retrieval_engine.cli.options import UserPath, device_option, example, json_option, model_option
+from retrieval_engine.cli.options import (
+    UserPath,
+    device_option,
+    example,
+    json_option,
+    model_option,
+    split_option,
+    store_option,
+)
 
 _EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
 
@@ -56,3 +64,45 @@ def heads(out: Path, as_json: bool, **given: Any) -> None:
         comparison, page = study_heads(HeadStudy(**given), out, progress=progress)
     show_comparison(comparison, "json" if as_json else "")
     note(f"report: {page}")
+
+
+@command.command(epilog=example('vlre study collapse "scenes:40?seed=3" --model vlre-tiny'))
+@click.argument("targets", nargs=-1, metavar="[SOURCE]...")
+@model_option
+@store_option
+@split_option
+@click.option("--limit", type=click.IntRange(min=8), default=200, show_default=True)
+@click.option("--out", type=UserPath(file_okay=False), help="Write collapse.html here.")
+@device_option
+@json_option
+def collapse(
+    targets: tuple[str, ...],
+    model: str,
+    store: Path,
+    split: str | None,
+    limit: int,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Does a captioner say one thing over and over, why, and what helps?
+
+    Captions pictures of SOURCE (or of the store) that have captions: greedily, with beams and with
+    penalties, and looks at the loss of their true captions, at common and at rare words, with their
+    own picture and with another one.
+    """
+    from retrieval_engine.caption.collapse import study_collapse
+    from retrieval_engine.caption.collapse_page import write_collapse_page
+    from retrieval_engine.cli.comparison_table import show_collapse
+    from retrieval_engine.cli.output import emit, note, progress_bar
+
+    with progress_bar() as progress:
+        report = study_collapse(
+            model, targets, store=store, split=split, limit=limit, device=device, progress=progress
+        )
+    if as_json:
+        emit(report.to_json())
+    else:
+        show_collapse(report)
+    if out is not None:
+        note(f"page: {write_collapse_page(report, out)}")

@@ -1,5 +1,7 @@
 """Figures of several caption runs on the same images and references."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -102,15 +104,45 @@ class CaptionComparison:
         worse = [int(i) for i in order[::-1][:count] if change[i] < 0]
         return better, worse
 
+    def csv(self) -> str:
+        """One line a run: all metrics, how varied the captions are, and bounds."""
+        first = self.rows[0]
+        names = list(first.scores.metrics)
+        varied = list(first.diversity.to_json())
+        ends = [f"{name} {end}" for name in first.scores.intervals for end in ("low", "high")]
+        table = [["run", "n_images", *names, *varied, *ends]]
+        for row in self.rows:
+            figures = [*row.scores.metrics.values(), *row.diversity.to_json().values()]
+            figures += [end for bounds in row.scores.intervals.values() for end in bounds]
+            table.append([row.name, str(len(row.captions)), *(f"{v:.6g}" for v in figures)])
+        return _csv(table)
+
+    def captions_csv(self) -> str:
+        """One line an image: what each run says of it, its CIDEr, and the references."""
+        names = [row.name for row in self.rows]
+        table = [["image", *names, *(f"CIDEr {name}" for name in names), "references"]]
+        for number, image in enumerate(self.images):
+            said = [row.captions[number] for row in self.rows]
+            scores = [f"{row.scores.per_image['CIDEr'][number]:.4f}" for row in self.rows]
+            table.append([image, *said, *scores, " | ".join(self.references[number])])
+        return _csv(table)
+
     def markdown(self) -> str:
         """A table for a README or an issue."""
         return markdown_table(self.HEADINGS, [row.cells() for row in self.rows])
+
+
+def _csv(table: Sequence[Sequence[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(table)
+    return file.getvalue()
 
 
 def compare_captions(
     runs: Sequence[str],
     references: Path | str,
     *,
+    split: str | None = None,
     allow_missing: bool = False,
     bootstrap: Bootstrap | None = None,
 ) -> CaptionComparison:
@@ -119,6 +151,7 @@ def compare_captions(
     Args:
         runs: files in any form that `read_captions` takes; `NAME=FILE` names one.
         references: as `read_references` takes them.
+        split: of them, only the images of this split.
         allow_missing: leave out images that some run has no caption for, for every run.
         bootstrap: how intervals are drawn.
 
@@ -126,7 +159,7 @@ def compare_captions(
         EvaluationError: a file cannot be used, two runs have one name, or captions are missing.
     """
     bootstrap = bootstrap or Bootstrap()
-    truth = read_references(references)
+    truth = read_references(references, split=split)
     files = _named(runs)
     pairs = {
         name: pair_captions(read_captions(path), truth, allow_missing=allow_missing)

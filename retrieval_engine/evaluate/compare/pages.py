@@ -3,6 +3,7 @@
 What they look like is in the templates beside this file, `report.html` and `captions.html`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class ReportFiles:
 
 
 def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison") -> ReportFiles:
-    """Write `report.html`, `comparison.csv` and the plots into a directory.
+    """Write `report.html`, `comparison.csv`, `comparison.json` and the plots into a directory.
 
     Args:
         comparison: what `compare` gave.
@@ -68,9 +69,10 @@ def write_report(comparison: Comparison, out: Path, *, title: str = "Comparison"
         best={s: {k: max(row.recall[s][k] for row in comparison.rows) for k in KS} for s in SIDES},
     )
     files = {f"{name}.png": png for name, png in drawn.items()}
-    _write(
-        out, {"report.html": page.encode(), "comparison.csv": comparison.csv().encode(), **files}
-    )
+    figures = json.dumps([row.to_json() for row in comparison.rows], indent=2)
+    tables = {"comparison.csv": comparison.csv(), "comparison.json": f"{figures}\n"}
+    texts = {name: text.encode() for name, text in {"report.html": page, **tables}.items()}
+    _write(out, texts | files)
     return ReportFiles(page=out / "report.html", plots=tuple(out / name for name in files))
 
 
@@ -81,7 +83,7 @@ def write_caption_page(
     images: Path | None = None,
     title: str = "Captions",
 ) -> Path:
-    """Write `captions.html` into a directory.
+    """Write `captions.html` and `captions.csv` into a directory.
 
     Args:
         comparison: what `compare_captions` gave.
@@ -115,7 +117,10 @@ def write_caption_page(
         thumbnails=thumbnails,
         colour=plots.colour,
     )
-    _write(out, {"captions.html": page.encode()})
+    _write(
+        out,
+        {"captions.html": page.encode(), "captions.csv": comparison.captions_csv().encode()},
+    )
     return out / "captions.html"
 
 

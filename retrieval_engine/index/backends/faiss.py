@@ -100,13 +100,13 @@ class FaissRows:
     ) -> tuple[Scores, Items]:
         """As `search_rows`, in one call of the library for each breadth it takes."""
         nprobe = self._effort.get("nprobe", 0)
-        how = _parameters(self._index, self._effort, only) if only else None
+        how = _parameters(self._index, fetch, self._effort, only) if only else None
         scores, rows = self._index.search(queries, fetch, params=how)
         while nprobe and nprobe < _list_count(self._index) and (rows[:, -1] < 0).any():
             # The lists visited hold fewer rows than were asked for: visit more of them.
             nprobe *= 4
             short = rows[:, -1] < 0
-            wider = _parameters(self._index, {"nprobe": nprobe}, only)
+            wider = _parameters(self._index, fetch, {"nprobe": nprobe}, only)
             scores[short], rows[short] = self._index.search(queries[short], fetch, params=wider)
         return scores, rows
 
@@ -115,6 +115,7 @@ class _Selector:
     """Rows that may be answers, as faiss takes them; faiss keeps no hold of the bits itself."""
 
     def __init__(self, allowed: Allowed) -> None:
+        self.share = max(1, int(np.count_nonzero(allowed))) / max(1, len(allowed))
         self._bits = np.packbits(allowed, bitorder="little")
         pointer = _faiss().swig_ptr(self._bits)
         self.faiss = _faiss().IDSelectorBitmap(len(allowed), pointer)
@@ -288,22 +289,24 @@ def _effort_name(index: Any) -> str:
     return next((name for name in _EFFORTS if name in known), "")
 
 
-def _parameters(index: Any, effort: Mapping[str, int], only: _Selector | None) -> Any:
+def _parameters(index: Any, fetch: int, effort: Mapping[str, int], only: _Selector | None) -> Any:
     """Parameters of one search; the index keeps its own setting for other threads."""
     faiss = _faiss()
     index = faiss.downcast_index(index)
     sel = {"sel": only.faiss} if only else {}
     if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(index.index, effort, only)
+        inner = _parameters(index.index, fetch, effort, only)
         return faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
-        inner = _parameters(index.base_index, effort, only)
+        inner = _parameters(index.base_index, fetch, effort, only)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     if isinstance(index, faiss.IndexIVF):
         nprobe = min(effort.get("nprobe", index.nprobe), index.nlist)
         return faiss.SearchParametersIVF(nprobe=nprobe, **sel)
     if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=index.hnsw.efSearch, **sel)
+        # Rows that are not allowed are walked through, and take places among the efSearch.
+        wanted = max(index.hnsw.efSearch, fetch) / (only.share if only else 1)
+        return faiss.SearchParametersHNSW(efSearch=min(index.ntotal, int(wanted) + 1), **sel)
     return faiss.SearchParameters(**sel)
 
 

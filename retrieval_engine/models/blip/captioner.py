@@ -70,7 +70,9 @@ class BlipCaptioner(ImageEncoder):
         self.model = model.to(self.device)
         if isinstance(model.vision_model, HybridVisionModel):
             model.vision_model.quicken()
-        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
+        )
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)

@@ -47,7 +47,9 @@ class BlipEncoder(DualEncoder):
         self.model = model.to(self.device)
         if isinstance(model.vision_model, HybridVisionModel):
             model.vision_model.quicken()
-        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
+        )
         self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
         self.preprocessor = read_preprocessor(checkpoint.path, self._settings.image_size)

@@ -98,8 +98,9 @@ class _Blip:
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         self.model = model
-        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
         config = BlipConfig.from_dict(read_config(checkpoint.path))
+        rows = config.text_config.vocab_size
+        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint, rows=rows)
         vision = config.vision_config
         settings = BlipSettings.of(config)
         weights = weight_digests(checkpoint.path, part_of, {"vision": settings.tower})

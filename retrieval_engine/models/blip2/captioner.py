@@ -101,7 +101,9 @@ class Blip2Captioner(Blip2Images):
         self, checkpoint: Checkpoint, config: Blip2Config, *, device: str, dtype: str
     ) -> None:
         super().__init__(checkpoint, config, device=device, dtype=dtype)
-        self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            AutoTokenizer, checkpoint, rows=config.text_config.vocab_size
+        )
         words = config.text_config
         self.writes_on = bool(config.use_decoder_only_language_model)
         self.longest = _LONGEST_T5

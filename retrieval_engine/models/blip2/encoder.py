@@ -67,7 +67,9 @@ class Blip2Encoder(Blip2Images, DualEncoder):
         # Both sides need it: fail now, not at the first image.
         self.queries: RetrievalPart
         _ = self.queries
-        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            BertTokenizer, checkpoint, rows=config.qformer_config.vocab_size
+        )
         settings = {"vision": self.tower_settings(), "shared": self.qformer_settings()}
         settings |= {"image": [], "text": [], "itm": []}
         self.spec = self.spec_of(

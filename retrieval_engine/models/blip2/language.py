@@ -42,7 +42,9 @@ class Blip2LanguageEncoder(Blip2Images, DualEncoder):
         self, checkpoint: Checkpoint, config: Blip2Config, *, device: str, dtype: str
     ) -> None:
         super().__init__(checkpoint, config, device=device, dtype=dtype)
-        self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            AutoTokenizer, checkpoint, rows=config.text_config.vocab_size
+        )
         words = config.text_config
         settings: dict[str, object] = {
             "vision": self.tower_settings(),

@@ -113,7 +113,9 @@ class Blip2Retrieval(_Blip2):
 
     def __init__(self, checkpoint: Checkpoint, config: Blip2Config, model: Any) -> None:
         super().__init__(checkpoint, config, model)
-        self.tokenizer = load_tokenizer(BertTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            BertTokenizer, checkpoint, rows=config.qformer_config.vocab_size
+        )
         self.pad_id = int(self.tokenizer.pad_token_id)
         self.cross = Blip2CrossEncoder(model)
 
@@ -150,7 +152,9 @@ class Blip2Caption(_Blip2):
 
     def __init__(self, checkpoint: Checkpoint, config: Blip2Config, model: Any) -> None:
         super().__init__(checkpoint, config, model)
-        self.tokenizer = load_tokenizer(AutoTokenizer, checkpoint)
+        self.tokenizer = load_tokenizer(
+            AutoTokenizer, checkpoint, rows=config.text_config.vocab_size
+        )
         words = config.text_config
         self.targets = str(words.model_type)
         self.width = int(words.hidden_size)

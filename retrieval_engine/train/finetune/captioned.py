@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,10 @@ class CaptionedImages:
     def captions_of(self, image: int) -> list[str]:
         """The captions of an image."""
         return list(self.texts[self.starts[image] : self.starts[image + 1]])
+
+    def owner_of(self, caption: int) -> int:
+        """The image of a caption."""
+        return int(np.searchsorted(self.starts, caption, side="right")) - 1
 
     @property
     def digest(self) -> str:
@@ -185,6 +190,13 @@ class Group:
     captions: Ints
 
 
+class Company(Protocol):
+    """Finds what is hard to tell from a pair."""
+
+    def beside(self, captions: Ints, rng: np.random.Generator) -> Ints:
+        """(r,) for each of some captions the number of another one, of another image."""
+
+
 class Order:
     """The batches of every step, which the seed decides.
 
@@ -196,19 +208,28 @@ class Order:
         batch_size: captions in a step.
         per_image: captions of an image in a batch.
         seed: decides the order.
+        company: gives each pair another one to share its batch, which makes a pass twice as
+            long; None gives none.
 
     Raises:
         UsageError: the batch is larger than the data.
     """
 
     def __init__(
-        self, data: CaptionedImages, *, batch_size: int, per_image: int, seed: int
+        self,
+        data: CaptionedImages,
+        *,
+        batch_size: int,
+        per_image: int,
+        seed: int,
+        company: Company | None = None,
     ) -> None:
         self._data = data
+        self._company = company
         self._n, self._seed = per_image, seed
         self._images = batch_size // per_image
         counts = -(-np.diff(data.starts) // per_image)
-        self.steps_per_epoch = int(counts.sum()) // self._images
+        self.steps_per_epoch = int(counts.sum()) * (2 if company else 1) // self._images
         if not self.steps_per_epoch:
             raise UsageError(
                 f"a batch of {batch_size} captions is larger than the data: {len(data.texts)} "
@@ -242,8 +263,13 @@ class Order:
                 for row in self._of(image, rng)
             ]
             shuffled = rng.permutation(len(rows))
-            images += [rows[i][0] for i in shuffled]
-            captions += [rows[i][1] for i in shuffled]
+            for i in shuffled:
+                images.append(rows[i][0])
+                captions.append(rows[i][1])
+                if self._company is not None:
+                    [beside] = self._company.beside(np.array(rows[i][1][:1]), rng).tolist()
+                    images.append(int(self._data.owner_of(beside)))
+                    captions.append([beside])
         return np.array(images, dtype=np.int64), np.array(captions, dtype=np.int64)
 
     def _of(self, image: int, rng: np.random.Generator) -> list[list[int]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from retrieval_engine.metrics.bleu import bleu, bleu_statistics
 from retrieval_engine.metrics.cider import cider_d
 from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.models.learner import CaptionLearner
@@ -63,8 +64,9 @@ class CaptionObjective(TaskObjective):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self.higher_is_better = self._config.select is Select.CIDER
-        self.metric = "cider" if self.higher_is_better else "caption_loss"
+        select = self._config.select
+        self.higher_is_better = select is not Select.LOSS
+        self.metric = select.value if self.higher_is_better else "caption_loss"
         self.samples: dict[str, str] = {}
         self.warning = ""
 
@@ -129,7 +131,10 @@ class CaptionObjective(TaskObjective):
         found = variety(texts)
         self.warning = collapse(texts, found)
         references = [[ptb_tokens(text) for text in data.captions_of(i)] for i in images.tolist()]
-        found["cider"] = float(cider_d([ptb_tokens(text) for text in texts], references).mean())
+        words = [ptb_tokens(text) for text in texts]
+        counts = [bleu_statistics(*pair) for pair in zip(words, references, strict=True)]
+        found["cider"] = float(cider_d(words, references).mean())
+        found["bleu4"] = float(bleu(np.sum(counts, axis=0))[-1])
         return found
 
 

@@ -14,6 +14,7 @@ class Select(StrEnum):
     """What the best weights of a caption run are chosen by."""
 
     LOSS = "loss"
+    BLEU4 = "bleu4"
     CIDER = "cider"
 
 
@@ -28,6 +29,7 @@ class FinetuneConfig:
         from_pixels: read the images and run the vision tower in each step.
         freeze_vision: do not train the tower that `from_pixels` runs.
         augment: crop, RandAugment and flips; only with `from_pixels`.
+        colour_jitter: how much brightness, contrast and saturation may change besides, 0 to 1.
         checkpointing: recompute the tower's activations instead of keeping them.
         lora: `r=8,alpha=16,…` as in `train.lora.LoraOptions.parse`; empty trains all weights.
         adapter_name: name of the adapter; others than `default` lie in a directory of their own.
@@ -56,6 +58,7 @@ class FinetuneConfig:
         eval_every: steps between validations; 0 is once per pass.
         patience: validations without gain before stopping; 0 never stops early.
         keep_every: passes between kept models in `out/epoch-N`; 0 keeps none.
+        negatives: Parquet of mined hard negatives, which share a batch with their captions.
         seed: of order, augmentation, negatives and adapters.
         tensorboard: write the log for TensorBoard too, into `out/tensorboard`.
         dtype: arithmetic under autocast: `auto`, `bfloat16`, `float16` or `float32`.
@@ -68,6 +71,7 @@ class FinetuneConfig:
     from_pixels: bool = False
     freeze_vision: bool = False
     augment: bool = True
+    colour_jitter: float = 0.0
     checkpointing: bool = False
     lora: str = ""
     adapter_name: str = "default"
@@ -90,6 +94,7 @@ class FinetuneConfig:
     eval_every: int = 0
     patience: int = 0
     keep_every: int = 0
+    negatives: str = ""
     seed: int = 0
     tensorboard: bool = False
     dtype: str = "auto"
@@ -100,6 +105,20 @@ class FinetuneConfig:
         require_at_least(self, 1, "epochs", "batch_size", "captions_per_image")
         require_at_least(self, 0, "max_steps", "micro_batch", "lr", "queue")
         require_at_least(self, 0, "eval_every", "patience", "keep_every")
+        if self.negatives and (self.task is not Task.RETRIEVAL or self.batch_size % 2):
+            raise UsageError("`negatives` are of retrieval, and need an even `batch_size`")
+        self._check_batch()
+        self._check_regularisation()
+        if self.quantize not in ("", "8bit", "4bit"):
+            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
+        if self.quantize and not self.lora:
+            raise UsageError(
+                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
+            )
+        if not self.from_pixels and (self.freeze_vision or self.checkpointing):
+            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
+
+    def _check_batch(self) -> None:
         if self.task is Task.RETRIEVAL and (self.captions_per_image > 1 or self.batch_size < 2):
             raise UsageError(
                 "retrieval takes one caption of an image at a time and at least two in a batch, "
@@ -110,14 +129,21 @@ class FinetuneConfig:
                 f"`batch_size={self.batch_size}` is no multiple of "
                 f"`captions_per_image={self.captions_per_image}`"
             )
-        if self.quantize not in ("", "8bit", "4bit"):
-            raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
-        if self.quantize and not self.lora:
+
+    def _check_regularisation(self) -> None:
+        for name in ("colour_jitter", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be from 0 to below 1")
+        if self.weight_decay < 0 or self.clip <= 0:
             raise UsageError(
-                f"{self.quantize} weights cannot be trained", hint="train an adapter with `lora`"
+                f"`weight_decay` is {self.weight_decay} and `clip` {self.clip}: they must be 0 or "
+                "more and above 0"
             )
-        if not self.from_pixels and (self.freeze_vision or self.checkpointing):
-            raise UsageError("`freeze_vision` and `checkpointing` need `from_pixels`")
+        if self.colour_jitter and not (self.from_pixels and self.augment):
+            raise UsageError(
+                f"`colour_jitter={self.colour_jitter}` changes pictures: it needs `from_pixels`, and "
+                "augmentation"
+            )
 
     def to_json(self) -> dict[str, Json]:
         """All settings as JSON values."""
@@ -168,11 +194,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             task=Task.CAPTION,
             source="VLM-for-image-captioning: 70 epochs, cosine, smoothing, early stop",
             differs="selected on the official dev split by CIDEr; images are not mirrored when a "
-            "caption says left or right; cached tokens unless `from_pixels`",
+            "caption says left or right; cached tokens unless `from_pixels`; no loss on padding",
             values={
                 "epochs": 70,
-                "batch_size": 64,
-                "lr": 1e-5,
+                "batch_size": 32,
+                "lr": 5e-5,
                 "select": "cider",
                 "patience": 8,
                 "keep_every": 10,

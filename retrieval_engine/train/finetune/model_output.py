@@ -88,12 +88,20 @@ class Output:
         out: the directory.
         sets: what it was trained on.
         wrapped: the `peft.PeftModel`, or None where the weights themselves are trained.
+        prompt: what captions were trained to go on from; None where no captions are.
     """
 
     def __init__(
-        self, config: FinetuneConfig, base: Checkpoint, out: Path, sets: Sets, wrapped: Any
+        self,
+        config: FinetuneConfig,
+        base: Checkpoint,
+        out: Path,
+        sets: Sets,
+        wrapped: Any,
+        *,
+        prompt: str | None = None,
     ) -> None:
-        self._config, self._base, self._out = config, base, out
+        self._config, self._base, self._out, self._prompt = config, base, out, prompt
         self._sets, self._wrapped = sets, wrapped
         self._counted: Counted | None = None
 
@@ -117,6 +125,8 @@ class Output:
         """Write what was trained as it stands; the directory that can be opened."""
         if self._wrapped is None:
             write_model(self._base.path, trained_tensors(model), folder)
+            if self._prompt is not None:
+                _say_prompt(folder, self._prompt)
             return folder
         config = self._config
         facts: dict[str, Json] = {
@@ -138,8 +148,6 @@ class Output:
         folder = self.write(self._out, model)
         opener = open_encoder if self._config.task is Task.RETRIEVAL else open_captioner
         opened: Any = opener(str(folder), device=self._config.device)
-        if self._config.task is Task.CAPTION and self._wrapped is None:
-            _say_prompt(folder, opened.prompt)
         report = FinetuneReport(
             out=self._out,
             steps=state.step,
@@ -184,7 +192,10 @@ def _say_prompt(folder: Path, prompt: str) -> None:
 CURVES = (
     Panel(names=("itc", "itm", "lm", "caption_loss"), label="loss"),
     Panel(
-        names=("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall", "cider"),
-        label="on held-out images: recall in per cent, CIDEr",
+        names=(
+            *("text_to_image@1", "text_to_image@10", "image_to_text@1", "mean_recall"),
+            *("cider", "bleu4"),
+        ),
+        label="on held-out images: recall in per cent, CIDEr, BLEU-4",
     ),
 )

@@ -1,6 +1,7 @@
 """Brings together what a run needs: data, model, what of it is trained, loader, objective."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from retrieval_engine.train.finetune.captioned import Order, Sets, load_sets
 from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.distributed import Processes
+from retrieval_engine.train.finetune.hard_negatives import read_negatives
 from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
 from retrieval_engine.train.finetune.retrieval import RetrievalObjective
 from retrieval_engine.train.finetune.vision_states import CachedStates, Loader, PixelStates
@@ -63,11 +65,13 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
         )
     sets = load_sets(store, from_cache=not config.from_pixels)
     images = config.batch_size // config.captions_per_image
+    mined = read_negatives(Path(config.negatives), sets.train) if config.negatives else None
     order = Order(
         sets.train,
         batch_size=config.batch_size,
         per_image=config.captions_per_image,
         seed=config.seed,
+        company=mined,
     )
     if images % processes.size:
         raise UsageError(
@@ -164,6 +168,7 @@ def _loader(
             learner.preprocessor,
             device,
             augment=config.augment,
+            colour_jitter=config.colour_jitter,
             seed=config.seed,
             frozen=config.freeze_vision,
         )

@@ -9,6 +9,7 @@
 A run that was killed goes on where it stood when the same command is given again.
 """
 
+import hashlib
 import math
 import shutil
 import time
@@ -22,11 +23,14 @@ from torch import nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.models.learner import CaptionLearner
 from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.store import open_store
 from retrieval_engine.train.finetune.captioned import Group
 from retrieval_engine.train.finetune.captioning import CaptionObjective
 from retrieval_engine.train.finetune.config import FinetuneConfig
+from retrieval_engine.train.finetune.crossing import crossing_notes
 from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.model_output import FinetuneReport, Output
 from retrieval_engine.train.finetune.objective import FinetuneState
@@ -85,12 +89,19 @@ class FinetuneRun:
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
         self.progress.say(f"{len(self.sets.train):,} images to train on; {self.sets.how}")
+        if self.processes.is_first and not (out / "run").exists():
+            for line in crossing_notes(open_store(config.store), self.sets):
+                self.progress.say(line)
         self.total = config.epochs * self.order.steps_per_epoch
         self.total = min(self.total, config.max_steps or self.total)
         self.every = config.eval_every or self.order.steps_per_epoch
         self.identity = digest([config.to_json(), self.sets.train.digest, self.learner.vision])
+        if config.negatives:
+            mined = Path(config.negatives).read_bytes()
+            self.identity = digest([self.identity, hashlib.sha256(mined).hexdigest()])
         self.state = FinetuneState()
-        self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped)
+        prompt = parts.learner.prompt if isinstance(parts.learner, CaptionLearner) else None
+        self.output = Output(config, parts.checkpoint, out, self.sets, parts.wrapped, prompt=prompt)
         self.ahead = Ahead(self.batch)
         (out / "run").mkdir(parents=True, exist_ok=True)
         if self._checkpoint_path.exists():
@@ -116,6 +127,7 @@ class FinetuneRun:
         saved_at = time.monotonic()
         while not self._is_over():
             self._step()
+            self._keep()
             self.progress.advance()
             if state.step % self.every == 0 or self._is_over():
                 self._validate()
@@ -211,7 +223,10 @@ class FinetuneRun:
         improved = state.improves(found, objective.metric, higher_is_better=better)
         if improved and self.processes.is_first:
             save_atomically(self._weights(), self._best_path)
-        epoch, part = divmod(state.step, self.order.steps_per_epoch)
+
+    def _keep(self) -> None:
+        """Write the model as it stands after every so many passes."""
+        epoch, part = divmod(self.state.step, self.order.steps_per_epoch)
         keep = self.config.keep_every
         if keep and not part and epoch % keep == 0 and self.processes.is_first:
             self.output.write(self.out / f"epoch-{epoch}", self.learner.model)

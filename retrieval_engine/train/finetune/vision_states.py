@@ -86,6 +86,7 @@ class PixelStates:
         preprocessor: of the checkpoint.
         device: where the tower is.
         augment: whether training images are augmented.
+        colour_jitter: how much brightness, contrast and saturation may change.
         seed: decides the augmentation.
         frozen: run the tower without gradient.
     """
@@ -96,12 +97,14 @@ class PixelStates:
         device: torch.device,
         *,
         augment: bool,
+        colour_jitter: float = 0.0,
         seed: int,
         frozen: bool,
     ) -> None:
         self._preprocessor = preprocessor
         self._device = device
         self._augment, self._seed, self._frozen = augment, seed, frozen
+        self._jitter = colour_jitter
         self._pool = ThreadPoolExecutor(_DECODERS)
 
     def load(self, data: CaptionedImages, images: Ints, step: int | None) -> NDArray[Any]:
@@ -123,6 +126,7 @@ class PixelStates:
             rng = np.random.default_rng((self._seed, 5, step, place))
             side = self._preprocessor.image_size
             image = augmented(image, side, rng, captions=data.captions_of(number))
+            image = jittered(image, self._jitter, rng) if self._jitter else image
         return self._preprocessor.pixels(image)
 
     def states(self, learner: Any, loaded: NDArray[Any]) -> Tensor:
@@ -182,6 +186,19 @@ def augmented(
         operation = list(_ALL.values())[int(rng.integers(len(_ALL)))]
         if rng.random() < 0.5:
             image = operation(image, _STRENGTH * (1 if rng.random() < 0.5 else -1))
+    return image
+
+
+def jittered(image: Image.Image, most: float, rng: np.random.Generator) -> Image.Image:
+    """The image with brightness, contrast and saturation changed, each by a factor near 1.
+
+    Args:
+        image: RGB.
+        most: the factors lie within 1 - `most` and 1 + `most`.
+        rng: decides them.
+    """
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(1 + most * rng.uniform(-1, 1))
     return image
 
 

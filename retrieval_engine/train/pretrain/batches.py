@@ -63,6 +63,7 @@ class Batcher:
         self._data = data
         self._texts = texts
         self._config = config
+        self._rounds = min(config.texts_per_image, config.max_captions or config.texts_per_image)
         self.device = device
         look = SquashToSquare(image_size=config.size.image_size)
         self._mean = torch.tensor(look.mean, device=device).view(3, 1, 1)
@@ -81,7 +82,7 @@ class Batcher:
         known = np.ones((len(items), len(self._data.concepts)), dtype=np.float32)
         known[np.ix_(grey, self._data.is_colour)] = 0
         captions = self._captions(items, rng) if with_texts else np.empty(0, dtype=np.int64)
-        owner = np.tile(np.arange(len(items)), self._config.texts_per_image)[: len(captions)]
+        owner = np.tile(np.arange(len(items)), self._rounds)[: len(captions)]
         tokens = self._texts.of(captions, mirrored=is_mirrored) if with_texts else None
         return Batch(
             items=items,
@@ -115,7 +116,7 @@ class Batcher:
         counts = ends - starts
         first = rng.integers(counts)
         step = rng.integers(1, np.maximum(counts, 2))
-        rounds = [starts + (first + i * step) % counts for i in range(self._config.texts_per_image)]
+        rounds = [starts + (first + i * step) % counts for i in range(self._rounds)]
         return np.concatenate(rounds)
 
     def _regions(

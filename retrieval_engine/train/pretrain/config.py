@@ -1,7 +1,7 @@
 """What decides a pretraining: the size of the model and the recipe."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 from retrieval_engine.errors import UsageError
@@ -9,6 +9,9 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.records import Json
 
 PROMPT = "a picture of "
+OBJECTIVES = ("itc+itm+lm+concepts", "itc+itm+lm", "itc+lm")
+OPTIMIZERS = ("muon", "adamw")
+_LONGEST_CAPTION = 60  # with the prompt before it a sentence has 64 tokens at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,18 @@ class PretrainConfig:
         source: the training data, `kind:argument[?…]`.
         val_source: data to select on; empty holds out a twentieth of the training items.
         preset: name in `PRESETS`.
+        image_size: side of the input in pixels; 0 is the preset's, as of the three below.
+        width: hidden size of all towers.
+        layers: blocks of the vision tower, and as many of the text side.
+        caption_length: longest caption in tokens.
+        limit: train on the first so many pictures; 0 takes all. Those to select on stay as they are.
+        max_captions: of a picture, the first so many; 0 takes all.
+        objective: the losses. `concepts` are what is in the picture, in a stage of their own and
+            beside the others; without them, and without `itm`, a decoder that is trained from
+            scratch learns the commonest sentence and does not look (benchmarks/LOG.md).
+        optimizer: `muon` on matrices and AdamW on the rest, or `adamw` on everything.
         steps: optimiser steps, concept stage included.
+        epochs: passes over the pictures in place of `steps`; 0 leaves it at `steps`.
         minutes: stop after this much training time instead; the schedule follows the clock, so
             such a run is not repeatable bit by bit. 0 is no limit.
         concept_share: part of the steps spent on the vision tower alone, learning to name what is
@@ -105,8 +119,8 @@ class PretrainConfig:
         batch_size: pictures in a step.
         texts_per_image: captions of each picture in the contrastive loss.
         itm_share: part of the batch that the matching loss is computed on.
-        matrix_lr: peak step of Muon on the encoders' matrices in the joint stage; the vision
-            tower takes half of it there, and `concept_lr` in the concept stage.
+        matrix_lr: peak step on the encoders' matrices in the joint stage; None is 4e-3 for Muon,
+            where the vision tower takes half of it, and 1e-3 for AdamW, where all weights take it.
         concept_lr: peak step of Muon in the concept stage.
         other_lr: peak step of AdamW on everything else.
         weight_decay: of matrices; vectors and embeddings have none.
@@ -127,13 +141,22 @@ class PretrainConfig:
     source: str
     val_source: str = ""
     preset: str = "tiny"
+    image_size: int = 0
+    width: int = 0
+    layers: int = 0
+    caption_length: int = 0
+    limit: int = 0
+    max_captions: int = 0
+    objective: str = OBJECTIVES[0]
+    optimizer: str = OPTIMIZERS[0]
     steps: int = 2000
+    epochs: int = 0
     minutes: float = 0.0
     concept_share: float = 0.25
     batch_size: int = 128
     texts_per_image: int = 2
     itm_share: float = 0.5
-    matrix_lr: float = 4e-3
+    matrix_lr: float | None = None
     concept_lr: float = 1e-2
     other_lr: float = 1e-3
     weight_decay: float = 0.05
@@ -158,6 +181,11 @@ class PretrainConfig:
         """
         if self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        for name in ("image_size", "width", "layers", "limit", "max_captions", "epochs"):
+            _at_least(name, getattr(self, name), 0)
+        _one_of("objective", self.objective, OBJECTIVES)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _check_shape(self)
         _at_least("steps", self.steps, 1)
         _at_least("batch_size", self.batch_size, 2)
         _at_least("eval_every", self.eval_every, 1)
@@ -171,7 +199,39 @@ class PretrainConfig:
     @property
     def size(self) -> ModelSize:
         """Shape of the model."""
-        return PRESETS[self.preset]
+        size = PRESETS[self.preset]
+        if self.width:
+            size = replace(
+                size,
+                width=self.width,
+                heads=max(1, self.width // _head_width(self.width)),
+                embed_dim=min(self.width, 256),
+            )
+        layers = self.layers
+        return replace(
+            size,
+            image_size=self.image_size or size.image_size,
+            vision_layers=layers or size.vision_layers,
+            text_layers=layers or size.text_layers,
+            text_length=self.caption_length or size.text_length,
+        )
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether the vision tower learns what is in the picture."""
+        return "concepts" in self.objective
+
+    @property
+    def stage_share(self) -> float:
+        """Part of the steps in which it learns nothing else."""
+        return self.concept_share if self.has_concepts else 0.0
+
+    @property
+    def peak(self) -> float:
+        """Peak step on the encoders' matrices."""
+        if self.matrix_lr is not None:
+            return self.matrix_lr
+        return 4e-3 if self.optimizer == "muon" else 1e-3
 
     @property
     def identity(self) -> str:
@@ -182,6 +242,29 @@ class PretrainConfig:
     def to_json(self) -> dict[str, Json]:
         """The config as JSON values."""
         return asdict(self)
+
+
+def _head_width(width: int) -> int:
+    """Width of an attention head."""
+    return 64 if width >= 256 else 32
+
+
+def _check_shape(config: PretrainConfig) -> None:
+    patch, each = PRESETS[config.preset].patch_size, _head_width(config.width)
+    if config.image_size % patch:
+        raise UsageError(
+            f"`image_size={config.image_size}` is no multiple of the patches' {patch} pixels",
+            hint=f"try `image_size={max(1, round(config.image_size / patch)) * patch}`",
+        )
+    if config.width % each:
+        raise UsageError(
+            f"`width={config.width}` is no multiple of a head's {each}",
+            hint=f"try `width={max(1, round(config.width / each)) * each}`",
+        )
+    if config.caption_length and not 4 <= config.caption_length <= _LONGEST_CAPTION:
+        raise UsageError(
+            f"`caption_length` is {config.caption_length}; allowed: 4 to {_LONGEST_CAPTION} tokens"
+        )
 
 
 def _at_least(name: str, value: float, least: float) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 _NEW_TOKENS = 32
+_UNTRAINED = "Its matching head (ITM) is not trained: do not re-rank with it.\n\n"
 _OPTION = {"matrix_lr": "lr"}  # settings whose option has another name
 
 
@@ -133,7 +134,7 @@ A BLIP of {report["parameters"]:,} weights, trained from scratch by `vlre pretra
   {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
 - `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
 
-It has seen nothing but this data: do not expect it to know anything else.
+{_UNTRAINED if "itm" not in str(config["objective"]) else ""}It has seen nothing but this data: do not expect it to know anything else.
 
 ```python
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval

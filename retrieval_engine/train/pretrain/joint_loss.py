@@ -59,7 +59,7 @@ class Objective:
         return Losses(total=torch.stack(list(parts.values())).sum(), parts=parts)
 
     def joint(self, batch: Batch, step: int, *, hardness: float) -> Losses:
-        """Joint stage: contrastive, matching and caption loss, and the concepts beside them.
+        """Joint stage: contrastive, matching and caption loss, the concepts beside them, as asked.
 
         Args:
             batch: with captions.
@@ -77,12 +77,14 @@ class Objective:
             scores = texts @ images.T / temperature
         parts = {"itc": itc_loss(scores, batch.true)}
 
-        pairs = self._matcher.pairs(batch, scores.detach(), step, hardness)
-        logits = model.match(pairs.tokens.ids, pairs.tokens.mask, states, pairs.image)
-        parts["itm"] = cross_entropy(logits, pairs.label)
+        if "itm" in config.objective:
+            pairs = self._matcher.pairs(batch, scores.detach(), step, hardness)
+            logits = model.match(pairs.tokens.ids, pairs.tokens.mask, states, pairs.image)
+            parts["itm"] = cross_entropy(logits, pairs.label)
 
         parts["lm"] = self._caption_loss(batch, states, step)
-        parts |= self._concepts(batch, states)
+        if config.has_concepts:
+            parts |= self._concepts(batch, states)
         weights = {
             "lm": config.caption_weight,
             "concept": config.concept_weight,

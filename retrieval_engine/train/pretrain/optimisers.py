@@ -1,4 +1,4 @@
-"""Muon on the encoders' matrices, AdamW on the rest, and how large a step each takes when."""
+"""Muon on the encoders' matrices and AdamW on the rest, or AdamW alone; how large a step when."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from retrieval_engine.train.pretrain.model import PretrainModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimisers:
-    """The two optimisers of a stage and the peak step of each of their groups."""
+    """The optimisers of a stage and the peak step of each of their groups."""
 
-    both: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
-    peaks: tuple[tuple[float, ...], tuple[float, ...]]
+    each: tuple[torch.optim.Optimizer, ...]
+    peaks: tuple[tuple[float, ...], ...]
 
     def step(self, factor: float) -> None:
         """Move the weights by their peak step times `factor`, and drop the gradients."""
-        for optimiser, peaks in zip(self.both, self.peaks, strict=True):
+        for optimiser, peaks in zip(self.each, self.peaks, strict=True):
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             optimiser.step()
@@ -27,11 +27,11 @@ class Optimisers:
 
     def state_dict(self) -> list[dict[str, object]]:
         """What `load_state_dict` needs to go on exactly."""
-        return [optimiser.state_dict() for optimiser in self.both]
+        return [optimiser.state_dict() for optimiser in self.each]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
         """Go on from a saved state."""
-        for optimiser, state in zip(self.both, states, strict=True):
+        for optimiser, state in zip(self.each, states, strict=True):
             optimiser.load_state_dict(state)
 
 
@@ -47,9 +47,9 @@ def joint_optimisers(model: PretrainModel, config: PretrainConfig) -> Optimisers
     heads = [h for h in (model.concept_head, model.region_head) if h is not None]
     retrieval = model.retrieval
     towers = [
-        (retrieval.vision_model, config.matrix_lr / 2),
-        (retrieval.text_encoder.encoder, config.matrix_lr),
-        (model.text_decoder.bert.encoder, config.matrix_lr),
+        (retrieval.vision_model, config.peak / 2),
+        (retrieval.text_encoder.encoder, config.peak),
+        (model.text_decoder.bert.encoder, config.peak),
     ]
     rest: list[nn.Module] = [
         *heads,
@@ -83,6 +83,14 @@ def _optimisers(
         others += [p for p in weights if p.ndim != 2]
     for module in rest:
         others += fresh(module)
+    if config.optimizer == "adamw":
+        decayed = [p for group in matrices for p in group["params"]]  # type: ignore[attr-defined]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        alone = torch.optim.AdamW(groups, lr=config.peak, betas=(0.9, 0.98))
+        return Optimisers(each=(alone,), peaks=((config.peak,) * len(groups),))
     muon = torch.optim.Muon(
         matrices,
         weight_decay=config.weight_decay,
@@ -95,4 +103,4 @@ def _optimisers(
         weight_decay=0.0,
     )
     peaks = tuple(peak for _, peak in towers)
-    return Optimisers(both=(muon, adamw), peaks=(peaks, (config.other_lr,)))
+    return Optimisers(each=(muon, adamw), peaks=(peaks, (config.other_lr,)))

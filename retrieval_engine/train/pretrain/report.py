@@ -47,9 +47,10 @@ def record(
     """The settings and figures of a run, for training.json and the model card."""
     default = PretrainConfig(source=config.source).to_json()
     settings = config.to_json()
+    counted = "steps" if config.epochs else ""  # epochs say it
     return {
         "config": settings,
-        "changed": {k: v for k, v in settings.items() if v != default[k]},
+        "changed": {k: v for k, v in settings.items() if v != default[k] and k != counted},
         "report": {k: v for k, v in asdict(report).items() if k != "out"},
         "items": len(data),
         "captions": len(data.captions),

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -85,9 +85,13 @@ class Run:
         self, config: PretrainConfig, out: Path, cache: Path, progress: Progress, *, resume: bool
     ) -> None:
         _refuse_to_overwrite(out, resume=resume)
-        self.config, self.out, self.progress = config, out, progress
+        self.out, self.progress = out, progress
         self.device = pick_device(config.device)
         self.train_set, self.val_set = load_sets(config, cache, progress)
+        if config.epochs:
+            steps = config.epochs * (len(self.train_set) // config.batch_size)
+            config = replace(config, steps=steps)
+        self.config = config
         self.tokenizer = make_tokenizer(
             config.tokenizer, self.train_set.captions, limit=config.size.vocabulary
         )
@@ -126,7 +130,7 @@ class Run:
         saved_at = time.monotonic()
         while not self._is_over():
             started = time.monotonic()
-            if not state.in_joint_stage and self._done() >= config.concept_share:
+            if not state.in_joint_stage and self._done() >= config.stage_share:
                 self.optimisers = joint_optimisers(self.model, config)
                 state.in_joint_stage = True
             losses = self._step()
@@ -180,7 +184,7 @@ class Run:
         return max(by_steps, self.state.seconds / limit_s) if limit_s else by_steps
 
     def _stage_done(self) -> float:
-        share = self.config.concept_share
+        share = self.config.stage_share
         if self.state.in_joint_stage:
             return (self._done() - share) / (1 - share)
         return self._done() / share

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +153,8 @@ def load_sets(
         held_out = captioned(val_source, config.val_source)
     else:
         train, held_out = held_out_split(train, items)
+    train = [_with_captions(item, config.max_captions) for item in train]
+    train = train[: config.limit or len(train)]
     _refuse_too_few(len(train), config)
     labels = source if isinstance(source, Labelled) else None
     drawn = draw_all(train, config.size, labels, cache, progress)
@@ -162,6 +164,10 @@ def load_sets(
     drawn = draw_all(held_out, config.size, None, cache, progress)
     val_set = _build(drawn, labels, train_set.concepts)
     return train_set, val_set
+
+
+def _with_captions(item: Item, most: int) -> Item:
+    return replace(item, captions=item.captions[:most]) if most else item
 
 
 def _refuse_too_few(n: int, config: PretrainConfig) -> None:

@@ -1,0 +1,25 @@
+"""Pictures that are one: found by their vectors, proven by their pixels, the best one picked."""
+
+from retrieval_engine.duplicates.candidates import Pictures, vector_feature
+from retrieval_engine.duplicates.find import (
+    Crossing,
+    DuplicateReport,
+    DuplicateSettings,
+    crossing,
+    find_duplicates,
+    same_pictures,
+)
+from retrieval_engine.duplicates.groups import Copy, DuplicateGroup
+
+__all__ = [
+    "Copy",
+    "Crossing",
+    "DuplicateGroup",
+    "DuplicateReport",
+    "DuplicateSettings",
+    "Pictures",
+    "crossing",
+    "find_duplicates",
+    "same_pictures",
+    "vector_feature",
+]

@@ -1,0 +1,69 @@
+"""Takes out of ranked images what shows a picture again, and says which ones match the words."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.duplicates.candidates import unit
+from retrieval_engine.duplicates.pictures import Thumbnails, proven
+from retrieval_engine.index.catalog import Catalog
+from retrieval_engine.index.grouping import Items
+from retrieval_engine.models import Encoder
+from retrieval_engine.records import Modality
+from retrieval_engine.search.matching import Judge
+from retrieval_engine.store import Store
+
+_PLAUSIBLE = 0.3  # cosine below which two images are surely not one, and are not looked at
+
+
+class Sieve:
+    """Sieves the items of one catalogue; what it has looked at it remembers.
+
+    Args:
+        catalog: tells where images are.
+        store: where their vectors are.
+        encoder: gives the store's own, when it is needed.
+        split: of the images at large.
+    """
+
+    def __init__(
+        self, catalog: Catalog, store: Store, encoder: Callable[[], Encoder], split: str | None
+    ) -> None:
+        self._catalog, self._store, self._encoder, self._split = catalog, store, encoder, split
+        self._pictures = Thumbnails()
+
+    def apart(self, items: Items, k: int) -> list[int]:
+        """Places of the first k items that are no near-duplicate of one before them.
+
+        Args:
+            items: (n,) numbers, best first; -1 is none.
+            k: how many are wanted; nothing behind them is looked at.
+        """
+        numbers = items[items >= 0]
+        uris = [entry.uri for entry in self._catalog.entries(numbers)]
+        vectors = self._unit(numbers)
+        kept: list[int] = []
+        for place in range(len(numbers)):
+            if len(kept) == k:
+                break
+            near = [other for other in kept if vectors[place] @ vectors[other] >= _PLAUSIBLE]
+            pairs = [(uris[place], uris[other]) for other in near]
+            if not proven(pairs, self._pictures)[0].any():
+                kept.append(place)
+        return kept
+
+    def _unit(self, numbers: Items) -> NDArray[np.float32]:
+        rows = self._catalog.image_rows(self._store, numbers)
+        return unit(self._store.read(Modality.IMAGES, "itc", rows))
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self._store, self._encoder(), self._split)
+
+    def matches(self, text: str, vector: NDArray[np.float32], items: Items) -> NDArray[np.float64]:
+        """(n,) the probability that each item matches a text with this (d,) vector."""
+        rows = self._catalog.image_rows(self._store, items)
+        uris = [entry.uri for entry in self._catalog.entries(items)]
+        return self._judge(text, vector, rows, uris)

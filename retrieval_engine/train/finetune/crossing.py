@@ -1,0 +1,55 @@
+"""Warns of pictures that cross from what is trained on to what it is judged by."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.duplicates import Pictures, crossing, vector_feature
+from retrieval_engine.records import Modality
+from retrieval_engine.store import Store
+from retrieval_engine.train.finetune.captioned import CaptionedImages, Sets
+
+_ALONE = 0.98  # cosine from which two files that cannot be read count as one image
+_SHOWN = 3
+
+
+def crossing_notes(store: Store, sets: Sets) -> list[str]:
+    """A line for each held-out set that has near-duplicates of training images in it.
+
+    Args:
+        store: what the run trains on.
+        sets: of the run. Equal bytes are taken out of the training set before.
+    """
+    held: list[tuple[str, Pictures, Sequence[str]]]
+    held = [("those to select on", _pictures(store, sets.val), _ids(store, sets.val))]
+    if "test" in set(store.items()["split"].to_pylist()):
+        gallery = store.gallery("test")
+        held.append(("split test", Pictures.of(gallery), gallery.ids))
+    train = _pictures(store, sets.train)
+    return list(_notes(store, train, held)) if len(train.rows) else []
+
+
+def _notes(
+    store: Store, train: Pictures, held: list[tuple[str, Pictures, Sequence[str]]]
+) -> Iterator[str]:
+    feature = vector_feature(store)
+    for what, pictures, ids in held:
+        found = np.flatnonzero(crossing(pictures, train, feature, alone=_ALONE).near)
+        if len(found):
+            shown = ", ".join(ids[i] for i in found[:_SHOWN].tolist())
+            yield f"LEAK: {len(found):,} of {what} are nearly images to train on ({shown})"
+
+
+def _chosen(store: Store, data: CaptionedImages) -> NDArray[np.int64]:
+    """Images that have vectors: trained from pixels, some may not."""
+    return np.flatnonzero(store.having(Modality.IMAGES, vector_feature(store), data.rows))
+
+
+def _ids(store: Store, data: CaptionedImages) -> list[str]:
+    return [data.ids[i] for i in _chosen(store, data)]
+
+
+def _pictures(store: Store, data: CaptionedImages) -> Pictures:
+    chosen = _chosen(store, data)
+    return Pictures(store=store, rows=data.rows[chosen], uris=[data.uris[i] for i in chosen])
