@@ -101,7 +101,7 @@ class Guard:
                 401,
                 "unauthorized",
                 "a token is needed",
-                hint="send it as `Authorization: Bearer …`",
+                hint="send it in the header Authorization, after the word Bearer",
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
