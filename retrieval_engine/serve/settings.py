@@ -60,7 +60,7 @@ class ServeSettings:
         if not self.is_loopback and not self.token:
             raise UsageError(
                 f"`host={self.host!r}` lets other machines in, and there is no `token`",
-                hint="set one, e.g. of `openssl rand -hex 16`, or listen on 127.0.0.1",
+                hint="set a long random one, or listen on 127.0.0.1",
             )
 
     @property
