@@ -6,7 +6,7 @@ go on with the old one until it is ready. What a change takes from under a reque
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -216,6 +216,6 @@ class Remembering:
         """As `Catalog.image_rows`."""
         return self._catalog.image_rows(store, numbers)
 
-    def of_source(self, name: str) -> NDArray[np.bool_]:
-        """As `Catalog.of_source`."""
-        return self._catalog.of_source(name)
+    def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """As `Catalog.of_sources`."""
+        return self._catalog.of_sources(names)

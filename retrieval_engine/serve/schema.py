@@ -118,7 +118,9 @@ class MatchRequest(Body):
 class EmbeddingsRequest(Body):
     """OpenAI's request. A text that begins with `data:image/` is an image."""
 
-    input: str | list[str] = Field(description="Texts, or images as data URLs (data:image/png;base64,).")
+    input: str | list[str] = Field(
+        description="Texts, or images as data URLs (data:image/png;base64,)."
+    )
     model: str = Field("", description="Any: the store's encoder answers.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
