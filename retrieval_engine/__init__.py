@@ -25,7 +25,7 @@ __all__ = [
     "Engine",
     "FeatureTransformer",
     "Mix",
-    "SearchEngine",  # search.Searcher, as it was called before 2026-11-26
+    "SearchEngine",  # search.Searcher, as it was called before 2026-11-25
     "build_index",
     "encode",
     "evaluate_recall",

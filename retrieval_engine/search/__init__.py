@@ -5,6 +5,6 @@ from retrieval_engine.search.opened import open_searcher
 from retrieval_engine.search.queries import Mix, Query
 from retrieval_engine.search.searcher import Searcher
 
-SearchEngine = Searcher  # its name before 2026-11-26
+SearchEngine = Searcher  # its name before 2026-11-25
 
 __all__ = ["Hit", "Hits", "Mix", "Query", "Searcher", "open_searcher"]
