@@ -84,7 +84,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed(tmp_path: Path) -> 
         (["text_encoder.a", "text_decoder.b", "visual_encoder.c"], "question answering"),
         (["text_encoder.a", "cls_head.0", "visual_encoder.c"], "NLVR2"),
         (["Qformer.a", "opt_proj.b", "query_tokens"], "BLIP-2 with a language model"),
-        (["vision_model.a", "text_encoder.b"], "Hugging Face's names already"),
+        (["vision_model.a", "text_encoder.b"], "Hugging Face's names.*`base=ID`"),
         (["conv1.weight", "fc.weight"], "unknown checkpoint: keys conv1, fc"),
     ],
 )

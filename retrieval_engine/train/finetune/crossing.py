@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.duplicates import Pictures, crossing, vector_feature
+from retrieval_engine.errors import FeatureMissing
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Sets
@@ -17,10 +18,18 @@ _SHOWN = 3
 def crossing_notes(store: Store, sets: Sets) -> list[str]:
     """A line for each held-out set that has near-duplicates of training images in it.
 
+    A store without vectors of images has one line that says so.
+
     Args:
         store: what the run trains on.
         sets: of the run. Equal bytes are taken out of the training set before.
     """
+    try:
+        vector_feature(store)
+    except FeatureMissing:
+        return [
+            "no vectors of images are stored: copies that cross into val or test are not sought"
+        ]
     held: list[tuple[str, Pictures, Sequence[str]]]
     held = [("those to select on", _pictures(store, sets.val), _ids(store, sets.val))]
     if "test" in set(store.items()["split"].to_pylist()):
