@@ -16,6 +16,7 @@ from retrieval_engine.train.pretrain.cached.states import MEAN, STD
 from retrieval_engine.train.pretrain.export import preprocessing, seal, write_json
 
 _NEW_TOKENS = 24
+_NO_REPEAT = 3  # tokens in a row: small decoders say things twice
 _OWN = ("bert.encoder.layer.", "cls.predictions.bias", "cls.predictions.transform.")
 _SHARED = (".crossattention.", ".intermediate.", ".output.dense.", ".output.LayerNorm.")
 _FOLDED = ("vision_model.embeddings.patch_embedding", "vision_model.mean_projection")
@@ -57,6 +58,7 @@ def export(
         eos_token_id=text.sep_token_id,
         pad_token_id=text.pad_token_id,
         max_new_tokens=_NEW_TOKENS,
+        no_repeat_ngram_size=_NO_REPEAT,
         prompt="",
     ).save_pretrained(out)
     tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
