@@ -270,6 +270,21 @@ def test_a_full_disk_is_told_by_the_file_s_name(tmp_path: Path, model: Path, fol
     assert f"cannot write {out}: File too large" in ended.stderr
 
 
+def test_a_store_is_captioned_by_its_own_model_where_that_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that ships as the default is for those who have no store."""
+    monkeypatch.delenv("VLRE_MODEL")
+    store, out = tmp_path / "store", tmp_path / "out.jsonl"
+    options = EncodeOptions(features=("tokens",))
+    encode("scenes:3?seed=1", store, encoder=open_encoder("vlre-tiny"), options=options)
+    result = run("--store", store, "--out", out, "--beams", 1)
+    assert result.exit_code == 0, result.output
+    assert "3 captioned, 0 encoded" in result.stderr
+    said = json.loads(Path(f"{out}.run.json").read_text())
+    assert said["model"] == "vlre-tiny", said
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     from retrieval_engine.caption.caption_writer import CaptionWriter
 

@@ -12,6 +12,12 @@ from retrieval_engine.cli import main
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def as_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite's own default model would hide a command that names none."""
+    monkeypatch.delenv("VLRE_MODEL")
+
+
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language. Blocks without a language need a network or real data."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)

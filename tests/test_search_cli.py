@@ -260,3 +260,10 @@ def test_a_picture_that_is_gone_is_a_grey_tile_with_the_reason(tmp_path: Path) -
     assert "gone.jpg: No such file or directory" in page.text
     assert "not a picture: 40 bytes" in page.text
     assert "nothing found" in page.text
+
+
+@pytest.mark.parametrize("path", ["~/Picturse", "/nowhere/at/all", "./gone", "gone/"])
+def test_a_folder_that_is_not_there_is_not_taken_for_words(path: str) -> None:
+    result = run("search", "a dog", path)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == f"Error: {path} is no folder"

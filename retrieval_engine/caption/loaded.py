@@ -1,5 +1,7 @@
 """What every request for captions says, and the models opened so that stored states fit."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,11 +9,25 @@ from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.ranking import Judge
 from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import Asked
-from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError
+from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError, VlreError
 from retrieval_engine.models import open_encoder
-from retrieval_engine.models.captioner import Captioner, open_captioner
+from retrieval_engine.models.captioner import Captioner, open_captioner, writes_captions
 from retrieval_engine.records import DEFAULT_MODEL, Modality
 from retrieval_engine.store import Store, open_store
+
+
+def default_captioner(targets: Sequence[str], store: Path) -> str:
+    """The model that captions are written with where nobody names one.
+
+    It is the store's own where the whole store is meant and that model writes captions, so that
+    stored `tokens` serve; else the one that ships.
+    """
+    if not targets:
+        with suppress(VlreError):
+            model = open_store(store).spec.checkpoint
+            if writes_captions(model):
+                return model
+    return DEFAULT_MODEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ from retrieval_engine.cli.options import (
     device_option,
     dtype_option,
     json_option,
-    model_option,
     split_option,
     store_option,
 )
+from retrieval_engine.records import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
@@ -68,7 +68,12 @@ _OPTIONS = (
 )
 _SHARED = (
     store_option,
-    model_option,
+    click.option(
+        "--model",
+        envvar="VLRE_MODEL",
+        help="Directory or hub id of a checkpoint that writes captions.  [default: the store's, "
+        f"where the whole store is meant and it does, else {DEFAULT_MODEL}; env: VLRE_MODEL]",
+    ),
     split_option,
     click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures."),
     click.option("--overwrite", is_flag=True, help="Begin --out anew."),
@@ -86,6 +91,13 @@ def captioning_options(command: Command) -> Command:
     for option in reversed(_SHARED):
         command = option(command)
     return command
+
+
+def choose_model(targets: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Put the model in that nobody named."""
+    from retrieval_engine.caption.loaded import default_captioner
+
+    given["model"] = given["model"] or default_captioner(targets, given["store"])
 
 
 def read_decoding(given: dict[str, Any]) -> "DecodingOptions":

@@ -172,6 +172,16 @@ def open_captioner(
     return captioner
 
 
+def writes_captions(checkpoint: str) -> bool:
+    """Whether a checkpoint's config says that it has a decoder; nothing is loaded.
+
+    Raises:
+        CheckpointNotFound: it is not there.
+    """
+    known = read_config(resolve(checkpoint).path).get("architectures") or ()
+    return any(str(name).endswith("ForConditionalGeneration") for name in known)
+
+
 def open_tower(
     checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str = ""
 ) -> Encoder:

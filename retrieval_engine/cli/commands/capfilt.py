@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from retrieval_engine.cli.decoding_options import captioning_options, read_decoding
+from retrieval_engine.cli.decoding_options import captioning_options, choose_model, read_decoding
 from retrieval_engine.cli.options import UserPath, example
 from retrieval_engine.cli.output import SOME_FAILED
 
@@ -39,6 +39,7 @@ def command(ctx: click.Context, /, targets: tuple[str, ...], as_json: bool, **gi
     from retrieval_engine.cli.output import emit, note, note_failures, progress_bar
 
     given["sample"] = given["sample"] or given["beams"] is None
+    choose_model(targets, given)
     job = CapFiltJob(CapFiltRequest(targets=targets, options=read_decoding(given), **given))
     with progress_bar() as progress:
         report = job.run(progress)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval_engine.cli.decoding_options import captioning_options, read_decoding
+from retrieval_engine.cli.decoding_options import captioning_options, choose_model, read_decoding
 from retrieval_engine.cli.options import UserPath, adapter_option, example
 from retrieval_engine.cli.output import SOME_FAILED
 
@@ -44,6 +44,7 @@ def command(
     from retrieval_engine.caption import CaptionJob, CaptionRequest
     from retrieval_engine.cli.output import emit, progress_bar, tell
 
+    choose_model(targets, given)
     request = CaptionRequest(targets=targets, options=read_decoding(given), **given)
     job = CaptionJob(request)
     if request.explain:

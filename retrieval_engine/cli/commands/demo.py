@@ -54,5 +54,5 @@ def command(ctx: click.Context, pictures: int, out: Path) -> None:
     click.echo(
         f"\nLook at the contact sheet: {sheet}\n"
         f'Ask something yourself:    vlre search "a girl with an umbrella" --store {store} --index {index}\n'
-        "Your own photographs:      vlre encode folder:PHOTOS"
+        'Your own photographs:      vlre search "a dog in the snow" ~/Pictures'
     )

@@ -121,10 +121,20 @@ def command(
 
 
 def _without_folder(queries: tuple[str, ...], *, has_other: bool) -> tuple[tuple[str, ...], str]:
-    """The queries, and the folder behind them; a single word is no folder."""
-    least = 1 if has_other else 2
-    if len(queries) >= least and os.path.isdir(os.path.expanduser(queries[-1])):
-        return queries[:-1], queries[-1]
+    """The queries, and the folder behind them; a single word is no folder.
+
+    Raises:
+        UsageError: what stands behind them is a path, and no folder is there.
+    """
+    from retrieval_engine.errors import UsageError
+
+    if len(queries) < (1 if has_other else 2):
+        return queries, ""
+    last = queries[-1]
+    if os.path.isdir(os.path.expanduser(last)):
+        return queries[:-1], last
+    if last.startswith(("/", "~", "./", "../")) or last.endswith("/"):
+        raise UsageError(f"{last} is no folder", hint="the folder to search stands last")
     return queries, ""
 
 
