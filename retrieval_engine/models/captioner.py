@@ -178,8 +178,10 @@ def writes_captions(checkpoint: str) -> bool:
     Raises:
         CheckpointNotFound: it is not there.
     """
-    known = read_config(resolve(checkpoint).path).get("architectures") or ()
-    return any(str(name).endswith("ForConditionalGeneration") for name in known)
+    known = read_config(resolve(checkpoint).path).get("architectures")
+    return isinstance(known, list) and any(
+        str(name).endswith("ForConditionalGeneration") for name in known
+    )
 
 
 def open_tower(
