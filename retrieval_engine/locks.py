@@ -47,6 +47,7 @@ class FileLock:
         try:
             self._lock.acquire()
         except Timeout:
+            path.open("ab").close()  # a file that cannot be made says so; filelock waits for it
             raise Taken(_owner(path)) from None
         if os.name != "nt":  # there nobody could read it while it is locked
             with contextlib.suppress(OSError):  # a full disk is told where it matters

@@ -285,6 +285,13 @@ def test_a_store_is_captioned_by_its_own_model_where_that_can(
     assert said["model"] == "vlre-tiny", said
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="nothing can be made there")
+def test_a_file_that_cannot_be_made_is_not_one_that_others_write(model: Path, folder: Path) -> None:
+    result = run(folder, "--model", model, "--out", "/proc/x.jsonl")
+    assert result.exit_code == 1
+    assert "cannot write /proc/x.jsonl: No such file or directory" in result.stderr
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     from retrieval_engine.caption.caption_writer import CaptionWriter
 
