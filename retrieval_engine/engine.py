@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
     from retrieval_engine.index.catalog import Entry
-    from retrieval_engine.index.grouping import Allowed
     from retrieval_engine.models import Encoder
     from retrieval_engine.progress import Progress
     from retrieval_engine.search import Searcher
@@ -96,7 +95,6 @@ class Engine:
         self._encoder: Encoder | None = None
         self._searcher: Searcher | None = None
         self._seen: object = None
-        self._allowed: Allowed | None = None
         self._lock = threading.RLock()
         self.added: EncodeReport | None = None
         if source:
@@ -262,7 +260,6 @@ class Engine:
                 rerank=rerank,
                 rerank_model=rerank_model,
                 captions=captions,
-                allowed=self._allowed,
                 distinct=distinct,
                 min_match=min_match,
             )
@@ -275,7 +272,7 @@ class Engine:
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
             searcher = self._current()
-            return searcher.similar(self._number(item_id), k, self._allowed)
+            return searcher.similar(self._number(item_id), k)
 
     def caption(
         self,
@@ -417,14 +414,12 @@ class Engine:
                     default_index=self._default_index,
                     head=self._head,
                     split=self._split,
+                    sources=frozenset(self._scope),
                     device=self._device,
                     model=self._model,
                     encoder=self._encoder,
                 )
-                self._seen, self._allowed = seen, None
-                if self._scope:
-                    allowed = self._searcher.catalog.of_sources(self._scope)
-                    self._allowed = None if allowed.all() else allowed
+                self._seen = seen
             return self._searcher
 
     def _watched(self) -> list[Path]:
@@ -462,9 +457,9 @@ class Engine:
     def _numbers(self) -> NDArray[np.int64]:
         """Numbers of the items that are searched."""
         searcher = self._current()
-        if self._allowed is None:
+        if searcher.allowed is None:
             return np.arange(len(searcher.catalog))
-        return np.flatnonzero(self._allowed)
+        return np.flatnonzero(searcher.allowed)
 
     def _number(self, item_id: str) -> int:
         number = self._current().catalog.number_of(item_id)

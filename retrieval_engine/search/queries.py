@@ -134,6 +134,11 @@ def is_words(query: Query) -> bool:
     return isinstance(query, str) and not is_image(query)
 
 
+def is_picture(query: Query) -> bool:
+    """Whether a query is one image."""
+    return not (isinstance(query, Mix) or is_vector(query) or is_words(query))
+
+
 def name_of(query: Query) -> str:
     """What to call a query."""
     if isinstance(query, str | Mix):
