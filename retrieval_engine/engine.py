@@ -22,7 +22,8 @@ from retrieval_engine.records import (
 from retrieval_engine.search import Hits, open_searcher
 from retrieval_engine.search.hits import data_frame
 from retrieval_engine.sources import KINDS, Source
-from retrieval_engine.sources.given import GivenSource, given_images, is_image
+from retrieval_engine.sources.from_python import GivenSource, given_images
+from retrieval_engine.sources.image_forms import is_image
 from retrieval_engine.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Engine:
         Returns:
             (n, d) float32, `itc` of unit length; (n, 32, d) for images of BLIP-2.
         """
-        from retrieval_engine.encoding.given import encode_given
+        from retrieval_engine.encoding.without_store import encode_given
 
         with self._lock:
             encoder = self._current().encoder if self._store() else self._base_encoder()
@@ -297,7 +298,7 @@ class Engine:
             CheckpointInvalid: the model writes no captions.
             SourceError: an image cannot be read.
         """
-        from retrieval_engine.caption.given import caption_given
+        from retrieval_engine.caption.without_files import caption_given
 
         one = is_image(images) or isinstance(images, str)
         asked = [images] if one else images
@@ -342,7 +343,7 @@ class Engine:
 
     def vectors(self, feature: str = "itc") -> NDArray[np.float32]:
         """(n, d) float32 features of all items in their order; (n, 32, d) of BLIP-2's `itc`."""
-        from retrieval_engine.encoding.given import narrowed
+        from retrieval_engine.encoding.without_store import narrowed
 
         store, catalog = self._seen_store(), self._current().catalog
         rows = catalog.image_rows(store, self._numbers())

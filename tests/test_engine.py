@@ -11,7 +11,7 @@ from PIL import Image
 
 from retrieval_engine import Engine, FeatureTransformer, Mix
 from retrieval_engine.errors import SourceError, StoreNotFound, UsageError, VlreError
-from retrieval_engine.sources.given import picture_of
+from retrieval_engine.sources.image_forms import picture_of
 from retrieval_engine.testing.images import jpeg, photo
 
 

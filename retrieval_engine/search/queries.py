@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError, one_line
-from retrieval_engine.sources.given import is_array, is_image
+from retrieval_engine.sources.image_forms import is_array, is_image
 
 Query: TypeAlias = Any
 """Words, an image in any form, a (d,) vector, a `Mix`, or a mapping of those to their weights."""

@@ -16,7 +16,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.search.pairing import check_head, open_query_encoder, through_head
 from retrieval_engine.search.queries import Mix, Query, as_mix, combined, is_vector, is_words
 from retrieval_engine.sources.decode import decode
-from retrieval_engine.sources.given import image_bytes
+from retrieval_engine.sources.image_forms import image_bytes
 from retrieval_engine.store import Store
 
 

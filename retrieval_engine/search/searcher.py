@@ -29,7 +29,7 @@ from retrieval_engine.search.queries import Query, as_mix, each_of, is_one, is_p
 from retrieval_engine.search.query_encoder import QueryEncoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.search.sieve import Sieve
-from retrieval_engine.sources.given import image_bytes
+from retrieval_engine.sources.image_forms import image_bytes
 from retrieval_engine.store import Store
 
 
@@ -144,7 +144,7 @@ class Searcher:
         """The k images that fit a query best, or each of several.
 
         Args:
-            queries: words, an image in any form (see `sources.given.image_bytes`), a (d,) vector,
+            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,) vector,
                 a `Mix` or a mapping of queries to weights; or a list of them, or (n, d) vectors.
             k: at least 1; more than there are images gives them all.
             offset: leave out so many of the best, for the next page.
