@@ -259,6 +259,13 @@ class Searcher:
         ]
 
     @cached_property
+    def numbers(self) -> Items:
+        """(n,) the items that may be answers, by their numbers in `catalog`."""
+        return (
+            np.arange(len(self.catalog)) if self.allowed is None else np.flatnonzero(self.allowed)
+        )
+
+    @cached_property
     def _nearest(self) -> NearestImages:
         return NearestImages(
             index=self.index,
