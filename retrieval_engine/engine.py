@@ -2,42 +2,30 @@
 
 import asyncio
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import SourceError, StoreNotFound, UsageError
-from retrieval_engine.records import (
-    DEFAULT_INDEX,
-    DEFAULT_MODEL,
-    DEFAULT_STORE,
-    Json,
-    Modality,
-)
-from retrieval_engine.search import Hits, open_searcher
-from retrieval_engine.search.hits import data_frame
+from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.records import DEFAULT_STORE, Json, Modality
+from retrieval_engine.search import Hits
+from retrieval_engine.search.followed import FollowedStore, default_model
 from retrieval_engine.sources import KINDS, Source
-from retrieval_engine.sources.given import GivenSource, given_images, is_image
-from retrieval_engine.store import Store, open_store
+from retrieval_engine.sources.from_python import GivenSource, given_images
+from retrieval_engine.sources.image_forms import is_image
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
-    from retrieval_engine.index.catalog import Entry
-    from retrieval_engine.index.grouping import Allowed
-    from retrieval_engine.models import Encoder
     from retrieval_engine.progress import Progress
-    from retrieval_engine.search import Searcher
 
 
-class Engine:
+class Engine(FollowedStore):
     """A searchable collection of images: a store, an index where there is one, and their model.
 
         engine = Engine("photos")
@@ -87,21 +75,12 @@ class Engine:
                 hint=f"a new store begins with Engine(store={source!r}).add(images)",
             )
         place = store or (path if path and not source else os.environ.get("VLRE_STORE"))
-        self.store_path = Path(place or DEFAULT_STORE).expanduser()
-        self._index = None if index is None else Path(index).expanduser()
-        self._default_index = Path(os.environ.get("VLRE_INDEX") or DEFAULT_INDEX).expanduser()
-        self._model, self._device, self._split = model, device, split
-        self._head = None if head is None else Path(head).expanduser()
-        self._scope: set[str] = set()  # names of the sources that are searched; none for all
-        self._encoder: Encoder | None = None
-        self._searcher: Searcher | None = None
-        self._seen: object = None
-        self._allowed: Allowed | None = None
-        self._lock = threading.RLock()
+        place = place or DEFAULT_STORE
+        super().__init__(place, index, model=model, head=head, split=split, device=device)
         self.added: EncodeReport | None = None
         if source:
             self.added = self.add(source, progress=progress)
-            self._scope = {self._added_name}
+            self._scope = frozenset({self._added_name})
 
     # Images in
 
@@ -146,18 +125,13 @@ class Engine:
             kept = self.store_path.with_name(f"{self.store_path.name}-pictures")
             source = GivenSource(given_images(images, captions, ids, meta), kept)
         with self._lock:
-            encoder = self._base_encoder()
+            encoder, how = self._base_encoder(), options or self._options()
             report = encode(
-                source,
-                self.store_path,
-                encoder=encoder,
-                options=options or self._options(),
-                progress=progress,
+                source, self.store_path, encoder=encoder, options=how, progress=progress
             )
             self._added_name = source.name
             if self._scope:
-                self._scope.add(source.name)
-            self._seen = None
+                self._scope |= {source.name}
         if report.failures and not report.images.encoded + report.images.reused:
             first = report.failures[0]
             raise SourceError(f"no image could be encoded; {first.item_id}: {first.reason}")
@@ -185,10 +159,9 @@ class Engine:
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
-        out = self._index or self._default_index
         return build_index(
             self._seen_store(),
-            out,
+            self._index_path,
             recipe=recipe,
             split=self._split,
             feature=feature,
@@ -199,8 +172,7 @@ class Engine:
         """Add to the index what is newer, and take out what is gone; see `update_index`."""
         from retrieval_engine.index import update_index
 
-        out = self._index or self._default_index
-        return update_index(self._seen_store(), out, progress=progress)
+        return update_index(self._seen_store(), self._index_path, progress=progress)
 
     def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
         """Features of sentences or images, which are not stored.
@@ -212,10 +184,10 @@ class Engine:
         Returns:
             (n, d) float32, `itc` of unit length; (n, 32, d) for images of BLIP-2.
         """
-        from retrieval_engine.encoding.given import encode_given
+        from retrieval_engine.encoding.without_store import encode_given
 
         with self._lock:
-            encoder = self._current().encoder if self._store() else self._base_encoder()
+            encoder = self.searcher().encoder if self._store() else self._base_encoder()
             return encode_given(encoder, inputs, feature)
 
     # Answers out
@@ -254,15 +226,13 @@ class Engine:
             VlreError: see `Searcher.search`.
         """
         with self._lock:
-            searcher = self._current()
-            return searcher.search(
+            return self.searcher().search(
                 queries,
                 k,
                 offset=offset,
                 rerank=rerank,
                 rerank_model=rerank_model,
                 captions=captions,
-                allowed=self._allowed,
                 distinct=distinct,
                 min_match=min_match,
             )
@@ -274,8 +244,7 @@ class Engine:
     def similar(self, item_id: str, k: int = 10) -> Hits:
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
-            searcher = self._current()
-            return searcher.similar(self._number(item_id), k, self._allowed)
+            return self.searcher().similar(self._number(item_id), k)
 
     def caption(
         self,
@@ -300,14 +269,14 @@ class Engine:
             CheckpointInvalid: the model writes no captions.
             SourceError: an image cannot be read.
         """
-        from retrieval_engine.caption.given import caption_given
+        from retrieval_engine.caption.without_files import caption_given
 
         one = is_image(images) or isinstance(images, str)
         asked = [images] if one else images
         if isinstance(asked, list | tuple):
             asked = [self[x].uri if isinstance(x, str) and x in self else x for x in asked]
         store = self._store()
-        model = model or self._model or (store.spec.checkpoint if store else _default_model())
+        model = model or self._model or (store.spec.checkpoint if store else default_model())
         found = caption_given(asked, n, model=model, store=store, device=self._device, how=options)
         return found[0] if one else found
 
@@ -317,164 +286,6 @@ class Engine:
 
         settings = RecallSettings(rerank=rerank, split=self._split, device=self._device)
         return evaluate_store(self._seen_store(), settings)
-
-    # What is there
-
-    def __len__(self) -> int:
-        return len(self._numbers()) if self._store() else 0
-
-    def __iter__(self) -> "Iterator[Entry]":
-        if not self._store():
-            return
-        catalog = self._current().catalog
-        for number in self._numbers().tolist():
-            yield from catalog.entries([number])
-
-    def __getitem__(self, item_id: str) -> "Entry":
-        """The item with an id.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self._current().catalog.entries([self._number(item_id)])[0]
-
-    def __contains__(self, item_id: object) -> bool:
-        if not isinstance(item_id, str) or not self._store():
-            return False
-        return self._current().catalog.number_of(item_id) >= 0
-
-    def vectors(self, feature: str = "itc") -> NDArray[np.float32]:
-        """(n, d) float32 features of all items in their order; (n, 32, d) of BLIP-2's `itc`."""
-        from retrieval_engine.encoding.given import narrowed
-
-        store, catalog = self._seen_store(), self._current().catalog
-        rows = catalog.image_rows(store, self._numbers())
-        return narrowed(store.read(Modality.IMAGES, feature, rows))
-
-    def to_pandas(self) -> Any:
-        """The items as a DataFrame: id, uri, source, captions, and metadata as columns.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        return data_frame(
-            [
-                {
-                    "id": entry.id,
-                    "uri": entry.uri,
-                    "source": entry.source,
-                    "captions": [caption.text for caption in entry.captions],
-                    **entry.meta,
-                }
-                for entry in self
-            ]
-        )
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines for people about what answers are made from."""
-        return self._current().notes
-
-    def __repr__(self) -> str:
-        return f"Engine(store={str(self.store_path)!r}): {len(self):,} images"
-
-    def close(self) -> None:
-        """Close open files; the next call opens them again."""
-        if self._searcher and self._searcher.store:
-            self._searcher.store.close()
-        self._searcher, self._seen = None, None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # How it stays fresh
-
-    def searcher(self) -> "Searcher":
-        """What searches run on: the store and the index as they are now.
-
-        It stays as it is when they change; ask again for one that knows what is new.
-        """
-        return self._current()
-
-    def _current(self) -> "Searcher":
-        """A searcher over the store and the index as they are now."""
-        with self._lock:
-            seen = [_state(path) for path in self._watched()]
-            if self._searcher is None or seen != self._seen:
-                if self._searcher is not None:
-                    self._encoder = self._searcher.opened or self._encoder
-                self._searcher = open_searcher(
-                    self.store_path,
-                    self._index,
-                    default_index=self._default_index,
-                    head=self._head,
-                    split=self._split,
-                    device=self._device,
-                    model=self._model,
-                    encoder=self._encoder,
-                )
-                self._seen, self._allowed = seen, None
-                if self._scope:
-                    allowed = self._searcher.catalog.of_sources(self._scope)
-                    self._allowed = None if allowed.all() else allowed
-            return self._searcher
-
-    def _watched(self) -> list[Path]:
-        index = self._index or self._default_index
-        return [self.store_path / name for name in ("store.json", "manifest.json")] + [
-            index / "manifest.json"
-        ]
-
-    def _store(self) -> Store | None:
-        try:
-            return open_store(self.store_path)
-        except StoreNotFound:
-            return None
-
-    def _seen_store(self) -> Store:
-        from retrieval_engine.encoding.projected import open_through
-
-        return open_through(self.store_path, self._head)
-
-    def _base_encoder(self) -> "Encoder":
-        """The model that images are encoded with: the store's, where there is one."""
-        from retrieval_engine.models import open_encoder
-        from retrieval_engine.models.text_tower import reopen_for_texts
-
-        if self._encoder is None and self._searcher is not None:
-            self._encoder = self._searcher.opened
-        if self._encoder is None:
-            store = self._store()
-            if store:
-                self._encoder = reopen_for_texts(store.spec, device=self._device, model=self._model)
-            else:
-                self._encoder = open_encoder(self._model or _default_model(), device=self._device)
-        return self._encoder
-
-    def _numbers(self) -> NDArray[np.int64]:
-        """Numbers of the items that are searched."""
-        searcher = self._current()
-        if self._allowed is None:
-            return np.arange(len(searcher.catalog))
-        return np.flatnonzero(self._allowed)
-
-    def _number(self, item_id: str) -> int:
-        number = self._current().catalog.number_of(item_id)
-        if number < 0:
-            raise KeyError(f"no item has the id {item_id!r}")
-        return number
-
-
-def _default_model() -> str:
-    return os.environ.get("VLRE_MODEL") or DEFAULT_MODEL
 
 
 def _is_store(path: str | os.PathLike[str]) -> bool:
@@ -487,12 +298,3 @@ def _is_source(text: str) -> bool:
     if os.path.isdir(os.path.expanduser(text)):
         return True
     return bool(colon) and kind in KINDS.names() and "#" not in text
-
-
-def _state(path: Path) -> object:
-    """What differs after a file was replaced; None where it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -17,7 +17,7 @@ from PIL import Image
 
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.caption.explain import lit
-from retrieval_engine.caption.given import caption_given
+from retrieval_engine.caption.without_files import caption_given
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import UsageError, VlreError

@@ -11,7 +11,7 @@ from PIL import Image
 
 from retrieval_engine import Engine, FeatureTransformer, Mix
 from retrieval_engine.errors import SourceError, StoreNotFound, UsageError, VlreError
-from retrieval_engine.sources.given import picture_of
+from retrieval_engine.sources.image_forms import picture_of
 from retrieval_engine.testing.images import jpeg, photo
 
 
@@ -244,6 +244,18 @@ def test_what_cannot_be_meant_is_explained_in_a_line(
         call(engine)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_captions_are_those_of_the_source_that_is_searched(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    Engine("scenes:3?seed=2", store=store, model="vlre-tiny", device="cpu")
+    engine = Engine("scenes:2?seed=1", store=store, model="vlre-tiny", device="cpu")
+    found = engine.search(photo(1), 99, captions=True)
+    assert {hit.source for hit in found} == {engine["scene-1-000000"].source}
+    assert len(found) == sum(len(entry.captions) for entry in engine)
+    assert len(engine.searcher().search(photo(1), 99)) == len(engine) == 2
+    every = Engine(store=store, model="vlre-tiny", device="cpu")
+    assert len(every.search(photo(1), 99, captions=True)) > len(found)
 
 
 def test_a_folder_is_searched_alone_and_what_is_added_with_it(

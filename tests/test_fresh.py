@@ -212,9 +212,9 @@ def test_products_of_one_shape_are_equal_wherever_a_query_stands() -> None:
 def test_the_model_is_not_loaded_again_for_a_changed_store(tmp_path: Path) -> None:
     engine = Engine("scenes:6?seed=7", store=tmp_path / "store")
     engine.search("a dog", 1)
-    encoder = engine._current().opened
+    encoder = engine.searcher().opened
     engine.add("scenes:6?seed=8")
     assert len(engine) == 12
     engine.search("a dog", 1)
-    assert engine._current().opened is encoder
+    assert engine.searcher().opened is encoder
     assert open_encoder("vlre-tiny").spec.fingerprint == open_store(tmp_path / "store").fingerprint

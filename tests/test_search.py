@@ -116,7 +116,7 @@ def test_a_known_picture_is_not_encoded_again(root: Path) -> None:
     captions = engine.search(jpeg(3), 4, captions=True)
     assert by_path == by_bytes
     assert len(captions) == 4
-    assert engine._encoder is None
+    assert engine.opened is None
 
 
 def test_an_unknown_picture_goes_through_the_model(engine: Searcher, encoder: Encoder) -> None:

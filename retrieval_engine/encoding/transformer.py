@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoding.given import encode_given, narrowed
+from retrieval_engine.encoding.without_store import encode_given, narrowed
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.records import DEFAULT_MODEL, Modality

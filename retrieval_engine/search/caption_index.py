@@ -1,6 +1,6 @@
 """The captions of a store, searched exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -14,12 +14,24 @@ from retrieval_engine.store import Gallery
 
 
 class CaptionIndex:
-    """The captions of a gallery that have features, searched exactly."""
+    """The captions of a gallery that have features, searched exactly.
 
-    def __init__(self, gallery: Gallery, feature: str) -> None:
+    Args:
+        gallery: whose captions.
+        feature: name of it.
+        sources: only the captions of images of these sources, by name; none for all.
+
+    Raises:
+        FeatureMissing: there are none.
+    """
+
+    def __init__(self, gallery: Gallery, feature: str, sources: Collection[str] = ()) -> None:
         self._gallery = gallery
         self._items = GalleryCatalog(gallery)
-        self._numbers = np.flatnonzero(gallery.caption_rows >= 0)
+        wanted = gallery.caption_rows >= 0
+        if sources:
+            wanted &= self._items.of_sources(sources)[gallery.caption_image]
+        self._numbers = np.flatnonzero(wanted)
         store = gallery.store
         forms = store.features(Modality.CAPTIONS)
         if feature not in forms or not len(self._numbers):

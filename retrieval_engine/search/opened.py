@@ -1,5 +1,6 @@
 """Opens a searcher over what is there: a store and an index, or one of them."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,6 +13,7 @@ from retrieval_engine.store import Store
 
 class _How(TypedDict):
     split: str | None
+    sources: Collection[str]
     device: str
     model: str
 
@@ -23,6 +25,7 @@ def open_searcher(  # noqa: PLR0913 (what `Engine` was told)
     default_index: Path | None = None,
     head: Path | None = None,
     split: str | None = None,
+    sources: Collection[str] = (),
     device: str = "auto",
     model: str = "",
     encoder: Encoder | None = None,
@@ -36,6 +39,7 @@ def open_searcher(  # noqa: PLR0913 (what `Engine` was told)
             goes with the store and the split; else every image of the store is compared.
         head: directory of a head through which the store is seen; needs the store.
         split: see `Searcher`.
+        sources: see `Searcher`.
         device: for the encoder.
         model: where the store's checkpoint is now, if it has moved.
         encoder: the store's, where it is open already; as it is without the head.
@@ -46,7 +50,7 @@ def open_searcher(  # noqa: PLR0913 (what `Engine` was told)
     """
     opened: Store | None = None
     notes: list[str] = []
-    how: _How = {"split": split, "device": device, "model": model}
+    how: _How = {"split": split, "sources": sources, "device": device, "model": model}
     try:
         opened = open_through(store, head)
     except StoreNotFound:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError, one_line
-from retrieval_engine.sources.given import is_array, is_image
+from retrieval_engine.sources.image_forms import is_array, is_image
 
 Query: TypeAlias = Any
 """Words, an image in any form, a (d,) vector, a `Mix`, or a mapping of those to their weights."""
@@ -132,6 +132,11 @@ def is_float(array: Any) -> bool:
 def is_words(query: Query) -> bool:
     """Whether a query is words."""
     return isinstance(query, str) and not is_image(query)
+
+
+def is_picture(query: Query) -> bool:
+    """Whether a query is one image."""
+    return not (isinstance(query, Mix) or is_vector(query) or is_words(query))
 
 
 def name_of(query: Query) -> str:

@@ -1,6 +1,6 @@
 """Takes out of ranked images what shows a picture again, and says which ones match the words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from retrieval_engine.duplicates.candidates import unit
 from retrieval_engine.duplicates.pictures import Thumbnails, proven
 from retrieval_engine.index.catalog import Catalog
-from retrieval_engine.index.grouping import Items
+from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.search.matching import Judge
+from retrieval_engine.search.nearest import NearestImages, filled
 from retrieval_engine.store import Store
 
 _PLAUSIBLE = 0.3  # cosine below which two images are surely not one, and are not looked at
@@ -33,6 +34,22 @@ class Sieve:
     ) -> None:
         self._catalog, self._store, self._encoder, self._split = catalog, store, encoder, split
         self._pictures = Thumbnails()
+
+    def search(
+        self, nearest: NearestImages, queries: Sequence[NDArray[np.float32]], k: int
+    ) -> list[tuple[Scores, Items]]:
+        """As `NearestImages.search`, without near-duplicates of better ones."""
+        made = []
+        for query in queries:
+            fetch = k
+            while True:
+                [(scores, items)] = nearest.search([query], fetch)
+                kept = self.apart(items, k)
+                if len(kept) == k or (items < 0).any() or len(items) < fetch:
+                    break
+                fetch *= 2
+            made.append(filled(k, scores[kept], items[kept]))
+        return made
 
     def apart(self, items: Items, k: int) -> list[int]:
         """Places of the first k items that are no near-duplicate of one before them.

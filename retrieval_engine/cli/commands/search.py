@@ -19,8 +19,7 @@ from retrieval_engine.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from retrieval_engine import Engine
-    from retrieval_engine.search import Hits
+    from retrieval_engine.search import Hits, Searcher
 
 _HELP = """Find pictures by words or by a picture, and captions by a picture.
 
@@ -102,10 +101,10 @@ def command(
     queries, folder = _without_folder(queries, has_other=image is not None or bool(plus))
     _check(queries, image, vectors, plus, minus, given)
     asked = index if ctx.get_parameter_source("index") is not ParameterSource.DEFAULT else None
-    engine = _open(folder, asked, given)
-    for line in engine.notes:
+    searcher = _open(folder, asked, given)
+    for line in searcher.notes:
         note(line)
-    sections = _ask(engine, queries, image, vectors, plus, minus, given)
+    sections = _ask(searcher, queries, image, vectors, plus, minus, given)
     for hits in sections:
         if not hits and hits.best_match is not None:
             least = given["min_match"]
@@ -164,24 +163,24 @@ def _check(
         raise UsageError("--rerank matches words with pictures: it goes with a query in words")
 
 
-def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Engine":
-    """The engine over the store, and what is new in the folder encoded into it."""
+def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Searcher":
+    """What answers, over the store or, once it is encoded, the folder."""
     from retrieval_engine import Engine
     from retrieval_engine.cli.output import note_failures, progress_bar
 
     names = ("store", "head", "split", "model", "device")
     how = {name: given[name] for name in names} | {"index": index}
     if not folder:
-        return Engine(**how)
+        return Engine(**how).searcher()
     with progress_bar() as progress:
         engine = Engine(folder, progress=progress, **how)
     if engine.added:
         note_failures(engine.added.failures, f"{engine.added.store}/failures.jsonl")
-    return engine
+    return engine.searcher()
 
 
 def _ask(
-    engine: "Engine",
+    searcher: "Searcher",
     queries: tuple[str, ...],
     image: str | None,
     vectors: Path | None,
@@ -196,14 +195,14 @@ def _ask(
     how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
     if vectors is not None:
         rows = read_vectors(vectors)
-        sections: list[Hits] = engine.search(list(rows), **how)
+        sections: list[Hits] = searcher.search(list(rows), **how)
         titles = [f"{vectors.name} {row}" for row in range(len(rows))]
     elif image is not None:
-        sections = engine.search([mix(read_asked(image), plus, minus)], **how)
+        sections = searcher.search([mix(read_asked(image), plus, minus)], **how)
         titles = [image]
     else:
         texts = _lines_of_stdin() if queries == ("-",) else list(queries) or [""]
-        sections = engine.search([mix(text, plus, minus) for text in texts], **how)
+        sections = searcher.search([mix(text, plus, minus) for text in texts], **how)
         titles = [hits.query for hits in sections]
     for hits, title in zip(sections, titles, strict=True):
         hits.query = title

@@ -88,26 +88,21 @@ class FaissRows:
         # The number of threads belongs to the calling thread, so each call sets its own.
         _faiss().omp_set_num_threads(cpu_threads() if many else 1)
         only = None if allowed is None else _Selector(allowed)
+        how = _parameters(self._index, fetch, self._effort, only) if only else None
+        nprobe = self._effort.get("nprobe", 0)
         scores = np.empty((len(queries), fetch), np.float32)
         rows = np.empty((len(queries), fetch), np.int64)
-        for at in range(0, len(queries), _QUERIES_AT_ONCE):
-            chosen = slice(at, at + _QUERIES_AT_ONCE)
-            scores[chosen], rows[chosen] = self._search(queries[chosen], fetch, only)
-        return scores, rows
-
-    def _search(
-        self, queries: NDArray[np.float32], fetch: int, only: "_Selector | None"
-    ) -> tuple[Scores, Items]:
-        """As `search_rows`, in one call of the library for each breadth it takes."""
-        nprobe = self._effort.get("nprobe", 0)
-        how = _parameters(self._index, fetch, self._effort, only) if only else None
-        scores, rows = self._index.search(queries, fetch, params=how)
-        while nprobe and nprobe < _list_count(self._index) and (rows[:, -1] < 0).any():
+        pending = np.arange(len(queries))
+        while len(pending):
+            for at in range(0, len(pending), _QUERIES_AT_ONCE):
+                some = pending[at : at + _QUERIES_AT_ONCE]
+                scores[some], rows[some] = self._index.search(queries[some], fetch, params=how)
+            pending = pending[rows[pending, -1] < 0]
+            if not len(pending) or not nprobe or nprobe >= _list_count(self._index):
+                break
             # The lists visited hold fewer rows than were asked for: visit more of them.
             nprobe *= 4
-            short = rows[:, -1] < 0
-            wider = _parameters(self._index, fetch, {"nprobe": nprobe}, only)
-            scores[short], rows[short] = self._index.search(queries[short], fetch, params=wider)
+            how = _parameters(self._index, fetch, {"nprobe": nprobe}, only)
         return scores, rows
 
 

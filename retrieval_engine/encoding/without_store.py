@@ -11,7 +11,8 @@ from retrieval_engine.models import Encoder
 from retrieval_engine.models.encoder import unknown_features
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
-from retrieval_engine.sources.given import given_images, image_bytes, is_image
+from retrieval_engine.sources.from_python import given_images
+from retrieval_engine.sources.image_forms import image_bytes, is_image
 
 
 def encode_given(encoder: Encoder, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from retrieval_engine.caption.loaded import ImagesRequest
 from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import of_source
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.sources.given import GivenSource, given_images
+from retrieval_engine.sources.from_python import GivenSource, given_images
 from retrieval_engine.store import Store
 
 
