@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from retrieval_engine import Engine, encode, open_encoder
+from retrieval_engine.cli import main
 from retrieval_engine.serve import ServeSettings, running
 from tests.serving import ALL, make_store, served, wait_until_ready
 
@@ -156,7 +158,6 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
     for path, body, status, code in [
         ("/api/search", {"text": "a", "k": 0}, 422, "invalid"),
         ("/api/search", {}, 422, "invalid"),
-        ("/api/search", {"text": "a", "nonsense": 1}, 422, "invalid"),
         ("/api/search", {"id": "../../etc/passwd"}, 404, "not_found"),
         ("/api/search", {"image": base64.b64encode(b"GIF89a").decode()}, 400, "bad_image"),
         ("/api/search", {"mix": [{"text": "snow", "weight": -1}]}, 400, "bad_request"),
@@ -170,8 +171,28 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
         assert (answer.status_code, error["code"]) == (status, code), (path, body, answer.text)
         assert error["message"]
         assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
+    for body, where, fields in [
+        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`"),
+        ({"mix": [{"word": "a"}]}, "mix.0.word", "`text`, `image`, `id`, `weight`"),
+    ]:
+        error = client.post("/api/search", json=body).json()["error"]
+        assert error["code"] == "invalid"
+        said = f"`{where}`: there is no such field; there are {fields}"
+        assert error["message"].split("; `")[0] == said
     assert client.get("/nowhere").json()["error"]["code"] == "not_found"
     assert client.get("/api/search").status_code == 405
+
+
+def test_the_command_ends_at_once_where_store_or_index_are_wrong(store: Path) -> None:
+    for wrong, said in [
+        (["--index", "nowhere"], "Error: no index at nowhere"),
+        (["--split", "zzz"], "Error: no item has split 'zzz'"),
+        (["--rate", "-1"], "Error: --rate is -1.0, must be a number from 0 on; 0 is no limit"),
+        (["--port", "99999"], "Error: --port is 99999, must be 0 to 65535"),
+    ]:
+        found = CliRunner().invoke(main, ["serve", "--store", str(store), *wrong])
+        assert found.exit_code in (1, 2), found.output
+        assert found.stderr.startswith(said), found.stderr
 
 
 def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:

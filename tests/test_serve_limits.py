@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import random
 import socket
 import struct
@@ -17,6 +18,7 @@ import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.serve import ServeSettings
+from retrieval_engine.serve.guard import JsonLines
 from tests.serving import make_store, served
 
 TOKEN = "a-token-of-the-test"
@@ -66,6 +68,11 @@ def test_only_with_a_token_do_other_machines_come_in() -> None:
         ServeSettings(host="0.0.0.0")
     with pytest.raises(UsageError, match="at least 8"):
         ServeSettings(token="short")
+    for rate in (-1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="must be a number from 0 on"):
+            ServeSettings(rate=rate)
+    with pytest.raises(UsageError, match="`timeout_s` is 0, must be above 0"):
+        ServeSettings(timeout_s=0)
     assert ServeSettings(host="0.0.0.0", token=TOKEN).requests_per_s == 50
     assert ServeSettings().requests_per_s == 0
     assert ServeSettings(host="::1").is_loopback
@@ -283,11 +290,9 @@ def _hits(client: httpx.Client) -> list[dict[str, str]]:
     return hits
 
 
-def test_the_log_is_a_line_of_json_for_each_record(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
-    from retrieval_engine.serve.guard import JsonLines
-
+def test_the_log_is_a_line_of_json_for_each_record(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
     file = io.StringIO()
     handler = logging.StreamHandler(file)
     handler.setFormatter(JsonLines())
@@ -297,3 +302,11 @@ def test_the_log_is_a_line_of_json_for_each_record(caplog: pytest.LogCaptureFixt
     log.removeHandler(handler)
     [line] = file.getvalue().splitlines()
     assert json.loads(line)["message"] == "a\nb \x1b[2J"
+    with caplog.at_level(logging.INFO, "vlre.requests"):
+        client.get("/no%0Awhere", headers={"X-Request-ID": "mine-2"})
+        client.get("/readyz")  # answered after that was noted
+    first = next(r for r in caplog.records if getattr(r, "said", {}).get("request_id") == "mine-2")
+    assert "\n" not in JsonLines().format(first)
+    noted = json.loads(JsonLines().format(first))
+    assert [noted[k] for k in ("method", "path", "status")] == ["GET", "/no\nwhere", 404]
+    assert noted["ms"] > 0

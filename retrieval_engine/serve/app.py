@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from retrieval_engine import __version__
 from retrieval_engine.engine import Engine
 from retrieval_engine.serve.figures import Figures
-from retrieval_engine.serve.guard import COOKIE, Guard
+from retrieval_engine.serve.guard import COOKIE, Guard, is_token
 from retrieval_engine.serve.refusals import Refused, refusal_of
 from retrieval_engine.serve.room import Room
 from retrieval_engine.serve.routes import router
@@ -94,18 +94,12 @@ def _metrics(figures: Figures) -> Response:
 async def _begin_session(request: Request) -> Response:
     """Keep the token that came as a header in a cookie that scripts and other sites cannot use."""
     token = request.headers.get("authorization", "")[7:]
-    room: Room = request.app.state.room
-    if room.settings.token and not _is_right(token, room.settings.token):
+    expected = request.app.state.room.settings.token
+    if expected and not is_token(token.encode("utf-8", "replace"), expected):
         raise Refused(401, "unauthorized", "this is not the token")
     answer = JSONResponse({"status": "ok"})
     answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
     return answer
-
-
-def _is_right(token: str, expected: str) -> bool:
-    import hmac
-
-    return hmac.compare_digest(token.encode("utf-8", "replace"), expected.encode())
 
 
 async def _explain(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from retrieval_engine.serve.refusals import Refused
-from retrieval_engine.serve.schema import Body
+from retrieval_engine.serve.schema import Body, Part
 
 B = TypeVar("B", bound=Body)
 _MOST_FILES, _MOST_FIELDS, _FIELD_BYTES = 64, 256, 1 << 20
@@ -32,7 +32,7 @@ async def read_body(request: Request, model: type[B]) -> tuple[B, list[str]]:
             values, names = await _form(request, model)
             return model.model_validate(values), names
     except ValidationError as error:
-        raise Refused(422, "invalid", _line(error), hint="see /docs") from None
+        raise Refused(422, "invalid", _line(error, model), hint="see /docs") from None
     raise Refused(
         415,
         "unsupported_type",
@@ -94,11 +94,15 @@ def _value(name: str, given: list[Any], model: type[Body]) -> Any:
         raise Refused(422, "invalid", "`mix` is no JSON list") from error
 
 
-def _line(error: ValidationError) -> str:
+def _line(error: ValidationError, model: type[Body]) -> str:
     """The first three faults, without the values that were sent."""
     said = []
     for fault in error.errors(include_input=False, include_url=False, include_context=False)[:3]:
         place = ".".join(str(part)[:80] for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            owner = Part if len(fault["loc"]) > 1 else model  # `mix` alone holds fields of its own
+            known = ", ".join(f"`{name}`" for name in owner.model_fields)
+            text = f"there is no such field; there are {known}"
         said.append(f"`{place}`: {text}" if place else text)
     return "; ".join(said)

@@ -8,7 +8,6 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -96,7 +95,7 @@ class Guard:
             except CookieError:
                 cookie = None
             token = cookie.value.encode("latin-1", "replace") if cookie else b""
-        if not hmac.compare_digest(token, self._settings.token.encode()):
+        if not is_token(token, self._settings.token):
             raise Refused(
                 401,
                 "unauthorized",
@@ -139,9 +138,9 @@ class _Exchange:
                 raise Refused(400, "bad_request", "a header is there twice")
             guard.admit(self._scope, self._headers)
             await guard._app(self._scope, self._take, self._give)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 (told and logged in one form)
+        except Exception as error:  # noqa: BLE001
+            # The outermost place: what comes here is refused above, or was answered and logged by
+            # the application, which raises it once more for the server to log in its own form.
             if not self._status:
                 response = refusal_of(error).response(self._id)
                 await response(self._scope, self._receive, self._give)
@@ -191,7 +190,7 @@ class _Exchange:
             client = (scope.get("client") or ("",))[0]
             said = {"request_id": self._id, "client": client, "method": scope["method"]}
             said |= {"path": scope["path"][:300], "status": self._status}
-            _log.info("%s", json.dumps({**said, "ms": round(seconds * 1e3, 1)}))
+            _log.info("answered", extra={"said": {**said, "ms": round(seconds * 1e3, 1)}})
 
 
 class _Rates:
@@ -212,6 +211,11 @@ class _Rates:
         if len(self._buckets) > _MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1
+
+
+def is_token(given: bytes, token: str) -> bool:
+    """Whether this is the token, in a time that does not tell how much of it is right."""
+    return hmac.compare_digest(given, token.encode())
 
 
 def _name_of(host: str) -> str:
@@ -239,16 +243,9 @@ class JsonLines(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
         }
-        text = record.getMessage()
-        if record.name == _log.name:
-            return json.dumps({**said, **json.loads(text)})
-        said |= {"logger": record.name, "message": text}
+        if request := getattr(record, "said", None):
+            return json.dumps({**said, **request})
+        said |= {"logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             said["trace"] = self.formatException(record.exc_info)
         return json.dumps(said)
-
-
-def quiet(names: Iterable[str]) -> None:
-    """Let loggers say warnings and worse alone."""
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -162,14 +162,18 @@ class Live:
     def _watch(self) -> None:
         while not self._stop.is_set():
             try:
+                was_ready = self.is_ready
                 self.refresh()
-                self._open_towers()
+                if was_ready:  # the first words are answered before images are made ready
+                    self._open_towers()
                 self.fault = ""
             except VlreError as error:
                 if self.fault != error.message:
                     _log.error("what is served stays as it is: %s", error.message)
                 self.fault = error.message
-            except Exception:  # noqa: BLE001 (the old one goes on)
+            except Exception:  # noqa: BLE001
+                # Whatever faiss, HDF5 or torch make of files that are just being written: a thread
+                # that ended would never look again, and what is served is still whole.
                 _log.exception("looking for changes failed; it is tried again")
                 self.fault = "looking for changes failed"
             self._stop.wait(self._reload_s)

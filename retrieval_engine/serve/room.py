@@ -23,7 +23,7 @@ from retrieval_engine.serve.answering import (
     matcher_work,
     prepare,
 )
-from retrieval_engine.serve.batching import Batcher
+from retrieval_engine.serve.batcher import Batcher
 from retrieval_engine.serve.figures import Figures
 from retrieval_engine.serve.live import EXTERNAL, Live
 from retrieval_engine.serve.pictures import Pictures

@@ -62,10 +62,11 @@ async def search(request: Request) -> Response:
     """Images by words, an image, an item, or a weighted mix of them."""
     room = _room(request)
     asked, _ = await read_body(request, schema.SearchRequest)
-    parts = [(await _part(room, part), part.weight) for part in asked.parts]
-    name = ", ".join(_name(part) for part in asked.parts)
-    if len(parts) > 1 or parts[0][1] != 1:
-        Mix(tuple((shown, weight) for shown, (_, weight) in zip(_names(asked), parts, strict=True)))
+    wanted = asked.parts
+    names = [_name(part) for part in wanted]
+    if len(wanted) > 1 or wanted[0].weight != 1:  # a mix that cannot be is refused here
+        Mix(tuple(zip(names, (part.weight for part in wanted), strict=True)))
+    parts = [(await _part(room, part), part.weight) for part in wanted]
     if asked.rerank:
         text = parts[0][0]
         if len(parts) > 1 or not isinstance(text, str):
@@ -76,11 +77,7 @@ async def search(request: Request) -> Response:
         hits = await room.matcher.ask(question)
     else:
         hits = await room.encoder.ask(Question(tuple(parts), asked.k, asked.offset))
-    return _hits(room, name, asked.offset, hits)
-
-
-def _names(asked: schema.SearchRequest) -> list[str]:
-    return [_name(part) for part in asked.parts]
+    return _hits(room, ", ".join(names), asked.offset, hits)
 
 
 def _name(part: schema.Part) -> str:

@@ -1,6 +1,7 @@
 """How a server is reached, and how much it takes on."""
 
 import ipaddress
+import math
 from dataclasses import dataclass
 
 from retrieval_engine.errors import UsageError
@@ -53,6 +54,11 @@ class ServeSettings:
         for name in ("max_body_bytes", "max_held_bytes", "max_pixels", "max_batch", "max_waiting"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")
+        for name in ("max_requests", "timeout_s", "reload_s"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be above 0")
+        if self.rate is not None and not 0 <= self.rate < math.inf:
+            raise UsageError(f"`rate` is {self.rate}, must be a number from 0 on; 0 is no limit")
         if not 0 <= self.port < 65536:
             raise UsageError(f"`port` is {self.port}, must be 0 to 65535")
         if self.token and (not self.token.isascii() or len(self.token) < 8):

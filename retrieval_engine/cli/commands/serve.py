@@ -57,13 +57,12 @@ def command(
     """
     from retrieval_engine import Engine
     from retrieval_engine.errors import MissingExtra
-    from retrieval_engine.store import open_store
 
     try:
         from retrieval_engine.serve import ServeSettings, run_server
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve") from error
     settings = ServeSettings(**limits)
-    open_store(store)
     engine = Engine(store=store, index=index, head=head, split=split, model=model, device=device)
+    engine.searcher()  # what is wrong with the store or the index is said now, and ends it
     run_server(engine, settings)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from retrieval_engine.serve.batching import GATHER_S, Batcher
+from retrieval_engine.serve.batcher import GATHER_S, Batcher
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 
 

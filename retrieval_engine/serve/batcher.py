@@ -142,11 +142,12 @@ class Batcher(Generic[Q, A]):
         """An answer or an error for each: a batch that fails is halved until one alone fails.
 
         So one poisonous question spoils no other, and what is too much for the memory at once is
-        done in parts.
+        done in parts. Whatever torch, faiss, HDF5 or Pillow raise is caught: it is raised again
+        before the one who asked, and a thread that ended would leave all others without an answer.
         """
         try:
             return list(self._work(questions))
-        except Exception as error:  # noqa: BLE001 (it is the answer)
+        except Exception as error:  # noqa: BLE001 (raised again by `ask_all`)
             if len(questions) == 1:
                 return [error]
             _log.warning("%d questions for the %s, halved: %r", len(questions), self.name, error)
