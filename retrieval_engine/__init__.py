@@ -37,7 +37,20 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".encoding": ("encode",),
+        ".encoding.transformer": ("FeatureTransformer",),
+        ".engine": ("Engine",),
+        ".evaluate": ("evaluate_recall",),
+        ".index": ("build_index", "open_index", "update_index"),
+        ".models": ("open_encoder",),
+        ".search": ("Mix", "SearchEngine"),
+        ".sources": ("open_source",),
+        ".store": ("open_store",),
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -94,7 +94,8 @@ def test_the_directory_says_how_it_was_made(trained: Path) -> None:
     assert facts["config"] == CONFIG.to_json()
     assert facts["items"] == 247  # of 260, a twentieth is held out
     card = (trained / "README.md").read_text()
-    assert "vlre pretrain 'scenes:260?seed=11' --preset 'micro'" in card
+    assert "vlre pretrain 'scenes:260?seed=11' --steps 24 --batch-size 24" in card
+    assert " --preset 'micro' " in card
     assert (trained / "curves.png").stat().st_size > 5000
     assert not (trained / "run").exists()
 

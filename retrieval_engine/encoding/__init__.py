@@ -35,4 +35,13 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".from_source": ("EncodeOptions", "EncodeReport", "encode", "open_changed"),
+        ".imported": ("ImportReport", "import_embeddings"),
+        ".stale": ("encode_stale",),
+        ".vector_folders": ("read_clip_retrieval",),
+        ".vector_set": ("Embeddings", "read_embeddings"),
+    },
+)

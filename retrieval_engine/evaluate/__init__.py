@@ -36,4 +36,16 @@ __all__ = [
 ]
 
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".caption_scores": ("CaptionReport", "evaluate_captions"),
+        ".evaluation": ("Evaluation", "RecallSettings", "evaluate_store"),
+        ".store_recall": ("evaluate_recall", "gallery_recall"),
+        "retrieval_engine.metrics.bootstrap": ("Bootstrap",),
+        "retrieval_engine.metrics.intervals": ("RecallIntervals", "recall_intervals"),
+        "retrieval_engine.metrics.race": ("Ties",),
+        "retrieval_engine.metrics.ranks": ("Ranks",),
+        "retrieval_engine.metrics.recall": ("DirectionReport", "RecallReport", "recall_at_k"),
+    },
+)

@@ -16,4 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeSettings", "create_app", "run_server", "running"]
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".app": ("create_app",),
+        ".server": ("run_server", "running"),
+        ".settings": ("ServeSettings",),
+    },
+)

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from retrieval_engine.models.blip.text_tower import open_text_tower as open_text_tower
     from retrieval_engine.models.blip.translation import translate as translate
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".captioner": ("open_captioner",),
+        ".encoder": ("open_encoder",),
+        ".learner": ("open_learner",),
+        ".text_tower": ("open_text_tower",),
+        ".translation": ("translate",),
+    },
+)
 
 
 def accepts(config: Mapping[str, Json]) -> bool:

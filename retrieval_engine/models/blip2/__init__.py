@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from retrieval_engine.models.blip2.learner import open_learner as open_learner
     from retrieval_engine.models.blip2.translation import translate as translate
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".captioner": ("open_captioner",),
+        ".encoder": ("open_encoder",),
+        ".learner": ("open_learner",),
+        ".translation": ("translate",),
+    },
+)
 
 _PARTS = {
     r"vision_model\.": "vision",

@@ -28,4 +28,11 @@ __all__ = [
     "finetune",
 ]
 
-__getattr__ = lazily(__name__)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".config": ("PRESETS", "FinetuneConfig", "Select", "Task", "configure"),
+        ".model_output": ("FinetuneReport",),
+        ".trainer": ("finetune",),
+    },
+)

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
     from retrieval_engine.train.pretrain.trainer import pretrain
 
 __all__ = ["PretrainConfig", "PretrainReport", "pretrain"]
-_HOMES = {"PretrainConfig": "config", "PretrainReport": "report", "pretrain": "trainer"}
 
-
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(
+    __name__,
+    {
+        ".config": ("PretrainConfig",),
+        ".report": ("PretrainReport",),
+        ".trainer": ("pretrain",),
+    },
+)

@@ -1,12 +1,12 @@
 """What decides a pretraining: the size of the model and the recipe."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.fingerprint import digest
-from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.run_config import RunConfig, at_least, below_one, one_of
 
 PROMPT = "a picture of "
 OBJECTIVES = ("itc+itm+lm+concepts", "itc+itm+lm", "itc+lm")
@@ -93,12 +93,10 @@ PRESETS: Mapping[str, ModelSize] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainConfig:
-    """One pretraining. Two equal configs on the same data give the same weights.
+class PretrainConfig(RunConfig):
+    """One pretraining from scratch, besides what `RunConfig` says.
 
     Attributes:
-        source: the training data, `kind:argument[?…]`.
-        val_source: data to select on; empty holds out a twentieth of the training items.
         preset: name in `PRESETS`.
         image_size: side of the input in pixels; 0 is the preset's, as of the three below.
         width: hidden size of all towers.
@@ -110,36 +108,24 @@ class PretrainConfig:
             beside the others; without them, and without `itm`, a decoder that is trained from
             scratch learns the commonest sentence and does not look (benchmarks/LOG.md).
         optimizer: `muon` on matrices and AdamW on the rest, or `adamw` on everything.
-        steps: optimiser steps, concept stage included.
         epochs: passes over the pictures in place of `steps`; 0 leaves it at `steps`.
-        minutes: stop after this much training time instead; the schedule follows the clock, so
-            such a run is not repeatable bit by bit. 0 is no limit.
         concept_share: part of the steps spent on the vision tower alone, learning to name what is
             in the picture, before text comes in.
-        batch_size: pictures in a step.
         texts_per_image: captions of each picture in the contrastive loss.
         itm_share: part of the batch that the matching loss is computed on.
         matrix_lr: peak step on the encoders' matrices in the joint stage; None is 4e-3 for Muon,
             where the vision tower takes half of it, and 1e-3 for AdamW, where all weights take it.
         concept_lr: peak step of Muon in the concept stage.
         other_lr: peak step of AdamW on everything else.
-        weight_decay: of matrices; vectors and embeddings have none.
-        warmup: part of each stage in which the step sizes rise.
-        clip: largest norm of the gradient.
-        label_smoothing: of the caption loss, as in BLIP.
         concept_weight: weight of the concept loss beside the others in the joint stage.
         caption_weight: weight of the caption loss.
-        seed: of the weights, the order, the augmentation and the negatives.
-        eval_every: steps between validations.
         patience: validations without a better mean recall before stopping; 0 never stops early.
         tokenizer: directory of a BERT tokenizer; empty trains one on the captions.
         dtype: arithmetic under autocast: `auto`, `bfloat16` or `float32`.
-        device: `auto`, `cpu`, `cuda`, …
-        save_dtype: dtype of the weights on disk.
     """
 
-    source: str
-    val_source: str = ""
+    APART: ClassVar[tuple[str, ...]] = (*RunConfig.APART, "patience")
+
     preset: str = "tiny"
     image_size: int = 0
     width: int = 0
@@ -149,29 +135,18 @@ class PretrainConfig:
     max_captions: int = 0
     objective: str = OBJECTIVES[0]
     optimizer: str = OPTIMIZERS[0]
-    steps: int = 2000
     epochs: int = 0
-    minutes: float = 0.0
     concept_share: float = 0.25
-    batch_size: int = 128
     texts_per_image: int = 2
     itm_share: float = 0.5
     matrix_lr: float | None = None
     concept_lr: float = 1e-2
     other_lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 2.0
-    label_smoothing: float = 0.1
     concept_weight: float = 0.5
     caption_weight: float = 1.0
-    seed: int = 0
-    eval_every: int = 100
     patience: int = 0
     tokenizer: str = ""
     dtype: str = "auto"
-    device: str = "auto"
-    save_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -179,22 +154,18 @@ class PretrainConfig:
         Raises:
             UsageError: a value is out of range; the message names it and what is allowed.
         """
+        RunConfig.__post_init__(self)
         if self.preset not in PRESETS:
             raise UsageError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        for name in ("image_size", "width", "layers", "limit", "max_captions", "epochs"):
-            _at_least(name, getattr(self, name), 0)
-        _one_of("objective", self.objective, OBJECTIVES)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        at_least(self, 0, "image_size", "width", "layers", "limit", "max_captions", "epochs")
+        at_least(self, 0, "patience", "concept_lr", "other_lr", "concept_weight", "caption_weight")
+        if self.matrix_lr is not None:
+            at_least(self, 0, "matrix_lr")
+        below_one(self, "concept_share")
+        one_of("objective", self.objective, OBJECTIVES)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _check_shape(self)
-        _at_least("steps", self.steps, 1)
-        _at_least("batch_size", self.batch_size, 2)
-        _at_least("eval_every", self.eval_every, 1)
-        _at_least("minutes", self.minutes, 0)
-        _at_least("patience", self.patience, 0)
-        _one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        _one_of("save_dtype", self.save_dtype, ("float16", "float32"))
-        if not 0 <= self.concept_share < 1:
-            raise UsageError(f"`concept_share` is {self.concept_share}; allowed: 0 up to below 1")
 
     @property
     def size(self) -> ModelSize:
@@ -233,16 +204,6 @@ class PretrainConfig:
             return self.matrix_lr
         return 4e-3 if self.optimizer == "muon" else 1e-3
 
-    @property
-    def identity(self) -> str:
-        """Digest of what must be equal for a run to be resumed: all but where it computes."""
-        apart = ("device", "patience", "save_dtype")
-        return digest({k: v for k, v in asdict(self).items() if k not in apart})
-
-    def to_json(self) -> dict[str, Json]:
-        """The config as JSON values."""
-        return asdict(self)
-
 
 def _head_width(width: int) -> int:
     """Width of an attention head."""
@@ -265,13 +226,3 @@ def _check_shape(config: PretrainConfig) -> None:
         raise UsageError(
             f"`caption_length` is {config.caption_length}; allowed: 4 to {_LONGEST_CAPTION} tokens"
         )
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise UsageError(f"`{name}` is {value}; allowed: {least} or more")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"`{name}` is {value!r}; allowed: {', '.join(allowed)}")

@@ -112,14 +112,27 @@ def write_json(path: Path, value: Mapping[str, Json]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def how_trained(name: str, facts: Mapping[str, Json]) -> str:
+    """The lines of a model card on data, command, steps and what else is in the directory."""
+    config, report, changed = (facts[key] for key in ("config", "report", "changed"))
+    assert isinstance(config, dict)
+    assert isinstance(report, dict)
+    assert isinstance(changed, dict)
+    options = " ".join(
+        f"--{_OPTION.get(key, key).replace('_', '-')} {value!r}" for key, value in changed.items()
+    )
+    return f"""- Data: `{config["source"]}`, {facts["items"]:,} pictures with {facts["captions"]:,} captions.
+- Command: `vlre pretrain '{config["source"]}' {options} --out {name}`
+- {report["steps"]:,} steps in {report["minutes"]} minutes of training; weights of step
+  {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
+- `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
+"""
+
+
 def _card(name: str, facts: Mapping[str, Json]) -> str:
     config, report = facts["config"], facts["report"]
     assert isinstance(config, dict)
     assert isinstance(report, dict)
-    options = " ".join(
-        f"--{_OPTION.get(key, key).replace('_', '-')} {value!r}"
-        for key, value in dict(facts["changed"]).items()  # type: ignore[arg-type]
-    )
     return f"""---
 library_name: transformers
 tags: [blip, image-text-retrieval, image-captioning]
@@ -128,12 +141,7 @@ tags: [blip, image-text-retrieval, image-captioning]
 
 A BLIP of {report["parameters"]:,} weights, trained from scratch by `vlre pretrain`.
 
-- Data: `{config["source"]}`, {facts["items"]:,} pictures with {facts["captions"]:,} captions.
-- Command: `vlre pretrain '{config["source"]}' {options} --out {name}`
-- {report["steps"]:,} steps in {report["minutes"]} minutes of training; weights of step
-  {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
-- `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
-
+{how_trained(name, facts)}
 {_UNTRAINED if "itm" not in str(config["objective"]) else ""}It has seen nothing but this data: do not expect it to know anything else.
 
 ```python

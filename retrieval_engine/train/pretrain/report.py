@@ -1,13 +1,14 @@
 """What a pretraining came to: its report, its record in training.json, and the curves of its log."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from retrieval_engine.records import Json
-from retrieval_engine.train.pretrain.config import PretrainConfig
-from retrieval_engine.train.pretrain.model import PretrainModel
-from retrieval_engine.train.pretrain.training_set import TrainingSet
 from retrieval_engine.train.runlog import Panel
 
 CURVES = (
@@ -41,20 +42,43 @@ class PretrainReport:
     parameters: int
 
 
+class TrainedOn(Protocol):
+    """Pictures with captions, as the record counts them."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """All texts."""
+
+    @property
+    def failures(self) -> Sequence[str]:
+        """A line for each picture that could not be read."""
+
+    def __len__(self) -> int: ...
+
+
 def record(
-    report: PretrainReport, config: PretrainConfig, data: TrainingSet, model: PretrainModel
+    report: PretrainReport,
+    settings: Mapping[str, Json],
+    changed: Mapping[str, Json],
+    data: TrainedOn,
+    temperature: Tensor,
 ) -> dict[str, Json]:
-    """The settings and figures of a run, for training.json and the model card."""
-    default = PretrainConfig(source=config.source).to_json()
-    settings = config.to_json()
-    counted = "steps" if config.epochs else ""  # epochs say it
+    """The settings and figures of a run, for training.json and the model card.
+
+    Args:
+        report: what it came to.
+        settings: all of them.
+        changed: those that a command that does the same must give.
+        data: what it was trained on.
+        temperature: of the contrastive loss.
+    """
     return {
-        "config": settings,
-        "changed": {k: v for k, v in settings.items() if v != default[k] and k != counted},
+        "config": dict(settings),
+        "changed": dict(changed),
         "report": {k: v for k, v in asdict(report).items() if k != "out"},
         "items": len(data),
         "captions": len(data.captions),
-        "unreadable": len(data.pictures.failures),
-        "temperature": round(float(model.temperature.detach()), 5),
+        "unreadable": len(data.failures),
+        "temperature": round(float(temperature.detach()), 5),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
     }

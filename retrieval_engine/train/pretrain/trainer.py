@@ -7,43 +7,33 @@
 """
 
 import contextlib
-import shutil
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.device import pick_device
-from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.pretrain.batches import Batcher
 from retrieval_engine.train.pretrain.config import PretrainConfig
 from retrieval_engine.train.pretrain.export import export
 from retrieval_engine.train.pretrain.joint_loss import Objective
-from retrieval_engine.train.pretrain.model import build_model
-from retrieval_engine.train.pretrain.optimisers import (
-    concept_optimisers,
-    joint_optimisers,
-)
-from retrieval_engine.train.pretrain.report import CURVES, PretrainReport, record
-from retrieval_engine.train.pretrain.state import RunState
+from retrieval_engine.train.pretrain.model import PretrainModel, build_model
+from retrieval_engine.train.pretrain.optimisers import concept_optimisers, joint_optimisers
+from retrieval_engine.train.pretrain.report import PretrainReport, record
+from retrieval_engine.train.pretrain.run import PretrainRun, RunState, Stateful
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
 from retrieval_engine.train.pretrain.training_set import load_sets
 from retrieval_engine.train.pretrain.validation import validate
-from retrieval_engine.train.resume import load_checkpoint, save_atomically
-from retrieval_engine.train.runlog import RunLog, draw_curves
 from retrieval_engine.train.schedule import step_factor
 
 _CONCEPT_FLOOR = 0.2  # the concept stage ends at a fifth of its step: the joint stage goes on
-_SAVE_EVERY_S = 60.0
-_LOG_EVERY = 10
 _NOISE = 0.25  # per cent of mean recall that two validations may differ by chance
 
 __all__ = ["PretrainReport", "Run", "pretrain"]
@@ -78,14 +68,32 @@ def pretrain(
     return run.finish()
 
 
-class Run:
-    """One pretraining, from the data to the directory."""
+@dataclass(slots=True, kw_only=True)
+class ScratchState(RunState):
+    """Where a run stands; `kept` is a mean recall.
+
+    Attributes:
+        in_joint_stage: text has come in.
+        best: best mean recall so far in per cent; -1 before the first validation.
+        stale: validations since it rose.
+    """
+
+    in_joint_stage: bool = False
+    best: float = -1.0
+    stale: int = 0
+
+
+class Run(PretrainRun):
+    """One pretraining from scratch."""
+
+    config: PretrainConfig
+    model: PretrainModel
+    state: ScratchState
 
     def __init__(
         self, config: PretrainConfig, out: Path, cache: Path, progress: Progress, *, resume: bool
     ) -> None:
-        _refuse_to_overwrite(out, resume=resume)
-        self.out, self.progress = out, progress
+        super().__init__(out, progress, resume=resume)
         self.device = pick_device(config.device)
         self.train_set, self.val_set = load_sets(config, cache, progress)
         if config.epochs:
@@ -111,42 +119,16 @@ class Run:
         self.objective = Objective(self.model, self.train_set, self.texts, config)
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
-        self.state = RunState()
+        self.state = ScratchState()
         self.optimisers = concept_optimisers(self.model, config)
-        self._checkpoint, self._best = out / "run" / "checkpoint.pt", out / "run" / "best.pt"
-        (out / "run").mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._resume()
-        self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
+        self._begin(resume=resume)
 
-    # The loop
-
-    def train(self) -> None:
-        """Run the steps that are left."""
-        config, state = self.config, self.state
-        self.progress.start("pretraining", config.steps)
-        self.progress.advance(state.step)
-        self.model.train()
-        saved_at = time.monotonic()
-        while not self._is_over():
-            started = time.monotonic()
-            if not state.in_joint_stage and self._done() >= config.stage_share:
-                self.optimisers = joint_optimisers(self.model, config)
-                state.in_joint_stage = True
-            losses = self._step()
-            state.step += 1
-            state.seconds += time.monotonic() - started
-            self._log_step(losses)
-            self.progress.advance()
-            is_due = state.step % config.eval_every == 0 or self._is_over()
-            if is_due:
-                self._validate()
-            if is_due or time.monotonic() - saved_at > _SAVE_EVERY_S:
-                self.save()
-                saved_at = time.monotonic()
-        self.progress.stop()
+    # What the loop calls
 
     def _step(self) -> Mapping[str, Tensor]:
+        if not self.state.in_joint_stage and self._done() >= self.config.stage_share:
+            self.state.in_joint_stage = True
+            self.optimisers = joint_optimisers(self.model, self.config)
         done = self._stage_done()
         batch = self.batcher.batch(self.state.step, with_texts=self.state.in_joint_stage)
         with self._autocast():
@@ -155,33 +137,11 @@ class Run:
             else:
                 losses = self.objective.concepts(batch)
         floor = 0.0 if self.state.in_joint_stage else _CONCEPT_FLOOR
-        self._update(losses.total, step_factor(done, self.config.warmup, floor))
+        self._backward(losses.total, "lower `matrix_lr`, or use `dtype='float32'`")
+        self.optimisers.step(step_factor(done, self.config.warmup, floor))
         return losses.parts
 
-    def _update(self, loss: Tensor, factor: float) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.step}",
-                hint="lower `matrix_lr`, or use `dtype='float32'`",
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimisers.step(factor)
-
-    def _log_step(self, losses: Mapping[str, Tensor]) -> None:
-        if self.state.step % _LOG_EVERY and not self._is_over():
-            return
-        line = {name: round(float(value.detach()), 5) for name, value in losses.items()}
-        line["seconds"] = round(self.state.seconds, 2)
-        self.log.write({"step": self.state.step, **line})
-
     # Where the run stands
-
-    def _done(self) -> float:
-        """Part of the run that is over, by steps or by the clock, whichever is further."""
-        by_steps = self.state.step / self.config.steps
-        limit_s = self.config.minutes * 60
-        return max(by_steps, self.state.seconds / limit_s) if limit_s else by_steps
 
     def _stage_done(self) -> float:
         share = self.config.stage_share
@@ -191,7 +151,7 @@ class Run:
 
     def _is_over(self) -> bool:
         stale = bool(self.config.patience) and self.state.stale >= self.config.patience
-        return stale or self._done() >= 1
+        return stale or super()._is_over()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         wanted = self.config.dtype
@@ -213,60 +173,31 @@ class Run:
         mean = found.recall.mean_recall
         state.stale, state.best = (0, mean) if mean > state.best else (state.stale + 1, state.best)
         if mean > state.best - _NOISE:  # of equals the later: its captions are better
-            state.kept, state.kept_step = mean, state.step
-            save_atomically(self.model.state_dict(), self._best)
+            self._keep(mean, self.model)
 
-    def save(self) -> None:
-        """Write the checkpoint that a resumed run goes on from."""
-        value = {
-            "identity": self.identity,
-            "state": asdict(self.state),
-            "model": self.model.state_dict(),
-            "optimisers": self.optimisers.state_dict(),
-        }
-        save_atomically(value, self._checkpoint)
+    def _parts(self) -> Mapping[str, Stateful]:
+        return {"model": self.model, "optimisers": self.optimisers}
 
-    def _resume(self) -> None:
-        saved = load_checkpoint(self._checkpoint, identity=self.identity)
-        self.state = RunState(**saved["state"])
-        self.model.load_state_dict(saved["model"])
+    def _stand(self, at: Mapping[str, Any]) -> None:
+        super()._stand(at)
         if self.state.in_joint_stage:
             self.optimisers = joint_optimisers(self.model, self.config)
-        self.optimisers.load_state_dict(saved["optimisers"])
-        self.progress.say(f"going on from step {self.state.step:,}")
 
     # The end
 
     def finish(self) -> PretrainReport:
         """Write the best weights as a model directory and take the run's own files away."""
-        best = load_pickled(self._best)
-        self.model.load_state_dict(best)
-        report = PretrainReport(
-            out=self.out,
-            steps=self.state.step,
-            minutes=round(self.state.seconds / 60, 2),
-            best_step=self.state.kept_step,
-            mean_recall=round(self.state.kept, 2),
-            parameters=sum(p.numel() for p in self.model.shipped_parameters()),
-        )
+        report = self._report(self.state.kept, self.model.shipped_parameters())
+        settings = self.config.to_json()
+        default = PretrainConfig(source=self.config.source).to_json()
+        counted = "steps" if self.config.epochs else ""  # epochs say it
+        changed = {k: v for k, v in settings.items() if v != default[k] and k != counted}
         export(
             self.model,
             self.tokenizer,
             self.out,
             dtype=getattr(torch, self.config.save_dtype),
-            facts=record(report, self.config, self.train_set, self.model),
+            facts=record(report, settings, changed, self.train_set, self.model.temperature),
         )
-        draw_curves(self.out / "log.jsonl", self.out / "curves.png", CURVES)
-        shutil.rmtree(self.out / "run")
+        self._close()
         return report
-
-
-def _refuse_to_overwrite(out: Path, *, resume: bool) -> None:
-    if resume:
-        return
-    if (out / "config.json").exists():
-        raise TrainingError(f"{out} already holds a model", hint="give another `out`")
-    if (out / "run" / "checkpoint.pt").exists():
-        raise TrainingError(
-            f"{out} holds an interrupted run", hint="go on with `resume`, or give another `out`"
-        )

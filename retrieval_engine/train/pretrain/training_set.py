@@ -83,6 +83,11 @@ class TrainingSet:
         return len(self.pictures.pixels)
 
     @property
+    def failures(self) -> Sequence[str]:
+        """A line for each picture that could not be read."""
+        return self.pictures.failures
+
+    @property
     def owner(self) -> NDArray[np.int64]:
         """(m,) the picture of each caption."""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))

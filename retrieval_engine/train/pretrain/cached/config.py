@@ -1,33 +1,28 @@
 """What decides a pretraining from a backbone's states."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import SCALES
-from retrieval_engine.records import Json
+from retrieval_engine.train.pretrain.run_config import RunConfig, at_least, below_one, one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CachedConfig:
-    """One pretraining from a backbone and a BERT. Equal configs on equal data give equal weights.
+class CachedConfig(RunConfig):
+    """One pretraining from a backbone and a BERT, besides what `RunConfig` says.
 
     Attributes:
-        source: the training data, `kind:argument[?…]`.
         backbone: name in `SCALES`; it stays as it is.
         backbone_weights: its published weights, a PyTorch file.
         text_init: directory of a BERT in Hugging Face layout that the text side begins with.
         class_names: file with a line for each row of the backbone's classifier, `name | name;
             kind | kind`: its rows become images of named things (prototypes). `imagenet` is the
             list that ships; empty is none.
-        val_source: data to select on; empty takes the source's own, or holds out a twentieth.
         vision_layers: transformer layers over the backbone's states.
         embed_dim: length of the `itc` vectors.
         vocabulary: the BERT's first so many pieces are kept, beside those that the captions use.
         text_pooling: `mean` of a text's states, or `cls`, for `itc`.
-        steps: optimiser steps.
-        minutes: stop after this much training time instead; the schedule follows the clock, so
-            such a run is not repeatable bit by bit. 0 is no limit.
         contrast_share: part of the run with the contrastive loss alone.
         batch_size: pictures of the contrastive loss.
         fused_size: pictures of the caption loss among them.
@@ -40,9 +35,6 @@ class CachedConfig:
         text_lr: peak step of what the BERT had.
         image_lr: peak step of the image side and of the projections.
         fusion_lr: peak step of cross-attention, decoder head and matching head.
-        weight_decay: of matrices.
-        warmup: part of the run in which the steps rise.
-        clip: largest norm of the gradient.
         label_smoothing: of the contrastive and the caption loss.
         soft_targets: part of the contrastive target that is shared out among the pictures of a
             batch by how alike the BERT finds their captions, as it was before training.
@@ -50,26 +42,20 @@ class CachedConfig:
             written. 0 takes the last weights.
         places_kept: part of the grid's places that a step sees.
         dropout: of the backbone's channels.
-        seed: of everything drawn.
-        eval_every: steps between validations.
-        device: `auto`, `cpu`, `cuda`, …
-        save_dtype: dtype of the weights on disk.
     """
 
-    source: str
+    APART: ClassVar[tuple[str, ...]] = (*RunConfig.APART, "eval_every")
+
     backbone: str
     backbone_weights: str
     text_init: str
     class_names: str = ""
-    val_source: str = ""
     vision_layers: int = 1
     embed_dim: int = 256
     vocabulary: int = 21000
     text_pooling: str = "mean"
     steps: int = 900
-    minutes: float = 0.0
     contrast_share: float = 0.25
-    batch_size: int = 128
     fused_size: int = 48
     matched_size: int = 32
     contrast_every: int = 2
@@ -79,18 +65,11 @@ class CachedConfig:
     text_lr: float = 7e-5
     image_lr: float = 1e-3
     fusion_lr: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 2.0
-    label_smoothing: float = 0.1
     soft_targets: float = 0.2
     average: float = 0.99
     places_kept: float = 0.4
     dropout: float = 0.1
-    seed: int = 0
     eval_every: int = 150
-    device: str = "auto"
-    save_dtype: str = "float16"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -98,32 +77,22 @@ class CachedConfig:
         Raises:
             UsageError: a value is out of range; the message names it and what is allowed.
         """
+        RunConfig.__post_init__(self)
         if self.backbone not in SCALES:
             raise UsageError(f"unknown backbone {self.backbone!r}; known: {', '.join(SCALES)}")
         if not self.backbone_weights or not self.text_init:
             raise UsageError(
                 "a pretraining from a backbone needs `backbone_weights` and `text_init`"
             )
-        if self.text_pooling not in ("mean", "cls"):
-            raise UsageError(f"`text_pooling` is {self.text_pooling!r}; allowed: mean, cls")
+        one_of("text_pooling", self.text_pooling, ("mean", "cls"))
         if not 2 <= self.matched_size <= self.fused_size <= self.batch_size:
             raise UsageError(
                 f"`matched_size` {self.matched_size}, `fused_size` {self.fused_size} and "
                 f"`batch_size` {self.batch_size} must be 2 or more and rise in this order"
             )
-        for name in (
-            "steps",
-            "contrast_every",
-            "eval_every",
-            "vision_layers",
-            "embed_dim",
-            "captions_told",
-        ):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}; allowed: 1 or more")
-        for name in ("contrast_share", "dropout", "soft_targets", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}; allowed: 0 up to below 1")
+        at_least(self, 1, "contrast_every", "vision_layers", "embed_dim", "captions_told")
+        at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr", "fusion_lr")
+        below_one(self, "contrast_share", "dropout", "soft_targets", "average")
 
     @property
     def image_size(self) -> int:
@@ -134,13 +103,3 @@ class CachedConfig:
     def grid(self) -> int:
         """Places along one side of the backbone's states."""
         return -(-self.image_size // 32)
-
-    @property
-    def identity(self) -> str:
-        """Digest of what must be equal for a run to be resumed: all but where it computes."""
-        apart = ("device", "save_dtype", "eval_every")
-        return digest({k: v for k, v in asdict(self).items() if k not in apart})
-
-    def to_json(self) -> dict[str, Json]:
-        """The config as JSON values."""
-        return asdict(self)

@@ -7,10 +7,8 @@
 5. The weights that were best on held-out pictures, all three tasks together, are written.
 """
 
-import shutil
-import time
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.cached_objective import CachedObjective, Draw, total
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.data import StateBatcher, load_described, measure
@@ -39,36 +35,25 @@ from retrieval_engine.train.pretrain.cached.start import (
 )
 from retrieval_engine.train.pretrain.cached.write_model import export
 from retrieval_engine.train.pretrain.config import PRESETS
-from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
+from retrieval_engine.train.pretrain.report import PretrainReport, record
+from retrieval_engine.train.pretrain.run import PretrainRun, RunState, Stateful
 from retrieval_engine.train.pretrain.texts import Texts
-from retrieval_engine.train.resume import load_checkpoint, save_atomically
-from retrieval_engine.train.runlog import RunLog, draw_curves
 from retrieval_engine.train.schedule import step_factor
 
-_SAVE_EVERY_S = 120.0
-_LOG_EVERY = 10
 _TEXT_LENGTH = PRESETS["tiny"].text_length
 _ROWS = 256
 
 
 @dataclass(slots=True, kw_only=True)
-class CachedRunState:
-    """Where a run stands, besides weights and optimiser.
+class CachedRunState(RunState):
+    """Where a run stands; `kept` is the mean figure of the three tasks.
 
     Attributes:
-        step: steps done.
-        seconds: training time so far, over all sessions, validation and encoding excluded.
         fused_from: part of the run that was over when matching and captions joined; 1 before.
-        kept: mean figure of the weights that would be written; -1 before the first validation.
-        kept_step: the step they are of.
-        recall: their mean recall.
+        recall: mean recall of the weights that would be written.
     """
 
-    step: int = 0
-    seconds: float = 0.0
     fused_from: float = 1.0
-    kept: float = -1.0
-    kept_step: int = 0
     recall: float = 0.0
 
 
@@ -101,19 +86,18 @@ def pretrain_cached(
     return run.finish()
 
 
-class CachedRun:
-    """One pretraining, from the data to the directory."""
+class CachedRun(PretrainRun):
+    """One pretraining on a backbone's states."""
+
+    config: CachedConfig
+    model: CachedModel
+    state: CachedRunState
 
     def __init__(
         self, config: CachedConfig, out: Path, cache: Path, progress: Progress, resume: bool
     ) -> None:
-        self._checkpoint, self._best = out / "run" / "checkpoint.pt", out / "run" / "best.pt"
-        if not resume and ((out / "config.json").exists() or self._checkpoint.exists()):
-            raise TrainingError(
-                f"{out} already holds a model or an interrupted run",
-                hint="give another directory, or go on with `resume=True`",
-            )
-        self.config, self.out, self.progress = config, out, progress
+        super().__init__(out, progress, resume=resume)
+        self.config = config
         self.device = pick_device(config.device)
         self.backbone, rows = open_backbone(config)
         self.backbone.to(self.device)
@@ -150,13 +134,10 @@ class CachedRun:
         decay: Any = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.model, multi_avg_fn=decay)
         self.state = CachedRunState()
-        (out / "run").mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._resume()
-        else:
+        if not resume:
             self._guess(means)
             self.averaged.update_parameters(self.model)
-        self.log = RunLog(out / "log.jsonl", keep_steps=self.state.step)
+        self._begin(resume=resume)
 
     def _said(self) -> torch.Tensor:
         """Ids of the pieces that the training captions use, [SEP] among them."""
@@ -196,33 +177,13 @@ class CachedRun:
             projection.bias.zero_()
         retrieval.text_proj.bias[:dim].copy_(-components @ middle)
 
-    # The loop
+    # The loop, and what it calls
 
     def train(self) -> None:
-        """Run the steps that are left."""
-        config, state = self.config, self.state
-        self.progress.start("pretraining", config.steps)
-        self.progress.advance(state.step)
-        if not state.step:
+        """Run the steps that are left; the first guess is judged too."""
+        if not self.state.step:
             self._validate()
-        self.model.train()
-        saved_at = time.monotonic()
-        while self._done() < 1:
-            started = time.monotonic()
-            losses = self._step()
-            state.step += 1
-            state.seconds += time.monotonic() - started
-            if state.step % _LOG_EVERY == 0 or self._done() >= 1:
-                line = {name: round(float(value.detach()), 5) for name, value in losses.items()}
-                self.log.write({"step": state.step, **line, "seconds": round(state.seconds, 1)})
-            self.progress.advance()
-            is_due = state.step % config.eval_every == 0 or self._done() >= 1
-            if is_due:
-                self._validate()
-            if is_due or time.monotonic() - saved_at > _SAVE_EVERY_S:
-                self.save()
-                saved_at = time.monotonic()
-        self.progress.stop()
+        super().train()
 
     def _step(self) -> dict[str, torch.Tensor]:
         config, state, done = self.config, self.state, self._done()
@@ -237,14 +198,7 @@ class CachedRun:
             step=state.step, contrast=contrast, fused=fused, hardness=max(0.0, 1.5 * along - 0.75)
         )
         parts = self.objective.losses(seen, drawn)
-        loss = total(parts)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {state.step}",
-                hint="lower `text_lr`, `image_lr` and `fusion_lr`",
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        self._backward(total(parts), "lower `text_lr`, `image_lr` and `fusion_lr`")
         overall = step_factor(done, config.warmup)
         fusing = step_factor(along, config.warmup)
         for group in self.optimiser.param_groups:
@@ -253,12 +207,6 @@ class CachedRun:
         self.averaged.update_parameters(self.model)
         self.optimiser.zero_grad(set_to_none=True)
         return parts
-
-    def _done(self) -> float:
-        """Part of the run that is over, by steps or by the clock, whichever is further."""
-        by_steps = self.state.step / self.config.steps
-        limit_s = self.config.minutes * 60
-        return max(by_steps, self.state.seconds / limit_s) if limit_s else by_steps
 
     def _validate(self) -> None:
         state = self.state
@@ -272,47 +220,30 @@ class CachedRun:
         self.log.write({"step": state.step, **found.to_json()})
         self.progress.say(f"step {state.step:,}: {found}; {self._done():.0%} done")
         if found.mean > state.kept:
-            state.kept, state.kept_step = found.mean, state.step
             state.recall = found.recall.mean_recall
-            save_atomically(self.averaged.module.state_dict(), self._best)
+            self._keep(found.mean, self.averaged.module)
 
-    def save(self) -> None:
-        """Write the checkpoint that a resumed run goes on from."""
-        value = {
-            "identity": self.identity,
-            "state": asdict(self.state),
-            "model": self.model.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "objective": self.objective.state_dict(),
+    def _parts(self) -> Mapping[str, Stateful]:
+        return {
+            "model": self.model,
+            "averaged": self.averaged,
+            "optimiser": self.optimiser,
+            "objective": self.objective,
         }
-        save_atomically(value, self._checkpoint)
-
-    def _resume(self) -> None:
-        saved = load_checkpoint(self._checkpoint, identity=self.identity)
-        self.state = CachedRunState(**saved["state"])
-        self.model.load_state_dict(saved["model"])
-        self.averaged.load_state_dict(saved["averaged"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.objective.load_state_dict(saved["objective"])
-        self.progress.say(f"going on from step {self.state.step:,}")
 
     # The end
 
     def finish(self) -> PretrainReport:
         """Write the best weights as a model directory and take the run's own files away."""
-        best = torch.load(self._best, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(best)
         decoder = self.model.text_decoder.parameters()
         weights = {*self.model.retrieval.parameters(), *decoder, *self.backbone.parameters()}
-        report = PretrainReport(
-            out=self.out,
-            steps=self.state.step,
-            minutes=round(self.state.seconds / 60, 2),
-            best_step=self.state.kept_step,
-            mean_recall=round(self.state.recall, 2),
-            parameters=sum(p.numel() for p in weights),
-        )
+        report = self._report(self.state.recall, weights)
+        config, settings = self.config, self.config.to_json()
+        plain: dict[str, Any] = CachedConfig(
+            source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
+        ).to_json()
+        changed = {k: v for k, v in settings.items() if v != plain[k] or k == "backbone"}
+        facts = record(report, settings, changed, self.train_set, self.model.temperature)
         export(
             self.model,
             self.backbone,
@@ -320,28 +251,7 @@ class CachedRun:
             self.scale,
             self.out,
             dtype=getattr(torch, self.config.save_dtype),
-            facts=self._record(report),
+            facts={**facts, "frozen": ["vision_model.backbone"]},
         )
-        draw_curves(self.out / "log.jsonl", self.out / "curves.png", CURVES)
-        shutil.rmtree(self.out / "run")
+        self._close()
         return report
-
-    def _record(self, report: PretrainReport) -> dict[str, Json]:
-        """The settings and figures of a run, for training.json and the model card."""
-        config = self.config
-        plain: dict[str, Any] = CachedConfig(
-            source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
-        ).to_json()
-        settings = config.to_json()
-        changed = {k: v for k, v in settings.items() if v != plain[k]}
-        return {
-            "config": settings,
-            "changed": {"backbone": config.backbone, **changed},
-            "frozen": ["vision_model.backbone"],
-            "report": {k: v for k, v in asdict(report).items() if k != "out"},
-            "items": len(self.train_set),
-            "captions": len(self.train_set.captions),
-            "unreadable": len(self.train_set.failures),
-            "temperature": round(float(self.model.temperature.detach()), 5),
-            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
-        }

@@ -13,7 +13,7 @@ from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.data import ChannelScale
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.states import MEAN, STD
-from retrieval_engine.train.pretrain.export import preprocessing, seal, write_json
+from retrieval_engine.train.pretrain.export import how_trained, preprocessing, seal, write_json
 
 _NEW_TOKENS = 24
 _NO_REPEAT = 3  # tokens in a row: small decoders say things twice
@@ -93,10 +93,6 @@ def _card(name: str, facts: Mapping[str, Json]) -> str:
     config, report = facts["config"], facts["report"]
     assert isinstance(config, dict)
     assert isinstance(report, dict)
-    options = " ".join(
-        f"--{key.replace('_', '-')} {value!r}"
-        for key, value in dict(facts["changed"]).items()  # type: ignore[arg-type]
-    )
     return f"""---
 tags: [blip, image-text-retrieval, image-captioning]
 ---
@@ -105,9 +101,4 @@ tags: [blip, image-text-retrieval, image-captioning]
 A BLIP of {report["parameters"]:,} weights on a frozen {config["backbone"]}, trained by
 `vlre pretrain` from the backbone's cached states.
 
-- Data: `{config["source"]}`, {facts["items"]:,} pictures with {facts["captions"]:,} captions.
-- Command: `vlre pretrain '{config["source"]}' {options} --out {name}`
-- {report["steps"]:,} steps in {report["minutes"]} minutes of training; weights of step
-  {report["best_step"]:,}, the best on held-out items (mean recall {report["mean_recall"]} %).
-- `training.json` has every setting, `log.jsonl` every figure on the way, `curves.png` shows them.
-"""
+{how_trained(name, facts)}"""
