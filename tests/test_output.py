@@ -3,11 +3,13 @@
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -55,6 +57,22 @@ def nasty(tmp_path_factory: pytest.TempPathFactory, checkpoint: str) -> Path:
     return _store(tmp_path_factory.mktemp("nasty"), NASTY, checkpoint)
 
 
+@pytest.fixture(scope="module")
+def asked(odd: Path) -> tuple[str, str]:
+    """Options that ask with 400 vectors: a search of its own process that needs no model."""
+    rows = open_store(odd).gallery().images("itc", np.float32)[:1, 0]
+    np.save(odd.parent / "asked.npy", np.repeat(rows, 400, axis=0))
+    return "--vectors", str(odd.parent / "asked.npy")
+
+
+@pytest.fixture(scope="module")
+def one(asked: tuple[str, str]) -> tuple[str, str]:
+    """Options that ask with one vector."""
+    file = Path(asked[1]).with_name("one.npy")
+    np.save(file, np.load(asked[1])[:1])
+    return asked[0], str(file)
+
+
 def _search(store: Path, *arguments: str) -> Result:
     result = CliRunner().invoke(main, ["search", "a dog", "--store", str(store), *arguments])
     assert result.exit_code == 0, result.output
@@ -82,8 +100,9 @@ def test_tabs_and_line_breaks_make_no_columns_and_lines(nasty: Path) -> None:
     assert all(Path(path).is_file() for path in found)
 
 
-def test_xargs_takes_them(nasty: Path, checkpoint: str) -> None:
-    command = f"{sys.executable} {ROOT / 'cli.py'} search dog --store {nasty} -0 | xargs -0 ls -1"
+def test_xargs_takes_them(nasty: Path, one: tuple[str, str]) -> None:
+    search = [sys.executable, str(ROOT / "cli.py"), "search", *one, "--store", str(nasty), "-0"]
+    command = f"{shlex.join(search)} | xargs -0 ls -1"
     run = subprocess.run(
         command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
     )  # fmt: skip
@@ -114,15 +133,17 @@ def _on_a_terminal(arguments: list[str], columns: int = 40) -> str:
     return written.decode().replace("\r\n", "\n")
 
 
-def test_a_terminal_gets_whole_paths_and_no_control_characters(nasty: Path) -> None:
-    out = _on_a_terminal(["search", "a dog", "--store", str(nasty)])
+def test_a_terminal_gets_whole_paths_and_no_control_characters(
+    nasty: Path, one: tuple[str, str]
+) -> None:
+    out = _on_a_terminal(["search", *one, "--store", str(nasty)])
     for name in NASTY:
         uri = shown(f"{nasty.parent}/p/{name}")
         assert f"{uri}" in out, "a path was broken"
         assert len(uri) > 40
     for control in ("\x1b[31m", "\u202e", "\x07"):
         assert control not in out
-    lines = _on_a_terminal(["search", "a dog", "--store", str(nasty), "--json"]).splitlines()
+    lines = _on_a_terminal(["search", *one, "--store", str(nasty), "--json"]).splitlines()
     hits = [json.loads(line) for line in lines if line.startswith("{")]
     assert sorted(hit["item_id"] for hit in hits) == sorted(NASTY)
     assert not any("\u202e" in line for line in lines)
@@ -152,8 +173,10 @@ def test_what_is_escaped_and_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--paths"]])
-def test_a_closed_pipe_is_no_error(odd: Path, arguments: list[str]) -> None:
-    words = ["search", *["a dog"] * 400, "--store", str(odd), *arguments]  # more than a pipe holds
+def test_a_closed_pipe_is_no_error(
+    odd: Path, asked: tuple[str, str], arguments: list[str]
+) -> None:
+    words = ["search", *asked, "--store", str(odd), *arguments]  # more than a pipe holds
     with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
@@ -181,13 +204,14 @@ def test_a_full_disk_behind_stdout_is_one_line(odd: Path) -> None:
     assert len(run.stderr.splitlines()) == 2
 
 
-def test_a_closed_stdout_and_other_encodings(odd: Path) -> None:
+def test_a_closed_stdout_and_other_encodings(odd: Path, one: tuple[str, str]) -> None:
     info = f"{sys.executable} {ROOT / 'cli.py'} store info --store {odd}"
     for command in (f"{info} >&-", f"{info} 2>&-", f"PYTHONIOENCODING=ascii {info}"):
         run = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, check=False)
         assert (run.returncode, run.stderr) == (0, b""), command
-    search = f"PYTHONIOENCODING=ascii {sys.executable} {ROOT / 'cli.py'} search dog --store {odd}"
-    run = subprocess.run(search, shell=True, cwd=ROOT, capture_output=True, check=False)
+    search = f"{sys.executable} {ROOT / 'cli.py'} search {shlex.join(one)} --store {odd}"
+    ascii_only = f"PYTHONIOENCODING=ascii {search}"
+    run = subprocess.run(ascii_only, shell=True, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == 0
     assert "3.45.12\u202fPM.jpg".encode() in run.stdout
 
