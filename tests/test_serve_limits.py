@@ -121,7 +121,18 @@ def test_large_and_slow_bodies_end(client: httpx.Client) -> None:
     assert b"408" in raw(client, head + b'Content-Length: 30\r\n\r\n{"te').split(b"\r\n")[0]
     assert raw(client, b"GET /readyz HTTP/1.1\r\nHo") == b""  # a head that never ends
     assert time.monotonic() - start < 10
-    assert b" 400 " in raw(client, head + b"X: " + b"a" * 100_000).split(b"\r\n")[0]
+    assert b" 400 " in raw(client, head + b"X: " + b"a" * 40_000).split(b"\r\n")[0]
+
+
+def test_a_client_that_sends_its_whole_body_first_reads_the_refusal(client: httpx.Client) -> None:
+    address = (str(client.base_url.host), int(client.base_url.port or 0))
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 600000\r\n\r\n"
+    with socket.create_connection(address, timeout=20) as line:
+        line.sendall(head)
+        for _ in range(6):
+            time.sleep(0.05)
+            line.sendall(b"a" * 100_000)
+        assert b" 413 " in line.recv(65536).split(b"\r\n")[0]
 
 
 def test_too_many_in_a_second_are_refused(store: Path) -> None:

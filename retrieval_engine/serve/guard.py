@@ -1,6 +1,7 @@
 """What stands before every request: who may ask, how much, how fast; and what is noted of it."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -23,6 +24,7 @@ _OPEN_BELOW = "/static/"
 _ALWAYS = ("/healthz", "/readyz", "/metrics")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BURST_S, _MOST_ADDRESSES = 5.0, 10_000
+_DISCARD_S, _MOST_DISCARDED_BYTES = 2.0, 64 << 20
 _HEADERS = [
     (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; "
      b"img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
@@ -173,6 +175,8 @@ class _Exchange:
 
     async def _give(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            if message["status"] == 413:
+                await self._discard()
             self._status = message["status"]
             given = list(message.get("headers", []))
             given += [*_HEADERS, (b"x-request-id", self._id.encode())]
@@ -180,6 +184,23 @@ class _Exchange:
                 given.append((b"connection", b"close"))
             message = {**message, "headers": given}
         await self._send(message)
+
+    async def _discard(self) -> None:
+        """Let a body that is too large run out, within bounds.
+
+        A connection that is closed over bytes nobody has read is reset, and a client that sends
+        its whole body before it reads would never see the answer.
+        """
+        if b"expect" in self._headers:  # it waits for a word before it sends
+            return
+        most = min(_MOST_DISCARDED_BYTES, 4 * self._guard._settings.max_body_bytes)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_S):
+                while most > 0:
+                    message = await self._receive()
+                    if not message.get("more_body"):
+                        return
+                    most -= len(message.get("body", b""))
 
     def _note(self) -> None:
         seconds = time.perf_counter() - self._started
