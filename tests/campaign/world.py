@@ -12,7 +12,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.campaign.children import in_child, vlre
+from tests.children import in_child, vlre
 from tests.test_caption_decoding import save_both
 
 PICTURES = 24
@@ -92,7 +92,6 @@ def _import_all() -> None:
     """What every child would import for itself: they are forked, and have it so."""
     import faiss  # noqa: F401
     import pyarrow as pa
-    import rich.progress
     from PIL import Image
 
     import retrieval_engine.encoding
