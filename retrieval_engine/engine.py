@@ -19,6 +19,7 @@ from retrieval_engine.sources.image_forms import is_image
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
+    from retrieval_engine.duplicates import DuplicateReport, DuplicateSettings
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
@@ -161,7 +162,7 @@ class Engine(FollowedStore):
 
         return build_index(
             self._seen_store(),
-            self._index_path,
+            self.index_path,
             recipe=recipe,
             split=self._split,
             feature=feature,
@@ -172,7 +173,7 @@ class Engine(FollowedStore):
         """Add to the index what is newer, and take out what is gone; see `update_index`."""
         from retrieval_engine.index import update_index
 
-        return update_index(self._seen_store(), self._index_path, progress=progress)
+        return update_index(self._seen_store(), self.index_path, progress=progress)
 
     def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
         """Features of sentences or images, which are not stored.
@@ -245,6 +246,18 @@ class Engine(FollowedStore):
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
             return self.searcher().similar(self._number(item_id), k)
+
+    def duplicates(
+        self,
+        settings: "DuplicateSettings | None" = None,
+        *,
+        progress: "Progress | None" = None,
+    ) -> "DuplicateReport":
+        """Groups of images that are one picture, the best of each first; see `find_duplicates`."""
+        from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+
+        settings = settings or DuplicateSettings(split=self._split)
+        return find_duplicates(self._seen_store(), settings, progress=progress)
 
     def caption(
         self,

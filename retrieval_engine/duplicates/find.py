@@ -8,7 +8,8 @@ Vectors cost one pass over the store for each block of it; pixels are looked at 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from retrieval_engine.duplicates.groups import (
 from retrieval_engine.duplicates.pictures import Thumbnails, proven
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
 
 Ints = NDArray[np.int64]
@@ -84,6 +85,25 @@ class DuplicateReport:
     def n_spare(self) -> int:
         """Pictures that are copies of a better one."""
         return sum(len(group.members) - 1 for group in self.groups)
+
+    def to_pandas(self) -> Any:
+        """A row for each picture of a group, the best first, with what speaks for it.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {"group": number, "best": copy is group.best} | asdict(copy)
+                for number, group in enumerate(self.groups, start=1)
+                for copy in group.members
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        from retrieval_engine.duplicates.duplicate_page import fragment
+
+        return fragment(self)
 
     def to_json(self) -> dict[str, Json]:
         """The counts, without the groups."""
