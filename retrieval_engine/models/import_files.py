@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,29 +74,38 @@ def check_free(out: Path) -> None:
 def write_directory(
     translation: Translation, tokenizer: "BertTokenizer", record: Mapping[str, Json], out: Path
 ) -> None:
-    """Write config.json, model.safetensors, tokenizer, preprocessor_config.json and the record.
+    """Write config.json, model.safetensors, tokenizer, preprocessor_config.json and the record."""
+    with new_directory(out) as folder:
+        translation.config.architectures = [model.__name__ for model in translation.models]
+        translation.config.dtype = "float32"
+        translation.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", _preprocessor(translation))
+        write_weights(translation.tensors, folder)
+        write_json(folder / RECORD, record)
 
-    All goes to a directory beside `out` that is renamed when it is whole.
-    """
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place, with checksums, when the block ends well."""
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        translation.config.architectures = [model.__name__ for model in translation.models]
-        translation.config.dtype = "float32"
-        translation.config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        weights = partial / "model.safetensors"
-        with writing(weights):
-            save_file(separate(translation.tensors), weights, {"format": "pt"})
-        # safetensors leaves its files readable by their owner alone.
-        shutil.copymode(partial / "config.json", weights)
-        write_json(partial / "preprocessor_config.json", _preprocessor(translation))
-        write_json(partial / RECORD, record)
+        yield partial
         write_checksums(partial, [file.name for file in partial.iterdir()])
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write model.safetensors beside a config.json."""
+    weights = folder / "model.safetensors"
+    with writing(weights):
+        save_file(_separate(tensors), weights, {"format": "pt"})
+    # safetensors leaves its files readable by their owner alone.
+    shutil.copymode(folder / "config.json", weights)
 
 
 def sha256_of(file: Path) -> str:
@@ -104,7 +114,7 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors, contiguous, and none sharing its memory with another: safetensors' terms."""
     separate, seen = {}, set()
     for name, tensor in tensors.items():
