@@ -39,6 +39,7 @@ _SECTIONS = {
         "search": "words or a picture in, ranked pictures or captions out",
         "index": "FAISS over a store, its recall measured",
         "calibrate": "probabilities of a match, and how honest they are",
+        "up": "a folder as a page to search, while it is being encoded",
         "serve": "a page and an HTTP API over a store",
     },
     "Measure": {
