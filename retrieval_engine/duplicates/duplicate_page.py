@@ -38,11 +38,10 @@ b { color: var(--accent); }
 
 def render_duplicates(report: DuplicateReport) -> str:
     """A self-contained HTML page: each group with its best picture marked. All text is escaped."""
-    title = f"{len(report.groups):,} groups of duplicates"
-    count = f"{report.n_images:,} images, {report.n_spare:,} are copies of a better one"
+    title = f"{report.groups_told} of duplicates"
     body = "\n".join(_group(group) for group in report.groups)
     return f"""{page_start(title, _STYLE)}
-<h1>{title}</h1><p class="soft">{count}</p>
+<h1>{title}</h1><p class="soft">{report.copies_told}</p>
 {body}
 </body>
 </html>

@@ -155,8 +155,8 @@ class Searcher:
                 images it is shown.
             captions: answer with the store's captions, found exactly, instead of its images.
             distinct: leave out near-duplicates of a better hit, told by their pixels.
-            min_match: leave out hits that match with less than this probability; see `Judge`. All
-                of the k best may be; `Hits.best_match` then says how probable the best was.
+            min_match: leave out hits that match with less than this probability; see `MatchJudge`.
+                All of the k best may be; `Hits.best_match` says how probable the best was.
 
         Returns:
             `Hits` of one query, or a list of them.

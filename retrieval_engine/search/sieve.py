@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.duplicates.candidates import unit
-from retrieval_engine.duplicates.pictures import Thumbnails, proven
+from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Encoder
@@ -29,7 +29,7 @@ from retrieval_engine.store import Store
 _PLAUSIBLE = 0.3  # cosine below which two images are surely not one, and are not looked at
 
 
-class Judge:
+class MatchJudge:
     """Probabilities that images of a store match words.
 
     By the calibration beside the store; without one, by ITM at its word where the model has a
@@ -126,8 +126,8 @@ class Sieve:
         return unit(self._store.read(Modality.IMAGES, "itc", rows))
 
     @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self._store, self._encoder(), self._split)
+    def _judge(self) -> MatchJudge:
+        return MatchJudge(self._store, self._encoder(), self._split)
 
     def matches(self, text: str, vector: NDArray[np.float32], items: Items) -> NDArray[np.float64]:
         """(n,) the probability that each item matches a text with this (d,) vector."""
