@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.records import DEFAULT_STORE, Json, Modality
+from retrieval_engine.records import DEFAULT_STORE, Json
 from retrieval_engine.search import Hits
 from retrieval_engine.search.followed import FollowedStore, default_model
 from retrieval_engine.sources import KINDS, Source
@@ -114,7 +114,7 @@ class Engine(FollowedStore):
             SourceError: none of the images could be encoded.
             UsageError: something is no image, or numbers of captions and images differ.
         """
-        from retrieval_engine.encoding import encode, open_changed
+        from retrieval_engine.encoding import EncodeOptions, encode, open_changed
 
         source: Source
         named = isinstance(images, str | os.PathLike) and _is_source(os.fspath(images))
@@ -126,7 +126,8 @@ class Engine(FollowedStore):
             kept = self.store_path.with_name(f"{self.store_path.name}-pictures")
             source = GivenSource(given_images(images, captions, ids, meta), kept)
         with self._lock:
-            encoder, how = self._base_encoder(), options or self._options()
+            encoder, there = self._base_encoder(), self._store()
+            how = options or (EncodeOptions.like(there, encoder) if there else EncodeOptions())
             report = encode(
                 source, self.store_path, encoder=encoder, options=how, progress=progress
             )
@@ -137,18 +138,6 @@ class Engine(FollowedStore):
             first = report.failures[0]
             raise SourceError(f"no image could be encoded; {first.item_id}: {first.reason}")
         return report
-
-    def _options(self) -> "EncodeOptions":
-        """To encode as the store was encoded."""
-        from retrieval_engine.encoding import EncodeOptions
-
-        store = self._store()
-        forms = store.features(Modality.IMAGES) if store else {}
-        if not store or "itc" not in forms:
-            return EncodeOptions()
-        offered = self._base_encoder().features(Modality.IMAGES)
-        names = tuple(name for name in forms if name in offered)
-        return EncodeOptions(features=names, store_dtype=forms["itc"].dtype)
 
     def build_index(
         self,

@@ -5,9 +5,9 @@ job = CaptionJob(CaptionRequest(targets=("photos",), options=DecodingOptions(bea
 for row in job.run(): print(row["image"], row["caption"])
 """
 
+from retrieval_engine.caption.caption_run import Captioned, CaptionRun
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.job import CaptionJob, CaptionRequest
-from retrieval_engine.caption.run import Captioned, CaptionRun
 
 __all__ = [
     "BeamRule",

@@ -15,10 +15,10 @@ from types import MappingProxyType
 
 import torch
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import write_captions
 from retrieval_engine.caption.loaded import ImagesRequest
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.caption.surprise import Band, Surprise, surprises
 from retrieval_engine.errors import EvaluationError

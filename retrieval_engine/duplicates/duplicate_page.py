@@ -39,9 +39,10 @@ b { color: var(--accent); }
 
 def render_duplicates(report: DuplicateReport) -> str:
     """A self-contained HTML page: each group with its best picture marked. All text is escaped."""
+    title = f"{report.groups_told} of duplicates"
     body = "\n".join(_group(group) for group in report.groups)
-    return f"""{page_start("Duplicates", _STYLE)}
-<h1>Duplicates</h1><p class="soft">{_counts(report)}</p>
+    return f"""{page_start(title, _STYLE)}
+<h1>{title}</h1><p class="soft">{report.copies_told}</p>
 {body}
 </body>
 </html>
@@ -56,18 +57,12 @@ def fragment(report: DuplicateReport) -> str:
     )
     left = len(report.groups) - _NOTEBOOK_GROUPS
     more = f"<p>and {left:,} more</p>" if left > 0 else ""
-    return f"<p>{_counts(report)}</p>{rows}{more}"
+    return f"<p>{report.groups_told}; {report.copies_told}</p>{rows}{more}"
 
 
 def _small(copy: Copy) -> str:
     name = escape(copy.item_id, quote=True)
     return f'<span title="{name}" style="width:7rem">{_picture(copy, _NOTEBOOK_PIXELS)}</span>'
-
-
-def _counts(report: DuplicateReport) -> str:
-    groups = "1 group" if len(report.groups) == 1 else f"{len(report.groups):,} groups"
-    copies = "1 is a copy" if report.n_spare == 1 else f"{report.n_spare:,} are copies"
-    return f"{groups}; of {report.n_images:,} images {copies} of a better one"
 
 
 def _group(group: DuplicateGroup) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.duplicates.candidates import (
     Neighbours,
-    Pictures,
+    StoredPictures,
     cross_pairs,
     near_pairs,
     vector_feature,
@@ -28,7 +28,7 @@ from retrieval_engine.duplicates.groups import (
     joined,
     looked_at,
 )
-from retrieval_engine.duplicates.pictures import Thumbnails, proven
+from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, data_frame
@@ -104,6 +104,17 @@ class DuplicateReport:
         from retrieval_engine.duplicates.duplicate_page import fragment
 
         return fragment(self)
+
+    @property
+    def groups_told(self) -> str:
+        """The number of groups, in words."""
+        return f"{len(self.groups):,} group" + ("" if len(self.groups) == 1 else "s")
+
+    @property
+    def copies_told(self) -> str:
+        """How many of all pictures are copies, in words."""
+        are = "is a copy" if self.n_spare == 1 else "are copies"
+        return f"{self.n_spare:,} of {self.n_images:,} pictures {are} of a better one"
 
     def to_json(self) -> dict[str, Json]:
         """The counts, without the groups."""
@@ -182,7 +193,12 @@ class Crossing:
 
 
 def crossing(
-    ours: Pictures, theirs: Pictures, feature: str, *, alone: float, least: float = _CROSSING_LEAST
+    ours: StoredPictures,
+    theirs: StoredPictures,
+    feature: str,
+    *,
+    alone: float,
+    least: float = _CROSSING_LEAST,
 ) -> Crossing:
     """Which images are near-duplicates of one of others, as those of train and test must not be.
 

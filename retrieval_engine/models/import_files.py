@@ -4,7 +4,6 @@ No code in the file ever runs; the directory is there whole or not at all.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
-from retrieval_engine.durable import writing
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.checkpoint import without_wrappers
 from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.import_names import Translation
 from retrieval_engine.models.pickled import load_pickled
+from retrieval_engine.models.preprocess import preprocessor_config
+from retrieval_engine.models.write_checkpoint import write_json, write_weights
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -80,7 +79,9 @@ def write_directory(
         translation.config.dtype = "float32"
         translation.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", _preprocessor(translation))
+        side = translation.config.vision_config.image_size
+        look = preprocessor_config(side, translation.mean, translation.std)
+        write_json(folder / "preprocessor_config.json", look)
         write_weights(translation.tensors, folder)
         write_json(folder / RECORD, record)
 
@@ -99,50 +100,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_weights(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write model.safetensors beside a config.json."""
-    weights = folder / "model.safetensors"
-    with writing(weights):
-        save_file(_separate(tensors), weights, {"format": "pt"})
-    # safetensors leaves its files readable by their owner alone.
-    shutil.copymode(folder / "config.json", weights)
-
-
 def sha256_of(file: Path) -> str:
     """sha256 of a file's bytes, 64 hex digits."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, contiguous, and none sharing its memory with another: safetensors' terms."""
-    separate, seen = {}, set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().contiguous()
-        storage = whole.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != whole.nbytes:
-            whole = whole.clone()
-        seen.add(storage.data_ptr())
-        separate[name] = whole
-    return separate
-
-
-def _preprocessor(translation: Translation) -> dict[str, Json]:
-    side = translation.config.vision_config.image_size
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,  # Pillow's number for bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(translation.mean),
-        "image_std": list(translation.std),
-    }
-
-
-def write_json(file: Path, value: Mapping[str, Json]) -> None:
-    """Write JSON for people to read too."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

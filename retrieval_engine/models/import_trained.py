@@ -17,10 +17,9 @@ from retrieval_engine.models.import_files import (
     new_directory,
     read_tensors,
     sha256_of,
-    write_json,
-    write_weights,
 )
 from retrieval_engine.models.import_names import problems, tied_names
+from retrieval_engine.models.write_checkpoint import write_json, write_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

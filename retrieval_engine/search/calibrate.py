@@ -109,7 +109,7 @@ def calibrate(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Asked:
+class _Questions:
     """What the model is asked about.
 
     Attributes:
@@ -134,7 +134,7 @@ class _Asked:
         return each
 
 
-def _asked(gallery: Gallery, encoder: Encoder | None, settings: CalibrationSettings) -> _Asked:
+def _asked(gallery: Gallery, encoder: Encoder | None, settings: CalibrationSettings) -> _Questions:
     store, rng = gallery.store, np.random.default_rng(settings.seed)
     captions = _drawn(gallery, settings.captions, rng)
     vectors = store.read(Modality.CAPTIONS, "itc", gallery.caption_rows[captions])[:, 0]
@@ -153,7 +153,7 @@ def _asked(gallery: Gallery, encoder: Encoder | None, settings: CalibrationSetti
         more = np.stack([len(texts) + np.arange(len(senseless)), top], axis=1)
         pairs, kind = np.concatenate([pairs, more]), np.append(kind, np.full(len(more), 3))
         texts, vectors = [*texts, *senseless], np.concatenate([vectors, theirs])
-    return _Asked(texts=texts, vectors=vectors, pairs=pairs, kind=kind)
+    return _Questions(texts=texts, vectors=vectors, pairs=pairs, kind=kind)
 
 
 def _drawn(gallery: Gallery, count: int, rng: np.random.Generator) -> Ints:

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.duplicates.candidates import unit
-from retrieval_engine.duplicates.pictures import Thumbnails, proven
+from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.encoding.projected import ProjectedStore
-from retrieval_engine.index.catalog import Catalog
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
@@ -30,7 +29,7 @@ from retrieval_engine.store import Store
 _PLAUSIBLE = 0.3  # cosine below which two images are surely not one, and are not looked at
 
 
-class Judge:
+class MatchJudge:
     """Probabilities that images of a store match words.
 
     By the calibration beside the store; without one, by ITM at its word where the model has a
@@ -68,30 +67,33 @@ class Judge:
 
 
 class Sieve:
-    """Sieves the items of one catalogue; what it has looked at it remembers.
+    """Sieves what a search finds; what it has looked at it remembers.
 
     Args:
-        catalog: tells where images are.
+        nearest: finds images.
         store: where their vectors are.
         encoder: gives the store's own, when it is needed.
         split: of the images at large.
     """
 
     def __init__(
-        self, catalog: Catalog, store: Store, encoder: Callable[[], Encoder], split: str | None
+        self,
+        nearest: NearestImages,
+        store: Store,
+        encoder: Callable[[], Encoder],
+        split: str | None,
     ) -> None:
-        self._catalog, self._store, self._encoder, self._split = catalog, store, encoder, split
+        self._nearest, self._catalog = nearest, nearest.catalog
+        self._store, self._encoder, self._split = store, encoder, split
         self._pictures = Thumbnails()
 
-    def search(
-        self, nearest: NearestImages, queries: Sequence[NDArray[np.float32]], k: int
-    ) -> list[tuple[Scores, Items]]:
+    def search(self, queries: Sequence[NDArray[np.float32]], k: int) -> list[tuple[Scores, Items]]:
         """As `NearestImages.search`, without near-duplicates of better ones."""
         made = []
         for query in queries:
             fetch = k
             while True:
-                [(scores, items)] = nearest.search([query], fetch)
+                [(scores, items)] = self._nearest.search([query], fetch)
                 kept = self.apart(items, k)
                 if len(kept) == k or (items < 0).any() or len(items) < fetch:
                     break
@@ -124,8 +126,8 @@ class Sieve:
         return unit(self._store.read(Modality.IMAGES, "itc", rows))
 
     @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self._store, self._encoder(), self._split)
+    def _judge(self) -> MatchJudge:
+        return MatchJudge(self._store, self._encoder(), self._split)
 
     def matches(self, text: str, vector: NDArray[np.float32], items: Items) -> NDArray[np.float64]:
         """(n,) the probability that each item matches a text with this (d,) vector."""
