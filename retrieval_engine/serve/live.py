@@ -199,8 +199,10 @@ class Remembering:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._one = lru_cache(maxsize=_KEPT_ENTRIES)(lambda number: catalog.entries([number])[0])
-        self.number_of: Callable[[str], int] = lru_cache(maxsize=_KEPT_ENTRIES)(catalog.number_of)
+        keep = lru_cache(maxsize=_KEPT_ENTRIES)
+        self._one = keep(lambda number: catalog.entries([number])[0])
+        self._content = keep(lambda number: catalog.contents(np.array([number]))[0])
+        self.number_of: Callable[[str], int] = keep(catalog.number_of)
 
     def __len__(self) -> int:
         return len(self._catalog)
@@ -214,7 +216,7 @@ class Remembering:
 
     def contents(self, numbers: NDArray[np.int64]) -> list[str | int]:
         """As `Catalog.contents`."""
-        return self._catalog.contents(numbers)
+        return [self._content(number) for number in numbers.tolist()]
 
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Catalog.image_rows`."""
