@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -59,8 +59,8 @@ def vlre(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def serving(store: Path, batch: int) -> Iterator[tuple[str, float]]:
-    """A server in a process of its own; its address, and seconds from its start to an answer."""
+def serving(store: Path, batch: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """A server in a process of its own; its address, and what it took until the first answers."""
     code = (
         "import sys; from retrieval_engine import Engine;"
         "from retrieval_engine.serve import ServeSettings, run_server;"
@@ -73,8 +73,12 @@ def serving(store: Path, batch: int) -> Iterator[tuple[str, float]]:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=address) as client:
-            yield address, first_answer(client) - start
+        with httpx.Client(base_url=address, timeout=60) as client:
+            page = first_answer(lambda: client.get("/")) - start
+            words = first_answer(lambda: client.post("/api/search", json={"text": "a"})) - start
+        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        yield address, {"page_s": round(page, 2), "search_s": round(words, 2), "cpu_s": cpu}
     finally:
         process.terminate()
         process.wait()
@@ -87,11 +91,11 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def first_answer(client: httpx.Client) -> float:
-    """The time when a search was first answered; asking more often would slow the start."""
+def first_answer(ask: Callable[[], httpx.Response]) -> float:
+    """The time when a question was first answered; asking more often would slow the start."""
     for _ in range(1_200):
         with contextlib.suppress(httpx.ConnectError):
-            if client.post("/api/search", json={"text": "a dog"}).status_code == 200:
+            if ask().status_code == 200:
                 return time.perf_counter()
         time.sleep(0.05)
     raise TimeoutError("the server did not answer within a minute")
@@ -219,8 +223,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), given.scenes)
-        with serving(store, 32) as (batched, first_s):
-            emit(benchmark="serve-first-answer", seconds=round(first_s, 3), items=given.scenes)
+        with serving(store, 32) as (batched, began):
+            emit(benchmark="serve-first-answer", items=given.scenes, **began)
             warm(batched)
             took = asyncio.run(steady(batched, 10, given.seconds))
             p50, p99 = np.percentile(took, [50, 99])
