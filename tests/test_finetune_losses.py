@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.metrics.recall import recall
@@ -330,7 +331,7 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one_with_the_wh
         Task.CAPTION: options(blip_store, model=str(captioner)),
     }
     # As torchrun does: the port is open before the processes begin, and no other program's.
-    meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
     shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "ACCELERATE_USE_CPU": "true"}
     halves = json.dumps({task: {**own, "micro_batch": 2} for task, own in given.items()})

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
 from retrieval_engine.serve import ServeSettings, running
-from tests.serving import ALL, make_store, served, wait_until_ready
+from tests.serving import ALL, make_store, served
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_it_says_how_it_is(client: httpx.Client) -> None:
     assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
     for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
         assert content["schema"]["properties"]["k"]["maximum"] == 1000
-    assert "Part" in api["components"]["schemas"]
+    assert "QueryPart" in api["components"]["schemas"]
 
 
 def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
@@ -223,14 +223,15 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     assert len(answers) > 5
 
 
-def test_what_was_asked_before_the_end_is_answered(store: Path) -> None:
+def test_what_was_asked_before_the_start_and_before_the_end_is_answered(store: Path) -> None:
     found: list[httpx.Response] = []
     engine = Engine(store=store, index=store.with_name("index"))
     asked = {"ids": [entry.id for entry in engine][:12], "length": 40}
     with httpx.Client(timeout=60) as client:
         with running(engine, ServeSettings(port=0)) as address:
             client.base_url = httpx.URL(address)
-            wait_until_ready(client)
+            first = client.post("/api/search", json={"text": "a dog"})  # while the model is loaded
+            assert first.status_code == 200, first.text
             post = threading.Thread(
                 target=lambda: found.append(client.post("/api/caption", json=asked))
             )

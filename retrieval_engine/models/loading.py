@@ -114,7 +114,8 @@ def load_config(kind: type[Config], checkpoint: Checkpoint) -> Config:
     Raises:
         CheckpointInvalid: it is no JSON object.
     """
-    found: Config = deepcopy(_parsed(kind, json.dumps(read_config(checkpoint.path))))
+    name: Any = kind
+    found: Config = deepcopy(_parsed(name, json.dumps(read_config(checkpoint.path))))
     return found
 
 

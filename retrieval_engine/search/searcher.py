@@ -144,8 +144,9 @@ class Searcher:
         """The k images that fit a query best, or each of several.
 
         Args:
-            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,) vector,
-                a `Mix` or a mapping of queries to weights; or a list of them, or (n, d) vectors.
+            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,)
+                vector, a `Mix` or a mapping of queries to weights; or a list of them, or (n, d)
+                vectors.
             k: at least 1; more than there are images gives them all.
             offset: leave out so many of the best, for the next page.
             rerank: how many of the nearest images the cross-encoder puts in a new order, at
@@ -154,15 +155,14 @@ class Searcher:
                 images it is shown.
             captions: answer with the store's captions, found exactly, instead of its images.
             distinct: leave out near-duplicates of a better hit, told by their pixels.
-            min_match: leave out hits that match with less than this probability; see `Judge`. All
-                of the k best may be; `Hits.best_match` then says how probable the best was.
+            min_match: leave out hits that match with less than this probability; see `MatchJudge`.
+                All of the k best may be; `Hits.best_match` says how probable the best was.
 
         Returns:
             `Hits` of one query, or a list of them.
 
         Raises:
-            UsageError: a number is out of range, a query is empty or cannot be asked, or the
-                checkpoint has no matching head.
+            UsageError: a number, a query or the checkpoint is not fit for what is asked.
             SourceError: an image cannot be read or decoded.
             FeatureMissing: captions are wanted and the store has no features of any.
             ShapeError: a vector has another length than the store's.
@@ -177,24 +177,16 @@ class Searcher:
             return answers[0] if one else answers
         most, wanted = k + offset, max(k + offset, rerank)
         vectors = [self.vectors(query) for query in asked]
-        if distinct:
-            found = self._sieve.search(self._nearest, vectors, wanted)
-        else:
-            found = self._nearest.search(vectors, wanted)
+        found = (self._sieve if distinct else self._nearest).search(vectors, wanted)
         if rerank:
             found = self._reranked(asked, found, rerank_model)
         answers = [
-            Hits(
-                self.hits(scores[:most], items[:most])[offset:],
-                query=name_of(query),
-                image=image_bytes(query) if is_picture(query) else None,
-            )
+            _answer(query, self.hits(scores[:most], items[:most])[offset:])
             for query, (scores, items) in zip(asked, found, strict=True)
         ]
         if min_match:
             for hits, vector, (_, items) in zip(answers, vectors, found, strict=True):
-                shown = items[:most]
-                chances = self._sieve.matches(hits.query, vector[0], shown[shown >= 0][offset:])
+                chances = self._sieve.matches(hits.query, vector[0], items[items >= 0][offset:most])
                 hits.keep_matches(chances.tolist(), min_match)
         return answers[0] if one else answers
 
@@ -246,8 +238,7 @@ class Searcher:
             captions.hit(rank, score, number)
             for rank, (score, number) in enumerate(zip(scores, numbers, strict=True), start=1)
         ]
-        image = image_bytes(query) if is_picture(query) else None
-        return Hits(hits[offset:], query=name_of(query), image=image)
+        return _answer(query, hits[offset:])
 
     def hits(self, scores: Scores, items: Items) -> list[Hit]:
         """Hits from one ranked list of item numbers; -1 stands for none."""
@@ -278,7 +269,7 @@ class Searcher:
     @cached_property
     def _sieve(self) -> Sieve:
         store = self._needed_store("`distinct` or `min_match`")
-        return Sieve(self.catalog, store, lambda: self.encoder, self.split)
+        return Sieve(self._nearest, store, lambda: self.encoder, self.split)
 
     @cached_property
     def _captions(self) -> CaptionIndex:
@@ -289,3 +280,8 @@ class Searcher:
         if self.store is None:
             raise UsageError(f"{what} needs the store; an index alone will not do")
         return self.store
+
+
+def _answer(query: Query, hits: list[Hit]) -> Hits:
+    image = image_bytes(query) if is_picture(query) else None
+    return Hits(hits, query=name_of(query), image=image)

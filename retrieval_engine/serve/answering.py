@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.encoding.image_tokens import FEATURE, VisionStates
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.models import Encoder
@@ -236,6 +234,11 @@ def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:
 
     What is drawn at random depends on the image's content and the seed, not on its neighbours.
     """
+    # A server listens before torch is there.
+    import torch
+
+    from retrieval_engine.caption.generating import complete, write_captions
+
     captioner = live.captioner()
     alike: dict[DecodingOptions, list[int]] = {}
     for number, question in enumerate(questions):

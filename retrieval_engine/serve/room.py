@@ -26,7 +26,7 @@ from retrieval_engine.serve.answering import (
 from retrieval_engine.serve.batcher import Batcher
 from retrieval_engine.serve.figures import Figures
 from retrieval_engine.serve.live import EXTERNAL, Live
-from retrieval_engine.serve.pictures import Pictures
+from retrieval_engine.serve.pictures import ServedPictures
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 from retrieval_engine.serve.settings import ServeSettings
 
@@ -51,7 +51,7 @@ class Room:
     def __init__(self, engine: Engine, settings: ServeSettings, figures: Figures) -> None:
         self.settings = settings
         self.live = Live(engine, caption_model=settings.caption_model, reload_s=settings.reload_s)
-        self.pictures = Pictures(self.live, max_pixels=settings.max_pixels)
+        self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels)
         self.encoder: Batcher[Question | Like, Hits | Vectors] = self._batcher(
             "encoder", partial(encoder_work, self.live), figures
         )

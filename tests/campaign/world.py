@@ -92,6 +92,7 @@ def _import_all() -> None:
     """What every child would import for itself: they are forked, and have it so."""
     import faiss  # noqa: F401
     import pyarrow as pa
+    import rich.progress  # noqa: F401
     from PIL import Image
 
     import retrieval_engine.encoding
