@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from retrieval_engine.cli import main
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
