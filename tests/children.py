@@ -85,25 +85,27 @@ def in_child(
         kill_when: signal 9 as soon as it says so.
         file_bytes: no file may grow beyond this; the kernel refuses as a full disk does.
     """
-    child = _begin(work, file_bytes)
+    child = begin(work, file_bytes)
     return child.wait(TIMEOUT_S if kill_after is None else kill_after, kill_when)
 
 
 def in_children(*works: Callable[[], object]) -> list[Ended]:
     """Run each in a forked child of its own, all at the same time."""
-    children = [_begin(work) for work in works]
-    return [child.wait(TIMEOUT_S) for child in children]
+    children = [begin(work) for work in works]
+    return [child.wait() for child in children]
 
 
 @dataclass(frozen=True, slots=True)
-class _Child:
+class Child:
     """One that runs: its number, the pipe with its words, and when it began."""
 
     process: int
     reading: int
     begin: float
 
-    def wait(self, within_s: float, kill_when: Callable[[], object] | None = None) -> Ended:
+    def wait(
+        self, within_s: float = TIMEOUT_S, kill_when: Callable[[], object] | None = None
+    ) -> Ended:
         """How it ends; killed when it is told to, or is too long about it."""
         output = b""
         while True:
@@ -122,11 +124,12 @@ class _Child:
         return Ended(os.waitstatus_to_exitcode(status), output.decode(errors="replace"), seconds)
 
 
-def _begin(work: Callable[[], object], file_bytes: int | None = None) -> _Child:
+def begin(work: Callable[[], object], file_bytes: int | None = None) -> Child:
+    """Run something in a forked child, which leads a group of its own."""
     # A pipe, not a file: a child with a full disk must still be able to say so.
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    begin = time.monotonic()
+    now = time.monotonic()
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
@@ -134,7 +137,7 @@ def _begin(work: Callable[[], object], file_bytes: int | None = None) -> _Child:
     with contextlib.suppress(OSError):  # whichever is first: a kill may follow at once
         os.setpgid(child, child)
     os.close(writing)
-    return _Child(child, reading, begin)
+    return Child(child, reading, now)
 
 
 def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> None:
