@@ -173,9 +173,7 @@ def test_what_is_escaped_and_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--paths"]])
-def test_a_closed_pipe_is_no_error(
-    odd: Path, asked: tuple[str, str], arguments: list[str]
-) -> None:
+def test_a_closed_pipe_is_no_error(odd: Path, asked: tuple[str, str], arguments: list[str]) -> None:
     words = ["search", *asked, "--store", str(odd), *arguments]  # more than a pipe holds
     with subprocess.Popen(
         [sys.executable, str(ROOT / "cli.py"), *words],
