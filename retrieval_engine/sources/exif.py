@@ -44,7 +44,8 @@ def read_facts(image: Image.Image, size_bytes: int) -> ImageFacts:
     """
     width, height = image.size
     tags: Mapping[int, Any] = {}
-    taken, place = None, (None, None)
+    taken: datetime | None = None
+    place: tuple[float | None, float | None] = (None, None)
     with suppress(*BROKEN):
         # Of a PNG without EXIF at its beginning, Pillow would decode all to look at its end.
         if image.format != "PNG" or "exif" in image.info:
@@ -118,9 +119,10 @@ def _degrees(tags: Mapping[int, Any], direction: int, parts: int, signs: str) ->
     if not sign or sign not in signs or not isinstance(values, tuple) or len(values) != 3:
         return None
     try:
-        found = sum(float(value) / 60**power for power, value in enumerate(values))
+        degrees, minutes, seconds = map(float, values)
     except BROKEN:
         return None
+    found = degrees + minutes / 60 + seconds / 3600
     if not math.isfinite(found):
         return None
     return -found if sign == signs[1] else found

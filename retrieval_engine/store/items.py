@@ -100,8 +100,8 @@ class ItemRows:
             captions = [{"id": c.id, "text": c.text, "key": c.key} for c in item.captions]
             folder, facts = item.folder, item.facts
             known = [getattr(facts, name) for name in FACTS.names[1:]]
-            for text in (folder, facts.camera):
-                (text or "").encode()
+            for name in (folder, facts.camera):
+                (name or "").encode()
         except (TypeError, ValueError) as error:
             raise StoreError(f"item {item.id!r} of {source} cannot be stored: {error}") from error
         row = (
