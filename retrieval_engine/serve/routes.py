@@ -90,6 +90,8 @@ async def search(request: Request) -> Response:
     names = [_name(part) for part in wanted]
     if len(wanted) > 1 or wanted[0].weight != 1:  # a mix that cannot be is refused here
         Mix(tuple(zip(names, (part.weight for part in wanted), strict=True)))
+    if asked.where:  # away from the models' threads, which then find it evaluated
+        await room.off_loop(room.live.filtered, asked.where)
     parts = [(await _part(room, part), part.weight) for part in wanted]
     if asked.rerank:
         text = parts[0][0]
@@ -97,10 +99,11 @@ async def search(request: Request) -> Response:
             raise UsageError("`rerank` matches words with pictures: it goes with `text` alone")
         if asked.rerank < asked.k + asked.offset:
             raise UsageError("`rerank` must be at least `k` and `offset` together")
-        question = Rerank(text, asked.k, asked.offset, asked.rerank)
+        question = Rerank(text, asked.k, asked.offset, asked.rerank, asked.where)
         hits = await room.matcher.ask(question)
     else:
-        hits = await room.encoder.ask(Question(tuple(parts), asked.k, asked.offset))
+        asking = Question(tuple(parts), asked.k, asked.offset, asked.where)
+        hits = await room.encoder.ask(asking)
     return _hits(room, ", ".join(names), asked.offset, hits)
 
 
@@ -137,7 +140,8 @@ def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
         for hit in hits
     ]
     items = len(room.live.searcher.catalog)
-    return _Json({"query": query, "offset": offset, "items": items, "hits": shown})
+    said = {"query": query, "offset": offset, "items": items, "hits": shown, "note": hits.note}
+    return _Json(said)
 
 
 @router.get("/api/similar/{item_id:path}", responses=_says(schema.SearchAnswer))
