@@ -29,7 +29,7 @@ from retrieval_engine.metrics.bootstrap import Bootstrap
 from retrieval_engine.metrics.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.metrics.race import Ties
 from retrieval_engine.metrics.recall import KS, RecallReport
-from retrieval_engine.models import reopen_encoder
+from retrieval_engine.models import Encoder, reopen_encoder
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
@@ -178,10 +178,15 @@ def evaluate_store(
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
+    encoder = None
+    if settings.rerank:  # what cannot match says so before any work
+        spec = gallery.store.spec
+        encoder = reopen_encoder(spec, device=settings.device, model=settings.model)
+        encoder.matcher()
     report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
     results = [(protocol, report)]
-    if settings.rerank:
-        results.append(_reranked(gallery, settings, progress))
+    if encoder:
+        results.append(_reranked(gallery, encoder, settings, progress))
     extended = None
     if settings.positives:
         extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
@@ -199,10 +204,8 @@ def evaluate_store(
 
 
 def _reranked(
-    gallery: Gallery, settings: RecallSettings, progress: Progress | None
+    gallery: Gallery, encoder: Encoder, settings: RecallSettings, progress: Progress | None
 ) -> tuple[Protocol, RecallReport]:
-    spec = gallery.store.spec
-    encoder = reopen_encoder(spec, device=settings.device, model=settings.model)
     found = rerank_recall(gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress)
     protocol = Protocol(
         name="itm+itc",
