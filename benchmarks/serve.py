@@ -4,15 +4,18 @@
     python -m benchmarks.serve --scenes 50 --seconds 2 --clients 8
 
 JSON lines: the first answer after the start of a process; a word search at ten requests a second;
-searches a second with many clients, in batches and one by one, taken in turns in one run. Loopback
-only; every question is another one, so that nothing is remembered.
+searches a second with many clients, in batches and one by one, taken in turns in one run, and what
+of that the model's thread takes. Loopback only; every question is another one, so that nothing is
+remembered.
 """
 
 import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,47 +23,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.report import emit
+from retrieval_engine.sources.scenes.describing import captions
+from retrieval_engine.sources.scenes.world import world_at
+from retrieval_engine.testing.images import jpeg
 
-_WORDS = [
-    "dog",
-    "cat",
-    "bird",
-    "horse",
-    "man",
-    "woman",
-    "car",
-    "boat",
-    "tree",
-    "house",
-    "kite",
-    "ball",
-]
-_COLOURS = ["red", "white", "black", "brown", "blue", "green", "yellow", "orange"]
-_PLACES = [
-    "on grass",
-    "on sand",
-    "in the snow",
-    "on the street",
-    "at night",
-    "at dusk",
-    "under a blue sky",
-]
 _TURNS = 3
 
 
 def questions() -> Iterator[str]:
-    """Short queries, each another one."""
-    for number in itertools.count():
-        colour, word, place = (
-            group[number // step % len(group)]
-            for group, step in ((_COLOURS, 1), (_WORDS, 8), (_PLACES, 96))
-        )
-        yield f"a {colour} {word} {place} {number // 672 or ''}".strip()
+    """Captions of scenes, short and long, each made another one by a number."""
+    known = [sentence for i in range(100) for sentence in captions(world_at(8, i))[1:4]]
+    for number, sentence in enumerate(itertools.cycle(known)):
+        yield f"{sentence} {number}"
 
 
 def make_store(folder: Path, scenes: int) -> Path:
@@ -107,37 +88,78 @@ def free_port() -> int:
 
 
 def first_answer(client: httpx.Client) -> float:
-    """The time when a search was first answered."""
-    for _ in range(6_000):
+    """The time when a search was first answered; asking more often would slow the start."""
+    for _ in range(1_200):
         with contextlib.suppress(httpx.ConnectError):
             if client.post("/api/search", json={"text": "a dog"}).status_code == 200:
                 return time.perf_counter()
-        time.sleep(0.01)
+        time.sleep(0.05)
     raise TimeoutError("the server did not answer within a minute")
+
+
+def warm(address: str) -> None:
+    """Ask by an image, which is answered when the whole model is loaded and not only its words."""
+    image = {"image": ("a.jpg", jpeg())}
+    httpx.post(f"{address}/api/search", files=image, timeout=120).raise_for_status()
+
+
+class Client:
+    """Asks over connections that stay open; httpx costs as much as the server that it shares with.
+
+    Args:
+        address: of the server.
+    """
+
+    def __init__(self, address: str) -> None:
+        place = urlsplit(address)
+        self._host, self._port = place.hostname, place.port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def search(self, text: str) -> None:
+        """Ask, and read the whole answer."""
+        idle = self._idle
+        pair = idle.pop() if idle else await asyncio.open_connection(self._host, self._port)
+        reader, writer = pair
+        body = json.dumps({"text": text, "k": 10}).encode()
+        writer.write(
+            b"POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if not head.startswith(b"HTTP/1.1 200 ") or not length:
+            raise RuntimeError(f"the server answers {head!r}")
+        await reader.readexactly(int(length[1]))
+        idle.append(pair)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for _, writer in self._idle:
+            writer.close()
+            await writer.wait_closed()
 
 
 async def steady(address: str, per_s: float, seconds: float) -> list[float]:
     """Milliseconds of each answer, asked at a steady rate whether answers come or not."""
     took: list[float] = []
     ask = questions()
+    client = Client(address)
 
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+    async def one(text: str) -> None:
+        start = time.perf_counter()
+        await client.search(text)
+        took.append(1e3 * (time.perf_counter() - start))
 
-        async def one(text: str) -> None:
-            start = time.perf_counter()
-            answer = await client.post("/api/search", json={"text": text, "k": 10})
-            answer.raise_for_status()
-            took.append(1e3 * (time.perf_counter() - start))
-
-        for _ in range(10):
-            await one(next(ask))
-        took.clear()
-        tasks = []
-        begin = time.perf_counter()
-        for number in range(int(per_s * seconds)):
-            await asyncio.sleep(max(0.0, begin + number / per_s - time.perf_counter()))
-            tasks.append(asyncio.create_task(one(next(ask))))
-        await asyncio.gather(*tasks)
+    for _ in range(10):
+        await one(next(ask))
+    took.clear()
+    tasks = []
+    begin = time.perf_counter()
+    for number in range(int(per_s * seconds)):
+        await asyncio.sleep(max(0.0, begin + number / per_s - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(next(ask))))
+    await asyncio.gather(*tasks)
+    await client.close()
     return took
 
 
@@ -145,18 +167,46 @@ async def crowd(address: str, clients: int, seconds: float) -> float:
     """Searches answered a second, each client asking again as soon as it is answered."""
     ask = questions()
     answered = 0
-    until = time.perf_counter() + seconds
+    start = time.perf_counter()
+    client = Client(address)
 
-    async def one(client: httpx.AsyncClient) -> None:
+    async def one() -> None:
         nonlocal answered
-        while time.perf_counter() < until:
-            answer = await client.post("/api/search", json={"text": next(ask), "k": 10})
-            answer.raise_for_status()
+        while time.perf_counter() < start + seconds:
+            await client.search(next(ask))
             answered += 1
 
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-        await asyncio.gather(*(one(client) for _ in range(clients)))
-    return answered / seconds
+    await asyncio.gather(*(one() for _ in range(clients)))
+    took = time.perf_counter() - start
+    await client.close()
+    return answered / took
+
+
+def model_work(address: str) -> NDArray[np.float64]:
+    """(2,) milliseconds that the encoder's thread worked so far, and questions that it answered."""
+    said = httpx.get(f"{address}/metrics").text
+    seconds, number = (
+        float(re.search(rf'^{name}{{model="encoder"}} (\S+)$', said, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("vlre_model_seconds_total", "vlre_batch_size_sum")
+    )
+    return np.array([1e3 * seconds, number])
+
+
+def throughput(batched: str, single: str, clients: int, seconds: float) -> dict[str, float]:
+    """Searches a second and the model's milliseconds for each, in batches and one by one."""
+    addresses = {"batched": batched, "unbatched": single}
+    rates: dict[str, list[float]] = {name: [] for name in addresses}
+    before = {name: model_work(address) for name, address in addresses.items()}
+    for _ in range(_TURNS):
+        for name, address in addresses.items():
+            rates[name].append(asyncio.run(crowd(address, clients, seconds)))
+    found = {f"{name}_per_s": round(float(np.median(rates[name])), 1) for name in rates}
+    for name, address in addresses.items():
+        took, number = model_work(address) - before[name]
+        found[f"{name}_model_ms"] = round(float(took / number), 2)
+    found["ratio"] = round(found["batched_per_s"] / found["unbatched_per_s"], 2)
+    found["model_ratio"] = round(found["unbatched_model_ms"] / found["batched_model_ms"], 2)
+    return found
 
 
 def main() -> None:
@@ -171,6 +221,7 @@ def main() -> None:
         store = make_store(Path(folder), given.scenes)
         with serving(store, 32) as (batched, first_s):
             emit(benchmark="serve-first-answer", seconds=round(first_s, 3), items=given.scenes)
+            warm(batched)
             took = asyncio.run(steady(batched, 10, given.seconds))
             p50, p99 = np.percentile(took, [50, 99])
             emit(
@@ -180,19 +231,9 @@ def main() -> None:
                 requests=len(took),
             )
             with serving(store, 1) as (single, _):
-                rates: dict[str, list[float]] = {"batched": [], "unbatched": []}
-                for _ in range(_TURNS):
-                    for name, address in (("batched", batched), ("unbatched", single)):
-                        found = asyncio.run(crowd(address, given.clients, given.seconds / 2))
-                        rates[name].append(found)
-        batched_rate, single_rate = (float(np.median(rates[n])) for n in rates)
-        emit(
-            benchmark="serve-throughput",
-            clients=given.clients,
-            batched_per_s=round(batched_rate, 1),
-            unbatched_per_s=round(single_rate, 1),
-            ratio=round(batched_rate / single_rate, 2),
-        )
+                warm(single)
+                found = throughput(batched, single, given.clients, given.seconds / 2)
+        emit(benchmark="serve-throughput", clients=given.clients, **found)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Vectors cost one pass over the store for each block of it; pixels are looked at 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from retrieval_engine.duplicates.groups import (
 from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
 
 Ints = NDArray[np.int64]
@@ -86,15 +87,30 @@ class DuplicateReport:
         return sum(len(group.members) - 1 for group in self.groups)
 
     @property
-    def groups_told(self) -> str:
-        """The number of groups, in words."""
-        return f"{len(self.groups):,} group" + ("" if len(self.groups) == 1 else "s")
+    def counts(self) -> str:
+        """What was found, in words."""
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups):,} groups"
+        copies = "1 is a copy" if self.n_spare == 1 else f"{self.n_spare:,} are copies"
+        return f"{groups}; of {self.n_images:,} images {copies} of a better one"
 
-    @property
-    def copies_told(self) -> str:
-        """How many of all pictures are copies, in words."""
-        are = "is a copy" if self.n_spare == 1 else "are copies"
-        return f"{self.n_spare:,} of {self.n_images:,} pictures {are} of a better one"
+    def to_pandas(self) -> Any:
+        """A row for each picture of a group, the best first, with what speaks for it.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {"group": number, "best": copy is group.best} | asdict(copy)
+                for number, group in enumerate(self.groups, start=1)
+                for copy in group.members
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        from retrieval_engine.duplicates.duplicate_page import fragment
+
+        return fragment(self)
 
     def to_json(self) -> dict[str, Json]:
         """The counts, without the groups."""

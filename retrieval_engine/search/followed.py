@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import StoreNotFound
-from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, Modality
-from retrieval_engine.search.hits import data_frame
+from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, Modality, data_frame
 from retrieval_engine.search.opened import open_searcher
 from retrieval_engine.store import Store, open_store
 
@@ -86,10 +85,11 @@ class FollowedStore:
 
     def _watched(self) -> list[Path]:
         of_store = [self.store_path / name for name in ("store.json", "manifest.json")]
-        return [*of_store, self._index_path / "manifest.json"]
+        return [*of_store, self.index_path / "manifest.json"]
 
     @property
-    def _index_path(self) -> Path:
+    def index_path(self) -> Path:
+        """Directory of the index, whether or not one is there."""
         return self._index or self._default_index
 
     def _store(self) -> Store | None:
