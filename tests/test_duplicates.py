@@ -177,7 +177,7 @@ def test_the_command_prints_lines_json_and_a_sheet(store: Path, tmp_path: Path) 
     lines = [line.split("\t") for line in plain.stdout.splitlines()]
     assert [line[0] for line in lines] == ["1", "1", "1", "2"]
     assert Path(lines[0][1]).name == "1.png"
-    assert "2 groups; of 10 images 4 are copies of a better one" in plain.stderr
+    assert "4 of 10 pictures are copies of a better one" in plain.stderr
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<img") == 6
     assert page.count('class="best"') == 2
@@ -189,8 +189,11 @@ def test_the_command_prints_lines_json_and_a_sheet(store: Path, tmp_path: Path) 
 
 def test_one_is_no_plural(report: DuplicateReport) -> None:
     """The store's second group alone is a picture and one copy."""
+    assert "<h1>2 groups of duplicates</h1>" in render_duplicates(report)
     alone = replace(report, groups=report.groups[1:])
-    assert "1 group; of 10 images 1 is a copy of a better one" in render_duplicates(alone)
+    page = render_duplicates(alone)
+    assert "<h1>1 group of duplicates</h1>" in page
+    assert "1 of 10 pictures is a copy of a better one" in page
 
 
 def test_the_command_asks_an_index_for_near_pictures(store: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_reports_show_themselves_and_make_tables(tmp_path: Path) -> None:
     ]
     html = found._repr_html_()
     assert html.count("data:image/jpeg;base64,") == 2
-    assert "1 group; of 3 images 1 is a copy" in html
+    assert "1 group; 1 of 3 pictures is a copy" in html
     recall = engine.evaluate()
     table = recall.to_pandas()
     assert table["direction"].tolist() == ["text_to_image", "image_to_text"]

@@ -1,4 +1,4 @@
-"""`vlre watch` on a real folder, in a process of its own."""
+"""`vlre watch` and `vlre up` on a real folder, in processes of their own."""
 
 import json
 import os
@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import httpx
+import psutil
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
 from retrieval_engine.index import build_index, open_index
 from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import encoded, photo
+from tests.serving import wait_until_ready
 
 
 def picture(folder: Path, name: str, seed: int) -> None:
@@ -71,3 +74,30 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["watch", str(tmp_path / "none")])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == f"Error: {tmp_path / 'none'} is no folder"
+
+
+def test_up_answers_in_the_browser_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    picture(folder, "a.png", 1)
+    code = "from retrieval_engine.cli import main; main()"
+    command = ["up", str(folder), "--store", str(store), "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            *_, last = until("listening on", process.stderr)
+            address = json.loads(last)["message"].removeprefix("listening on ")
+            with httpx.Client(base_url=address, timeout=60) as client:
+                wait_until_ready(client)
+                found = client.post("/api/search", json={"text": "a dog", "k": 5}).json()
+            assert [hit["id"] for hit in found["hits"]] == ["a.png"]
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert children
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
+            assert process.wait(60) in (0, 130)
+            assert not psutil.wait_procs(children, 60)[1]
+        finally:
+            process.kill()

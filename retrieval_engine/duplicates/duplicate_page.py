@@ -39,9 +39,10 @@ b { color: var(--accent); }
 
 def render_duplicates(report: DuplicateReport) -> str:
     """A self-contained HTML page: each group with its best picture marked. All text is escaped."""
+    title = f"{report.groups_told} of duplicates"
     body = "\n".join(_group(group) for group in report.groups)
-    return f"""{page_start("Duplicates", _STYLE)}
-<h1>Duplicates</h1><p class="soft">{report.counts}</p>
+    return f"""{page_start(title, _STYLE)}
+<h1>{title}</h1><p class="soft">{report.copies_told}</p>
 {body}
 </body>
 </html>
@@ -56,7 +57,7 @@ def fragment(report: DuplicateReport) -> str:
     )
     left = len(report.groups) - _NOTEBOOK_GROUPS
     more = f"<p>and {left:,} more</p>" if left > 0 else ""
-    return f"<p>{report.counts}</p>{rows}{more}"
+    return f"<p>{report.groups_told}; {report.copies_told}</p>{rows}{more}"
 
 
 def _small(copy: Copy) -> str:

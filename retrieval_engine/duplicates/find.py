@@ -86,13 +86,6 @@ class DuplicateReport:
         """Pictures that are copies of a better one."""
         return sum(len(group.members) - 1 for group in self.groups)
 
-    @property
-    def counts(self) -> str:
-        """What was found, in words."""
-        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups):,} groups"
-        copies = "1 is a copy" if self.n_spare == 1 else f"{self.n_spare:,} are copies"
-        return f"{groups}; of {self.n_images:,} images {copies} of a better one"
-
     def to_pandas(self) -> Any:
         """A row for each picture of a group, the best first, with what speaks for it.
 
@@ -111,6 +104,17 @@ class DuplicateReport:
         from retrieval_engine.duplicates.duplicate_page import fragment
 
         return fragment(self)
+
+    @property
+    def groups_told(self) -> str:
+        """The number of groups, in words."""
+        return f"{len(self.groups):,} group" + ("" if len(self.groups) == 1 else "s")
+
+    @property
+    def copies_told(self) -> str:
+        """How many of all pictures are copies, in words."""
+        are = "is a copy" if self.n_spare == 1 else "are copies"
+        return f"{self.n_spare:,} of {self.n_images:,} pictures {are} of a better one"
 
     def to_json(self) -> dict[str, Json]:
         """The counts, without the groups."""

@@ -72,7 +72,9 @@ def command(
     if report.unreadable:
         note(f"{len(report.unreadable):,} pictures cannot be read and were not compared")
     pairs = "pair" if report.n_candidates == 1 else "pairs"
-    note(f"{report.counts} ({report.n_candidates:,} near {pairs} compared)")
+    note(
+        f"{report.groups_told}; {report.copies_told} ({report.n_candidates:,} near {pairs} compared)"
+    )
     if html:
         from retrieval_engine.duplicates.duplicate_page import render_duplicates
 

@@ -10,10 +10,10 @@ import click
 
 from retrieval_engine.cli.options import (
     UserPath,
+    any_model_option,
     device_option,
     example,
     json_option,
-    model_option,
     store_option,
 )
 
@@ -29,7 +29,7 @@ _STALE = 0.01  # share of an index that may be out of date
 @click.argument("folder", type=UserPath())
 @store_option
 @click.option("--index", type=UserPath(), help="Kept up to date; default: the store's, if any.")
-@model_option
+@any_model_option
 @device_option
 @json_option
 def command(
