@@ -193,6 +193,7 @@ class Engine(FollowedStore):
         captions: bool = False,
         distinct: bool = False,
         min_match: float = 0.0,
+        where: str = "",
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -206,14 +207,13 @@ class Engine(FollowedStore):
             captions: answer with captions instead of images.
             distinct: leave out near-duplicates of a better hit.
             min_match: leave out hits that match words with less than this probability.
+            where: only items of which this holds, as SQL writes it: `taken >= '2023-05'`.
 
         Returns:
-            `Hits` of one query, or a list of them. The same query has the same scores alone and
-            among others, on a CPU.
+            `Hits` of one query, or a list of them; on a CPU with the same scores alone or among others.
 
         Raises:
-            StoreNotFound: nothing was added yet.
-            VlreError: see `Searcher.search`.
+            VlreError: nothing was added yet; and see `Searcher.search`.
         """
         with self._lock:
             return self.searcher().search(
@@ -225,16 +225,17 @@ class Engine(FollowedStore):
                 captions=captions,
                 distinct=distinct,
                 min_match=min_match,
+                where=where,
             )
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
         """`search` for async callers: it runs in a thread and does not hold up the loop."""
         return await asyncio.to_thread(self.search, queries, k, **how)
 
-    def similar(self, item_id: str, k: int = 10) -> Hits:
+    def similar(self, item_id: str, k: int = 10, where: str = "") -> Hits:
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
-            return self.searcher().similar(self._number(item_id), k)
+            return self.searcher().similar(self._number(item_id), k, where)
 
     def duplicates(
         self,

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
 from retrieval_engine.serve import ServeSettings, running
-from tests.serving import ALL, make_store, served, wait_until_ready
+from tests.serving import ALL, make_store, served
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,37 @@ def test_images_and_mixes_find_what_the_library_finds(
     assert ids(client.post("/api/search", json={"mix": mix, "k": 6})) == expected
     like = client.get(f"/api/similar/{first}", params={"k": 3})
     assert ids(like) == [hit.item_id for hit in engine.similar(first, 3)]
+
+
+def test_filters_find_what_the_library_finds(client: httpx.Client, engine: Engine) -> None:
+    where = "subjects contains 'dog' and ground = 'grass'"
+    expected = [hit.item_id for hit in engine.search("a dog", 24, where=where)]
+    assert 0 < len(expected) < 12
+    asked = {"text": "a dog", "k": 24, "where": where}
+    assert ids(client.post("/api/search", json=asked)) == expected
+    reranked = client.post("/api/search", json={**asked, "rerank": 24})
+    hits = engine.search("a dog", 24, rerank=24, where=where)
+    assert ids(reranked) == [hit.item_id for hit in hits]
+    nothing = client.post("/api/search", json={**asked, "where": "subjects contains 'zebu'"})
+    assert ids(nothing) == []
+    assert "subjects contains 'zebu' holds for none" in nothing.json()["note"]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nose = 1", "no column 'nose'; known: id, source"),
+        ("width > 'x'", "column width is integer"),
+        ("id = read_text('/etc/passwd')", "may not call read_text"),
+        ("1 = 1; drop table items", "more than a condition"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused(client: httpx.Client, where: str, said: str) -> None:
+    answer = client.post("/api/search", json={"text": "a dog", "where": where})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert said in error["message"]
+    assert set(error) == {"code", "message", "hint", "request_id"}
 
 
 def test_captions_of_several_images_and_one_that_is_broken(
@@ -223,14 +254,15 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     assert len(answers) > 5
 
 
-def test_what_was_asked_before_the_end_is_answered(store: Path) -> None:
+def test_what_was_asked_before_the_start_and_before_the_end_is_answered(store: Path) -> None:
     found: list[httpx.Response] = []
     engine = Engine(store=store, index=store.with_name("index"))
     asked = {"ids": [entry.id for entry in engine][:12], "length": 40}
     with httpx.Client(timeout=60) as client:
         with running(engine, ServeSettings(port=0)) as address:
             client.base_url = httpx.URL(address)
-            wait_until_ready(client)
+            first = client.post("/api/search", json={"text": "a dog"})  # while the model is loaded
+            assert first.status_code == 200, first.text
             post = threading.Thread(
                 target=lambda: found.append(client.post("/api/caption", json=asked))
             )

@@ -18,7 +18,7 @@ import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.serve import ServeSettings
-from retrieval_engine.serve.guard import JsonLines
+from retrieval_engine.serve.log import JsonLines
 from tests.serving import make_store, served
 
 TOKEN = "a-token-of-the-test"

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.encoding.image_tokens import FEATURE, VisionStates
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.models import Encoder
@@ -85,11 +83,13 @@ class Question:
         parts: words and images, each with its weight.
         k: how many images that fit; 0 asks for the vectors themselves.
         offset: leave out so many of the best.
+        where: only images of which this holds.
     """
 
     parts: tuple[tuple[str | Picture, float], ...]
     k: int = 0
     offset: int = 0
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,16 +115,17 @@ def _answers(
             item = live.number(question.item_id, searcher.catalog)
             answers[number] = searcher.similar(item, question.k)
     encoded = _encoded(searcher, [question for _, question in mixed])
-    together: dict[tuple[int, int], list[int]] = {}
+    together: dict[tuple[int, int, str], list[int]] = {}
     for (number, question), vectors in zip(mixed, encoded, strict=True):
         answers[number] = vectors
         if question.k and (len(vectors) > 1 or isinstance(searcher.store, ProjectedStore)):
             answers[number] = _by_itself(searcher, question)
         elif question.k:
-            together.setdefault((question.k, question.offset), []).append(number)
-    for (k, offset), numbers in together.items():
+            alike = (question.k, question.offset, question.where)
+            together.setdefault(alike, []).append(number)
+    for (k, offset, where), numbers in together.items():
         rows = [answers[number][0] for number in numbers]
-        found = searcher.search(rows, k, offset=offset)
+        found = searcher.search(rows, k, offset=offset, where=where)
         answers |= dict(zip(numbers, found, strict=True))
     return [answers[number] for number in range(len(questions))]
 
@@ -163,7 +164,7 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
     """For images of several vectors (BLIP-2), and stores seen through a head."""
     parts = [(p.data if isinstance(p, Picture) else p, weight) for p, weight in question.parts]
     query = parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Mix(tuple(parts))
-    hits: Hits = searcher.search(query, question.k, offset=question.offset)
+    hits: Hits = searcher.search(query, question.k, offset=question.offset, where=question.where)
     return hits
 
 
@@ -183,6 +184,7 @@ class Rerank:
     k: int
     offset: int
     rerank: int
+    where: str = ""
 
 
 def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits | Vectors]:
@@ -193,7 +195,11 @@ def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits |
             asked = question
             answers[number] = live.steadily(
                 lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
-                    asked.text, asked.k, offset=asked.offset, rerank=asked.rerank
+                    asked.text,
+                    asked.k,
+                    offset=asked.offset,
+                    rerank=asked.rerank,
+                    where=asked.where,
                 )
             )
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]
@@ -236,6 +242,11 @@ def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:
 
     What is drawn at random depends on the image's content and the seed, not on its neighbours.
     """
+    # A server listens before torch is there.
+    import torch
+
+    from retrieval_engine.caption.generating import complete, write_captions
+
     captioner = live.captioner()
     alike: dict[DecodingOptions, list[int]] = {}
     for number, question in enumerate(questions):

@@ -4,14 +4,16 @@ import asyncio
 import base64
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.errors import DecodeError, UsageError
@@ -23,7 +25,29 @@ from retrieval_engine.serve.bodies import read_body
 from retrieval_engine.serve.refusals import Refused, Stopping
 from retrieval_engine.serve.room import Room
 
-router = APIRouter()
+
+class _Plain(APIRoute):
+    """A route whose endpoint reads the request itself: FastAPI describes it, and no more."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `APIRoute`."""
+        if self.param_convertors or self.dependant.query_params:
+            return super().get_route_handler()
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
+
+
+class _Json(Response):
+    """As `JSONResponse`, several times as fast."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """See `Response`."""
+        return to_json(content)
+
+
+router = APIRouter(route_class=_Plain)
 _MOST_FAILURES = 100
 _CACHED = {"Cache-Control": "private, max-age=300"}
 
@@ -66,6 +90,8 @@ async def search(request: Request) -> Response:
     names = [_name(part) for part in wanted]
     if len(wanted) > 1 or wanted[0].weight != 1:  # a mix that cannot be is refused here
         Mix(tuple(zip(names, (part.weight for part in wanted), strict=True)))
+    if asked.where:  # away from the models' threads, which then find it evaluated
+        await room.off_loop(room.live.filtered, asked.where)
     parts = [(await _part(room, part), part.weight) for part in wanted]
     if asked.rerank:
         text = parts[0][0]
@@ -73,10 +99,11 @@ async def search(request: Request) -> Response:
             raise UsageError("`rerank` matches words with pictures: it goes with `text` alone")
         if asked.rerank < asked.k + asked.offset:
             raise UsageError("`rerank` must be at least `k` and `offset` together")
-        question = Rerank(text, asked.k, asked.offset, asked.rerank)
+        question = Rerank(text, asked.k, asked.offset, asked.rerank, asked.where)
         hits = await room.matcher.ask(question)
     else:
-        hits = await room.encoder.ask(Question(tuple(parts), asked.k, asked.offset))
+        asking = Question(tuple(parts), asked.k, asked.offset, asked.where)
+        hits = await room.encoder.ask(asking)
     return _hits(room, ", ".join(names), asked.offset, hits)
 
 
@@ -92,25 +119,29 @@ async def _part(room: Room, part: schema.MixPart) -> str | Picture:
     return await room.picture(part.image, part.id)
 
 
+@lru_cache(maxsize=20_000)
+def _place(item_id: str) -> str:
+    return f"/api/items/{quote(item_id, safe='')}"
+
+
 def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
-    shown = []
     assert isinstance(hits, Hits)
-    for hit in hits:
-        place = f"/api/items/{quote(hit.item_id, safe='')}"
-        shown.append(
-            {
-                "rank": hit.rank,
-                "score": round(hit.score, 6),
-                "id": hit.item_id,
-                "source": hit.source.partition(":")[0],
-                "captions": list(hit.captions),
-                "meta": dict(hit.meta),
-                "image": f"{place}/image",
-                "thumbnail": f"{place}/thumbnail",
-            }
-        )
+    shown = [
+        {
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "id": hit.item_id,
+            "source": hit.source.partition(":")[0],
+            "captions": hit.captions,
+            "meta": hit.meta,
+            "image": f"{(place := _place(hit.item_id))}/image",
+            "thumbnail": f"{place}/thumbnail",
+        }
+        for hit in hits
+    ]
     items = len(room.live.searcher.catalog)
-    return JSONResponse({"query": query, "offset": offset, "items": items, "hits": shown})
+    said = {"query": query, "offset": offset, "items": items, "hits": shown, "note": hits.note}
+    return _Json(said)
 
 
 @router.get("/api/similar/{item_id:path}", responses=_says(schema.SearchAnswer))
@@ -141,7 +172,7 @@ async def caption(request: Request) -> Response:
     rows = [_row(n, p, written) for n, p in zip(names, pictures, strict=True)]
     if asked.format == "csv":
         return _csv(rows)
-    return JSONResponse({"model": captioner.spec.checkpoint, "images": rows})
+    return _Json({"model": captioner.spec.checkpoint, "images": rows})
 
 
 def _decoding(asked: schema.CaptionRequest, captioner: Captioner) -> DecodingOptions:
@@ -197,7 +228,7 @@ async def match(request: Request) -> Response:
     picture = await room.picture(asked.image, asked.id, reader=lambda: room.live.searcher.encoder)
     found = await room.matcher.ask(Match(picture, tuple(asked.texts)))
     assert isinstance(found, np.ndarray)
-    return JSONResponse({"probabilities": [round(float(p), 6) for p in found]})
+    return _Json({"probabilities": [round(float(p), 6) for p in found]})
 
 
 @_route("/v1/embeddings", schema.EmbeddingsAnswer, _body(schema.EmbeddingsRequest))
@@ -222,7 +253,7 @@ async def embeddings(request: Request) -> Response:
         value = base64.b64encode(row.tobytes()).decode() if coded else row.tolist()
         data.append({"object": "embedding", "index": number, "embedding": value})
     words = sum(len(text.split()) for text in inputs if _side(text) == "text")
-    return JSONResponse(
+    return _Json(
         {
             "object": "list",
             "data": data,
@@ -256,7 +287,7 @@ async def thumbnail(request: Request, item_id: str) -> Response:
 async def store(request: Request) -> Response:
     """What is served: how many images, by which model, through which index, what failed."""
     room = _room(request)
-    return JSONResponse(await room.off_loop(_store, room))
+    return _Json(await room.off_loop(_store, room))
 
 
 def _store(room: Room) -> dict[str, Any]:
@@ -280,7 +311,7 @@ def _store(room: Room) -> dict[str, Any]:
 async def health(request: Request) -> Response:
     """Whether the model answers: a real forward pass."""
     if await _room(request).is_healthy():
-        return JSONResponse({"status": "ok"})
+        return _Json({"status": "ok"})
     raise Stopping("the model does not answer")
 
 
@@ -289,5 +320,5 @@ async def ready(request: Request) -> Response:
     """Whether questions can be answered."""
     live = _room(request).live
     if live.is_ready:
-        return JSONResponse({"status": "ready", "fault": live.fault})
+        return _Json({"status": "ready", "fault": live.fault})
     raise Stopping("the model is being loaded")

@@ -62,6 +62,11 @@ class SearchRequest(Body):
     rerank: int = Field(
         0, ge=0, le=MOST_RERANK, description="So many of the nearest in the cross-encoder's order."
     )
+    where: str = Field(
+        "",
+        max_length=MOST_TEXT,
+        description="Only images of which this holds: taken >= '2023-05' and camera like 'iPhone%'.",
+    )
     example: ClassVar[dict[str, Any]] = {"text": "a dog on grass", "k": 10}
 
     @model_validator(mode="after")
@@ -162,6 +167,7 @@ class SearchAnswer(BaseModel):
     offset: int
     items: int = Field(description="How many images were searched.")
     hits: list[Hit]
+    note: str = Field("", description="Which part of `where` leaves none.")
 
 
 class Caption(BaseModel):
