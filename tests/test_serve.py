@@ -181,7 +181,7 @@ def test_it_says_how_it_is(client: httpx.Client) -> None:
     assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
     for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
         assert content["schema"]["properties"]["k"]["maximum"] == 1000
-    assert "QueryPart" in api["components"]["schemas"]
+    assert "MixPart" in api["components"]["schemas"]
 
 
 def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
