@@ -78,6 +78,17 @@ def test_search_by_words_by_a_dropped_image_and_by_a_click(
     page.wait("document.querySelectorAll('#like .card').length === 12")
     assert page.run("document.getElementById('item-id').textContent") == first["id"]
     assert page.run(FAULTS) == []
+    words = "[...document.querySelectorAll('#looked-words button')]"
+    page.wait(f"{words}.map((e) => e.textContent).join(' ') === 'a dog on grass'")
+    shade = "document.getElementById('item-shade')"
+    page.run(f"{words}[1].click()")
+    page.wait(f"!{shade}.hidden && {shade}.naturalWidth > 0")
+    box = "JSON.stringify({0}.getBoundingClientRect())"
+    assert page.run(box.format(shade)) == page.run(
+        box.format("document.getElementById('item-image')")
+    )
+    page.run(f"{words}[1].click()")
+    assert page.run(f"{shade}.hidden") is True
     page.run("document.getElementById('item-close').click()")
     image = base64.b64encode(client.get(first["image"]).content).decode()
     page.run(
