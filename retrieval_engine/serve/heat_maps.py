@@ -61,7 +61,8 @@ def _in_rows(titled: Sequence[tuple[str, Image.Image]], size: tuple[int, int]) -
 def _light(seen: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """(h, w) from 0 to 1."""
     level = Image.fromarray((seen / max(float(seen.max()), 1e-12)).astype(np.float32))
-    return np.clip(np.asarray(level.resize(size, Image.Resampling.BICUBIC)), 0, 1)
+    grown = np.asarray(level.resize(size, Image.Resampling.BICUBIC), np.float32)
+    return np.clip(grown, np.float32(0), np.float32(1))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -1,6 +1,5 @@
 """The addresses of the API. Each reads a body, asks the engine room, and says the answer."""
 
-import asyncio
 import base64
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,9 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.errors import UsageError
-from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
 from retrieval_engine.serve.answering import (
@@ -24,10 +21,10 @@ from retrieval_engine.serve.answering import (
     Picture,
     Question,
     Rerank,
-    Write,
 )
 from retrieval_engine.serve.bodies import read_body
-from retrieval_engine.serve.caption_forms import as_csv, row_of
+from retrieval_engine.serve.caption_forms import as_csv
+from retrieval_engine.serve.captioning import caption_rows
 from retrieval_engine.serve.heat_maps import shade
 from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
 from retrieval_engine.serve.refusals import Refused, Stopping
@@ -121,39 +118,10 @@ async def caption(request: Request) -> Response:
     """Sentences about one image or many; an image that cannot be read fails alone."""
     room = _room(request)
     asked, files = await read_body(request, schema.CaptionRequest)
-    captioner = await room.off_loop(room.live.captioner)
-    options = _decoding(asked, captioner)
-    wanted: list[tuple[bytes | None, str | None]] = [(data, None) for data in asked.images]
-    wanted += [(None, item_id) for item_id in asked.ids]
-    names = [*(files or [f"image {n}" for n in range(1, len(asked.images) + 1)]), *asked.ids]
-    pictures = await asyncio.gather(
-        *(room.picture(*which, reader=lambda: captioner) for which in wanted),
-        return_exceptions=True,
-    )
-    good = [picture for picture in pictures if isinstance(picture, Picture)]
-    written = iter(await room.captioner.ask_all([Write(p, options) for p in good]))
-    rows = [row_of(n, p, written) for n, p in zip(names, pictures, strict=True)]
+    captioner, rows = await caption_rows(room, asked, files)
     if asked.format == "csv":
         return as_csv(rows)
     return Json({"model": captioner.spec.checkpoint, "images": rows})
-
-
-def _decoding(asked: schema.CaptionRequest, captioner: Captioner) -> DecodingOptions:
-    drawn = asked.temperature is not None
-    if drawn and (asked.beams or 1) > 1:
-        raise UsageError("`temperature` draws words at random, `beams` keep the likeliest: choose")
-    prompt = captioner.prompt if asked.prompt is None else asked.prompt
-    beside = 0 if captioner.prompt_counts else len(captioner.prompt_ids(prompt))
-    longest = captioner.longest - beside  # a model that writes less keeps "at most" as well
-    return DecodingOptions(
-        sample=drawn,
-        temperature=asked.temperature,
-        seed=asked.seed if drawn else None,
-        beams=None if drawn else (asked.beams or max(3, asked.n)),
-        num_captions=asked.n,
-        max_length=None if asked.length is None else max(1, min(asked.length, longest)),
-        prompt=asked.prompt,
-    )
 
 
 @_route("/api/match", schema.MatchAnswer, body_of(schema.MatchRequest, "image"))
