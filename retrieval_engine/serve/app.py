@@ -39,7 +39,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         room.live.start()
-        async with _tools(app, room) if settings.mcp else nullcontext():
+        async with tools:
             yield
         room.close()
 
@@ -51,6 +51,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
         redoc_url=None,
         lifespan=lifespan,
     )
+    tools = _tools(app, room) if settings.mcp else nullcontext()
     app.state.room = room
     app.state.settings = settings
     app.include_router(router)
