@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
@@ -135,6 +136,25 @@ def test_matching_tells_true_sentences_from_false(client: httpx.Client, engine: 
     answer = client.post("/api/match", json={"id": entry.id, "texts": texts})
     true, *false = answer.json()["probabilities"]
     assert true > 0.5 > max(false)
+
+
+def test_each_word_of_a_text_has_a_map_of_where_the_model_looked(
+    client: httpx.Client, engine: Engine
+) -> None:
+    asked = {"text": "A dog on grass!", "id": next(iter(engine)).id}
+    answer = client.post("/api/explain", json=asked).json()
+    assert [word["word"] for word in answer["words"]] == ["a", "dog", "on", "grass"]
+    match = client.post("/api/match", json={"id": asked["id"], "texts": [asked["text"]]}).json()
+    assert answer["probability"] == pytest.approx(match["probabilities"][0], abs=1e-4)
+    for word in answer["words"]:
+        kind, _, coded = word["map"].partition(",")
+        with Image.open(io.BytesIO(base64.b64decode(coded))) as shade:
+            assert (kind, shade.mode) == ("data:image/png;base64", "LA")
+            dark = np.asarray(shade)[..., 1]
+            assert dark.min() == 0 < dark.max()
+    whole = client.post("/api/explain", json={**asked, "format": "png"})
+    with Image.open(io.BytesIO(whole.content)) as sheet:
+        assert (whole.headers["content-type"], sheet.format) == ("image/png", "PNG")
 
 
 def test_embeddings_in_the_form_of_openai(

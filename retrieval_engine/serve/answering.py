@@ -177,6 +177,22 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Explain:
+    """Asks the matcher where it looked for each word of a text."""
+
+    picture: Picture
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The probability that a text fits an image, and each word with its (g, g) map over it."""
+
+    probability: float
+    words: tuple[tuple[str, Vectors], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rerank:
     """Asks the matcher's thread for a search in the cross-encoder's order."""
 
@@ -187,9 +203,11 @@ class Rerank:
     where: str = ""
 
 
-def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits | Vectors]:
-    """Hits, or (t,) probabilities of each text, of each question."""
-    answers: dict[int, Hits | Vectors] = {}
+def matcher_work(
+    live: Live, questions: Sequence[Match | Rerank | Explain]
+) -> list[Hits | Vectors | Explained]:
+    """Hits, (t,) probabilities of each text, or maps of each word, of each question."""
+    answers: dict[int, Hits | Vectors | Explained] = {}
     for number, question in enumerate(questions):
         if isinstance(question, Rerank):
             asked = question
@@ -202,11 +220,20 @@ def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits |
                     where=asked.where,
                 )
             )
+        elif isinstance(question, Explain):
+            answers[number] = _explained(live.searcher.encoder, question)
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]
     if matches:
         found = _matched(live.searcher.encoder, [question for _, question in matches])
         answers |= {number: p for (number, _), p in zip(matches, found, strict=True)}
     return [answers[number] for number in range(len(questions))]
+
+
+def _explained(encoder: Encoder, asked: Explain) -> Explained:
+    [probabilities] = _matched(encoder, [Match(asked.picture, (asked.text,))])
+    states = _states(encoder, [asked.picture])[0]
+    words = encoder.matcher().relevance(states, asked.text)
+    return Explained(float(probabilities[0]), tuple(words))
 
 
 def _matched(encoder: Encoder, questions: Sequence[Match]) -> list[Vectors]:

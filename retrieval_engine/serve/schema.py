@@ -120,6 +120,21 @@ class MatchRequest(Body):
         return self
 
 
+class ExplainRequest(Body):
+    """Where a model looks in an image for each word of a text."""
+
+    image: Image | None = None
+    id: Id | None = Field(None, description="An item of the store.")
+    text: Text
+    format: Literal["json", "png"] = Field("json", description="`png` is one picture of all words.")
+    example: ClassVar[dict[str, Any]] = {"id": "12", "text": "a dog on grass"}
+
+    @model_validator(mode="after")
+    def _one(self) -> "ExplainRequest":
+        _exactly_one(self, "image", "id")
+        return self
+
+
 class EmbeddingsRequest(Body):
     """OpenAI's request. A text that begins with `data:image/` is an image."""
 
@@ -190,6 +205,20 @@ class MatchAnswer(BaseModel):
     """The probability that each text fits the image, in the order of `texts`."""
 
     probabilities: list[float]
+
+
+class Word(BaseModel):
+    """A word, and a PNG (data URL) that, laid over the image, darkens what did not matter."""
+
+    word: str
+    map: str
+
+
+class ExplainAnswer(BaseModel):
+    """Each word of the text as the model reads it; with `format=png` the answer is a picture."""
+
+    probability: float = Field(description="That the text fits the image.")
+    words: list[Word]
 
 
 class Embedding(BaseModel):
