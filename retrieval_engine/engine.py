@@ -13,7 +13,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import DEFAULT_STORE, Json
 from retrieval_engine.search import Hits
 from retrieval_engine.search.followed import FollowedStore, default_model
-from retrieval_engine.sources import KINDS, Source
+from retrieval_engine.sources import Source, names_source
 from retrieval_engine.sources.from_python import GivenSource, given_images
 from retrieval_engine.sources.image_forms import is_image
 
@@ -70,7 +70,7 @@ class Engine(FollowedStore):
         progress: "Progress | None" = None,
     ) -> None:
         source = "" if _is_store(path) else os.fspath(path)
-        if source and not _is_source(source):
+        if source and not names_source(source):
             raise UsageError(
                 f"{source} is neither a folder of pictures nor a store",
                 hint=f"a new store begins with Engine(store={source!r}).add(images)",
@@ -117,7 +117,7 @@ class Engine(FollowedStore):
         from retrieval_engine.encoding import EncodeOptions, encode, open_changed
 
         source: Source
-        named = isinstance(images, str | os.PathLike) and _is_source(os.fspath(images))
+        named = isinstance(images, str | os.PathLike) and names_source(os.fspath(images))
         if named or (hasattr(images, "items") and hasattr(images, "is_partial")):
             if captions is not None or ids is not None or meta is not None:
                 raise UsageError("a source says itself what `captions`, `ids` and `meta` are")
@@ -193,6 +193,7 @@ class Engine(FollowedStore):
         captions: bool = False,
         distinct: bool = False,
         min_match: float = 0.0,
+        where: str = "",
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -206,14 +207,13 @@ class Engine(FollowedStore):
             captions: answer with captions instead of images.
             distinct: leave out near-duplicates of a better hit.
             min_match: leave out hits that match words with less than this probability.
+            where: only items of which this holds, as SQL writes it: `taken >= '2023-05'`.
 
         Returns:
-            `Hits` of one query, or a list of them. The same query has the same scores alone and
-            among others, on a CPU.
+            `Hits` of one query, or a list of them; on a CPU with the same scores alone or among others.
 
         Raises:
-            StoreNotFound: nothing was added yet.
-            VlreError: see `Searcher.search`.
+            VlreError: nothing was added yet; and see `Searcher.search`.
         """
         with self._lock:
             return self.searcher().search(
@@ -225,16 +225,17 @@ class Engine(FollowedStore):
                 captions=captions,
                 distinct=distinct,
                 min_match=min_match,
+                where=where,
             )
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
         """`search` for async callers: it runs in a thread and does not hold up the loop."""
         return await asyncio.to_thread(self.search, queries, k, **how)
 
-    def similar(self, item_id: str, k: int = 10) -> Hits:
+    def similar(self, item_id: str, k: int = 10, where: str = "") -> Hits:
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
-            return self.searcher().similar(self._number(item_id), k)
+            return self.searcher().similar(self._number(item_id), k, where)
 
     def duplicates(
         self,
@@ -292,11 +293,3 @@ class Engine(FollowedStore):
 
 def _is_store(path: str | os.PathLike[str]) -> bool:
     return bool(path) and (Path(path).expanduser() / "store.json").is_file()
-
-
-def _is_source(text: str) -> bool:
-    """Whether a string names a folder or a source rather than one image."""
-    kind, colon, _ = text.partition(":")
-    if os.path.isdir(os.path.expanduser(text)):
-        return True
-    return bool(colon) and kind in KINDS.names() and "#" not in text

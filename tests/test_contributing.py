@@ -55,9 +55,9 @@ def run(lab: Path, work: Callable[[], object]) -> str:
 
 
 def test_every_example_is_a_whole_file() -> None:
-    assert len(re.findall(r"^```python", TEXT, re.MULTILINE)) == 14
+    assert len(re.findall(r"^```python", TEXT, re.MULTILINE)) == 13
     names = [name for kind, name, _ in EXAMPLE.findall(TEXT) if kind == "python"]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 13
 
 
 def test_every_example_passes_its_own_tests(lab: Path) -> None:
@@ -66,20 +66,20 @@ def test_every_example_passes_its_own_tests(lab: Path) -> None:
     for file in sorted((lab / "tests").iterdir()):
         if file.suffix == ".py":
             assert re.search(rf"^tests/{file.name}::.* PASSED", told, re.MULTILINE)
-    assert "TestClip::test_opened_twice_it_is_the_same PASSED" in told
+    assert "TestChineseClip::test_opened_twice_it_is_the_same PASSED" in told
 
 
 def test_every_example_is_among_the_plugins(lab: Path) -> None:
     rows = [json.loads(line) for line in run(lab, vlre("plugins", "--json")).splitlines()]
     assert [(row["kind"], row["name"]) for row in rows if row["from"] == "my-lab"] == [
         ("source", "zip"),
-        ("model", "clip"),
+        ("model", "chinese-clip"),
         ("backend", "matrix"),
         ("command", "caption-words"),
     ]
 
 
 def test_a_dual_encoder_is_under_sixty_lines(lab: Path) -> None:
-    code = (lab / "my_lab" / "clip" / "encoder.py").read_text()
-    inside = code[code.index("class ClipEncoder") :]
+    code = (lab / "my_lab" / "chinese_clip" / "encoder.py").read_text()
+    inside = code[code.index("class ChineseClipEncoder") :]
     assert sum(1 for line in inside.splitlines() if line.strip()) < 60

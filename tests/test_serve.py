@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
@@ -78,6 +79,37 @@ def test_images_and_mixes_find_what_the_library_finds(
     assert ids(like) == [hit.item_id for hit in engine.similar(first, 3)]
 
 
+def test_filters_find_what_the_library_finds(client: httpx.Client, engine: Engine) -> None:
+    where = "subjects contains 'dog' and ground = 'grass'"
+    expected = [hit.item_id for hit in engine.search("a dog", 24, where=where)]
+    assert 0 < len(expected) < 12
+    asked = {"text": "a dog", "k": 24, "where": where}
+    assert ids(client.post("/api/search", json=asked)) == expected
+    reranked = client.post("/api/search", json={**asked, "rerank": 24})
+    hits = engine.search("a dog", 24, rerank=24, where=where)
+    assert ids(reranked) == [hit.item_id for hit in hits]
+    nothing = client.post("/api/search", json={**asked, "where": "subjects contains 'zebu'"})
+    assert ids(nothing) == []
+    assert "subjects contains 'zebu' holds for none" in nothing.json()["note"]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nose = 1", "no column 'nose'; known: id, source"),
+        ("width > 'x'", "column width is integer"),
+        ("id = read_text('/etc/passwd')", "may not call read_text"),
+        ("1 = 1; drop table items", "more than a condition"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused(client: httpx.Client, where: str, said: str) -> None:
+    answer = client.post("/api/search", json={"text": "a dog", "where": where})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert said in error["message"]
+    assert set(error) == {"code", "message", "hint", "request_id"}
+
+
 def test_captions_of_several_images_and_one_that_is_broken(
     client: httpx.Client, engine: Engine, image: bytes
 ) -> None:
@@ -104,6 +136,25 @@ def test_matching_tells_true_sentences_from_false(client: httpx.Client, engine: 
     answer = client.post("/api/match", json={"id": entry.id, "texts": texts})
     true, *false = answer.json()["probabilities"]
     assert true > 0.5 > max(false)
+
+
+def test_each_word_of_a_text_has_a_map_of_where_the_model_looked(
+    client: httpx.Client, engine: Engine
+) -> None:
+    asked = {"text": "A dog on grass!", "id": next(iter(engine)).id}
+    answer = client.post("/api/explain", json=asked).json()
+    assert [word["word"] for word in answer["words"]] == ["a", "dog", "on", "grass"]
+    match = client.post("/api/match", json={"id": asked["id"], "texts": [asked["text"]]}).json()
+    assert answer["probability"] == pytest.approx(match["probabilities"][0], abs=1e-4)
+    for word in answer["words"]:
+        kind, _, coded = word["map"].partition(",")
+        with Image.open(io.BytesIO(base64.b64decode(coded))) as shade:
+            assert (kind, shade.mode) == ("data:image/png;base64", "LA")
+            dark = np.asarray(shade)[..., 1]
+            assert dark.min() == 0 < dark.max()
+    whole = client.post("/api/explain", json={**asked, "format": "png"})
+    with Image.open(io.BytesIO(whole.content)) as sheet:
+        assert (whole.headers["content-type"], sheet.format) == ("image/png", "PNG")
 
 
 def test_embeddings_in_the_form_of_openai(
@@ -150,7 +201,7 @@ def test_it_says_how_it_is(client: httpx.Client) -> None:
     assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
     for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
         assert content["schema"]["properties"]["k"]["maximum"] == 1000
-    assert "QueryPart" in api["components"]["schemas"]
+    assert "MixPart" in api["components"]["schemas"]
 
 
 def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:

@@ -29,6 +29,6 @@ __getattr__ = lazily(
     {
         ".decoding": ("BeamRule", "DecodingOptions", "Method"),
         ".job": ("CaptionJob", "CaptionRequest"),
-        ".run": ("CaptionRun", "Captioned"),
+        ".caption_run": ("CaptionRun", "Captioned"),
     },
 )

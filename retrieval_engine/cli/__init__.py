@@ -107,11 +107,11 @@ class Commands(click.Group):
             from difflib import get_close_matches
 
             typed = args[0]
-            if " " in typed:
-                error.message += f' Did you mean vlre search "{typed}"?'
-            elif near := get_close_matches(typed, self.list_commands(ctx), 3, 0.5):
-                error.message += f" Did you mean {' or '.join(near)}?"
-            raise
+            near = get_close_matches(typed, self.list_commands(ctx), 3, 0.5)
+            meant = f'vlre search "{typed}"' if " " in typed else " or ".join(near)
+            if not meant:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {meant}?", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named.

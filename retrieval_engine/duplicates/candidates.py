@@ -1,5 +1,6 @@
 """Which pictures may be one: those whose vectors are near. No picture is looked at here."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -116,7 +117,7 @@ def cross_pairs(
 
 def unit(rows: NDArray[Any]) -> Floats:
     """(b, …) -> (b, d) float32 of length one; an image's several vectors end to end."""
-    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)
     length = np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
     made: Floats = (flat / length).astype(np.float32)
     return made

@@ -74,6 +74,7 @@ class Hits(list[Hit]):
     Attributes:
         best_match: the highest probability of a match that any hit had, those included that were
             left out for having too little; None where it was not asked for.
+        note: a line that says why there are none, where a filter leaves none.
     """
 
     def __init__(self, hits: Iterable[Hit], query: str = "", image: bytes | None = None) -> None:
@@ -81,6 +82,7 @@ class Hits(list[Hit]):
         self.query = query
         self.image = image
         self.best_match: float | None = None
+        self.note = ""
 
     def keep_matches(self, chances: Sequence[float], least: float) -> None:
         """Give each hit its probability of a match, and leave out what has less than `least`."""
@@ -91,7 +93,7 @@ class Hits(list[Hit]):
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits of {self.query!r}" if self.query else f"{len(self)} hits"]
         lines += [f"{h.rank:>4} {h.score:7.4f}  {h.name}  {h.sentence}".rstrip() for h in self]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.note] if self.note else lines)
 
     def _repr_html_(self) -> str:
         from retrieval_engine.search.contact_sheet import fragment

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from retrieval_engine.duplicates.candidates import unit
 from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.encoding.projected import ProjectedStore
+from retrieval_engine.index.catalog import Catalog
 from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Modality
@@ -70,7 +71,7 @@ class Sieve:
     """Sieves what a search finds; what it has looked at it remembers.
 
     Args:
-        nearest: finds images.
+        catalog: the items.
         store: where their vectors are.
         encoder: gives the store's own, when it is needed.
         split: of the images at large.
@@ -78,22 +79,24 @@ class Sieve:
 
     def __init__(
         self,
-        nearest: NearestImages,
+        catalog: Catalog,
         store: Store,
         encoder: Callable[[], Encoder],
         split: str | None,
     ) -> None:
-        self._nearest, self._catalog = nearest, nearest.catalog
-        self._store, self._encoder, self._split = store, encoder, split
+        self._catalog, self._store = catalog, store
+        self._encoder, self._split = encoder, split
         self._pictures = Thumbnails()
 
-    def search(self, queries: Sequence[NDArray[np.float32]], k: int) -> list[tuple[Scores, Items]]:
-        """As `NearestImages.search`, without near-duplicates of better ones."""
+    def search(
+        self, nearest: NearestImages, queries: Sequence[NDArray[np.float32]], k: int
+    ) -> list[tuple[Scores, Items]]:
+        """As `nearest.search(queries, k)`, without near-duplicates of better ones."""
         made = []
         for query in queries:
             fetch = k
             while True:
-                [(scores, items)] = self._nearest.search([query], fetch)
+                [(scores, items)] = nearest.search([query], fetch)
                 kept = self.apart(items, k)
                 if len(kept) == k or (items < 0).any() or len(items) < fetch:
                     break

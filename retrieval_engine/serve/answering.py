@@ -83,11 +83,13 @@ class Question:
         parts: words and images, each with its weight.
         k: how many images that fit; 0 asks for the vectors themselves.
         offset: leave out so many of the best.
+        where: only images of which this holds.
     """
 
     parts: tuple[tuple[str | Picture, float], ...]
     k: int = 0
     offset: int = 0
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,16 +115,17 @@ def _answers(
             item = live.number(question.item_id, searcher.catalog)
             answers[number] = searcher.similar(item, question.k)
     encoded = _encoded(searcher, [question for _, question in mixed])
-    together: dict[tuple[int, int], list[int]] = {}
+    together: dict[tuple[int, int, str], list[int]] = {}
     for (number, question), vectors in zip(mixed, encoded, strict=True):
         answers[number] = vectors
         if question.k and (len(vectors) > 1 or isinstance(searcher.store, ProjectedStore)):
             answers[number] = _by_itself(searcher, question)
         elif question.k:
-            together.setdefault((question.k, question.offset), []).append(number)
-    for (k, offset), numbers in together.items():
+            alike = (question.k, question.offset, question.where)
+            together.setdefault(alike, []).append(number)
+    for (k, offset, where), numbers in together.items():
         rows = [answers[number][0] for number in numbers]
-        found = searcher.search(rows, k, offset=offset)
+        found = searcher.search(rows, k, offset=offset, where=where)
         answers |= dict(zip(numbers, found, strict=True))
     return [answers[number] for number in range(len(questions))]
 
@@ -161,7 +164,7 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
     """For images of several vectors (BLIP-2), and stores seen through a head."""
     parts = [(p.data if isinstance(p, Picture) else p, weight) for p, weight in question.parts]
     query = parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Mix(tuple(parts))
-    hits: Hits = searcher.search(query, question.k, offset=question.offset)
+    hits: Hits = searcher.search(query, question.k, offset=question.offset, where=question.where)
     return hits
 
 
@@ -174,6 +177,22 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Explain:
+    """Asks the matcher where it looked for each word of a text."""
+
+    picture: Picture
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The probability that a text fits an image, and each word with its (g, g) map over it."""
+
+    probability: float
+    words: tuple[tuple[str, Vectors], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rerank:
     """Asks the matcher's thread for a search in the cross-encoder's order."""
 
@@ -181,24 +200,40 @@ class Rerank:
     k: int
     offset: int
     rerank: int
+    where: str = ""
 
 
-def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits | Vectors]:
-    """Hits, or (t,) probabilities of each text, of each question."""
-    answers: dict[int, Hits | Vectors] = {}
+def matcher_work(
+    live: Live, questions: Sequence[Match | Rerank | Explain]
+) -> list[Hits | Vectors | Explained]:
+    """Hits, (t,) probabilities of each text, or maps of each word, of each question."""
+    answers: dict[int, Hits | Vectors | Explained] = {}
     for number, question in enumerate(questions):
         if isinstance(question, Rerank):
             asked = question
             answers[number] = live.steadily(
                 lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
-                    asked.text, asked.k, offset=asked.offset, rerank=asked.rerank
+                    asked.text,
+                    asked.k,
+                    offset=asked.offset,
+                    rerank=asked.rerank,
+                    where=asked.where,
                 )
             )
+        elif isinstance(question, Explain):
+            answers[number] = _explained(live.searcher.encoder, question)
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]
     if matches:
         found = _matched(live.searcher.encoder, [question for _, question in matches])
         answers |= {number: p for (number, _), p in zip(matches, found, strict=True)}
     return [answers[number] for number in range(len(questions))]
+
+
+def _explained(encoder: Encoder, asked: Explain) -> Explained:
+    [probabilities] = _matched(encoder, [Match(asked.picture, (asked.text,))])
+    states = _states(encoder, [asked.picture])[0]
+    words = encoder.matcher().relevance(states, asked.text)
+    return Explained(float(probabilities[0]), tuple(words))
 
 
 def _matched(encoder: Encoder, questions: Sequence[Match]) -> list[Vectors]:

@@ -1,7 +1,7 @@
 """The application: the API, the page, and what begins and ends with the server."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval_engine import __version__
 from retrieval_engine.engine import Engine
+from retrieval_engine.errors import MissingExtra
 from retrieval_engine.serve.figures import Figures
 from retrieval_engine.serve.guard import COOKIE, Guard, is_token
 from retrieval_engine.serve.refusals import Refused, refusal_of
@@ -38,7 +39,8 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         room.live.start()
-        yield
+        async with tools:
+            yield
         room.close()
 
     app = FastAPI(
@@ -49,6 +51,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
         redoc_url=None,
         lifespan=lifespan,
     )
+    tools = _tools(app, room) if settings.mcp else nullcontext()
     app.state.room = room
     app.state.settings = settings
     app.include_router(router)
@@ -62,6 +65,14 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
     app.mount("/static", StaticFiles(directory=STATIC))
     _complete_openapi(app)
     return Guard(_directly(app, "/api/search", search), settings, figures)
+
+
+def _tools(app: FastAPI, room: Room) -> AbstractAsyncContextManager[None]:
+    try:
+        from retrieval_engine.serve.assistants import tools_at
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "mcp") from error
+    return tools_at(app, "/mcp", room)
 
 
 def _directly(

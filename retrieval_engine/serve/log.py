@@ -59,3 +59,12 @@ class Gathered(logging.StreamHandler):  # type: ignore[type-arg]
                 self.stream.flush()
             except (OSError, ValueError):  # nobody reads it any more
                 pass
+
+
+def log_lines() -> None:
+    """JSON lines on stderr, for requests and for what goes wrong."""
+    handler = Gathered()
+    for name in ("vlre", "retrieval_engine", "uvicorn.error"):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(logging.WARNING if name == "uvicorn.error" else logging.INFO)

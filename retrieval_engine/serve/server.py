@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from retrieval_engine.engine import Engine
 from retrieval_engine.errors import VlreError
 from retrieval_engine.serve.app import create_app
-from retrieval_engine.serve.log import Gathered
+from retrieval_engine.serve.log import log_lines
 from retrieval_engine.serve.settings import ServeSettings
 
 _HEAD_BYTES = 32 << 10
@@ -30,7 +30,7 @@ def run_server(engine: Engine, settings: ServeSettings) -> None:
         KeyboardInterrupt: it was interrupted.
     """
     with _listening(settings) as listener:
-        _log_lines()
+        log_lines()
         logging.getLogger("vlre.server").info("listening on %s", _address(settings, listener))
         _server(engine, settings).run(sockets=[listener])
         logging.shutdown()
@@ -96,15 +96,6 @@ def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
 def _address(settings: ServeSettings, listener: socket.socket) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{listener.getsockname()[1]}"
-
-
-def _log_lines() -> None:
-    """JSON lines on stderr, for requests and for what goes wrong."""
-    handler = Gathered()
-    for name in ("vlre", "retrieval_engine", "uvicorn.error"):
-        log = logging.getLogger(name)
-        log.handlers, log.propagate = [handler], False
-        log.setLevel(logging.WARNING if name == "uvicorn.error" else logging.INFO)
 
 
 class _Patient(H11Protocol):

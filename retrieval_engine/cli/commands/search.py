@@ -60,6 +60,13 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     metavar="P",
     help="Leave out what matches the words with a lower probability, e.g. .5; see vlre calibrate.",
 )
+@click.option(
+    "--where",
+    default="",
+    metavar="CONDITION",
+    help="Only pictures of which this holds, as SQL writes it: \"taken >= '2023-05' and camera like "
+    "'iPhone%'\"; vlre store info lists the columns.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -102,8 +109,10 @@ def command(
     for line in searcher.notes:
         note(line)
     sections = _ask(searcher, queries, image, vectors, plus, minus, given)
+    for line in dict.fromkeys(hits.note for hits in sections if hits.note):
+        note(line)
     for hits in sections:
-        if not hits and hits.best_match is not None:
+        if not hits and not hits.note and hits.best_match is not None:
             least = given["min_match"]
             said = f"nothing matches {hits.query!r} with a probability of {least:g} or more"
             note(f"{said}; the best has {hits.best_match:.2f}")
@@ -188,7 +197,7 @@ def _ask(
     from retrieval_engine.search.queries import mix, read_vectors
     from retrieval_engine.sources.asked import read_asked
 
-    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match")
+    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match", "where")
     how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
     if vectors is not None:
         rows = read_vectors(vectors)
