@@ -360,7 +360,7 @@ def test_readers_while_it_is_overwritten_again_and_again(tmp_path: Path) -> None
 
     with ThreadPoolExecutor(2) as threads:
         readers = [threads.submit(read) for _ in range(2)]
-        for count in (6, 9) * 10:
+        for count in (6, 9) * 6:
             with StoreWriter.open(path, spec=SPEC, features=FEATURES, overwrite=True) as writer:
                 add(writer, pictures(count).items)
         while not any(reader.done() for reader in readers) and not seen[9]:
