@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.records import DEFAULT_STORE, Json, Modality
+from retrieval_engine.records import DEFAULT_STORE, Json
 from retrieval_engine.search import Hits
 from retrieval_engine.search.followed import FollowedStore, default_model
 from retrieval_engine.sources import KINDS, Source
@@ -19,6 +19,7 @@ from retrieval_engine.sources.image_forms import is_image
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
+    from retrieval_engine.duplicates import DuplicateReport, DuplicateSettings
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
@@ -113,7 +114,7 @@ class Engine(FollowedStore):
             SourceError: none of the images could be encoded.
             UsageError: something is no image, or numbers of captions and images differ.
         """
-        from retrieval_engine.encoding import encode, open_changed
+        from retrieval_engine.encoding import EncodeOptions, encode, open_changed
 
         source: Source
         named = isinstance(images, str | os.PathLike) and _is_source(os.fspath(images))
@@ -125,7 +126,8 @@ class Engine(FollowedStore):
             kept = self.store_path.with_name(f"{self.store_path.name}-pictures")
             source = GivenSource(given_images(images, captions, ids, meta), kept)
         with self._lock:
-            encoder, how = self._base_encoder(), options or self._options()
+            encoder, there = self._base_encoder(), self._store()
+            how = options or (EncodeOptions.like(there, encoder) if there else EncodeOptions())
             report = encode(
                 source, self.store_path, encoder=encoder, options=how, progress=progress
             )
@@ -136,18 +138,6 @@ class Engine(FollowedStore):
             first = report.failures[0]
             raise SourceError(f"no image could be encoded; {first.item_id}: {first.reason}")
         return report
-
-    def _options(self) -> "EncodeOptions":
-        """To encode as the store was encoded."""
-        from retrieval_engine.encoding import EncodeOptions
-
-        store = self._store()
-        forms = store.features(Modality.IMAGES) if store else {}
-        if not store or "itc" not in forms:
-            return EncodeOptions()
-        offered = self._base_encoder().features(Modality.IMAGES)
-        names = tuple(name for name in forms if name in offered)
-        return EncodeOptions(features=names, store_dtype=forms["itc"].dtype)
 
     def build_index(
         self,
@@ -161,7 +151,7 @@ class Engine(FollowedStore):
 
         return build_index(
             self._seen_store(),
-            self._index_path,
+            self.index_path,
             recipe=recipe,
             split=self._split,
             feature=feature,
@@ -172,7 +162,7 @@ class Engine(FollowedStore):
         """Add to the index what is newer, and take out what is gone; see `update_index`."""
         from retrieval_engine.index import update_index
 
-        return update_index(self._seen_store(), self._index_path, progress=progress)
+        return update_index(self._seen_store(), self.index_path, progress=progress)
 
     def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
         """Features of sentences or images, which are not stored.
@@ -203,6 +193,7 @@ class Engine(FollowedStore):
         captions: bool = False,
         distinct: bool = False,
         min_match: float = 0.0,
+        where: str = "",
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
@@ -216,14 +207,13 @@ class Engine(FollowedStore):
             captions: answer with captions instead of images.
             distinct: leave out near-duplicates of a better hit.
             min_match: leave out hits that match words with less than this probability.
+            where: only items of which this holds, as SQL writes it: `taken >= '2023-05'`.
 
         Returns:
-            `Hits` of one query, or a list of them. The same query has the same scores alone and
-            among others, on a CPU.
+            `Hits` of one query, or a list of them; on a CPU with the same scores alone or among others.
 
         Raises:
-            StoreNotFound: nothing was added yet.
-            VlreError: see `Searcher.search`.
+            VlreError: nothing was added yet; and see `Searcher.search`.
         """
         with self._lock:
             return self.searcher().search(
@@ -235,16 +225,29 @@ class Engine(FollowedStore):
                 captions=captions,
                 distinct=distinct,
                 min_match=min_match,
+                where=where,
             )
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
         """`search` for async callers: it runs in a thread and does not hold up the loop."""
         return await asyncio.to_thread(self.search, queries, k, **how)
 
-    def similar(self, item_id: str, k: int = 10) -> Hits:
+    def similar(self, item_id: str, k: int = 10, where: str = "") -> Hits:
         """The k images most like one of the store's, without itself and its copies."""
         with self._lock:
-            return self.searcher().similar(self._number(item_id), k)
+            return self.searcher().similar(self._number(item_id), k, where)
+
+    def duplicates(
+        self,
+        settings: "DuplicateSettings | None" = None,
+        *,
+        progress: "Progress | None" = None,
+    ) -> "DuplicateReport":
+        """Groups of images that are one picture, the best of each first; see `find_duplicates`."""
+        from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+
+        settings = settings or DuplicateSettings(split=self._split)
+        return find_duplicates(self._seen_store(), settings, progress=progress)
 
     def caption(
         self,
@@ -295,6 +298,5 @@ def _is_store(path: str | os.PathLike[str]) -> bool:
 def _is_source(text: str) -> bool:
     """Whether a string names a folder or a source rather than one image."""
     kind, colon, _ = text.partition(":")
-    if os.path.isdir(os.path.expanduser(text)):
-        return True
-    return bool(colon) and kind in KINDS.names() and "#" not in text
+    is_named = bool(colon) and kind in KINDS.names() and "#" not in text
+    return is_named or os.path.isdir(os.path.expanduser(text))

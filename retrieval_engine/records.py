@@ -1,10 +1,14 @@
 """The nouns that travel between rooms: items, their captions, and what a feature looks like."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
+from pathlib import PurePath
+from typing import Any, TypeAlias
+
+from retrieval_engine.errors import MissingExtra
 
 DEFAULT_MODEL = "vlre-photo"
 """The model that is used where none is named; it ships with the package."""
@@ -40,6 +44,29 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What an image's file says about itself; None where it says nothing that can be used.
+
+    Attributes:
+        taken: when it was taken, by the camera's clock, whatever its time zone.
+        camera: maker and model as people say it, e.g. `iPhone 12`.
+        latitude: degrees, north is positive, in [-90, 90].
+        longitude: degrees, east is positive, in [-180, 180].
+        width: pixels of the upright picture.
+        height: likewise.
+        bytes: length of the file.
+    """
+
+    taken: datetime | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One image of a source, with all its captions.
 
@@ -53,6 +80,7 @@ class Item:
             together tell an unchanged image without reading it.
         meta: whatever else the source knows, JSON values only.
         fault: why the item cannot be used, known before its bytes are read; empty for most.
+        facts: what its file says about itself, once that was read; sources leave it empty.
     """
 
     id: str
@@ -63,6 +91,18 @@ class Item:
     mtime_ns: int = -1
     meta: Mapping[str, Json] = field(default_factory=dict)
     fault: str = ""
+    facts: ImageFacts = ImageFacts()
+
+    @property
+    def folder(self) -> str | None:
+        """The folder it lies in: below its source, as in `2023/holiday`; else that folder's name.
+
+        None for what lies in no folder.
+        """
+        place, file = PurePath(self.id), PurePath(self.uri)
+        if "://" not in self.id and not place.is_absolute() and place.parent.name:
+            return place.parent.as_posix()
+        return file.parent.name or None if file.is_absolute() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +144,16 @@ class Failure:
     def of(cls, item: Item, source: str, reason: str) -> "Failure":
         """The failure of an item of a source."""
         return cls(source=source, item_id=item.id, uri=item.uri, reason=reason)
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a pandas DataFrame, a column for each name.
+
+    Raises:
+        MissingExtra: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pandas", "data") from error
+    return pd.DataFrame(list(rows))

@@ -79,6 +79,37 @@ def test_images_and_mixes_find_what_the_library_finds(
     assert ids(like) == [hit.item_id for hit in engine.similar(first, 3)]
 
 
+def test_filters_find_what_the_library_finds(client: httpx.Client, engine: Engine) -> None:
+    where = "subjects contains 'dog' and ground = 'grass'"
+    expected = [hit.item_id for hit in engine.search("a dog", 24, where=where)]
+    assert 0 < len(expected) < 12
+    asked = {"text": "a dog", "k": 24, "where": where}
+    assert ids(client.post("/api/search", json=asked)) == expected
+    reranked = client.post("/api/search", json={**asked, "rerank": 24})
+    hits = engine.search("a dog", 24, rerank=24, where=where)
+    assert ids(reranked) == [hit.item_id for hit in hits]
+    nothing = client.post("/api/search", json={**asked, "where": "subjects contains 'zebu'"})
+    assert ids(nothing) == []
+    assert "subjects contains 'zebu' holds for none" in nothing.json()["note"]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("nose = 1", "no column 'nose'; known: id, source"),
+        ("width > 'x'", "column width is integer"),
+        ("id = read_text('/etc/passwd')", "may not call read_text"),
+        ("1 = 1; drop table items", "more than a condition"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused(client: httpx.Client, where: str, said: str) -> None:
+    answer = client.post("/api/search", json={"text": "a dog", "where": where})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert said in error["message"]
+    assert set(error) == {"code", "message", "hint", "request_id"}
+
+
 def test_captions_of_several_images_and_one_that_is_broken(
     client: httpx.Client, engine: Engine, image: bytes
 ) -> None:
@@ -170,7 +201,7 @@ def test_it_says_how_it_is(client: httpx.Client) -> None:
     assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
     for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
         assert content["schema"]["properties"]["k"]["maximum"] == 1000
-    assert "Part" in api["components"]["schemas"]
+    assert "QueryPart" in api["components"]["schemas"]
 
 
 def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
@@ -192,7 +223,7 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
         assert error["message"]
         assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
     for body, where, fields in [
-        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`"),
+        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `where`"),
         ({"mix": [{"word": "a"}]}, "mix.0.word", "`text`, `image`, `id`, `weight`"),
     ]:
         error = client.post("/api/search", json=body).json()["error"]

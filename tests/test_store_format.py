@@ -96,7 +96,8 @@ def test_plain_tools_find_the_same_features(path: Path) -> None:
 def test_plain_tools_find_the_same_items(path: Path) -> None:
     plain = PlainReader(path).items()
     ours = open_store(path).items().to_pylist()
-    columns = ("source", "id", "uri", "key", "size_bytes", "mtime_ns", "split", "captions", "meta")
+    columns = ["source", "id", "uri", "key", "size_bytes", "mtime_ns", "split", "captions", "meta"]
+    columns += ["folder", "taken", "camera", "latitude", "longitude", "width", "height", "bytes"]
     assert [{name: row[name] for name in columns} for row in plain] == ours
     assert [row["id"] for row in plain] == [f"{i}.jpg" for i in range(14) if i != 2]
     assert plain[3]["key"] == key_of(pictures(14).items[4])

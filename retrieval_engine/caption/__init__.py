@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
+    from retrieval_engine.caption.caption_run import Captioned, CaptionRun
     from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
     from retrieval_engine.caption.job import CaptionJob, CaptionRequest
-    from retrieval_engine.caption.run import Captioned, CaptionRun
 
 __all__ = [
     "BeamRule",
@@ -29,6 +29,6 @@ __getattr__ = lazily(
     {
         ".decoding": ("BeamRule", "DecodingOptions", "Method"),
         ".job": ("CaptionJob", "CaptionRequest"),
-        ".run": ("CaptionRun", "Captioned"),
+        ".caption_run": ("CaptionRun", "Captioned"),
     },
 )

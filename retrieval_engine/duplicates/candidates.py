@@ -1,5 +1,6 @@
 """Which pictures may be one: those whose vectors are near. No picture is looked at here."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ def near_pairs(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pictures:
+class StoredPictures:
     """Some images of a store.
 
     Attributes:
@@ -92,13 +93,13 @@ class Pictures:
     uris: Sequence[str]
 
     @classmethod
-    def of(cls, gallery: Gallery) -> "Pictures":
+    def of(cls, gallery: Gallery) -> "StoredPictures":
         """All of a gallery."""
         return cls(store=gallery.store, rows=gallery.image_rows, uris=gallery.uris)
 
 
 def cross_pairs(
-    ours: Pictures, theirs: Pictures, feature: str, *, neighbours: int, least: float
+    ours: StoredPictures, theirs: StoredPictures, feature: str, *, neighbours: int, least: float
 ) -> tuple[Ints, Floats]:
     """Pairs of an image of one set and a near one of another, the nearest ones of each.
 
@@ -116,7 +117,7 @@ def cross_pairs(
 
 def unit(rows: NDArray[Any]) -> Floats:
     """(b, …) -> (b, d) float32 of length one; an image's several vectors end to end."""
-    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:])).astype(np.float32)
     length = np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
     made: Floats = (flat / length).astype(np.float32)
     return made

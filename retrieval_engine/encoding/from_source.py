@@ -12,7 +12,7 @@ the store's failure ledger and disturbs nobody else's row.
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,9 +25,17 @@ from retrieval_engine.models import Arrays, Encoder, open_encoder
 from retrieval_engine.models.checkpoint import trained_on
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Feature, Item, Modality
+from retrieval_engine.records import (
+    DEFAULT_MODEL,
+    Caption,
+    Failure,
+    Feature,
+    ImageFacts,
+    Item,
+    Modality,
+)
 from retrieval_engine.sources import EmptySource, Source, open_source, read_item
-from retrieval_engine.sources.decode import decode
+from retrieval_engine.sources.decode import decode_photo, facts_of
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
@@ -141,6 +149,7 @@ def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     key: str
+    facts: ImageFacts
     pixels: NDArray[np.uint8] | None  # None where the store has the features already
 
 
@@ -155,9 +164,9 @@ class _Load:
         data = read_item(item)
         key = hashlib.sha256(data).hexdigest()
         if key in self.known:
-            return _Loaded(key, None)
-        image = decode(data, least_side=self.preprocessor.least_side)
-        return _Loaded(key, self.preprocessor.pixels(image))
+            return _Loaded(key, facts_of(data), None)
+        image, facts = decode_photo(data, least_side=self.preprocessor.least_side)
+        return _Loaded(key, facts, self.preprocessor.pixels(image))
 
 
 @dataclass(slots=True)
@@ -233,7 +242,7 @@ class _Run:
             if isinstance(result, Failed):
                 failures.append(self.failure(item, result))
                 continue
-            rows.append((item, result.key))
+            rows.append((replace(item, facts=result.facts), result.key))
             if result.pixels is None or result.key in self.have[Modality.IMAGES]:
                 self.report.images.reused += 1
             else:

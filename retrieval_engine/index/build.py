@@ -126,14 +126,9 @@ def build_index(
         backend.save(rows, folder)
         SavedCatalog.of_store(store, split).save(folder)
         manifest = replace(
-            _manifest(store, vectors, built, folder),
-            contents=contents,
-            split=split or "",
-            folder=folder.name,
+            _manifest(store, vectors, built, folder), contents=contents, split=split or ""
         )
-        saved = SavedIndex(
-            folder, replace(manifest, folder=""), backend.open_rows(folder, manifest.effort)
-        )
+        saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
         progress.stop()
@@ -164,6 +159,7 @@ def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path)
         items=vectors.items,
         rows_per_item=vectors.per_item,
         dim=vectors.dim,
+        folder=folder.name,
         files=tuple(describe(path) for path in sorted(folder.iterdir())),
         versions={
             "vlre": __version__,

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.records import Caption, Json, Modality
 from retrieval_engine.store import Gallery, Store
+from retrieval_engine.store.items import FACTS
 from retrieval_engine.store.keys import column_keys
 
 FILE = "items.arrow"
-_COLUMNS = ["source", "id", "uri", "key", "captions", "meta"]
+_COLUMNS = ["source", "id", "uri", "key", "captions", "meta", "split", "size_bytes", *FACTS.names]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,9 @@ class Catalog(Protocol):
 
     def number_of(self, item_id: str) -> int:
         """Number of the first item with an id, -1 where there is none."""
+
+    def table(self) -> Any:
+        """Columns of the items in the order of their numbers, for `store.filters.ItemFilter`."""
 
 
 class GalleryCatalog:
@@ -114,12 +118,17 @@ class GalleryCatalog:
         """As `Catalog.of_sources`."""
         return np.fromiter((source in names for source in self._gallery.sources), bool, len(self))
 
+    def table(self) -> Any:
+        """As `Catalog.table`; read from the store anew."""
+        return SavedCatalog.of_store(self._gallery.store, self._gallery.split).table()
+
 
 class SavedCatalog:
     """The items of an index, in its folder.
 
     Args:
-        table: columns source, id, uri, key, captions (list of id and text), meta (JSON text).
+        table: columns source, id, uri, key, captions (list of id and text), meta (JSON text); and
+            what filters can name, which indexes before 2026-11-26 lack.
     """
 
     def __init__(self, table: Any) -> None:
@@ -194,6 +203,10 @@ class SavedCatalog:
             pc.is_in(self._table["source"], pa.array(list(names), pa.large_string())).to_pylist(),
             bool,
         )
+
+    def table(self) -> Any:
+        """As `Catalog.table`."""
+        return self._table
 
     def positions(self, other: "SavedCatalog") -> NDArray[np.int64]:
         """The number here of each of another catalogue's items, -1 for one that is not here.

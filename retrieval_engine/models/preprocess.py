@@ -5,7 +5,7 @@ antialiased bicubic filter. The same resize through torch or OpenCV moves cosine
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.records import Json
 
 VERSION = "decode1-squash-bicubic-pil"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -134,6 +135,24 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
         )
     draft = said.get("decode") == "draft"
     return SquashToSquare(image_size=image_size, mean=m, std=s, draft=draft)
+
+
+def preprocessor_config(
+    image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Json]:
+    """What `read_preprocessor` and transformers read: a square of this side, normalised so."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 3,  # Pillow's number for bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
 
 
 def _refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retrieval_engine.errors import MissingExtra
 from retrieval_engine.index.catalog import Entry
-from retrieval_engine.records import Caption, Json
+from retrieval_engine.records import Caption, Json, data_frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +74,7 @@ class Hits(list[Hit]):
     Attributes:
         best_match: the highest probability of a match that any hit had, those included that were
             left out for having too little; None where it was not asked for.
+        note: a line that says why there are none, where a filter leaves none.
     """
 
     def __init__(self, hits: Iterable[Hit], query: str = "", image: bytes | None = None) -> None:
@@ -82,6 +82,7 @@ class Hits(list[Hit]):
         self.query = query
         self.image = image
         self.best_match: float | None = None
+        self.note = ""
 
     def keep_matches(self, chances: Sequence[float], least: float) -> None:
         """Give each hit its probability of a match, and leave out what has less than `least`."""
@@ -92,7 +93,7 @@ class Hits(list[Hit]):
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits of {self.query!r}" if self.query else f"{len(self)} hits"]
         lines += [f"{h.rank:>4} {h.score:7.4f}  {h.name}  {h.sentence}".rstrip() for h in self]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.note] if self.note else lines)
 
     def _repr_html_(self) -> str:
         from retrieval_engine.search.contact_sheet import fragment
@@ -109,19 +110,6 @@ class Hits(list[Hit]):
         columns = ["rank", "score", "item_id", "uri", "captions"]
         table = data_frame(rows) if rows else data_frame([dict.fromkeys(columns)]).iloc[:0]
         return table.drop(columns="meta", errors="ignore")
-
-
-def data_frame(rows: list[dict[str, Any]]) -> Any:
-    """Rows as a pandas DataFrame.
-
-    Raises:
-        MissingExtra: pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise MissingExtra("pandas", "data") from error
-    return pd.DataFrame(rows)
 
 
 def hit_of(rank: int, score: float, entry: Entry, caption: Caption | None = None) -> Hit:

@@ -4,6 +4,7 @@ query ──► encoder (or the store, for an image it knows) ──► index or
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.index import Index, SavedIndex, open_index
 from retrieval_engine.index.catalog import Catalog, GalleryCatalog
 from retrieval_engine.index.fresh import fresh_index
-from retrieval_engine.index.grouping import Items, Scores, merge_queries
+from retrieval_engine.index.grouping import Items, Scores
 from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.records import Modality
@@ -31,6 +32,7 @@ from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.search.sieve import Sieve
 from retrieval_engine.sources.image_forms import image_bytes
 from retrieval_engine.store import Store
+from retrieval_engine.store.filters import ItemFilter
 
 
 class Searcher:
@@ -44,10 +46,10 @@ class Searcher:
     Args:
         store: where features are; None when the index alone is at hand, which answers words and
             images with images.
-        index: an index over the store, or the path of one; None compares with every image. What
-            came into the store after it is compared one by one, what is gone is left out.
-        encoder: turns queries into vectors. By default the checkpoint that the store names is
-            opened, in the store's dtype, when it is first needed.
+        index: an index over the store, or its path; None compares with every image. What came
+            into the store after it is compared one by one, what is gone is left out.
+        encoder: turns queries into vectors; by default the checkpoint that the store names, in
+            the store's dtype, opened when it is first needed.
         split: only the images and captions of this split; None is the index's, or all.
         sources: only the images and captions of these sources, by name; none for all.
         device: for the encoder, see `open_encoder`.
@@ -140,29 +142,31 @@ class Searcher:
         captions: bool = False,
         distinct: bool = False,
         min_match: float = 0.0,
+        where: str = "",
     ) -> Any:
         """The k images that fit a query best, or each of several.
 
         Args:
-            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,) vector,
-                a `Mix` or a mapping of queries to weights; or a list of them, or (n, d) vectors.
+            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,)
+                vector, a `Mix` or a mapping of queries to weights; or a list of them, or (n, d)
+                vectors.
             k: at least 1; more than there are images gives them all.
             offset: leave out so many of the best, for the next page.
             rerank: how many of the nearest images the cross-encoder puts in a new order, at
                 least `offset` and k together; 0 for none. Scores are then ITM + ITC. For words.
-            rerank_model: another checkpoint for that, such as a real BLIP: it encodes only the
-                images it is shown.
+            rerank_model: another checkpoint for that, which encodes only what it is shown.
             captions: answer with the store's captions, found exactly, instead of its images.
             distinct: leave out near-duplicates of a better hit, told by their pixels.
-            min_match: leave out hits that match with less than this probability; see `Judge`. All
-                of the k best may be; `Hits.best_match` then says how probable the best was.
+            min_match: leave out hits that match with less than this probability; see `MatchJudge`.
+                All of the k best may be; `Hits.best_match` says how probable the best was.
+            where: only items of which this condition holds, see `store.filters`; `Hits.note` says
+                which part of it leaves none.
 
         Returns:
             `Hits` of one query, or a list of them.
 
         Raises:
-            UsageError: a number is out of range, a query is empty or cannot be asked, or the
-                checkpoint has no matching head.
+            UsageError: a number, a query, `where` or the checkpoint is not fit for what is asked.
             SourceError: an image cannot be read or decoded.
             FeatureMissing: captions are wanted and the store has no features of any.
             ShapeError: a vector has another length than the store's.
@@ -173,45 +177,42 @@ class Searcher:
         check_kinds(captions=captions, rerank=rerank, distinct=distinct, min_match=min_match)
         check_asked(asked, rerank=rerank, min_match=min_match)
         if captions:
-            answers = [self._search_captions(query, k, offset) for query in asked]
+            answers = [self._search_captions(query, k, offset, where) for query in asked]
             return answers[0] if one else answers
         most, wanted = k + offset, max(k + offset, rerank)
+        nearest = self._filtered(where) if where else self._nearest
         vectors = [self.vectors(query) for query in asked]
         if distinct:
-            found = self._sieve.search(self._nearest, vectors, wanted)
+            found = self._sieve.search(nearest, vectors, wanted)
         else:
-            found = self._nearest.search(vectors, wanted)
+            found = nearest.search(vectors, wanted)
         if rerank:
             found = self._reranked(asked, found, rerank_model)
         answers = [
-            Hits(
-                self.hits(scores[:most], items[:most])[offset:],
-                query=name_of(query),
-                image=image_bytes(query) if is_picture(query) else None,
-            )
+            _answer(query, self.hits(scores[:most], items[:most])[offset:])
             for query, (scores, items) in zip(asked, found, strict=True)
         ]
+        for hits in answers:
+            hits.note = self.filter.emptied_by(where) if where and not hits else ""
         if min_match:
             for hits, vector, (_, items) in zip(answers, vectors, found, strict=True):
-                shown = items[:most]
-                chances = self._sieve.matches(hits.query, vector[0], shown[shown >= 0][offset:])
+                chances = self._sieve.matches(hits.query, vector[0], items[items >= 0][offset:most])
                 hits.keep_matches(chances.tolist(), min_match)
         return answers[0] if one else answers
 
     search_text = search  # its name before 2026-11-26
 
-    def similar(self, number: int, k: int = 10) -> Hits:
-        """The k images most like one of the store's, without itself and its copies.
+    def similar(self, number: int, k: int = 10, where: str = "") -> Hits:
+        """The k images most like one of the store's, by its number in `catalog`; see `search`.
 
-        Args:
-            number: of the item, in `catalog`.
-            k: at least 1.
+        Itself and its copies are left out.
         """
         check_numbers(k)
         store = self._needed_store("searching for what is like an item")
         row = self.catalog.image_rows(store, np.array([number]))
         vectors = store.read(Modality.IMAGES, self.feature, row)[0].astype(np.float32)
-        [(scores, items)] = self._nearest.search([vectors], k + 1)
+        nearest = self._filtered(where) if where else self._nearest
+        [(scores, items)] = nearest.search([vectors], k + 1)
         [own] = self.catalog.contents(np.array([number]))
         found = items[items >= 0]
         other = np.array([content != own for content in self.catalog.contents(found)], bool)
@@ -238,16 +239,11 @@ class Searcher:
             self._guests[name] = open_encoder(name, device=self._device)
         return self._guests[name]
 
-    def _search_captions(self, query: Query, k: int, offset: int) -> Hits:
-        captions = self._captions
-        most = min(k + offset, captions.index.items)
-        scores, numbers = merge_queries(*captions.index.search(self.vectors(query), most), most)
-        hits = [
-            captions.hit(rank, score, number)
-            for rank, (score, number) in enumerate(zip(scores, numbers, strict=True), start=1)
-        ]
-        image = image_bytes(query) if is_picture(query) else None
-        return Hits(hits[offset:], query=name_of(query), image=image)
+    def _search_captions(self, query: Query, k: int, offset: int, where: str) -> Hits:
+        hits = self._captions.search(self.vectors(query), k + offset, where)
+        found = _answer(query, hits[offset:])
+        found.note = self._captions.filter.emptied_by(where) if where and not hits else ""
+        return found
 
     def hits(self, scores: Scores, items: Items) -> list[Hit]:
         """Hits from one ranked list of item numbers; -1 stands for none."""
@@ -261,9 +257,16 @@ class Searcher:
     @cached_property
     def numbers(self) -> Items:
         """(n,) the items that may be answers, by their numbers in `catalog`."""
-        return (
-            np.arange(len(self.catalog)) if self.allowed is None else np.flatnonzero(self.allowed)
-        )
+        every = np.ones(len(self.catalog), bool)
+        return np.flatnonzero(every if self.allowed is None else self.allowed)
+
+    @cached_property
+    def filter(self) -> ItemFilter:
+        """Filters over the items that may be answers."""
+        return ItemFilter(self.catalog.table(), self.allowed)
+
+    def _filtered(self, where: str) -> NearestImages:
+        return replace(self._nearest, allowed=self.filter.mask(where))
 
     @cached_property
     def _nearest(self) -> NearestImages:
@@ -289,3 +292,8 @@ class Searcher:
         if self.store is None:
             raise UsageError(f"{what} needs the store; an index alone will not do")
         return self.store
+
+
+def _answer(query: Query, hits: list[Hit]) -> Hits:
+    image = image_bytes(query) if is_picture(query) else None
+    return Hits(hits, query=name_of(query), image=image)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,28 +17,19 @@ from retrieval_engine.records import Modality
 from retrieval_engine.search import Hits, Mix, Searcher
 from retrieval_engine.search.queries import combined
 from retrieval_engine.serve.live import Live
+from retrieval_engine.serve.questions import (
+    Explain,
+    Explained,
+    Like,
+    Match,
+    Picture,
+    Question,
+    Rerank,
+    Vectors,
+    Write,
+    Written,
+)
 from retrieval_engine.sources.decode import decode
-
-Vectors = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """An image that was sent, or an item's, ready for a model.
-
-    Attributes:
-        data: its file.
-        key: sha256 of that.
-        vectors: (v, d) its stored `itc`, where the store knows these very bytes.
-        tokens: (t, w) its stored vision states, likewise, where those were asked for.
-        pixels: what the model reads; None where nothing is to be encoded.
-    """
-
-    data: bytes
-    key: str
-    vectors: Vectors | None
-    tokens: NDArray[Any] | None
-    pixels: NDArray[np.uint8] | None
 
 
 def prepare(
@@ -75,29 +65,6 @@ def prepare(
     return Picture(data, key, None, None, pixels)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """A question for the encoder.
-
-    Attributes:
-        parts: words and images, each with its weight.
-        k: how many images that fit; 0 asks for the vectors themselves.
-        offset: leave out so many of the best.
-    """
-
-    parts: tuple[tuple[str | Picture, float], ...]
-    k: int = 0
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Like:
-    """Asks the encoder's thread for images like an item."""
-
-    item_id: str
-    k: int
-
-
 def encoder_work(live: Live, questions: Sequence[Question | Like]) -> list[Hits | Vectors]:
     """Hits or (v, d) vectors of each question."""
     return live.steadily(lambda searcher: _answers(live, searcher, questions))
@@ -113,16 +80,17 @@ def _answers(
             item = live.number(question.item_id, searcher.catalog)
             answers[number] = searcher.similar(item, question.k)
     encoded = _encoded(searcher, [question for _, question in mixed])
-    together: dict[tuple[int, int], list[int]] = {}
+    together: dict[tuple[int, int, str], list[int]] = {}
     for (number, question), vectors in zip(mixed, encoded, strict=True):
         answers[number] = vectors
         if question.k and (len(vectors) > 1 or isinstance(searcher.store, ProjectedStore)):
             answers[number] = _by_itself(searcher, question)
         elif question.k:
-            together.setdefault((question.k, question.offset), []).append(number)
-    for (k, offset), numbers in together.items():
+            alike = (question.k, question.offset, question.where)
+            together.setdefault(alike, []).append(number)
+    for (k, offset, where), numbers in together.items():
         rows = [answers[number][0] for number in numbers]
-        found = searcher.search(rows, k, offset=offset)
+        found = searcher.search(rows, k, offset=offset, where=where)
         answers |= dict(zip(numbers, found, strict=True))
     return [answers[number] for number in range(len(questions))]
 
@@ -161,42 +129,8 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
     """For images of several vectors (BLIP-2), and stores seen through a head."""
     parts = [(p.data if isinstance(p, Picture) else p, weight) for p, weight in question.parts]
     query = parts[0][0] if len(parts) == 1 and parts[0][1] == 1 else Mix(tuple(parts))
-    hits: Hits = searcher.search(query, question.k, offset=question.offset)
+    hits: Hits = searcher.search(query, question.k, offset=question.offset, where=question.where)
     return hits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Match:
-    """Asks the matcher how well texts fit an image."""
-
-    picture: Picture
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Explain:
-    """Asks the matcher where it looked for each word of a text."""
-
-    picture: Picture
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """The probability that a text fits an image, and each word with its (g, g) map over it."""
-
-    probability: float
-    words: tuple[tuple[str, Vectors], ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rerank:
-    """Asks the matcher's thread for a search in the cross-encoder's order."""
-
-    text: str
-    k: int
-    offset: int
-    rerank: int
 
 
 def matcher_work(
@@ -209,7 +143,11 @@ def matcher_work(
             asked = question
             answers[number] = live.steadily(
                 lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
-                    asked.text, asked.k, offset=asked.offset, rerank=asked.rerank
+                    asked.text,
+                    asked.k,
+                    offset=asked.offset,
+                    rerank=asked.rerank,
+                    where=asked.where,
                 )
             )
         elif isinstance(question, Explain):
@@ -238,22 +176,6 @@ def _matched(encoder: Encoder, questions: Sequence[Match]) -> list[Vectors]:
         lambda numbers: states[numbers], texts, pairs, as_probability=True
     )
     return np.split(found, np.cumsum(counts)[:-1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Write:
-    """Asks the captioner for sentences about an image."""
-
-    picture: Picture
-    options: DecodingOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Sentences, best first, and the log-probability of each over its length."""
-
-    captions: tuple[str, ...]
-    scores: tuple[float, ...]
 
 
 def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:

@@ -112,6 +112,14 @@ class Live:
                 raise
             return act(self.searcher)
 
+    def filtered(self, where: str) -> int:
+        """How many items satisfy a filter; its answer is kept.
+
+        Raises:
+            UsageError: it is none.
+        """
+        return self.steadily(lambda searcher: int(searcher.filter.mask(where).sum()))
+
     def entry(self, item_id: str) -> Entry:
         """The item with an id.
 

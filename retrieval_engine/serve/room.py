@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 from retrieval_engine.engine import Engine
 from retrieval_engine.machine import usable_cores
 from retrieval_engine.search import Hits
-from retrieval_engine.serve.answering import (
+from retrieval_engine.serve.answering import captioner_work, encoder_work, matcher_work, prepare
+from retrieval_engine.serve.batcher import Batcher
+from retrieval_engine.serve.figures import Figures
+from retrieval_engine.serve.heat_maps import sheet
+from retrieval_engine.serve.live import EXTERNAL, Live
+from retrieval_engine.serve.pictures import ServedPictures
+from retrieval_engine.serve.questions import (
     Explain,
     Explained,
     Like,
@@ -20,16 +26,7 @@ from retrieval_engine.serve.answering import (
     Vectors,
     Write,
     Written,
-    captioner_work,
-    encoder_work,
-    matcher_work,
-    prepare,
 )
-from retrieval_engine.serve.batcher import Batcher
-from retrieval_engine.serve.figures import Figures
-from retrieval_engine.serve.heat_maps import sheet
-from retrieval_engine.serve.live import EXTERNAL, Live
-from retrieval_engine.serve.pictures import Pictures
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 from retrieval_engine.serve.settings import ServeSettings
 from retrieval_engine.sources.decode import decode
@@ -55,7 +52,7 @@ class Room:
     def __init__(self, engine: Engine, settings: ServeSettings, figures: Figures) -> None:
         self.settings = settings
         self.live = Live(engine, caption_model=settings.caption_model, reload_s=settings.reload_s)
-        self.pictures = Pictures(self.live, max_pixels=settings.max_pixels)
+        self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels)
         self.encoder: Batcher[Question | Like, Hits | Vectors] = self._batcher(
             "encoder", partial(encoder_work, self.live), figures
         )

@@ -13,7 +13,12 @@ from pydantic import BaseModel
 from retrieval_engine.errors import UsageError
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
-from retrieval_engine.serve.answering import (
+from retrieval_engine.serve.bodies import read_body
+from retrieval_engine.serve.caption_forms import as_csv
+from retrieval_engine.serve.captioning import caption_rows
+from retrieval_engine.serve.heat_maps import shade
+from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
+from retrieval_engine.serve.questions import (
     Explain,
     Explained,
     Like,
@@ -22,11 +27,6 @@ from retrieval_engine.serve.answering import (
     Question,
     Rerank,
 )
-from retrieval_engine.serve.bodies import read_body
-from retrieval_engine.serve.caption_forms import as_csv
-from retrieval_engine.serve.captioning import caption_rows
-from retrieval_engine.serve.heat_maps import shade
-from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
 from retrieval_engine.serve.refusals import Refused, Stopping
 from retrieval_engine.serve.room import Room
 
@@ -54,6 +54,8 @@ async def search(request: Request) -> Response:
     names = [_name(part) for part in wanted]
     if len(wanted) > 1 or wanted[0].weight != 1:  # a mix that cannot be is refused here
         Mix(tuple(zip(names, (part.weight for part in wanted), strict=True)))
+    if asked.where:  # away from the models' threads, which then find it evaluated
+        await room.off_loop(room.live.filtered, asked.where)
     parts = [(await _part(room, part), part.weight) for part in wanted]
     if asked.rerank:
         text = parts[0][0]
@@ -61,20 +63,21 @@ async def search(request: Request) -> Response:
             raise UsageError("`rerank` matches words with pictures: it goes with `text` alone")
         if asked.rerank < asked.k + asked.offset:
             raise UsageError("`rerank` must be at least `k` and `offset` together")
-        question = Rerank(text, asked.k, asked.offset, asked.rerank)
+        question = Rerank(text, asked.k, asked.offset, asked.rerank, asked.where)
         hits = await room.matcher.ask(question)
     else:
-        hits = await room.encoder.ask(Question(tuple(parts), asked.k, asked.offset))
+        asking = Question(tuple(parts), asked.k, asked.offset, asked.where)
+        hits = await room.encoder.ask(asking)
     return _hits(room, ", ".join(names), asked.offset, hits)
 
 
-def _name(part: schema.Part) -> str:
+def _name(part: schema.QueryPart) -> str:
     said = part.text or part.id or "an image"
     sign = "not " if part.weight < 0 else ""
     return f"{sign}{'' if abs(part.weight) == 1 else f'{abs(part.weight):g}:'}{said}"
 
 
-async def _part(room: Room, part: schema.Part) -> str | Picture:
+async def _part(room: Room, part: schema.QueryPart) -> str | Picture:
     if part.text is not None:
         return part.text
     return await room.picture(part.image, part.id)
@@ -101,7 +104,8 @@ def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
         for hit in hits
     ]
     items = len(room.live.searcher.catalog)
-    return Json({"query": query, "offset": offset, "items": items, "hits": shown})
+    said = {"query": query, "offset": offset, "items": items, "hits": shown, "note": hits.note}
+    return Json(said)
 
 
 @router.get("/api/similar/{item_id:path}", responses=says(schema.SearchAnswer))
@@ -155,7 +159,7 @@ async def embeddings(request: Request) -> Response:
     room = _room(request)
     asked, _ = await read_body(request, schema.EmbeddingsRequest)
     inputs = [asked.input] if isinstance(asked.input, str) else asked.input
-    parts = [schema.Part.model_validate({_side(text): text}) for text in inputs]
+    parts = [schema.QueryPart.model_validate({_side(text): text}) for text in inputs]
     questions = [Question(((await _part(room, part), 1.0),)) for part in parts]
     found = await room.encoder.ask_all(questions)
     dim = found[0].shape[-1] if isinstance(found[0], np.ndarray) else 0

@@ -36,7 +36,7 @@ class Body(BaseModel):
     example: ClassVar[dict[str, Any]] = {}
 
 
-class Part(Body):
+class QueryPart(Body):
     """One part of a mixed query: words, an image, or an item; with its weight."""
 
     text: Text | None = None
@@ -45,7 +45,7 @@ class Part(Body):
     weight: float = Field(1.0, ge=-100, le=100, description="Below 0: what not to find.")
 
     @model_validator(mode="after")
-    def _one(self) -> "Part":
+    def _one(self) -> "QueryPart":
         _exactly_one(self, "text", "image", "id")
         return self
 
@@ -56,11 +56,16 @@ class SearchRequest(Body):
     text: Text | None = None
     image: Image | None = None
     id: Id | None = Field(None, description="An item of the store, as a query.")
-    mix: list[Part] = Field([], max_length=16)
+    mix: list[QueryPart] = Field([], max_length=16)
     k: int = Field(20, ge=1, le=MOST_HITS, description="How many images.")
     offset: int = Field(0, ge=0, le=10_000, description="Leave out so many of the best.")
     rerank: int = Field(
         0, ge=0, le=MOST_RERANK, description="So many of the nearest in the cross-encoder's order."
+    )
+    where: str = Field(
+        "",
+        max_length=MOST_TEXT,
+        description="Only images of which this holds: taken >= '2023-05' and camera like 'iPhone%'.",
     )
     example: ClassVar[dict[str, Any]] = {"text": "a dog on grass", "k": 10}
 
@@ -71,10 +76,10 @@ class SearchRequest(Body):
         return self
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[QueryPart]:
         """All that is asked with, as parts of a mix."""
         named = {"text": self.text, "image": self.image, "id": self.id}
-        single = [Part.model_validate({k: v}) for k, v in named.items() if v is not None]
+        single = [QueryPart.model_validate({k: v}) for k, v in named.items() if v is not None]
         return [*single, *self.mix]
 
 
@@ -177,6 +182,7 @@ class SearchAnswer(BaseModel):
     offset: int
     items: int = Field(description="How many images were searched.")
     hits: list[Hit]
+    note: str = Field("", description="Which part of `where` leaves none.")
 
 
 class Caption(BaseModel):

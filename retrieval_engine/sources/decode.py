@@ -21,10 +21,8 @@ import importlib.util
 import io
 import logging
 import re
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from functools import cache
 
@@ -32,6 +30,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from retrieval_engine.errors import DecodeError
+from retrieval_engine.records import ImageFacts
+from retrieval_engine.sources.exif import BROKEN, read_facts
 from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.whole import find_fault
 
@@ -63,11 +63,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's readers raise on damaged or hostile bytes, found by fuzzing them.
-_BROKEN = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError),
-    *(SyntaxError, TypeError, ValueError, struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
 @cache
@@ -91,8 +86,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int = 0) ->
     Raises:
         DecodeError: the bytes are no picture that can be used; the message is the reason.
     """
-    _silence_pillow()
+    return decode_photo(data, max_pixels=max_pixels, least_side=least_side)[0]
+
+
+def decode_photo(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int = 0
+) -> tuple[Image.Image, ImageFacts]:
+    """The picture, as `decode` gives it, and what its file says about itself."""
     image = _open(data)
+    facts = read_facts(image, len(data))
     width, height = image.size
     if width < 1 or height < 1:
         raise DecodeError(f"{image.format} of {width}x{height} pixels has no pixels")
@@ -105,9 +107,17 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, least_side: int = 0) ->
         )
     small = _scale(min(width, height), least_side) if image.format == "JPEG" else 1
     if weight * width * height <= _ALONE_ABOVE:
-        return _decoded(image, data, small)
+        return _decoded(image, data, small), facts
     with _large:
-        return _decoded(image, data, max(small, _reduction(width * height)))
+        return _decoded(image, data, max(small, _reduction(width * height))), facts
+
+
+def facts_of(data: bytes) -> ImageFacts:
+    """What an image's file says about itself; no pixel is decoded."""
+    try:
+        return read_facts(_open(data), len(data))
+    except DecodeError:
+        return ImageFacts(bytes=len(data))
 
 
 def _reduction(pixels: int) -> int:
@@ -126,7 +136,7 @@ def _decoded(image: Image.Image, data: bytes, by: int) -> Image.Image:
     drafted = by if by > 1 and image.draft("RGB", _divided(image.size, by)) else 1
     try:
         image.load()
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DecodeError(f"broken or truncated {kind}: {one_line(error)}") from error
     fault = find_fault(data, image, lambda changed: _again(changed, image.size, drafted))
     if fault:
@@ -150,6 +160,7 @@ def _divided(size: tuple[int, int], by: int) -> tuple[int, int]:
 
 def _open(data: bytes) -> Image.Image:
     """The picture with its header read and no pixel decoded."""
+    _silence_pillow()
     if not data:
         raise DecodeError("the file is empty")
     formats: tuple[str, ...] = _FORMATS
@@ -163,7 +174,7 @@ def _open(data: bytes) -> Image.Image:
         raise DecodeError(
             f"not a picture: {len(data):,} bytes that begin with {data[:16]!r}"
         ) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DecodeError(f"broken picture header: {one_line(error)}") from error
 
 
@@ -179,7 +190,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
     """How the picture is turned upright, as its EXIF says; EXIF that cannot be read says nothing."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except BROKEN:
         return None
     return _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
 
@@ -199,7 +210,7 @@ def _rgb(image: Image.Image, by: int) -> Image.Image:
             plain = _eight_bits(strip, black, white) if deep else strip
             plain = plain.convert("RGB")
             out.paste(plain.reduce(by) if by > 1 else plain, (0, top // by))
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DecodeError(f"{image.format} in mode {image.mode}: {one_line(error)}") from error
     return out
 

@@ -1,10 +1,11 @@
 """What can be said about a store at a glance."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.store.items import live_items, sources, splits
+from retrieval_engine.store.filters import Column, ItemFilter
+from retrieval_engine.store.items import FACTS, live_items, sources, splits
 from retrieval_engine.store.manifest import FORMAT_VERSION, feature_json
 from retrieval_engine.store.reader import Store
 
@@ -22,6 +23,7 @@ class StoreFacts:
         coverage: number of them that have each feature, by modality and feature.
         failures: number of items in the failure ledger.
         size_bytes: of all files the manifest lists.
+        columns: what filters can name.
     """
 
     store: Store
@@ -32,6 +34,7 @@ class StoreFacts:
     coverage: Mapping[Modality, Mapping[str, int]]
     failures: int
     size_bytes: int
+    columns: Sequence[Column]
 
     def to_json(self) -> dict[str, Json]:
         """The figures as one JSON object."""
@@ -57,6 +60,7 @@ class StoreFacts:
             "parts": len(store.manifest.parts),
             "files": len(store.manifest.files()),
             "bytes": self.size_bytes,
+            "columns": [column.to_json() for column in self.columns],
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
@@ -78,11 +82,19 @@ class StoreFacts:
                 yield f"  {name}", f"{shape} {form.dtype}{tail}"
         yield "failures", f"{self.failures:,}"
         yield "files", f"{len(store.manifest.files()):,} files, {self.size_bytes:,} bytes"
+        yield (
+            "columns",
+            "what filters can name: type, number of items that have a value, an example",
+        )
+        for column in self.columns:
+            tail = f", e.g. {column.example}" if column.example else ""
+            yield f"  {column.name}", f"{column.type}, {column.count:,}{tail}"
 
 
 def describe(store: Store) -> StoreFacts:
     """The figures of a store; reads keys and items, no features."""
-    table = live_items(store.path, store.manifest, ["split", "source"])
+    names = ("source", "id", "uri", "split", "size_bytes", "meta", *FACTS.names)
+    table = live_items(store.path, store.manifest, names)
     return StoreFacts(
         store=store,
         items=len(table),
@@ -95,4 +107,5 @@ def describe(store: Store) -> StoreFacts:
         },
         failures=len(store.failures()),
         size_bytes=sum(entry.size_bytes for entry in store.manifest.files()),
+        columns=ItemFilter(table).columns(),
     )

@@ -29,6 +29,20 @@ from retrieval_engine.store.manifest import (
 CAPTION = pa.struct(
     [("id", pa.large_string()), ("text", pa.large_string()), ("key", pa.large_string())]
 )
+# What people ask for, beside what must be known: null where it is not known, and absent from the
+# files that were written before there were such columns.
+FACTS = pa.schema(
+    [
+        ("folder", pa.large_string()),
+        ("taken", pa.timestamp("us")),
+        ("camera", pa.large_string()),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("source", pa.large_string()),
@@ -42,6 +56,7 @@ SCHEMA = pa.schema(
         ("meta", pa.large_string()),
         ("removed", pa.bool_()),
         ("state", pa.binary(16)),
+        *FACTS,
     ]
 )
 PUBLIC = [name for name in SCHEMA.names if name not in ("removed", "state")]
@@ -83,11 +98,15 @@ class ItemRows:
             for text in (item.id, item.uri, item.split, meta):
                 text.encode()
             captions = [{"id": c.id, "text": c.text, "key": c.key} for c in item.captions]
+            folder, facts = item.folder, item.facts
+            known = [getattr(facts, name) for name in FACTS.names[1:]]
+            for name in (folder, facts.camera):
+                (name or "").encode()
         except (TypeError, ValueError) as error:
             raise StoreError(f"item {item.id!r} of {source} cannot be stored: {error}") from error
         row = (
             *(source, item.id, item.uri, key, item.size_bytes, item.mtime_ns, item.split),
-            *(captions, meta, False, item_state(item, source)),
+            *(captions, meta, False, item_state(item, source), folder, *known),
         )
         for name, value in zip(SCHEMA.names, row, strict=True):
             self.columns[name].append(value)
@@ -95,7 +114,7 @@ class ItemRows:
     def remove(self, source: str, item_id: str) -> None:
         """One item that is gone."""
         row: tuple[Any, ...]
-        row = (source, item_id, "", "", -1, -1, "", [], "{}", True, bytes(16))
+        row = (source, item_id, "", "", -1, -1, "", [], "{}", True, bytes(16), *[None] * len(FACTS))
         for name, value in zip(SCHEMA.names, row, strict=True):
             self.columns[name].append(value)
 
@@ -196,6 +215,11 @@ def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
             raise OSError("its sha256 is another than the manifest's")
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read(columns=list(columns))
+        for name in FACTS.names:
+            if name in columns and name not in table.schema.names:  # written before there were any
+                table = table.append_column(
+                    FACTS.field(name), pa.nulls(len(table), FACTS.field(name).type)
+                )
         for name in dict.fromkeys(column.partition(".")[0] for column in columns):
             if name != "captions" and table.schema.field(name).type != SCHEMA.field(name).type:
                 raise OSError(f"{name} is {table.schema.field(name).type}")

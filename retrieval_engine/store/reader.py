@@ -87,7 +87,8 @@ class Store:
 
         Returns:
             A `pyarrow.Table`: source, id, uri, key, size_bytes, mtime_ns, split, captions (list
-            of struct id, text, key), meta (a JSON string).
+            of struct id, text, key), meta (a JSON string), and what may be null: folder, taken,
+            camera, latitude, longitude, width, height, bytes; see `records.ImageFacts`.
 
         Raises:
             UsageError: no item has this split.

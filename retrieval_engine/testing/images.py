@@ -1,6 +1,7 @@
 """Small images drawn from a seed, and the files they make."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -28,3 +29,36 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 def jpeg(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
     """A good JPEG, another for each seed."""
     return encoded(photo(seed, size), "JPEG", quality=90)
+
+
+def photo_with(  # noqa: PLR0913 (what cameras write)
+    seed: int = 0,
+    *,
+    kind: str = "JPEG",
+    size: tuple[int, int] = (40, 30),
+    make: str = "",
+    model: str = "",
+    taken: str = "",
+    offset: str = "",
+    gps: Mapping[int, object] | None = None,
+    orientation: int = 0,
+) -> bytes:
+    """A file with EXIF as a camera writes it: only what is given.
+
+    Args:
+        seed: of the image.
+        kind: format of the file.
+        size: width and height.
+        make: of the camera.
+        model: of the camera.
+        taken: text of DateTimeOriginal.
+        offset: text of OffsetTimeOriginal.
+        gps: tags of the GPS directory by number.
+        orientation: 1 to 8.
+    """
+    exif = Image.Exif()
+    exif.update({k: v for k, v in ((0x010F, make), (0x0110, model), (0x0112, orientation)) if v})
+    exif.get_ifd(0x8769).update({k: v for k, v in ((0x9003, taken), (0x9011, offset)) if v})
+    exif.get_ifd(0x8825).update(gps or {})
+    has_any = any((make, model, taken, offset, gps, orientation))
+    return encoded(photo(seed, size), kind, **({"exif": exif} if has_any else {}))

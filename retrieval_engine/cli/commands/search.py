@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from retrieval_engine.cli.options import (
     UserPath,
+    any_model_option,
     device_option,
     example,
     head_option,
@@ -59,6 +60,13 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
     metavar="P",
     help="Leave out what matches the words with a lower probability, e.g. .5; see vlre calibrate.",
 )
+@click.option(
+    "--where",
+    default="",
+    metavar="CONDITION",
+    help="Only pictures of which this holds, as SQL writes it: \"taken >= '2023-05' and camera like "
+    "'iPhone%'\"; vlre store info lists the columns.",
+)
 @click.option("--vectors", type=UserPath(), help="Ask with text vectors, a .npy.")
 @index_option
 @store_option
@@ -69,11 +77,7 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 @click.option("--paths", is_flag=True, help="Print only where each hit is, one a line.")
 @click.option("-0", "null", is_flag=True, help="As --paths, each ended by NUL: for xargs -0.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
-@click.option(
-    "--model",
-    default="",
-    help="Where the store's model is now, if it has moved; the model of a new store.",
-)
+@any_model_option
 @device_option
 @click.pass_context
 def command(
@@ -105,8 +109,10 @@ def command(
     for line in searcher.notes:
         note(line)
     sections = _ask(searcher, queries, image, vectors, plus, minus, given)
+    for line in dict.fromkeys(hits.note for hits in sections if hits.note):
+        note(line)
     for hits in sections:
-        if not hits and hits.best_match is not None:
+        if not hits and not hits.note and hits.best_match is not None:
             least = given["min_match"]
             said = f"nothing matches {hits.query!r} with a probability of {least:g} or more"
             note(f"{said}; the best has {hits.best_match:.2f}")
@@ -191,7 +197,7 @@ def _ask(
     from retrieval_engine.search.queries import mix, read_vectors
     from retrieval_engine.sources.asked import read_asked
 
-    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match")
+    names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match", "where")
     how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
     if vectors is not None:
         rows = read_vectors(vectors)
