@@ -13,7 +13,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import DEFAULT_STORE, Json
 from retrieval_engine.search import Hits
 from retrieval_engine.search.followed import FollowedStore, default_model
-from retrieval_engine.sources import KINDS, Source
+from retrieval_engine.sources import Source, names_source
 from retrieval_engine.sources.from_python import GivenSource, given_images
 from retrieval_engine.sources.image_forms import is_image
 
@@ -70,7 +70,7 @@ class Engine(FollowedStore):
         progress: "Progress | None" = None,
     ) -> None:
         source = "" if _is_store(path) else os.fspath(path)
-        if source and not _is_source(source):
+        if source and not names_source(source):
             raise UsageError(
                 f"{source} is neither a folder of pictures nor a store",
                 hint=f"a new store begins with Engine(store={source!r}).add(images)",
@@ -117,7 +117,7 @@ class Engine(FollowedStore):
         from retrieval_engine.encoding import EncodeOptions, encode, open_changed
 
         source: Source
-        named = isinstance(images, str | os.PathLike) and _is_source(os.fspath(images))
+        named = isinstance(images, str | os.PathLike) and names_source(os.fspath(images))
         if named or (hasattr(images, "items") and hasattr(images, "is_partial")):
             if captions is not None or ids is not None or meta is not None:
                 raise UsageError("a source says itself what `captions`, `ids` and `meta` are")
@@ -293,10 +293,3 @@ class Engine(FollowedStore):
 
 def _is_store(path: str | os.PathLike[str]) -> bool:
     return bool(path) and (Path(path).expanduser() / "store.json").is_file()
-
-
-def _is_source(text: str) -> bool:
-    """Whether a string names a folder or a source rather than one image."""
-    kind, colon, _ = text.partition(":")
-    is_named = bool(colon) and kind in KINDS.names() and "#" not in text
-    return is_named or os.path.isdir(os.path.expanduser(text))

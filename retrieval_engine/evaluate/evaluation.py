@@ -22,7 +22,7 @@ from retrieval_engine.evaluate.positives import (
     extended_recall,
     read_positives,
 )
-from retrieval_engine.evaluate.reranked import rerank_recall
+from retrieval_engine.evaluate.reranked import RerankReport, rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.heads import SavedHead
 from retrieval_engine.metrics.bootstrap import Bootstrap
@@ -178,10 +178,17 @@ def evaluate_store(
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
+    encoder = None
+    if settings.rerank:  # what cannot match says so before any work
+        encoder = reopen_encoder(store.spec, device=settings.device, model=settings.model)
+        encoder.matcher()
     report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
     results = [(protocol, report)]
-    if settings.rerank:
-        results.append(_reranked(gallery, settings, progress))
+    if encoder:
+        found = rerank_recall(
+            gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress
+        )
+        results.append((_protocol_of(found), found.recall))
     extended = None
     if settings.positives:
         extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
@@ -198,20 +205,14 @@ def evaluate_store(
     )
 
 
-def _reranked(
-    gallery: Gallery, settings: RecallSettings, progress: Progress | None
-) -> tuple[Protocol, RecallReport]:
-    spec = gallery.store.spec
-    encoder = reopen_encoder(spec, device=settings.device, model=settings.model)
-    found = rerank_recall(gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress)
-    protocol = Protocol(
+def _protocol_of(found: RerankReport) -> Protocol:
+    return Protocol(
         name="itm+itc",
         score="itm_logit[1] + itc for the k nearest of each query by ITC; the others behind them, "
         "equal among themselves",
         k=found.k,
         seconds=found.seconds,
     )
-    return protocol, found.recall
 
 
 def _head_protocol(saved: SavedHead) -> Protocol:

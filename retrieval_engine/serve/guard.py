@@ -229,7 +229,8 @@ class _Rates:
         most = max(1.0, self._per_s * _BURST_S)
         left, then = self._buckets.pop(address, (most, now))
         left = min(most, left + (now - then) * self._per_s)
-        self._buckets[address] = (max(0.0, left - 1), now)
+        # A refusal costs nothing, or who asks again a little too early would never come in again.
+        self._buckets[address] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > _MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1

@@ -71,13 +71,13 @@ async def search(request: Request) -> Response:
     return _hits(room, ", ".join(names), asked.offset, hits)
 
 
-def _name(part: schema.QueryPart) -> str:
+def _name(part: schema.MixPart) -> str:
     said = part.text or part.id or "an image"
     sign = "not " if part.weight < 0 else ""
     return f"{sign}{'' if abs(part.weight) == 1 else f'{abs(part.weight):g}:'}{said}"
 
 
-async def _part(room: Room, part: schema.QueryPart) -> str | Picture:
+async def _part(room: Room, part: schema.MixPart) -> str | Picture:
     if part.text is not None:
         return part.text
     return await room.picture(part.image, part.id)
@@ -159,7 +159,7 @@ async def embeddings(request: Request) -> Response:
     room = _room(request)
     asked, _ = await read_body(request, schema.EmbeddingsRequest)
     inputs = [asked.input] if isinstance(asked.input, str) else asked.input
-    parts = [schema.QueryPart.model_validate({_side(text): text}) for text in inputs]
+    parts = [schema.MixPart.model_validate({_side(text): text}) for text in inputs]
     questions = [Question(((await _part(room, part), 1.0),)) for part in parts]
     found = await room.encoder.ask_all(questions)
     dim = found[0].shape[-1] if isinstance(found[0], np.ndarray) else 0

@@ -36,7 +36,7 @@ class Body(BaseModel):
     example: ClassVar[dict[str, Any]] = {}
 
 
-class QueryPart(Body):
+class MixPart(Body):
     """One part of a mixed query: words, an image, or an item; with its weight."""
 
     text: Text | None = None
@@ -45,7 +45,7 @@ class QueryPart(Body):
     weight: float = Field(1.0, ge=-100, le=100, description="Below 0: what not to find.")
 
     @model_validator(mode="after")
-    def _one(self) -> "QueryPart":
+    def _one(self) -> "MixPart":
         _exactly_one(self, "text", "image", "id")
         return self
 
@@ -56,7 +56,7 @@ class SearchRequest(Body):
     text: Text | None = None
     image: Image | None = None
     id: Id | None = Field(None, description="An item of the store, as a query.")
-    mix: list[QueryPart] = Field([], max_length=16)
+    mix: list[MixPart] = Field([], max_length=16)
     k: int = Field(20, ge=1, le=MOST_HITS, description="How many images.")
     offset: int = Field(0, ge=0, le=10_000, description="Leave out so many of the best.")
     rerank: int = Field(
@@ -76,10 +76,10 @@ class SearchRequest(Body):
         return self
 
     @property
-    def parts(self) -> Sequence[QueryPart]:
+    def parts(self) -> Sequence[MixPart]:
         """All that is asked with, as parts of a mix."""
         named = {"text": self.text, "image": self.image, "id": self.id}
-        single = [QueryPart.model_validate({k: v}) for k, v in named.items() if v is not None]
+        single = [MixPart.model_validate({k: v}) for k, v in named.items() if v is not None]
         return [*single, *self.mix]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from retrieval_engine.models import open_encoder
-from tests.campaign.children import Ended, in_child, vlre
 from tests.campaign.tally import Tally
 from tests.campaign.world import QUERY, World
+from tests.children import Ended, in_child, vlre
 
 Read = Callable[[], object]
 

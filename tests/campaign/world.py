@@ -12,7 +12,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.campaign.children import in_child, vlre
+from tests.children import in_child, vlre
 from tests.test_caption_decoding import save_both
 
 PICTURES = 24

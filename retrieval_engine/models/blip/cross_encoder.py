@@ -38,13 +38,6 @@ class BlipCrossEncoder:
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""
-        states = self.first_states(seen, ids, mask)
-        with torch.autocast(states.device.type, enabled=False):
-            logits: Tensor = self._head(states.float())
-        return logits
-
-    def first_states(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
-        """(i, n, w) states of each text's first token after the last layer."""
         i, n, length = ids.shape
         x = self._embeddings(input_ids=ids.view(i * n, length))  # (i n, l, w)
         keep = mask.view(i * n, 1, 1, length).bool()
@@ -53,8 +46,10 @@ class BlipCrossEncoder:
             x = layer.attention.output(attend(layer.attention.self, asking, x, keep), asking)
             x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
             x = layer.output(layer.intermediate(x), x)
-        states: Tensor = x.view(i, n, -1)
-        return states
+        # (i n, 1, w) -> (i, n, w): states of each text's first token after the last layer
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self._head(x.view(i, n, -1).float())
+        return logits
 
     def relevance(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """See `ExplainingCrossEncoder.relevance`.
