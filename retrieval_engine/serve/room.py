@@ -66,6 +66,7 @@ class Room:
             max_workers=max(2, usable_cores()), thread_name_prefix="vlre-io"
         )
         self._in_hand = 0
+        self._adding = asyncio.Lock()
         figures.watch("vlre_items", "Images that are searched", self._items)
         figures.watch("vlre_reloads", "Times the store was opened again", self._reloads)
 
@@ -124,6 +125,25 @@ class Room:
                 reader=reader() if reader else None,
             )
         )
+
+    async def add(self, images: Sequence[bytes], captions: Sequence[str]) -> dict[str, int]:
+        """Add images to the store, those of one request after those of another.
+
+        Returns:
+            How many were `added`, were `known`, and are searched now (`items`).
+
+        Raises:
+            DecodeError: one is no usable image; none was added.
+        """
+        async with self._adding:
+            return await self.off_loop(self._add, images, captions)
+
+    def _add(self, images: Sequence[bytes], captions: Sequence[str]) -> dict[str, int]:
+        for image in images:
+            decode(image, max_pixels=self.settings.max_pixels)
+        found = self.live.add(list(images), list(captions) or None).images
+        items = len(self.live.searcher.catalog)
+        return {"added": found.encoded, "known": found.reused, "items": items}
 
     def sheet(self, data: bytes, found: Explained) -> bytes:
         """A PNG of an image and of it for each word; see `heat_maps.sheet`."""

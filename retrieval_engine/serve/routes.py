@@ -153,6 +153,16 @@ async def explain(request: Request) -> Response:
     return Json({"probability": round(found.probability, 6), "words": words})
 
 
+@_route("/api/items", schema.AddAnswer, body_of(schema.AddRequest, "images"))
+async def add(request: Request) -> Response:
+    """Encode images into the store, where the server allows it; a broken one refuses all."""
+    room = _room(request)
+    if not room.settings.allow_adding:
+        raise Refused(403, "not_allowed", "this server takes no images", hint="see `allow_adding`")
+    asked, _ = await read_body(request, schema.AddRequest)
+    return Json(await room.add(asked.images, asked.captions))
+
+
 @_route("/v1/embeddings", schema.EmbeddingsAnswer, body_of(schema.EmbeddingsRequest))
 async def embeddings(request: Request) -> Response:
     """Vectors of texts and images, in OpenAI's form."""
