@@ -80,7 +80,10 @@ def health(address: str, seconds: float) -> dict[str, float]:
     with httpx.Client(base_url=address, timeout=20) as client:
         while time.perf_counter() < until:
             start = time.perf_counter()
-            ill += client.get("/healthz").status_code != 200
+            try:
+                ill += client.get("/healthz").status_code != 200
+            except httpx.TimeoutException:
+                ill += 1
             longest = max(longest, time.perf_counter() - start)
             time.sleep(0.5)
     return {"ill": ill, "longest_health_s": round(longest, 2)}

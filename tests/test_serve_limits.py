@@ -15,10 +15,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.serve import ServeSettings
-from retrieval_engine.serve.guard import _Rates
+from retrieval_engine.serve.figures import Figures
+from retrieval_engine.serve.guard import Guard, _Rates
 from retrieval_engine.serve.log import JsonLines
 from tests.serving import PATIENCE_S, make_store, served
 
@@ -290,6 +292,7 @@ def test_overload_is_refused_health_stays_and_it_recovers(store: Path) -> None:
                         answers.append((200, [hit["id"] for hit in answer.json()["hits"]]))
                     else:
                         assert int(answer.headers["retry-after"]) >= 1
+                        assert code(answer) == (429, "overloaded")
                         answers.append((answer.status_code, None))
 
         threads = [threading.Thread(target=ask) for _ in range(16)]
@@ -302,6 +305,30 @@ def test_overload_is_refused_health_stays_and_it_recovers(store: Path) -> None:
         assert {status for status, _ in answers} == {200, 429}
         assert all(found == right for status, found in answers if status == 200)
         assert [hit["id"] for hit in _hits(client)] == right
+
+
+def test_a_search_too_many_is_refused_before_it_is_read() -> None:
+    full = [True]
+    guard = Guard(Starlette(), ServeSettings(), Figures(), lambda: full[0])
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n"
+    whole = head + b'\r\n{"text": "a"}'
+    answer = guard.refused_at_once(whole)
+    assert answer is not None
+    said, _, body = answer.partition(b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 429 ")
+    assert b"\r\nretry-after: 1" in said
+    assert f"content-length: {len(body)}".encode() in said
+    assert json.loads(body)["error"]["code"] == "overloaded"
+    for other in (
+        whole[:-1],  # the rest is still to come
+        whole + b"GET / HTTP/1.1\r\n",
+        head + b'Expect: 100-continue\r\n\r\n{"text": "a"}',
+        whole.replace(b"/api/search", b"/api/caption"),
+        whole.replace(b"Content-Length: 13", b"Transfer-Encoding: chunked"),
+    ):
+        assert guard.refused_at_once(other) is None, other
+    full[0] = False
+    assert guard.refused_at_once(whole) is None
 
 
 def _hits(client: httpx.Client) -> list[dict[str, str]]:

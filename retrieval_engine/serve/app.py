@@ -25,7 +25,7 @@ STATIC = Path(__file__).with_name("static")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp:
+def create_app(engine: Engine, settings: ServeSettings | None = None) -> Guard:
     """The ASGI application over an engine, its limits around it.
 
     Args:
@@ -64,7 +64,8 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> ASGIApp
         app.add_api_route(path, _page(name), include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC))
     _complete_openapi(app)
-    return Guard(_directly(app, "/api/search", search), settings, figures)
+    direct = _directly(app, "/api/search", search)
+    return Guard(direct, settings, figures, lambda: room.encoder.is_full)
 
 
 def _tools(app: FastAPI, room: Room) -> AbstractAsyncContextManager[None]:

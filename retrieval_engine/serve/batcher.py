@@ -65,6 +65,11 @@ class Batcher(Generic[Q, A]):
         """Number of questions that wait."""
         return len(self._asked)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether one more question would be refused."""
+        return len(self._asked) >= self._max_waiting
+
     async def ask(self, question: Q) -> A:
         """The answer to one question; see `ask_all`."""
         return (await self.ask_all([question]))[0]

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ _OPEN = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/session")
 _OPEN_BELOW = "/static/"
 _ALWAYS = ("/healthz", "/readyz", "/metrics")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})(?:\r\n|$)", re.IGNORECASE)
 _BURST_S, _MOST_ADDRESSES = 5.0, 10_000
 _DISCARD_S, _MOST_DISCARDED_BYTES = 2.0, 64 << 20
 _HEADERS = [
@@ -45,16 +47,48 @@ class Guard:
         app: the application.
         settings: the limits.
         figures: where requests are counted.
+        is_full: whether one more search would be refused.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, figures: Figures) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServeSettings,
+        figures: Figures,
+        is_full: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._settings = settings
         self._figures = figures
+        self._is_full = is_full
         self._rates = _Rates(settings.requests_per_s)
         self._at_work = 0
         self._held = 0
         self.name, self.count = secrets.token_hex(4), itertools.count()  # make a request's id
+
+    def refused_at_once(self, data: bytes) -> bytes | None:
+        """The whole answer to what came over an idle connection, if it is a search too many.
+
+        To read a request as others are read costs as much as to answer it: under several times the
+        load that can be answered, refusing would take all the time, and nobody would hear of it.
+
+        Args:
+            data: as it came.
+
+        Returns:
+            None for everything that is to be read, which are also requests of several parts.
+        """
+        if not data.startswith(b"POST /api/search ") or not self._is_full():
+            return None
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not end or length is None or int(length[1]) != len(body) or b"\nExpect" in head:
+            return None
+        self._figures.note_request("/api/search", "POST", 429, 0.0)
+        refused = Overloaded("encoder", 1)
+        answer = refused.response(f"{self.name}{next(self.count):08x}")
+        lines = [b"%s: %s" % pair for pair in (*answer.raw_headers, *_HEADERS)]
+        return b"\r\n".join([b"HTTP/1.1 429 Too Many Requests", *lines, b"", bytes(answer.body)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the beginning and end of the server."""

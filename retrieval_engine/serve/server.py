@@ -4,10 +4,11 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -60,9 +61,11 @@ def running(engine: Engine, settings: ServeSettings) -> Iterator[str]:
 
 
 def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
-    protocol = type("Protocol", (_Patient,), {"head_s": settings.timeout_s})
+    app = create_app(engine, settings)
+    given = {"head_s": settings.timeout_s, "refused_at_once": staticmethod(app.refused_at_once)}
+    protocol = type("Protocol", (_Patient,), given)
     config = uvicorn.Config(
-        create_app(engine, settings),
+        app,
         http=protocol,
         ws="none",
         lifespan="on",
@@ -102,12 +105,24 @@ class _Patient(H11Protocol):
     """Closes a connection on which no whole head of a request came in time."""
 
     head_s = 20.0
+    refused_at_once: Callable[[bytes], bytes | None]
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_idle = is_idle and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if is_idle and (answer := self.refused_at_once(data)):
+            self._unset_keepalive_if_required()
+            self.transport.write(answer)
+            self._wait_for_head()
+            return
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
