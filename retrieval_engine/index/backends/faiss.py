@@ -5,17 +5,21 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure, MissingExtra, UsageError
 from retrieval_engine.index.backends import typed_options
-from retrieval_engine.index.grouping import Allowed, Items, Scores
+from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
 from retrieval_engine.machine import usable_cores
+
+if TYPE_CHECKING:
+    from retrieval_engine.index.faiss_filters import Selector
 
 FILE = "vectors.faiss"
 # Settings that trade time for recall, and where doubling them starts.
@@ -44,6 +48,7 @@ class FaissRows:
     def __init__(self, index: Any, effort: Mapping[str, int]) -> None:
         self._index = index
         self._effort: dict[str, int] = {}
+        self._selector = PerMask(_select)
         self.set_effort(effort)
 
     @property
@@ -87,33 +92,27 @@ class FaissRows:
         many = many and len(queries) * self.rows >= _THREADED_COMPARISONS
         # The number of threads belongs to the calling thread, so each call sets its own.
         _faiss().omp_set_num_threads(cpu_threads() if many else 1)
-        only = None if allowed is None else _Selector(allowed)
-        how = _parameters(self._index, fetch, self._effort, only) if only else None
-        nprobe = self._effort.get("nprobe", 0)
+        only = None if allowed is None else self._selector(allowed)
+        effort, how = self._effort, None
         scores = np.empty((len(queries), fetch), np.float32)
         rows = np.empty((len(queries), fetch), np.int64)
         pending = np.arange(len(queries))
         while len(pending):
             for at in range(0, len(pending), _QUERIES_AT_ONCE):
                 some = pending[at : at + _QUERIES_AT_ONCE]
-                scores[some], rows[some] = self._index.search(queries[some], fetch, params=how)
+                scores[some], rows[some] = (
+                    only.search(self._index, queries[some], fetch, effort)
+                    if only
+                    else self._index.search(queries[some], fetch, params=how)
+                )
             pending = pending[rows[pending, -1] < 0]
-            if not len(pending) or not nprobe or nprobe >= _list_count(self._index):
+            lists = effort.get("nprobe", 0)
+            if not len(pending) or not lists or lists >= _list_count(self._index):
                 break
             # The lists visited hold fewer rows than were asked for: visit more of them.
-            nprobe *= 4
-            how = _parameters(self._index, fetch, {"nprobe": nprobe}, only)
+            effort = {"nprobe": 4 * lists}
+            how = None if only else _faiss_filters().parameters(self._index, fetch, effort)
         return scores, rows
-
-
-class _Selector:
-    """Rows that may be answers, as faiss takes them; faiss keeps no hold of the bits itself."""
-
-    def __init__(self, allowed: Allowed) -> None:
-        self.share = max(1, int(np.count_nonzero(allowed))) / max(1, len(allowed))
-        self._bits = np.packbits(allowed, bitorder="little")
-        pointer = _faiss().swig_ptr(self._bits)
-        self.faiss = _faiss().IDSelectorBitmap(len(allowed), pointer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +237,7 @@ def extended(
 def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
     """Take rows out and number the others anew, without a gap."""
     faiss = _faiss()
-    index.remove_ids(_Selector(~keep).faiss)
+    index.remove_ids(_select(~keep).faiss)
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return  # the other kinds number by position
@@ -284,25 +283,14 @@ def _effort_name(index: Any) -> str:
     return next((name for name in _EFFORTS if name in known), "")
 
 
-def _parameters(index: Any, fetch: int, effort: Mapping[str, int], only: _Selector | None) -> Any:
-    """Parameters of one search; the index keeps its own setting for other threads."""
-    faiss = _faiss()
-    index = faiss.downcast_index(index)
-    sel = {"sel": only.faiss} if only else {}
-    if isinstance(index, faiss.IndexPreTransform):
-        inner = _parameters(index.index, fetch, effort, only)
-        return faiss.SearchParametersPreTransform(index_params=inner)
-    if isinstance(index, faiss.IndexRefine):
-        inner = _parameters(index.base_index, fetch, effort, only)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
-    if isinstance(index, faiss.IndexIVF):
-        nprobe = min(effort.get("nprobe", index.nprobe), index.nlist)
-        return faiss.SearchParametersIVF(nprobe=nprobe, **sel)
-    if isinstance(index, faiss.IndexHNSW):
-        # Rows that are not allowed are walked through, and take places among the efSearch.
-        wanted = max(index.hnsw.efSearch, fetch) / (only.share if only else 1)
-        return faiss.SearchParametersHNSW(efSearch=min(index.ntotal, int(wanted) + 1), **sel)
-    return faiss.SearchParameters(**sel)
+def _select(allowed: Allowed) -> "Selector":
+    return _faiss_filters().Selector(allowed)
+
+
+def _faiss_filters() -> ModuleType:
+    from retrieval_engine.index import faiss_filters
+
+    return faiss_filters
 
 
 def _list_count(index: Any) -> int:
