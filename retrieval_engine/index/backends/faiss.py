@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
 from retrieval_engine.machine import usable_cores
-
-if TYPE_CHECKING:
-    from retrieval_engine.index.faiss_filters import Selector
 
 FILE = "vectors.faiss"
 # Settings that trade time for recall, and where doubling them starts.
@@ -48,7 +45,7 @@ class FaissRows:
     def __init__(self, index: Any, effort: Mapping[str, int]) -> None:
         self._index = index
         self._effort: dict[str, int] = {}
-        self._selector = PerMask(_select)
+        self._selector = PerMask(lambda allowed: _faiss_filters().Selector(allowed))
         self.set_effort(effort)
 
     @property
@@ -237,7 +234,7 @@ def extended(
 def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
     """Take rows out and number the others anew, without a gap."""
     faiss = _faiss()
-    index.remove_ids(_select(~keep).faiss)
+    index.remove_ids(_faiss_filters().Selector(~keep).faiss)
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return  # the other kinds number by position
@@ -281,10 +278,6 @@ def _effort_name(index: Any) -> str:
     ranges = space.parameter_ranges
     known = [ranges.at(i).name for i in range(ranges.size())]
     return next((name for name in _EFFORTS if name in known), "")
-
-
-def _select(allowed: Allowed) -> "Selector":
-    return _faiss_filters().Selector(allowed)
 
 
 def _faiss_filters() -> ModuleType:
