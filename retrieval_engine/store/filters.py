@@ -7,7 +7,7 @@ network, with its settings locked, and with a bound on time; see `condition` for
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,25 +134,33 @@ class ItemFilter:
     def columns(self) -> list[Column]:
         """What filters can name, metadata last."""
         with self._turn:
-            return [self._column(name, f'"{name}"', []) for name in COLUMNS] + [
-                self._column(f"meta.{key}" if key.lower() in COLUMNS else key, _OF_META, how)
-                for key in self._meta_keys()
-                if (how := self._form(key))
-            ]
+            found = self._described({name: f'"{name}"' for name in COLUMNS}, "items", [])
+            form = self._value("SELECT json_group_structure(meta::JSON) FROM items", [])
+            form = _plain(json.loads(form or "null"))
+            keys = {
+                f"meta.{key}" if key.lower() in COLUMNS else key: f"x.{_quoted(key)}"
+                for key in form or {}
+            }
+            if keys:
+                of = "(SELECT json_transform(meta, ?) AS x FROM items)"
+                found += self._described(keys, of, [json.dumps(form)])
+            return found
 
     # What DuckDB does
 
-    def _column(self, name: str, value: str, how: list[str]) -> Column:
-        of = f"FROM (SELECT {value} AS x FROM items)"
-        count, example = self._run(f"SELECT count(x), any_value(x) {of}", how).fetchall()[0]
-        text = "" if example is None else str(example)
-        text = text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
-        return Column(name=name, type=self._type(value, how), count=int(count), example=text)
-
-    def _type(self, value: str, how: list[str]) -> str:
-        """What DuckDB calls the type of an expression over the items."""
-        described = self._run(f"DESCRIBE SELECT {value} FROM items", how).fetchall()
-        return str(described[0][1]).lower()
+    def _described(self, named: Mapping[str, str], of: str, how: list[str]) -> list[Column]:
+        """Columns by name, given as expressions over a table."""
+        types = self._run(f"DESCRIBE SELECT {', '.join(named.values())} FROM {of}", how).fetchall()
+        pairs = ", ".join(f"count({value}), any_value({value})" for value in named.values())
+        values = self._run(f"SELECT {pairs} FROM {of}", how).fetchall()[0]
+        found = []
+        for name, (_, kind, *_), count, example in zip(
+            named, types, values[::2], values[1::2], strict=True
+        ):
+            text = "" if example is None else str(example)
+            text = text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+            found.append(Column(name=name, type=kind.lower(), count=int(count), example=text))
+        return found
 
     def _run(self, sql: str, parameters: list[str]) -> Any:
         if self._duckdb is None:
@@ -196,7 +204,7 @@ class ItemFilter:
 
     def _misfit(self, leaf: Condition, error: Exception) -> UsageError:
         [name] = leaf.columns
-        kind = self._type(f'"{name}"', [])
+        kind = self._described({name: _quoted(name)}, "items", [])[0].type
         shown = name.removeprefix("meta.")
         if kind.endswith("[]"):
             hint = f"{shown} holds lists: {shown} contains 'value'"
@@ -236,15 +244,14 @@ class ItemFilter:
             key = next((k for k in known if k.lower() == key.lower()), key)
         name = f"meta.{key}"
         if name not in self._table.column_names:
-            how = self._form(key) if key in known else []
-            if not how:
+            if key not in known:
                 listed = [*COLUMNS, *known][:_SHOWN]
                 raise UsageError(
                     f"`where`: no column {asked!r}; known: {', '.join(listed)}",
                     hint="text stands in single quotes",
                 )
             assert self._duckdb is not None
-            value = self._duckdb.sql(f"SELECT {_OF_META} FROM items", params=how)
+            value = self._duckdb.sql(f"SELECT {_OF_META} FROM items", params=self._form(key))
             self._table = self._table.append_column(name, value.to_arrow_table().column(0))
             self._duckdb.register("items", self._table)
         return name
@@ -256,11 +263,11 @@ class ItemFilter:
         return self._keys
 
     def _form(self, key: str) -> list[str]:
-        """Where a key is in the metadata, and of what type its values are; empty where all are null."""
+        """Where a key is in the metadata, and of what type its values are."""
         pointer = "/" + key.replace("~", "~0").replace("/", "~1")
         sql = "SELECT json_group_structure(json_extract(meta, ?)) FROM items"
         form = _plain(json.loads(self._value(sql, [pointer]) or "null"))
-        return [pointer, json.dumps(form)] if form else []
+        return [pointer, json.dumps(form or "VARCHAR")]
 
 
 def _asked_of(table: Any) -> Any:
@@ -276,6 +283,11 @@ def _asked_of(table: Any) -> Any:
     columns = {name: column(name) for name in COLUMNS}
     columns["size_bytes"] = pc.coalesce(column("bytes"), own)
     return pa.table({**columns, "meta": column("meta")})
+
+
+def _quoted(name: str) -> str:
+    """A name as SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _plain(form: Any) -> Any:
