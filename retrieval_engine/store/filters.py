@@ -59,7 +59,7 @@ class Column:
         name: of it.
         type: as DuckDB calls it, e.g. `timestamp`, `varchar[]`.
         count: number of items that have a value.
-        example: one of them as text, empty where none has.
+        example: one of them as text, or empty.
     """
 
     name: str
@@ -76,8 +76,7 @@ class ItemFilter:
     """Evaluates filters over one table of items; each answer is kept. Safe to use from threads.
 
     Args:
-        table: columns `source`, `id`, `uri`, …, `meta` as `Store.items` has them; what is not
-            there counts as null.
+        table: columns as `Store.items` has them; what is not there counts as null.
         within: (items,) the items that may be answers at all; None for all.
     """
 
@@ -96,13 +95,14 @@ class ItemFilter:
         """(items,) which items satisfy a filter; read-only.
 
         Raises:
-            UsageError: it is no condition, names an unknown column, compares what cannot be
-                compared, or takes too long.
+            UsageError: it is no condition over these columns, or takes too long.
         """
         # Without the lock: what is known waits for nobody's slow filter.
         if (known := self._masks.get(where)) is not None:
             return known
         with self._turn:
+            if (known := self._masks.get(where)) is not None:
+                return known
             found = self._evaluated(self._read(where)) & self._within
             found.flags.writeable = False
             while len(self._masks) >= max(_FEWEST_KEPT, _KEPT_BYTES // max(1, len(self))):
@@ -121,12 +121,8 @@ class ItemFilter:
             if not (failed := [part for part, count in counts if not count]):
                 each = ", ".join(f"{part.text} {count:,}" for part, count in counts)
                 return f"the filter leaves none of {total:,} items; alone, its parts leave: {each}"
-            unknown = [
-                name
-                for part in failed
-                for name in part.columns
-                if self._table[name].null_count == len(self)
-            ]
+            names = [name for part in failed for name in part.columns]
+            unknown = [n for n in names if self._table[n].null_count == len(self)]
             why = f" ({', '.join(unknown)} is not known of any)" if unknown else ""
             what = ", ".join(part.text for part in failed)
             return f"the filter leaves none of {total:,} items: {what} holds for none{why}"
@@ -136,12 +132,9 @@ class ItemFilter:
         with self._turn:
             found = self._described({name: f'"{name}"' for name in COLUMNS}, "items", [])
             form = self._value("SELECT json_group_structure(meta::JSON) FROM items", [])
-            form = _plain(json.loads(form or "null"))
-            keys = {
-                f"meta.{key}" if key.lower() in COLUMNS else key: f"x.{_quoted(key)}"
-                for key in form or {}
-            }
-            if keys:
+            form = _plain(json.loads(form or "null")) or {}
+            taken = {key: f"meta.{key}" for key in form if key.lower() in COLUMNS}
+            if keys := {taken.get(key, key): f"x.{_quoted(key)}" for key in form}:
                 of = "(SELECT json_transform(meta, ?) AS x FROM items)"
                 found += self._described(keys, of, [json.dumps(form)])
             return found
@@ -206,14 +199,13 @@ class ItemFilter:
         [name] = leaf.columns
         kind = self._described({name: _quoted(name)}, "items", [])[0].type
         shown = name.removeprefix("meta.")
+        hint = "a number is written without quotes"
         if kind.endswith("[]"):
             hint = f"{shown} holds lists: {shown} contains 'value'"
         elif kind == "varchar":
             hint = "text stands in single quotes"
         elif kind.startswith(("timestamp", "date")):
             hint = "a time is written '2023', '2023-05', '2023-05-17' or '2023-05-17 14:30'"
-        else:
-            hint = "a number is written without quotes"
         return UsageError(
             f"`where`: {leaf.text}: column {shown} is {kind}: {_said(error)}", hint=hint
         )
@@ -246,10 +238,8 @@ class ItemFilter:
         if name not in self._table.column_names:
             if key not in known:
                 listed = [*COLUMNS, *known][:_SHOWN]
-                raise UsageError(
-                    f"`where`: no column {asked!r}; known: {', '.join(listed)}",
-                    hint="text stands in single quotes",
-                )
+                said = f"`where`: no column {asked!r}; known: {', '.join(listed)}"
+                raise UsageError(said, hint="text stands in single quotes")
             assert self._duckdb is not None
             value = self._duckdb.sql(f"SELECT {_OF_META} FROM items", params=self._form(key))
             self._table = self._table.append_column(name, value.to_arrow_table().column(0))
