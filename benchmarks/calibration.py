@@ -25,12 +25,8 @@ from benchmarks.report import emit
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.metrics.calibration import share_of
 from retrieval_engine.models import Encoder, open_encoder
-from retrieval_engine.search.matching import (
-    CalibrationSettings,
-    Evidence,
-    MatchBy,
-    calibrate,
-)
+from retrieval_engine.search.calibrate import CalibrationSettings, calibrate
+from retrieval_engine.search.matching import Evidence, MatchBy
 from retrieval_engine.store import Gallery, Store, open_store
 
 MORE_NONSENSE = (

@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace) -> None:
     results = out / "results.jsonl"
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     done = {(found["source"], found["setting"]): found for found in map(json.loads, lines)}
-    wanted = [*SETTINGS, *(["shipped"] if options.shipped else [])]
+    wanted = [*options.recipes, *(["shipped"] if options.shipped else [])]
     for name in wanted:
         found = done.get((options.source, name))
         if found is None:
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--source", default="scenes:10000?seed=1")
     parser.add_argument("--val-source", default="")
     parser.add_argument("--shipped", default="", help="a model to look at beside: vlre-photo")
+    parser.add_argument("--recipes", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)

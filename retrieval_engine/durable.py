@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
-    except Exception as error:
+    except Exception as error:  # safetensors, tokenizers and torch raise what they like
         if code := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors, tokenizers
             number = int(code[1])
         elif re.search(r"No space left|file write failed|failed writing file", str(error)):  # torch

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError
-from retrieval_engine.records import DEFAULT_STORE, Json, Modality
+from retrieval_engine.records import DEFAULT_STORE, Json
 from retrieval_engine.search import Hits
 from retrieval_engine.search.followed import FollowedStore, default_model
-from retrieval_engine.sources import KINDS, Source
+from retrieval_engine.sources import Source, names_source
 from retrieval_engine.sources.from_python import GivenSource, given_images
 from retrieval_engine.sources.image_forms import is_image
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import DecodingOptions
+    from retrieval_engine.duplicates import DuplicateReport, DuplicateSettings
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.evaluate import Evaluation
     from retrieval_engine.index import IndexReport, UpdateReport
@@ -69,7 +70,7 @@ class Engine(FollowedStore):
         progress: "Progress | None" = None,
     ) -> None:
         source = "" if _is_store(path) else os.fspath(path)
-        if source and not _is_source(source):
+        if source and not names_source(source):
             raise UsageError(
                 f"{source} is neither a folder of pictures nor a store",
                 hint=f"a new store begins with Engine(store={source!r}).add(images)",
@@ -113,10 +114,10 @@ class Engine(FollowedStore):
             SourceError: none of the images could be encoded.
             UsageError: something is no image, or numbers of captions and images differ.
         """
-        from retrieval_engine.encoding import encode, open_changed
+        from retrieval_engine.encoding import EncodeOptions, encode, open_changed
 
         source: Source
-        named = isinstance(images, str | os.PathLike) and _is_source(os.fspath(images))
+        named = isinstance(images, str | os.PathLike) and names_source(os.fspath(images))
         if named or (hasattr(images, "items") and hasattr(images, "is_partial")):
             if captions is not None or ids is not None or meta is not None:
                 raise UsageError("a source says itself what `captions`, `ids` and `meta` are")
@@ -125,7 +126,8 @@ class Engine(FollowedStore):
             kept = self.store_path.with_name(f"{self.store_path.name}-pictures")
             source = GivenSource(given_images(images, captions, ids, meta), kept)
         with self._lock:
-            encoder, how = self._base_encoder(), options or self._options()
+            encoder, there = self._base_encoder(), self._store()
+            how = options or (EncodeOptions.like(there, encoder) if there else EncodeOptions())
             report = encode(
                 source, self.store_path, encoder=encoder, options=how, progress=progress
             )
@@ -136,18 +138,6 @@ class Engine(FollowedStore):
             first = report.failures[0]
             raise SourceError(f"no image could be encoded; {first.item_id}: {first.reason}")
         return report
-
-    def _options(self) -> "EncodeOptions":
-        """To encode as the store was encoded."""
-        from retrieval_engine.encoding import EncodeOptions
-
-        store = self._store()
-        forms = store.features(Modality.IMAGES) if store else {}
-        if not store or "itc" not in forms:
-            return EncodeOptions()
-        offered = self._base_encoder().features(Modality.IMAGES)
-        names = tuple(name for name in forms if name in offered)
-        return EncodeOptions(features=names, store_dtype=forms["itc"].dtype)
 
     def build_index(
         self,
@@ -161,7 +151,7 @@ class Engine(FollowedStore):
 
         return build_index(
             self._seen_store(),
-            self._index_path,
+            self.index_path,
             recipe=recipe,
             split=self._split,
             feature=feature,
@@ -172,7 +162,7 @@ class Engine(FollowedStore):
         """Add to the index what is newer, and take out what is gone; see `update_index`."""
         from retrieval_engine.index import update_index
 
-        return update_index(self._seen_store(), self._index_path, progress=progress)
+        return update_index(self._seen_store(), self.index_path, progress=progress)
 
     def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
         """Features of sentences or images, which are not stored.
@@ -247,6 +237,18 @@ class Engine(FollowedStore):
         with self._lock:
             return self.searcher().similar(self._number(item_id), k, where)
 
+    def duplicates(
+        self,
+        settings: "DuplicateSettings | None" = None,
+        *,
+        progress: "Progress | None" = None,
+    ) -> "DuplicateReport":
+        """Groups of images that are one picture, the best of each first; see `find_duplicates`."""
+        from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+
+        settings = settings or DuplicateSettings(split=self._split)
+        return find_duplicates(self._seen_store(), settings, progress=progress)
+
     def caption(
         self,
         images: Any,
@@ -291,10 +293,3 @@ class Engine(FollowedStore):
 
 def _is_store(path: str | os.PathLike[str]) -> bool:
     return bool(path) and (Path(path).expanduser() / "store.json").is_file()
-
-
-def _is_source(text: str) -> bool:
-    """Whether a string names a folder or a source rather than one image."""
-    kind, colon, _ = text.partition(":")
-    is_named = bool(colon) and kind in KINDS.names() and "#" not in text
-    return is_named or os.path.isdir(os.path.expanduser(text))

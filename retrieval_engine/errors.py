@@ -18,6 +18,7 @@
     │   ├── FeatureMissing             the store holds no such feature
     │   └── FingerprintMismatch        features of two encoders would be mixed
     ├── IndexFailure                   an index cannot be built, opened or searched
+    │   └── NoImages                   there is nothing in the store, or in its split, yet
     ├── TrainingError                  a training cannot start or must stop
     └── EvaluationError                figures cannot be computed honestly
 
@@ -148,6 +149,10 @@ class FingerprintMismatch(StoreError):
 
 class IndexFailure(VlreError):
     """An index cannot be built, opened or searched."""
+
+
+class NoImages(IndexFailure):
+    """A store, or a split of it, holds no images yet."""
 
 
 class TrainingError(VlreError):

@@ -11,6 +11,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_wanted() -> int:
+    """Threads a large call may use: `OMP_NUM_THREADS`, else the cores of this process."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) > 0 else usable_cores()
+
+
 def free_memory() -> int | None:
     """Bytes of memory that nobody uses, or None where the system does not tell without a library."""
     try:

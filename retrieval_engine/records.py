@@ -1,12 +1,14 @@
 """The nouns that travel between rooms: items, their captions, and what a feature looks like."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import PurePath
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from retrieval_engine.errors import MissingExtra
 
 DEFAULT_MODEL = "vlre-photo"
 """The model that is used where none is named; it ships with the package."""
@@ -142,3 +144,16 @@ class Failure:
     def of(cls, item: Item, source: str, reason: str) -> "Failure":
         """The failure of an item of a source."""
         return cls(source=source, item_id=item.id, uri=item.uri, reason=reason)
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a pandas DataFrame, a column for each name.
+
+    Raises:
+        MissingExtra: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pandas", "data") from error
+    return pd.DataFrame(list(rows))

@@ -1,6 +1,8 @@
 """Adapters of every kind that the installed peft has, on a tiny BLIP-2 with OPT."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,22 @@ _NEEDS: dict[str, dict[str, Any]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def _read(base: Path) -> tuple[Any, Any]:
+    return Blip2ForConditionalGeneration.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+
+
+def _opened(base: Path) -> Any:
+    """The model with weights of its own."""
+    return deepcopy(_read(base)[0])
+
+
 def save_adapter(kind: str, base: Path, out: Path, targets: list[str], **more: Any) -> None:
     """Write an adapter of a kind with random weights, as peft itself saves it."""
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
     given = {"target_modules": targets} | _NEEDS.get(kind, {}) | more
     torch.manual_seed(3)
-    model: Any = Blip2ForConditionalGeneration.from_pretrained(base)
-    wrapped: Any = get_peft_model(model, config(**given))
+    wrapped: Any = get_peft_model(_opened(base), config(**given))
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -53,8 +64,7 @@ def save_adapter(kind: str, base: Path, out: Path, targets: list[str], **more: A
 
 def reference(base: Path, adapter: Path, tokens: Tensor, prompt: str) -> dict[str, Tensor]:
     """What peft's own model, not merged, makes of states, of texts, and of the first word."""
-    model: Any = Blip2ForConditionalGeneration.from_pretrained(base)
-    wrapped: Any = PeftModel.from_pretrained(model, str(adapter)).eval()
+    wrapped: Any = PeftModel.from_pretrained(_opened(base), str(adapter)).eval()
     return outputs(wrapped.base_model.model, base, tokens, prompt)
 
 
@@ -62,7 +72,7 @@ def reference(base: Path, adapter: Path, tokens: Tensor, prompt: str) -> dict[st
 def outputs(model: Any, base: Path, tokens: Tensor, prompt: str) -> dict[str, Tensor]:
     """The same of a transformers model."""
     model = model.eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    _, tokenizer = _read(base)
     queries = model.query_tokens.expand(len(tokens), -1, -1)
     states = model.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
     embed: Callable[[Tensor], Tensor] = model.language_model.get_input_embeddings()

@@ -11,12 +11,14 @@ os.environ.setdefault("VLRE_MODEL", "vlre-tiny")  # most tests are of drawn scen
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
 torch.set_num_threads(1)
 # A slow machine is no failure, and a commit that was green stays green.
-settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("suite")
 logging.disable_progress_bar()
 

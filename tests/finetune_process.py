@@ -1,11 +1,10 @@
-"""One step of a fine-tuning run, gradients written down; `python -m tests.finetune_process`.
+"""One step of a fine-tuning run, gradients written down.
 
 With RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set it is one process of several, as torchrun
 starts them.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ def gradients(run: FinetuneRun, step: int = 0) -> tuple[dict[str, torch.Tensor],
     return found, losses
 
 
-def main(options: str, out: str) -> None:
+def one_step_of_each(options: str, out: str) -> None:
     """A step of each task.
 
     Args:
@@ -44,7 +43,3 @@ def main(options: str, out: str) -> None:
         run.ahead.close()
         runs.append(run)
     runs[-1].close()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

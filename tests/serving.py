@@ -11,6 +11,8 @@ from retrieval_engine import Engine, build_index, encode, open_encoder, open_sto
 from retrieval_engine.encoding import EncodeOptions
 from retrieval_engine.serve import ServeSettings, running
 
+PATIENCE_S = 300.0
+"""What nobody waits for unless something is wrong, however busy the machine is."""
 ALL = EncodeOptions(features=("itc", "tokens"))
 
 
@@ -30,13 +32,13 @@ def served(store: Path, **limits: object) -> Iterator[httpx.Client]:
     token = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
     with (
         running(engine, settings) as address,
-        httpx.Client(base_url=address, timeout=60, headers=token) as client,
+        httpx.Client(base_url=address, timeout=PATIENCE_S, headers=token) as client,
     ):
         wait_until_ready(client)
         yield client
 
 
-def wait_until_ready(client: httpx.Client, within_s: float = 60) -> None:
+def wait_until_ready(client: httpx.Client, within_s: float = PATIENCE_S) -> None:
     """Ask `/readyz` until it says so."""
     until = time.monotonic() + within_s
     while time.monotonic() < until:

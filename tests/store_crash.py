@@ -101,7 +101,7 @@ def _random(template: Path, folder: Path, count: int) -> None:
     for number in range(count):
         path = folder / str(number)
         shutil.copytree(template, path)
-        delay_s = rng.uniform(0, whole_s)
+        delay_s = rng.uniform(0, whole_s) if number else 0.0  # one at least is killed
 
         def wait(child: int, delay_s: float = delay_s) -> None:
             time.sleep(delay_s)

@@ -89,6 +89,18 @@ def test_the_server_benchmark_runs_and_reports(
     monkeypatch.setattr(sys, "argv", arguments)
     importlib.import_module("benchmarks.serve").main()
     first, steady, crowd = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["seconds"] > 0
+    assert 0 < first["page_s"] <= first["search_s"]
     assert steady["p50_ms"] <= steady["p99_ms"]
     assert crowd["ratio"] == pytest.approx(crowd["batched_per_s"] / crowd["unbatched_per_s"], 0.05)
+
+
+@pytest.mark.slow
+def test_the_server_under_stress_gives_right_answers_or_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve_stress", "--scenes", "20", "--seconds", "1"])
+    importlib.import_module("benchmarks.serve_stress").main()
+    over, growing = map(json.loads, capsys.readouterr().out.splitlines())
+    assert over["right"] > 0
+    assert over["wrong"] == over["lost"] == over["ill"] == growing["failed"] == 0
+    assert growing["found_after_s"] < 2

@@ -1,29 +1,17 @@
 """The campaign: a short one each time, the whole one when asked for (`-m slow`)."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.campaign.__main__ import FULL, SHORT, campaign
 
 
-def _run(*arguments: str) -> list[list[str]]:
-    """Rows of the table: trial, tried, held, fell."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.campaign", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
-    lines = [line for line in run.stdout.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")][:4] for line in lines[2:]]
-
-
-def test_a_short_campaign_holds() -> None:
-    rows = _run("--short")
-    tried = {name: int(tried.replace(",", "")) for name, tried, _, _ in rows}
-    assert all((held, fell) == (tried, "0") for _, tried, held, fell in rows)
+def test_a_short_campaign_holds(tmp_path: Path) -> None:
+    tally = campaign(tmp_path, SHORT, 11, "", is_full=False)
+    assert tally.fell == []
+    tried = {name: row.tried for name, row in tally.rows.items()}
+    assert tried == {name: row.held for name, row in tally.rows.items()}
     assert tried["kill -9 encode"] >= 1
     assert tried["kill -9 index"] >= 1
     assert tried["kill -9 compact"] >= 1
@@ -34,7 +22,7 @@ def test_a_short_campaign_holds() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_campaign_holds() -> None:
-    rows = _run()
-    assert sum(int(row[1].replace(",", "")) for row in rows) > 5_800
-    assert all(tried == held and fell == "0" for _, tried, held, fell in rows)
+def test_the_whole_campaign_holds(tmp_path: Path) -> None:
+    tally = campaign(tmp_path, FULL, 11, "", is_full=True)
+    assert sum(row.tried for row in tally.rows.values()) > 5_800
+    assert tally.fell == []

@@ -2,11 +2,9 @@
 
 import csv
 import json
-import resource
 import signal
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests import tiny, tiny_blip2
 from tests.broken_images import broken_images
+from tests.children import held_at, in_child, vlre
 from tests.test_caption_decoding import save_both
 
 GREEDY = DecodingOptions(beams=1, max_length=12)
@@ -259,15 +258,11 @@ def test_a_torn_line_is_written_again(tmp_path: Path, model: Path, folder: Path)
 def test_a_full_disk_is_told_by_the_file_s_name(tmp_path: Path, model: Path, folder: Path) -> None:
     """Closing the file must not say it again without its name."""
     out = tmp_path / "full.jsonl"
-    ended = subprocess.run(
-        [sys.executable, "cli.py", "caption", folder, "--model", model, "--out", out, "--beams=1"],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)),
-    )
-    assert ended.returncode == 1, ended.stderr
-    assert f"cannot write {out}: File too large" in ended.stderr
+    command = vlre("caption", folder, "--model", model, "--out", out, "--beams=1")
+    ended = in_child(command, file_bytes=700)
+    assert ended.code == 1, ended.output
+    assert f"cannot write {out}: File too large" in ended.output
+    ended.check_told()
 
 
 def test_a_store_is_captioned_by_its_own_model_where_that_can(
@@ -307,7 +302,7 @@ def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for i in range(150):
+    for i in range(48):
         (pictures / f"{i:04}.jpg").write_bytes(jpeg(i))
     for broken in broken_images():
         (pictures / f"broken-{broken.name}").write_bytes(broken.data)
@@ -315,24 +310,17 @@ def test_killed_and_restarted_every_good_picture_once_every_broken_one_told(
     bad = {name for name in listed if name.startswith("broken-")}
     assert len(bad) >= 8
 
-    def start(out: Path) -> "subprocess.Popen[bytes]":
-        arguments = ["caption", str(pictures), "--model", str(model), "--out", str(out)]
-        arguments += ["--sample", "--num-captions", "2", "--batch-size", "4"]
-        arguments += ["--dtype", "float32"]
-        code = "from retrieval_engine.cli import main; main()"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], **quiet)  # type: ignore[call-overload,no-any-return]
+    def captioning(out: Path) -> Callable[[], None]:
+        sampling = ("--sample", "--num-captions", 2, "--batch-size", 4, "--dtype", "float32")
+        return vlre("caption", pictures, "--model", model, "--out", out, *sampling)
 
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    process = start(killed)
-    while not killed.exists() or killed.read_bytes().count(b"\n") < 12:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    begun = lambda: killed.exists() and killed.read_bytes().count(b"\n") >= 12  # noqa: E731
+    ended = in_child(held_at("0036.jpg", captioning(killed)), kill_when=begun)
+    assert ended.code == -signal.SIGKILL, ended.output
     before = killed.read_bytes()
     assert before.count(b"\n") < len(listed) - len(bad)
-    assert start(killed).wait() == 3
+    assert in_child(captioning(killed)).code == 3
     assert killed.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     sampling = ("--sample", "--num-captions", 2, "--dtype", "float32")
     again = run(pictures, "--model", model, "--out", whole, *sampling)

@@ -59,7 +59,17 @@ def test_every_command_has_help_and_an_example(name: str) -> None:
 def test_an_unknown_command_is_wrong_usage() -> None:
     result = CliRunner().invoke(main, ["serach"])
     assert result.exit_code == 2
-    assert "No such command 'serach'" in result.stderr
+    assert "No such command 'serach'. Did you mean search or" in result.stderr
+    words = CliRunner().invoke(main, ["a dog on grass"])
+    assert 'Did you mean vlre search "a dog on grass"?' in words.stderr
+    assert "Did you mean" not in CliRunner().invoke(main, ["zzzz"]).stderr
+
+
+def test_the_help_has_a_section_for_every_command_of_ours_and_one_for_plug_ins() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).stdout
+    listed = re.findall(r"^  ([a-z-]+) ", shown[shown.index("\nData:") :], re.MULTILINE)
+    assert sorted(listed) == names()
+    assert "More:" not in shown
 
 
 def failing(error: BaseException) -> Commands:

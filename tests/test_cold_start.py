@@ -51,3 +51,12 @@ def test_a_command_ends_without(folder: Path, command: str, needless: set[str]) 
         [sys.executable, "-c", code, *command.split()], cwd=folder, capture_output=True, text=True
     )
     assert run.stdout.splitlines()[-1:] == ["0 []"], run.stderr
+
+
+def test_a_server_listens_before_torch_is_there() -> None:
+    needless = TORCH | MODELS | COMPILERS | TABLES
+    code = (
+        f"import sys, retrieval_engine.serve.server\nprint(sorted({needless} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr

@@ -102,7 +102,7 @@ def test_command_prints_one_line_a_check_and_waits_for_no_network(
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1")  # never answers (RFC 5737)
     started = time.monotonic()
     result = CliRunner().invoke(main, ["doctor", "--device", "cpu"])
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     lines = result.stdout.splitlines()
     checks = [line[6:26].strip() for line in lines]
     assert checks == [

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from retrieval_engine import build_index, open_encoder, open_store
 from retrieval_engine.cli import main
 from retrieval_engine.duplicates import DuplicateReport, DuplicateSettings, find_duplicates
 from retrieval_engine.duplicates.candidates import near_pairs, unit
+from retrieval_engine.duplicates.duplicate_page import render_duplicates
 from retrieval_engine.duplicates.groups import joined
 from retrieval_engine.duplicates.proof import agreement, thumbnail
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
@@ -183,6 +185,15 @@ def test_the_command_prints_lines_json_and_a_sheet(store: Path, tmp_path: Path) 
     groups = [json.loads(line) for line in asked_json.stdout.splitlines()]
     assert [len(group["others"]) for group in groups] == [3, 1]
     assert groups[0]["best"]["width"] == 320
+
+
+def test_one_is_no_plural(report: DuplicateReport) -> None:
+    """The store's second group alone is a picture and one copy."""
+    assert "<h1>2 groups of duplicates</h1>" in render_duplicates(report)
+    alone = replace(report, groups=report.groups[1:])
+    page = render_duplicates(alone)
+    assert "<h1>1 group of duplicates</h1>" in page
+    assert "1 of 10 pictures is a copy of a better one" in page
 
 
 def test_the_command_asks_an_index_for_near_pictures(store: Path, tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from retrieval_engine.store import Store
 from retrieval_engine.testing.images import encoded, jpeg, photo
 from tests import tiny
 from tests.broken_images import broken_images, odd_images
+from tests.children import held_at, in_child, vlre
 
 
 @pytest.fixture(scope="module")
@@ -177,37 +176,28 @@ def test_broken_pictures_of_every_kind_are_reported_each_alone(
 
 
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path, checkpoint: Path) -> None:
-    folder = write_folder(tmp_path / "pictures", 96)
+    folder = write_folder(tmp_path / "pictures", 48)
     (folder / "0003.jpg").write_bytes(b"broken")
 
-    def start(store: Path) -> "subprocess.Popen[bytes]":
-        arguments = ["encode", f"folder:{folder}", "--store", str(store)]
-        arguments += ["--model", str(checkpoint), "--shard-rows", "16", "--batch-size", "3"]
-        code = "from retrieval_engine.cli import main; main()"
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def encoding(store: Path) -> Callable[[], None]:
+        model = ("--model", checkpoint, "--shard-rows", 8, "--batch-size", 3)
+        return vlre("encode", f"folder:{folder}", "--store", store, *model)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 3
-    process = start(killed)
-    while not list(killed.glob("shards/images-0000[2-9].h5*")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert in_child(encoding(whole)).code == 3
+    begun = lambda: list(killed.glob("shards/images-0000[2-9].h5*"))  # noqa: E731
+    ended = in_child(held_at("0030.jpg", encoding(killed)), kill_when=begun)
+    assert ended.code == -signal.SIGKILL, ended.output
     before = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for part in range(len(open_store(killed).manifest.parts))
         for file in killed.glob(f"shards/*-{part:05}.*")
     }
     assert before
-    assert start(killed).wait() == 3
+    assert in_child(encoding(killed)).code == 3
     a, b = open_store(whole), open_store(killed)
     assert contents(a) == contents(b)
-    assert a.count(Modality.IMAGES) == b.count(Modality.IMAGES) == 95
+    assert a.count(Modality.IMAGES) == b.count(Modality.IMAGES) == 47
     assert sum(1 for _ in killed.glob("shards/images-*.h5")) == 6, "nothing was encoded twice"
     for name, digest in before.items():
         data = (killed / "shards" / name).read_bytes()

@@ -11,6 +11,8 @@ from PIL import Image
 
 from retrieval_engine import Engine, FeatureTransformer, Mix
 from retrieval_engine.errors import SourceError, StoreNotFound, UsageError, VlreError
+from retrieval_engine.sources import read_bytes
+from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.image_forms import picture_of
 from retrieval_engine.testing.images import jpeg, photo
 
@@ -120,6 +122,30 @@ def test_a_notebook_shows_pictures(engine: Engine) -> None:
     assert html.count("data:image/jpeg;base64,") == 2
     assert "&lt;b&gt;dog" in html
     assert "<b>dog" not in html
+
+
+def test_reports_show_themselves_and_make_tables(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    engine = Engine(store=tmp_path / "store")
+    one, other = (decode(read_bytes(f"scenes:5/{n}")).resize((320, 240)) for n in range(2))
+    small = one.resize((160, 120))
+    engine.add([one, small, other], ["a <b>dog</b>", "a dog", "a cat"], ["x", "y", "z"])
+    found = engine.duplicates()
+    assert found.to_pandas()[["group", "best", "item_id"]].values.tolist() == [
+        [1, True, "x"],
+        [1, False, "y"],
+    ]
+    html = found._repr_html_()
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert "1 group; 1 of 3 pictures is a copy" in html
+    recall = engine.evaluate()
+    table = recall.to_pandas()
+    assert table["direction"].tolist() == ["text_to_image", "image_to_text"]
+    low, high = table["R@1 interval"][0]
+    assert low <= table["R@1"][0] <= high
+    shown = recall._repr_html_()
+    assert shown.count("<tr>") == 3
+    assert f"<td>{table['R@1'][0]:.1f}</td>" in shown
 
 
 def test_async_callers_wait_without_blocking(engine: Engine) -> None:

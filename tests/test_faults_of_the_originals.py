@@ -16,10 +16,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.collapse import WAYS
 from retrieval_engine.caption.decoding import DecodingOptions, Method
 from retrieval_engine.caption.ranking import Judge
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.projected import open_through

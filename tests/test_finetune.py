@@ -6,9 +6,7 @@ import math
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from retrieval_engine.train.finetune import PRESETS, Task, configure, finetune
 from retrieval_engine.train.finetune import trainer as trainer_module
 from retrieval_engine.train.finetune.captioned import Order, load_sets
 from tests import tiny
+from tests.children import held_at, in_child, vlre
 from tests.finetune_stores import scenes_store
 from tests.test_adapters import copy_tower
 
@@ -251,21 +250,13 @@ def test_killed_in_mid_training_the_same_command_goes_on(
 ) -> None:
     def arguments(out: Path) -> list[str]:
         given = ["caption", "--store", str(store), "--out", str(out), "--model", str(captioner)]
-        given += ["--batch-size", "8", "--max-steps", "60", "--eval-every", "20", "--json"]
+        given += ["--batch-size", "8", "--max-steps", "24", "--eval-every", "8", "--json"]
         return [*given, "--lora", "r=4,dropout=0.1", "--device", "cpu", "--dtype", "float32"]
 
-    code = "from retrieval_engine.cli import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "finetune", *arguments(tmp_path / "killed")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
     checkpoint = tmp_path / "killed" / "run" / "checkpoint.pt"
-    while not checkpoint.exists():
-        assert process.poll() is None, process.communicate()[1].decode()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    training = held_at("training.json", vlre("finetune", *arguments(tmp_path / "killed")))
+    ended = in_child(training, kill_when=checkpoint.exists)
+    assert ended.code == -signal.SIGKILL, ended.output
     assert not (tmp_path / "killed" / "training.json").exists()
     resumed, whole = (run(*arguments(tmp_path / name)) for name in ("killed", "whole"))
     assert resumed.exit_code == whole.exit_code == 0, resumed.output + whole.output

@@ -2,10 +2,8 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.metrics.recall import recall
@@ -41,7 +40,8 @@ from retrieval_engine.train.finetune.retrieval_losses import (
 from retrieval_engine.train.finetune.trainer import FinetuneRun
 from retrieval_engine.train.finetune.vision_states import padded
 from tests import tiny, tiny_blip2
-from tests.finetune_process import gradients
+from tests.children import in_children
+from tests.finetune_process import gradients, one_step_of_each
 from tests.finetune_stores import scenes_store
 from tests.golden import GOLDEN, import_golden
 
@@ -330,24 +330,18 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one_with_the_wh
         Task.RETRIEVAL: options(blip_store),
         Task.CAPTION: options(blip_store, model=str(captioner)),
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    # As torchrun does: the port is open before the processes begin, and no other program's.
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "ACCELERATE_USE_CPU": "true"}
     halves = json.dumps({task: {**own, "micro_batch": 2} for task, own in given.items()})
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.finetune_process", halves, str(tmp_path)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=Path(__file__).parents[1],
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        _, talk = process.communicate(timeout=180)
-        assert process.returncode == 0, talk.decode()
+
+    def half(rank: int) -> None:
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        one_step_of_each(halves, str(tmp_path))
+
+    for ended in in_children(partial(half, 0), partial(half, 1)):
+        assert ended.code == 0, ended.output
     for task, own in given.items():
         saved = torch.load(tmp_path / f"{task}.pt", weights_only=True)
         whole = one_step(task, tmp_path / f"{task} alone", own)

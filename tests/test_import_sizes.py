@@ -78,7 +78,9 @@ def randomised(model: torch.nn.Module) -> Tensors:
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(size=sizes())
 def test_blip_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:
@@ -99,7 +101,9 @@ def test_blip_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:
 
 
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(size=sizes())
 def test_blip2_of_any_size(tmp_path: Path, size: dict[str, Any]) -> None:

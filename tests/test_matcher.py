@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval_engine import open_encoder
+from retrieval_engine.errors import UsageError
 from retrieval_engine.models import Encoder
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.matcher import _by_images
+from retrieval_engine.sources.scenes.draw import draw
+from retrieval_engine.sources.scenes.world import world_at
 from retrieval_engine.testing import MatcherContract
 from tests import tiny, tiny_blip2
 
@@ -97,3 +100,31 @@ def test_every_pair_is_in_one_block_once(found: list[tuple[int, int]], at_once: 
             seen.extend(block.pairs[wanted].tolist())
     assert sorted(seen) == list(range(len(pairs)))
     assert len(images) == len(set(images)), "an image's keys and values are computed once"
+
+
+def test_relevance_finds_what_the_match_rests_on() -> None:
+    """The map of a word peaks within the thing it names, where chance would find it in 1 of 6."""
+    encoder = open_encoder("vlre-tiny", device="cpu", dtype="float32")
+    found = []
+    for index in range(40):
+        world = world_at(12, index)
+        thing = world.things[0]
+        if thing.pose not in ("stand", "fly"):
+            continue
+        pixels = encoder.preprocessor.pixels(draw(world))
+        tokens = encoder.encode_images(pixels[None], ["tokens"])["tokens"][0]
+        words = encoder.matcher().relevance(tokens, f"A {thing.kind}.")
+        assert [word for word, _ in words] == ["a", thing.kind]
+        seen = words[1][1]
+        assert (seen >= 0).all()
+        y, x = (np.array(np.unravel_index(seen.argmax(), seen.shape)) + 0.5) / len(seen)
+        wide, high = thing.height / 2, thing.height
+        found.append(abs(x - thing.x) <= wide and thing.base - high <= y <= thing.base)
+    assert len(found) > 20
+    assert np.mean(found) > 0.6
+
+
+def test_a_model_that_looks_through_queries_says_that_it_cannot_tell(tmp_path: Path) -> None:
+    encoder = open_encoder(str(tiny_blip2.save_blip2(tmp_path)), device="cpu", dtype="float32")
+    with pytest.raises(UsageError, match="through a Q-Former"):
+        encoder.matcher().relevance(np.zeros((5, 8), np.float32), "a dog")

@@ -1,6 +1,7 @@
 """Probabilities of a match: fitted right, honest on held-out pairs, and used by searches."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,14 +15,8 @@ from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import EvaluationError, FingerprintMismatch, UsageError
 from retrieval_engine.metrics.calibration import fit_logistic, reliability
-from retrieval_engine.search.matching import (
-    FILE,
-    CalibrationSettings,
-    MatchBy,
-    calibrate,
-    load_calibration,
-    save_calibration,
-)
+from retrieval_engine.search.calibrate import CalibrationSettings, calibrate
+from retrieval_engine.search.matching import FILE, MatchBy, load_calibration, save_calibration
 from tests.small_store import vectors, write_store
 from tests.test_duplicates import scene
 
@@ -111,6 +106,11 @@ def test_a_calibration_is_written_read_and_held_to_its_encoder(store: Path, tmp_
     (store / FILE).write_text("{}")
     with pytest.raises(EvaluationError, match="cannot read"):
         load_calibration(open_store(store))
+    for name, value in (("weights", [1.0]), ("bias", math.nan), ("format", 2), ("by", "eye")):
+        other = made.to_json() | {"fingerprint": open_store(store).fingerprint, name: value}
+        (store / FILE).write_text(json.dumps(other))
+        with pytest.raises(EvaluationError, match=r"cannot read .*(three finite|format is 2|eye)"):
+            load_calibration(open_store(store))
     (store / FILE).unlink()
     assert opened.verify() == []
 

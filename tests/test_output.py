@@ -223,7 +223,7 @@ def test_a_huge_k_costs_nothing(odd: Path) -> None:
         main, ["search", "--image", picture, "-k", str(10**9), "--store", str(odd), "--paths"]
     )
     assert len(alike.stdout.splitlines()) == len(NAMES)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 240
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(

@@ -65,7 +65,7 @@ def test_a_lock_names_its_owner_and_goes_with_it(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from retrieval_engine.locks import FileLock\n"
         "lock = FileLock(Path(sys.argv[1]))\n"
-        "sys.stdout.write('held\\n'); sys.stdout.flush(); time.sleep(60)\n"
+        "sys.stdout.write('held\\n'); sys.stdout.flush(); time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=PACKAGE.parent

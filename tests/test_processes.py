@@ -12,6 +12,7 @@ import pytest
 
 from retrieval_engine.store import open_store
 from tests import tiny
+from tests.children import begin, vlre
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +43,7 @@ def _is_running(process: int) -> bool:
         return False
 
 
-def _wait(what: str, condition: Callable[[], object], timeout_s: float = 60) -> None:
+def _wait(what: str, condition: Callable[[], object], timeout_s: float = 300) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"no {what} within {timeout_s} s"
@@ -78,8 +79,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, name: str, to_all: bool) 
     assert len(workers) >= 2
     number = signal.Signals[name]
     (os.killpg if to_all else os.kill)(run.pid, number)
-    code = run.wait(60)
-    _wait("end of the workers", lambda: not any(map(_is_running, workers)), 20)
+    code = run.wait(300)
+    _wait("end of the workers", lambda: not any(map(_is_running, workers)))
     if name == "SIGKILL":
         assert code == -signal.SIGKILL
         return
@@ -90,18 +91,28 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, name: str, to_all: bool) 
 
 
 def test_an_encode_that_is_told_to_end_cleans_up(tmp_path: Path) -> None:
-    store, log = tmp_path / "s", tmp_path / "log"
-    arguments = ["encode", "scenes:20000", "--model", str(tiny.save_blip(tmp_path / "blip"))]
-    arguments += ["--store", str(store), "--shard-rows", "16", "--worker-kind", "processes"]
-    run = _started(str(ROOT / "cli.py"), *arguments, log=log)
-    _wait("commit", lambda: list(store.glob("shards/*.parquet")) or run.poll() is not None, 120)
-    assert run.poll() is None, log.read_text()
-    workers = _descendants(run.pid)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 128 + signal.SIGTERM
-    _wait("end of the workers", lambda: not any(map(_is_running, workers)), 20)
-    assert log.read_text().splitlines()[-1] == "ended by SIGTERM"
-    assert "Traceback" not in log.read_text()
+    store, workers = tmp_path / "s", set[int]()
+    model = tiny.save_blip(tmp_path / "blip")
+    options = ("--model", model, "--shard-rows", 16, "--worker-kind", "processes")
+    command = vlre("encode", "scenes:20000", "--store", store, *options)
+
+    def as_from_a_shell() -> None:
+        _default_signals()
+        command()
+
+    run = begin(as_from_a_shell)
+
+    def tell_when_something_is_committed() -> None:
+        if not workers and list(store.glob("shards/*.parquet")):
+            workers.update(_descendants(run.process))
+            os.kill(run.process, signal.SIGTERM)
+
+    ended = run.wait(kill_when=tell_when_something_is_committed)
+    assert workers, ended.output
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    _wait("end of the workers", lambda: not any(map(_is_running, workers)))
+    assert ended.output.splitlines()[-1] == "ended by SIGTERM"
+    assert "Traceback" not in ended.output
     assert open_store(store).verify() == []
     assert not list(store.glob("**/*.partial"))
 

@@ -13,11 +13,12 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
 from retrieval_engine.serve import ServeSettings, running
-from tests.serving import ALL, make_store, served, wait_until_ready
+from tests.serving import ALL, PATIENCE_S, make_store, served
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,25 @@ def test_matching_tells_true_sentences_from_false(client: httpx.Client, engine: 
     assert true > 0.5 > max(false)
 
 
+def test_each_word_of_a_text_has_a_map_of_where_the_model_looked(
+    client: httpx.Client, engine: Engine
+) -> None:
+    asked = {"text": "A dog on grass!", "id": next(iter(engine)).id}
+    answer = client.post("/api/explain", json=asked).json()
+    assert [word["word"] for word in answer["words"]] == ["a", "dog", "on", "grass"]
+    match = client.post("/api/match", json={"id": asked["id"], "texts": [asked["text"]]}).json()
+    assert answer["probability"] == pytest.approx(match["probabilities"][0], abs=1e-4)
+    for word in answer["words"]:
+        kind, _, coded = word["map"].partition(",")
+        with Image.open(io.BytesIO(base64.b64decode(coded))) as shade:
+            assert (kind, shade.mode) == ("data:image/png;base64", "LA")
+            dark = np.asarray(shade)[..., 1]
+            assert dark.min() == 0 < dark.max()
+    whole = client.post("/api/explain", json={**asked, "format": "png"})
+    with Image.open(io.BytesIO(whole.content)) as sheet:
+        assert (whole.headers["content-type"], sheet.format) == ("image/png", "PNG")
+
+
 def test_embeddings_in_the_form_of_openai(
     client: httpx.Client, engine: Engine, image: bytes
 ) -> None:
@@ -159,7 +179,7 @@ def test_questions_that_come_together_are_answered_as_if_alone(
     found: dict[str, list[str]] = {}
 
     def ask(text: str) -> None:
-        with httpx.Client(base_url=client.base_url, timeout=60) as own:
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as own:
             found[text] = ids(own.post("/api/search", json={"text": text, "k": 3}))
 
     threads = [threading.Thread(target=ask, args=(text,)) for text in words]
@@ -181,7 +201,7 @@ def test_it_says_how_it_is(client: httpx.Client) -> None:
     assert {"/api/search", "/api/caption", "/api/match", "/v1/embeddings"} <= set(api["paths"])
     for content in api["paths"]["/api/search"]["post"]["requestBody"]["content"].values():
         assert content["schema"]["properties"]["k"]["maximum"] == 1000
-    assert "Part" in api["components"]["schemas"]
+    assert "MixPart" in api["components"]["schemas"]
 
 
 def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
@@ -234,7 +254,7 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     with served(store, reload_s=0.1) as client:
 
         def ask() -> None:
-            with httpx.Client(base_url=client.base_url, timeout=60) as own:
+            with httpx.Client(base_url=client.base_url, timeout=PATIENCE_S) as own:
                 while not done.is_set():
                     answers.append(own.post("/api/search", json={"text": "a dog"}).status_code)
 
@@ -242,9 +262,11 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
         for asker in askers:
             asker.start()
         encode("scenes:4?seed=8", store, encoder=open_encoder("vlre-tiny"), options=ALL)
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE_S
         while client.post("/api/search", json={"text": "a"}).json()["items"] < 12:
             assert time.monotonic() < until, "the new items were never found"
+            time.sleep(0.02)
+        while len(answers) <= 5:
             time.sleep(0.02)
         done.set()
         for asker in askers:
@@ -254,19 +276,29 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
     assert len(answers) > 5
 
 
-def test_what_was_asked_before_the_end_is_answered(store: Path) -> None:
+def test_what_was_asked_before_the_start_and_before_the_end_is_answered(store: Path) -> None:
     found: list[httpx.Response] = []
     engine = Engine(store=store, index=store.with_name("index"))
     asked = {"ids": [entry.id for entry in engine][:12], "length": 40}
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         with running(engine, ServeSettings(port=0)) as address:
             client.base_url = httpx.URL(address)
-            wait_until_ready(client)
-            post = threading.Thread(
-                target=lambda: found.append(client.post("/api/caption", json=asked))
-            )
+            first = client.post("/api/search", json={"text": "a dog"})  # while the model is loaded
+            assert first.status_code == 200, first.text
+            sent = threading.Event()
+
+            def trace(event: str, _: object) -> None:
+                if event.endswith("send_request_body.complete"):
+                    sent.set()
+
+            def ask() -> None:
+                more = {"trace": trace}
+                found.append(client.post("/api/caption", json=asked, extensions=more))
+
+            post = threading.Thread(target=ask)
             post.start()
-            time.sleep(0.3)
+            assert sent.wait(PATIENCE_S)
+            httpx.get(f"{address}/healthz", timeout=PATIENCE_S)  # it has read what came before
         post.join()
     assert found[0].status_code == 200, found[0].text
     assert len(found[0].json()["images"]) == 12

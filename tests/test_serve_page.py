@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -49,17 +48,23 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield made
 
 
-@pytest.fixture
-def page(client: httpx.Client, tmp_path: Path) -> Iterator[Page]:
-    """The page, open; at the end it has asked this server alone, and complained of nothing."""
-    with open_page(tmp_path / "profile") as made:
-        made.resize(1280, 900)
-        made.open(str(client.base_url))
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_page(tmp_path_factory.mktemp("browser") / "profile") as made:
         yield made
-        made.run("1")
-        hosts = {urlsplit(address).netloc for address in made.requests if address[:4] == "http"}
-        assert hosts == {urlsplit(str(client.base_url)).netloc}
-        assert made.complaints == []
+
+
+@pytest.fixture
+def page(client: httpx.Client, browser: Page) -> Iterator[Page]:
+    """The page, open; at the end it has asked this server alone, and complained of nothing."""
+    browser.requests, browser.complaints = [], []
+    browser.resize(1280, 900)
+    browser.open(str(client.base_url))
+    yield browser
+    browser.run("1")
+    hosts = {urlsplit(address).netloc for address in browser.requests if address[:4] == "http"}
+    assert hosts == {urlsplit(str(client.base_url)).netloc}
+    assert browser.complaints == []
 
 
 def test_search_by_words_by_a_dropped_image_and_by_a_click(
@@ -78,6 +83,17 @@ def test_search_by_words_by_a_dropped_image_and_by_a_click(
     page.wait("document.querySelectorAll('#like .card').length === 12")
     assert page.run("document.getElementById('item-id').textContent") == first["id"]
     assert page.run(FAULTS) == []
+    words = "[...document.querySelectorAll('#looked-words button')]"
+    page.wait(f"{words}.map((e) => e.textContent).join(' ') === 'a dog on grass'")
+    shade = "document.getElementById('item-shade')"
+    page.run(f"{words}[1].click()")
+    page.wait(f"!{shade}.hidden && {shade}.naturalWidth > 0")
+    box = "JSON.stringify({0}.getBoundingClientRect())"
+    assert page.run(box.format(shade)) == page.run(
+        box.format("document.getElementById('item-image')")
+    )
+    page.run(f"{words}[1].click()")
+    assert page.run(f"{shade}.hidden") is True
     page.run("document.getElementById('item-close').click()")
     image = base64.b64encode(client.get(first["image"]).content).decode()
     page.run(
@@ -107,6 +123,7 @@ def test_captions_in_three_variations_are_copied_and_saved(page: Page) -> None:
         f"temperature {value}" for value in ("0.70", "0.95", "1.20")
     ]
     page.run("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.run("window.setTimeout = () => 0")  # or it would say so for a moment only
     page.run("document.querySelector('#written ol button').click()")
     page.wait("document.querySelector('#written ol button').textContent === 'Copied'")
     text = "document.querySelector('#written ol li > span').firstChild.textContent"

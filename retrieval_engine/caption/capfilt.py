@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.caption.caption_run import Captioned
 from retrieval_engine.caption.caption_writer import CaptionWriter
 from retrieval_engine.caption.cleaned import CleaningTally, write_cleaned
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.loaded import ImagesRequest, states_notes
-from retrieval_engine.caption.run import Captioned
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure, Json

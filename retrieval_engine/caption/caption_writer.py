@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.caption.run import Captioned, Done
+from retrieval_engine.caption.caption_run import Captioned, Done
 from retrieval_engine.caption.source_images import SourceImage
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import UsageError, VlreError

@@ -7,27 +7,25 @@ decoder that does not look loses nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import write_captions
 from retrieval_engine.caption.loaded import ImagesRequest
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import SourceImage
+from retrieval_engine.caption.surprise import Band, Surprise, surprises
 from retrieval_engine.errors import EvaluationError
 from retrieval_engine.metrics.cider import cider_d
 from retrieval_engine.metrics.diversity import Diversity, diversity
 from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.models.adapters import resolve
-from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.learner import CaptionLearner, Task, open_learner
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json
@@ -45,12 +43,10 @@ WAYS: Mapping[str, DecodingOptions] = MappingProxyType(
         ),
     }
 )
-_BANDS = ((10, "the 10 commonest"), (100, "the next 90"), (10**9, "all rarer"))
 _ALIKE = 0.25  # share of one sentence, above which a captioner is called collapsed
 _FEW = 0.1  # different captions by captions, below which it is
 _REPEATED = 0.1  # word pairs that come twice in a caption
 _BLIND = 0.15  # nats a word that another picture costs at least where a decoder looks
-_AT_ONCE = 32  # captions whose logits are held
 _FEWEST = 8
 
 
@@ -83,23 +79,6 @@ class Way:
     def to_json(self) -> dict[str, Json]:
         """The figures, without the captions."""
         return {"cider": self.cider, "commonest": self.commonest, **self.varied.to_json()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Band:
-    """Tokens of the true captions that are about equally common.
-
-    Attributes:
-        name: which.
-        share: of all tokens, 0-1.
-        loss: mean surprise in nats, given the picture and the words before.
-        gain: by how much another picture in its place makes it larger.
-    """
-
-    name: str
-    share: float
-    loss: float
-    gain: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,40 +160,51 @@ def study_collapse(
     learner.model.eval().to(captioner.device)
     run = CaptionRun(captioner, WAYS["greedy"], store=opened)
     captioned = (image for image in asked.images if image.item.captions)
-    first = (image for image, _ in zip(captioned, range(limit), strict=False))
     images: list[SourceImage] = []
     words: dict[str, list[str]] = {name: [] for name in WAYS}
-    tables: list[NDArray[np.float64]] = []
+    found: list[Surprise] = []
     progress.start("captioning", limit)
-    for some, states in run.states_of(first, progress):
+    for some, states in run.states_of(islice(captioned, limit), progress):
         images += some
         names = [image.name for image in some]
         for way, options in WAYS.items():
-            found = write_captions(captioner, states, names, options)
-            words[way] += [captioner.text(s[0].ids, captioner.prompt).strip() for s in found]
-        tables += _surprises(learner, states.to(captioner.device), some)
+            written = write_captions(captioner, states, names, options)
+            words[way] += [captioner.text(s[0].ids, captioner.prompt).strip() for s in written]
+        found += surprises(learner, states.to(captioner.device), _references(some))
     progress.stop()
     if len(images) < _FEWEST:
         raise EvaluationError(
             f"{len(images)} pictures with captions are too few to tell; at least {_FEWEST}",
             hint="give a source with captions, or a larger `limit`",
         )
-    references = [[caption.text for caption in image.item.captions] for image in images]
+    return _report(model, images, words, Surprise.joined(found), learner.end_id)
+
+
+def _references(images: Sequence[SourceImage]) -> list[list[str]]:
+    return [[caption.text for caption in image.item.captions] for image in images]
+
+
+def _report(
+    model: str,
+    images: Sequence[SourceImage],
+    words: Mapping[str, Sequence[str]],
+    surprise: Surprise,
+    end_id: int,
+) -> CollapseReport:
+    references = _references(images)
     told = [[ptb_tokens(text) for text in texts] for texts in references]
     ways = [_way(name, own, told) for name, own in words.items()]
-    table = np.concatenate(tables)
-    gain = float((table[:, 3] - table[:, 2]).mean())
     return CollapseReport(
         model=model,
         images=images,
         references=references,
         ways=ways,
-        loss=float(table[:, 2].mean()),
-        gain=gain,
-        entropy=float(table[:, 4].mean()),
-        entropy_by_place=[float(table[table[:, 1] == p, 4].mean()) for p in _places(table)],
-        bands=_bands(table, learner.end_id),
-        verdict=verdict(ways, gain),
+        loss=float(surprise.own.mean()),
+        gain=surprise.gain,
+        entropy=float(surprise.entropy.mean()),
+        entropy_by_place=surprise.entropy_by_place,
+        bands=surprise.bands(end_id),
+        verdict=verdict(ways, surprise.gain),
     )
 
 
@@ -222,70 +212,6 @@ def _way(name: str, captions: Sequence[str], told: Sequence[Sequence[Sequence[st
     tokens = [ptb_tokens(caption) for caption in captions]
     cider = float(cider_d(tokens, told).mean())
     return Way(name=name, captions=captions, varied=diversity(tokens), cider=cider)
-
-
-@torch.no_grad()
-def _surprises(
-    learner: CaptionLearner, states: Tensor, images: Sequence[SourceImage]
-) -> Iterator[NDArray[np.float64]]:
-    """Of each token of true captions: id, place, loss, loss with another picture, entropy.
-
-    Args:
-        learner: reads them.
-        states: (n, t, w) of the pictures.
-        images: the n pictures.
-
-    Yields:
-        (m, 5) arrays.
-    """
-    rows = [(i, caption.text) for i, image in enumerate(images) for caption in image.item.captions]
-    other = np.roll(np.arange(len(images)), 1)  # the picture before
-    for start in range(0, len(rows), _AT_ONCE):
-        some = rows[start : start + _AT_ONCE]
-        ids, given = learner.encode([text for _, text in some])
-        padded, mask = (torch.from_numpy(a) for a in pad_tokens(ids, max(map(len, ids)), pad=0))
-        own = torch.tensor([i for i, _ in some])
-        learned = (mask.bool() & (torch.arange(padded.shape[1]) >= given))[:, 1:]
-        both = []
-        for chosen in (own, torch.from_numpy(other)[own]):
-            seen = learner.read(states[chosen.to(states.device)].float())
-            logits = learner.logits(
-                seen, padded[:, None].to(states.device), mask[:, None].to(states.device)
-            )
-            both.append(logits[:, 0, :-1].float().log_softmax(-1).cpu())
-        right, wrong = both
-        targets = padded[:, 1:, None]
-        place = torch.arange(1, padded.shape[1]) - given
-        columns = (
-            padded[:, 1:],
-            place.expand(len(some), -1),
-            -right.gather(-1, targets)[..., 0],
-            -wrong.gather(-1, targets)[..., 0],
-            -(right.exp() * right).sum(-1),
-        )
-        yield torch.stack([c[learned].double() for c in columns], dim=1).numpy()
-
-
-def _places(table: NDArray[np.float64]) -> list[int]:
-    """Places that at least a tenth of the captions reach."""
-    counts = np.bincount(table[:, 1].astype(np.int64))
-    return np.flatnonzero(counts >= counts.max() / 10).tolist()
-
-
-def _bands(table: NDArray[np.float64], end_id: int) -> list[Band]:
-    words = table[table[:, 0] != end_id]
-    ids, inverse, counts = np.unique(words[:, 0], return_inverse=True, return_counts=True)
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(ids))
-    ranks, first, bands = rank[inverse], 0, []
-    for last, name in _BANDS:
-        own = words[(ranks >= first) & (ranks < last)]
-        first = last
-        if len(own):
-            loss = float(own[:, 2].mean())
-            gain = float(own[:, 3].mean()) - loss
-            bands.append(Band(name=name, share=len(own) / len(words), loss=loss, gain=gain))
-    return bands
 
 
 def verdict(ways: Sequence[Way], gain: float) -> str:

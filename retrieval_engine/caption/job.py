@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.caption_writer import CaptionWriter, TextFiles, row_of
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.explain import draw_explanation
 from retrieval_engine.caption.loaded import ImagesRequest, states_notes
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import SourceImage, Targets
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent

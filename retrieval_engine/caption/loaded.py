@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.ranking import Judge
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import Asked
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError, VlreError
 from retrieval_engine.models import open_encoder

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.loaded import ImagesRequest
-from retrieval_engine.caption.run import CaptionRun
 from retrieval_engine.caption.source_images import of_source
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.sources.from_python import GivenSource, given_images

@@ -24,14 +24,47 @@ INTERRUPTED = 130
 _HELP = """Encode once. Everything else reads the cache.
 
 \b
-  vlre demo                       see all of it in a minute
-  vlre encode folder:photos       pictures -> features in ./embeddings
-  vlre index                      features -> ./indices/built/default
-  vlre search "a dog on grass"    words -> pictures
-  vlre eval --recall              Recall@K, exact, both directions
-  vlre caption                    captions from the same features
-  vlre train-head                 a projection on them, in seconds
+  vlre demo                                  see all of it in a minute
+  vlre search "a dog on grass" ~/Pictures    encode what is new, then search
 """
+_SECTIONS = {
+    "Data": {
+        "encode": "pictures and captions into features in a store",
+        "watch": "a folder: encode what comes, forget what goes",
+        "import-embeddings": "vectors of another encoder (CLIP, SigLIP) into a store",
+        "store": "look at a store, check it, repair it",
+        "duplicates": "pictures of a store that are one",
+    },
+    "Search": {
+        "search": "words or a picture in, ranked pictures or captions out",
+        "index": "FAISS over a store, its recall measured",
+        "calibrate": "probabilities of a match, and how honest they are",
+        "up": "a folder as a page to search, while it is being encoded",
+        "serve": "a page and an HTTP API over a store",
+    },
+    "Measure": {
+        "eval": "exact Recall@K, re-ranked too; quality of captions",
+        "compare": "heads, encoders and saved figures side by side",
+        "study": "whole experiments in one command",
+    },
+    "Train": {
+        "train-head": "a linear or MLP head on stored features, in seconds",
+        "finetune": "BLIP or BLIP-2, whole or LoRA, from cached states",
+        "pretrain": "a BLIP from scratch, or on a frozen backbone",
+        "mine": "hard negatives for finetune",
+        "merge-adapter": "LoRA into its base",
+        "import-checkpoint": "the authors' own files into Hugging Face layout",
+    },
+    "Captions": {
+        "caption": "captions of pictures, folders, sources or a store",
+        "capfilt": "write captions and keep what matches (BLIP's CapFilt)",
+    },
+    "This machine": {
+        "demo": "draw pictures, encode, index, search and measure them",
+        "doctor": "does it give the authors' numbers?",
+        "plugins": "sources, families, backends, commands that there are",
+    },
+}
 
 
 class Commands(click.Group):
@@ -50,6 +83,35 @@ class Commands(click.Group):
         except PluginBroken as error:
             return _broken(cmd_name, error)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """All commands by what they are for, without importing one; plug-ins under their own."""
+        known = {name for section in _SECTIONS.values() for name in section}
+        more = {
+            name: command.get_short_help_str(60)
+            for name in self.list_commands(ctx)
+            if name not in known and (command := self.get_command(ctx, name))
+        }
+        for title, section in {**_SECTIONS, "More": more}.items():
+            if section:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(17), text) for name, text in section.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was typed; a mistyped one is told which are near."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            typed = args[0]
+            near = get_close_matches(typed, self.list_commands(ctx), 3, 0.5)
+            meant = f'vlre search "{typed}"' if " " in typed else " or ".join(near)
+            if not meant:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {meant}?", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named.
@@ -87,7 +149,9 @@ class Commands(click.Group):
         except BrokenPipeError:  # at the last flush
             _drop_output()
             code = 0
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # whatever a library raises is reported in a line, with --debug whole
             if debug:
                 raise
             explained = _of_the_machine(error) or _unforeseen(error)

@@ -55,6 +55,11 @@ adapter_option = click.option("--adapter", default="", help="Directory of an ada
 moved_model_option = click.option(
     "--model", default="", help="Where the store's model is now, if it has moved."
 )
+any_model_option = click.option(
+    "--model",
+    default="",
+    help="Where the store's model is now, if it has moved; the model of a new store.",
+)
 device_option = click.option(
     "--device",
     envvar="VLRE_DEVICE",

@@ -1,6 +1,6 @@
 """Pictures that are one: found by their vectors, proven by their pixels, the best one picked."""
 
-from retrieval_engine.duplicates.candidates import Pictures, vector_feature
+from retrieval_engine.duplicates.candidates import StoredPictures, vector_feature
 from retrieval_engine.duplicates.find import (
     Crossing,
     DuplicateReport,
@@ -17,7 +17,7 @@ __all__ = [
     "DuplicateGroup",
     "DuplicateReport",
     "DuplicateSettings",
-    "Pictures",
+    "StoredPictures",
     "crossing",
     "find_duplicates",
     "same_pictures",

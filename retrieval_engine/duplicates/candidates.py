@@ -79,7 +79,7 @@ def near_pairs(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pictures:
+class StoredPictures:
     """Some images of a store.
 
     Attributes:
@@ -93,13 +93,13 @@ class Pictures:
     uris: Sequence[str]
 
     @classmethod
-    def of(cls, gallery: Gallery) -> "Pictures":
+    def of(cls, gallery: Gallery) -> "StoredPictures":
         """All of a gallery."""
         return cls(store=gallery.store, rows=gallery.image_rows, uris=gallery.uris)
 
 
 def cross_pairs(
-    ours: Pictures, theirs: Pictures, feature: str, *, neighbours: int, least: float
+    ours: StoredPictures, theirs: StoredPictures, feature: str, *, neighbours: int, least: float
 ) -> tuple[Ints, Floats]:
     """Pairs of an image of one set and a near one of another, the nearest ones of each.
 

@@ -10,7 +10,8 @@ from retrieval_engine.page import page_start, thumbnail_uri
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
-_PIXELS = 320
+_PIXELS, _NOTEBOOK_PIXELS = 320, 112
+_NOTEBOOK_GROUPS = 20
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1d21; --soft: #6a6d76; --paper: #fafaf8;
   --card: #ffffff; --line: #e3e3df; --tile: #d9d9d5; --accent: #2f5fd0; }
@@ -38,15 +39,30 @@ b { color: var(--accent); }
 
 def render_duplicates(report: DuplicateReport) -> str:
     """A self-contained HTML page: each group with its best picture marked. All text is escaped."""
-    title = f"{len(report.groups):,} groups of duplicates"
-    count = f"{report.n_images:,} images, {report.n_spare:,} are copies of a better one"
+    title = f"{report.groups_told} of duplicates"
     body = "\n".join(_group(group) for group in report.groups)
     return f"""{page_start(title, _STYLE)}
-<h1>{title}</h1><p class="soft">{count}</p>
+<h1>{title}</h1><p class="soft">{report.copies_told}</p>
 {body}
 </body>
 </html>
 """
+
+
+def fragment(report: DuplicateReport) -> str:
+    """The first groups as a piece of HTML that a notebook shows: each in a row, the best first."""
+    rows = "\n".join(
+        f'<div style="display:flex;gap:.4rem">{"".join(map(_small, group.members))}</div>'
+        for group in report.groups[:_NOTEBOOK_GROUPS]
+    )
+    left = len(report.groups) - _NOTEBOOK_GROUPS
+    more = f"<p>and {left:,} more</p>" if left > 0 else ""
+    return f"<p>{report.groups_told}; {report.copies_told}</p>{rows}{more}"
+
+
+def _small(copy: Copy) -> str:
+    name = escape(copy.item_id, quote=True)
+    return f'<span title="{name}" style="width:7rem">{_picture(copy, _NOTEBOOK_PIXELS)}</span>'
 
 
 def _group(group: DuplicateGroup) -> str:
@@ -57,12 +73,16 @@ def _tiles(members: Sequence[Copy]) -> str:
     return "\n".join(_tile(copy, best=place == 0) for place, copy in enumerate(members))
 
 
-def _tile(copy: Copy, *, best: bool) -> str:
+def _picture(copy: Copy, pixels: int) -> str:
     try:
-        source = thumbnail_uri(decode(read_bytes(copy.uri), least_side=_PIXELS), _PIXELS)
-        tag = f'<img src="{source}" alt="{escape(copy.item_id)}">'
+        source = thumbnail_uri(decode(read_bytes(copy.uri), least_side=pixels), pixels)
     except SourceError as error:
-        tag = f'<div class="missing">{escape(error.message)}</div>'
+        return f'<div class="missing">{escape(error.message)}</div>'
+    return f'<img src="{source}" alt="{escape(copy.item_id)}">'
+
+
+def _tile(copy: Copy, *, best: bool) -> str:
+    tag = _picture(copy, _PIXELS)
     mark = "<b>best</b> " if best else ""
     facts = f"{copy.width}x{copy.height}, {copy.size_bytes:,} bytes"
     if copy.split:

@@ -8,14 +8,15 @@ Vectors cost one pass over the store for each block of it; pixels are looked at 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.duplicates.candidates import (
     Neighbours,
-    Pictures,
+    StoredPictures,
     cross_pairs,
     near_pairs,
     vector_feature,
@@ -27,10 +28,10 @@ from retrieval_engine.duplicates.groups import (
     joined,
     looked_at,
 )
-from retrieval_engine.duplicates.pictures import Thumbnails, proven
+from retrieval_engine.duplicates.thumbnails import Thumbnails, proven
 from retrieval_engine.errors import UsageError
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
 
 Ints = NDArray[np.int64]
@@ -84,6 +85,36 @@ class DuplicateReport:
     def n_spare(self) -> int:
         """Pictures that are copies of a better one."""
         return sum(len(group.members) - 1 for group in self.groups)
+
+    def to_pandas(self) -> Any:
+        """A row for each picture of a group, the best first, with what speaks for it.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return data_frame(
+            [
+                {"group": number, "best": copy is group.best} | asdict(copy)
+                for number, group in enumerate(self.groups, start=1)
+                for copy in group.members
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        from retrieval_engine.duplicates.duplicate_page import fragment
+
+        return fragment(self)
+
+    @property
+    def groups_told(self) -> str:
+        """The number of groups, in words."""
+        return f"{len(self.groups):,} group" + ("" if len(self.groups) == 1 else "s")
+
+    @property
+    def copies_told(self) -> str:
+        """How many of all pictures are copies, in words."""
+        are = "is a copy" if self.n_spare == 1 else "are copies"
+        return f"{self.n_spare:,} of {self.n_images:,} pictures {are} of a better one"
 
     def to_json(self) -> dict[str, Json]:
         """The counts, without the groups."""
@@ -162,7 +193,12 @@ class Crossing:
 
 
 def crossing(
-    ours: Pictures, theirs: Pictures, feature: str, *, alone: float, least: float = _CROSSING_LEAST
+    ours: StoredPictures,
+    theirs: StoredPictures,
+    feature: str,
+    *,
+    alone: float,
+    least: float = _CROSSING_LEAST,
 ) -> Crossing:
     """Which images are near-duplicates of one of others, as those of train and test must not be.
 

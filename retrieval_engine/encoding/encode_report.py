@@ -10,6 +10,7 @@ import numpy as np
 from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Failure, Feature, Json, Modality
+from retrieval_engine.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,15 @@ class EncodeOptions:
         """Refuse what cannot be meant."""
         require_at_least(self, 0, "limit", "batch_size", "workers")
         require_at_least(self, 1, "part_rows")
+
+    @classmethod
+    def like(cls, store: Store, encoder: Encoder) -> "EncodeOptions":
+        """To encode into a store as it was encoded, as far as this encoder can."""
+        forms = store.features(Modality.IMAGES)
+        if "itc" not in forms:
+            return cls()
+        names = tuple(name for name in forms if name in encoder.features(Modality.IMAGES))
+        return cls(features=names, store_dtype=forms["itc"].dtype)
 
     def chosen(self, encoder: Encoder) -> dict[Modality, list[Feature]]:
         """The features to store for each modality, floating-point ones in `store_dtype`.

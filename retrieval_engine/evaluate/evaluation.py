@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from retrieval_engine.evaluate.positives import (
     extended_recall,
     read_positives,
 )
-from retrieval_engine.evaluate.reranked import rerank_recall
+from retrieval_engine.evaluate.reranked import RerankReport, rerank_recall
 from retrieval_engine.evaluate.store_recall import gallery_recall
 from retrieval_engine.heads import SavedHead
 from retrieval_engine.metrics.bootstrap import Bootstrap
@@ -29,7 +31,7 @@ from retrieval_engine.metrics.race import Ties
 from retrieval_engine.metrics.recall import KS, RecallReport
 from retrieval_engine.models import reopen_encoder
 from retrieval_engine.progress import Progress
-from retrieval_engine.records import Json
+from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
 
 
@@ -118,9 +120,40 @@ class Evaluation:
             }
         return value | {"leaks": self.leaks.to_json()} | self._extended() | self._head()
 
+    def to_pandas(self) -> Any:
+        """A row for each protocol and direction: `R@1`, … in percent, and their 95 % intervals.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return data_frame(self._rows())
+
+    def _repr_html_(self) -> str:
+        rows = self._rows()
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        cells = ("".join(f"<td>{_cell(value)}</td>" for value in line) for line in lines)
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for protocol, report in self.results:
+            spread = self.intervals(report)
+            for name in ("text_to_image", "image_to_text"):
+                figures = getattr(report, name).to_json()
+                ranges = getattr(spread, name) if spread else {}
+                bounds = {f"{recall} interval": ranges[recall] for recall in ranges}
+                rows.append({"protocol": protocol.name, "direction": name} | figures | bounds)
+        return rows
+
     def _figures(self, report: RecallReport) -> dict[str, Json]:
         spread = self.intervals(report)
         return report.to_json() | ({"interval": spread.to_json()} if spread else {})
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "–".join(map(_cell, value))
+    return f"{value:.1f}" if isinstance(value, float) else escape(str(value))
 
 
 def evaluate_store(
@@ -145,10 +178,17 @@ def evaluate_store(
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
+    encoder = None
+    if settings.rerank:  # what cannot match says so before any work
+        encoder = reopen_encoder(store.spec, device=settings.device, model=settings.model)
+        encoder.matcher()
     report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
     results = [(protocol, report)]
-    if settings.rerank:
-        results.append(_reranked(gallery, settings, progress))
+    if encoder:
+        found = rerank_recall(
+            gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress
+        )
+        results.append((_protocol_of(found), found.recall))
     extended = None
     if settings.positives:
         extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
@@ -165,20 +205,14 @@ def evaluate_store(
     )
 
 
-def _reranked(
-    gallery: Gallery, settings: RecallSettings, progress: Progress | None
-) -> tuple[Protocol, RecallReport]:
-    spec = gallery.store.spec
-    encoder = reopen_encoder(spec, device=settings.device, model=settings.model)
-    found = rerank_recall(gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress)
-    protocol = Protocol(
+def _protocol_of(found: RerankReport) -> Protocol:
+    return Protocol(
         name="itm+itc",
         score="itm_logit[1] + itc for the k nearest of each query by ITC; the others behind them, "
         "equal among themselves",
         k=found.k,
         seconds=found.seconds,
     )
-    return protocol, found.recall
 
 
 def _head_protocol(saved: SavedHead) -> Protocol:

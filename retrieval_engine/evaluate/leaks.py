@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_engine.duplicates import Pictures, crossing
+from retrieval_engine.duplicates import StoredPictures, crossing
 from retrieval_engine.errors import EvaluationError, SourceError, UsageError
 from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.records import Json, Modality
@@ -176,8 +176,8 @@ def find_leaks(
         if known.store is None:
             continue
         if feature := _comparable(gallery.store, known.store):
-            trained = Pictures.of(known.store.gallery(known.split))
-            nearly |= crossing(Pictures.of(gallery), trained, feature, alone=near).near
+            trained = StoredPictures.of(known.store.gallery(known.split))
+            nearly |= crossing(StoredPictures.of(gallery), trained, feature, alone=near).near
         else:
             remarks.append(f"no near-duplicates looked for in {known.what}: another encoder's")
     nearly &= ~(by_id | by_key)

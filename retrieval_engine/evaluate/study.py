@@ -70,8 +70,6 @@ def study_heads(
 ) -> tuple[Comparison, Path]:
     """Encode, train every head, compare, write the report.
 
-    What is encoded already is not encoded again; heads are trained anew, which takes seconds.
-
     Args:
         study: what is studied.
         out: gets `store/`, `heads/` and `report/`.
@@ -84,6 +82,16 @@ def study_heads(
         SourceError, EncoderError: the source or the encoder cannot be opened.
         TrainingError: too few images.
         MissingExtra: matplotlib is not installed.
+    """
+    comparison = compare_heads(study, out, progress=progress)
+    written = write_report(comparison, out / "report", title=_TITLE)
+    return comparison, written.page
+
+
+def compare_heads(study: HeadStudy, out: Path, *, progress: Progress | None = None) -> Comparison:
+    """The study without its report; see `study_heads`.
+
+    What is encoded already is not encoded again; heads are trained anew, which takes seconds.
     """
     progress = progress or Silent()
     encoder = open_encoder(study.model, device=study.device)
@@ -107,11 +115,10 @@ def study_heads(
         train_head(store, folder, each, device=study.device, progress=progress)
         runs.append(f"{name}={folder}")
     comparison = compare(open_runs(runs, out / "store"), split=split)
-    if not has_itc:
-        remarks = (*comparison.remarks, _NO_ITC.format(study.model))
-        comparison = replace(comparison, remarks=remarks)
-    written = write_report(comparison, out / "report", title=_TITLE)
-    return comparison, written.page
+    if has_itc:
+        return comparison
+    remarks = (*comparison.remarks, _NO_ITC.format(study.model))
+    return replace(comparison, remarks=remarks)
 
 
 def _recipes(recipe: HeadRecipe) -> dict[str, HeadRecipe]:

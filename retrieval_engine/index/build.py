@@ -129,14 +129,9 @@ def build_index(
         backend.save(rows, folder)
         SavedCatalog.of_store(store, split).save(folder)
         manifest = replace(
-            _manifest(store, vectors, built, folder),
-            contents=contents,
-            split=split or "",
-            folder=folder.name,
+            _manifest(store, vectors, built, folder), contents=contents, split=split or ""
         )
-        saved = SavedIndex(
-            folder, replace(manifest, folder=""), backend.open_rows(folder, manifest.effort)
-        )
+        saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
         progress.stop()
@@ -150,7 +145,7 @@ def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tu
     expected = measured.expect(exact, queries)
     index = GroupedIndex(built.rows, vectors.per_item)
     found = measured.tune(built.rows, index, expected, built.recipe.target_recall)
-    filtered = measured.recall_under_filters(index, exact, queries, seed)
+    filtered = measured.tune_filters(built.rows, index, exact, queries, seed)
     return _Tuned(found, filtered, queries, asked)
 
 
@@ -169,6 +164,7 @@ def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path)
         items=vectors.items,
         rows_per_item=vectors.per_item,
         dim=vectors.dim,
+        folder=folder.name,
         files=tuple(describe(path) for path in sorted(folder.iterdir())),
         versions={
             "vlre": __version__,

@@ -16,6 +16,8 @@ from retrieval_engine.store import Store
 K = 10
 SHARES = (0.5, 0.05, 0.001)
 """Filters that recall is measured under: so much of the items is left, drawn at random."""
+FILTERED = 0.95
+"""Recall that is kept under them, where any setting keeps it."""
 _MAX_QUERIES = 1000
 _MIN_QUERIES = 100
 # Exact search over the sample stays under some ten seconds: queries times rows.
@@ -79,17 +81,34 @@ def expect(
     return ExactAnswers(queries, scores, items, k, allowed)
 
 
-def recall_under_filters(
-    index: Index, exact: Index, queries: NDArray[np.float32], seed: int
+def tune_filters(
+    rows: Rows, index: Index, exact: Index, queries: NDArray[np.float32], seed: int
 ) -> dict[float, float]:
-    """Recall@10 where filters leave a share of the items, by share; asked with a quarter of the queries."""
-    rng, found = np.random.default_rng(seed), {}
+    """Set how much wider a filter makes a search: the least with which recall stays `FILTERED`.
+
+    Args:
+        rows: the backend's rows; those with `filter_efforts` can be set.
+        index: an index over these rows.
+        exact: the same vectors.
+        queries: a quarter of them are asked.
+        seed: of the filters.
+
+    Returns:
+        The recall@10 reached, by the share of the items that is left.
+    """
+    rng, expected = np.random.default_rng(seed), {}
     some = queries[: max(_MIN_QUERIES // 2, len(queries) // 4)]
     for share in SHARES:
         allowed = rng.random(exact.items) < share
         allowed[rng.integers(exact.items)] = True
-        found[share] = recall_at_10(index, expect(exact, some, read_only(allowed)))
-    return found
+        expected[share] = expect(exact, some, read_only(allowed))
+    tried: dict[float, float] = {}
+    for effort in getattr(rows, "filter_efforts", lambda: [rows.effort])():
+        rows.set_effort(effort)
+        tried = {share: recall_at_10(index, right) for share, right in expected.items()}
+        if min(tried.values()) >= FILTERED:
+            break
+    return tried
 
 
 def recall_at_10(index: Index, expected: ExactAnswers) -> float:

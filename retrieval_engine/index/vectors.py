@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import FeatureMissing, IndexFailure
+from retrieval_engine.errors import FeatureMissing, NoImages
 from retrieval_engine.index.exact import ExactIndex
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store import Gallery, Store
@@ -57,7 +57,7 @@ def image_vectors(store: Store, feature: str, split: str | None) -> StoredVector
 
     Raises:
         FeatureMissing: the store lacks the feature, or it is no list of vectors.
-        IndexFailure: there is no image in this split.
+        NoImages: there is none, in this split.
     """
     known = store.features(Modality.IMAGES)
     if feature not in known:
@@ -74,5 +74,5 @@ def image_vectors(store: Store, feature: str, split: str | None) -> StoredVector
     vectors = StoredVectors(store.gallery(split), form)
     if not vectors.items:
         which = f"split {split!r} of {store.path}" if split else f"{store.path}"
-        raise IndexFailure(f"{which} holds no images", hint="encode some with `encode(source)`")
+        raise NoImages(f"{which} holds no images", hint="encode some with `encode(source)`")
     return vectors

@@ -49,3 +49,23 @@ def look(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     q = split_heads(attention.query(x).view(i, b // i * m, w), heads)  # (i, h, n m, d)
     out = scaled_dot_product_attention(q, keys, values)
     return out.transpose(1, 2).reshape(b, m, w)
+
+
+def attend_openly(
+    attention: Any, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of (b, m, w) states, and its probabilities (b, h, m, t), which stay in the graph.
+
+    Args:
+        attention: a module with query and num_attention_heads.
+        x: the states that ask.
+        keys: (b, h, t, d).
+        values: (b, h, t, d).
+        allowed: (m, t) bool, False where nothing is to be seen; None sees all.
+    """
+    q = split_heads(attention.query(x), attention.num_attention_heads)
+    scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    seen = scores.softmax(-1)
+    return (seen @ values).transpose(1, 2).flatten(2), seen

@@ -1,6 +1,7 @@
 """How a batch is cut: to what fits the device, and by length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ Arrays = dict[str, NDArray[Any]]
 
 TEXTS_PER_BATCH = 256
 _CPU_TOKENS, _CUDA_TOKENS = 8_192, 131_072
+_CPU_PADDING, _CUDA_PADDING = 64, 4_096
 
 
 def default_batch_size(tokens: int, device: str) -> int:
@@ -45,23 +47,35 @@ def pad_tokens(
 def in_batches(
     ids: Sequence[Sequence[int]],
     states: Callable[[Sequence[Sequence[int]]], NDArray[np.float32]],
+    device: str = "cpu",
 ) -> NDArray[np.float32]:
     """Run texts in batches of about equal length, so that little is spent on padding.
 
     Args:
         ids: token ids of n texts, at least one.
         states: gives (b, width) states of b texts.
+        device: where it does so; one more pass costs a CPU what some tokens of padding do.
 
     Returns:
         (n, width) states in the order of `ids`.
     """
     order = np.argsort([len(tokens) for tokens in ids], kind="stable")
-    sorted_states = np.concatenate(
-        [
-            states([ids[row] for row in order[start : start + TEXTS_PER_BATCH]])
-            for start in range(0, len(order), TEXTS_PER_BATCH)
-        ]
-    )
-    result = np.empty_like(sorted_states)
-    result[order] = sorted_states
+    ranked = [ids[row] for row in order]
+    most_padding = _CUDA_PADDING if device.startswith("cuda") else _CPU_PADDING
+    cuts = [*_cuts([len(tokens) for tokens in ranked], most_padding), len(ranked)]
+    found = np.concatenate([states(ranked[a:b]) for a, b in pairwise(cuts)])
+    result = np.empty_like(found)
+    result[order] = found
     return result
+
+
+def _cuts(lengths: Sequence[int], most_padding: int) -> Iterator[int]:
+    """Where batches of rising lengths begin."""
+    start, tokens = 0, 0
+    yield start
+    for row, length in enumerate(lengths):
+        padding = (row - start) * length - tokens
+        if row - start == TEXTS_PER_BATCH or padding > most_padding:
+            yield row
+            start, tokens = row, 0
+        tokens += length

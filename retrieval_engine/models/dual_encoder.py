@@ -233,7 +233,7 @@ class DualEncoder(ImageEncoder):
             padded, mask = pad_tokens(ids, self.spec.text_length, pad=self.tokenizer.pad_token_id)
             found = {"token_ids": padded.astype(np.int32), "token_mask": mask.astype(np.uint8)}
         if made := [name for name in features if name not in found]:
-            states = in_batches(ids, self._text_states)
+            states = in_batches(ids, self._text_states, self.device.type)
             tensors = self.of_text_states(torch.from_numpy(states).to(self.device), made)
             found |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         return {name: found[name] for name in features}

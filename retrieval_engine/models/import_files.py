@@ -4,22 +4,22 @@ No code in the file ever runs; the directory is there whole or not at all.
 """
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
-from retrieval_engine.durable import writing
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.checkpoint import without_wrappers
 from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.import_names import Translation
 from retrieval_engine.models.pickled import load_pickled
+from retrieval_engine.models.preprocess import preprocessor_config
+from retrieval_engine.models.write_checkpoint import write_json, write_weights
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
@@ -73,25 +73,27 @@ def check_free(out: Path) -> None:
 def write_directory(
     translation: Translation, tokenizer: "BertTokenizer", record: Mapping[str, Json], out: Path
 ) -> None:
-    """Write config.json, model.safetensors, tokenizer, preprocessor_config.json and the record.
+    """Write config.json, model.safetensors, tokenizer, preprocessor_config.json and the record."""
+    with new_directory(out) as folder:
+        translation.config.architectures = [model.__name__ for model in translation.models]
+        translation.config.dtype = "float32"
+        translation.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        side = translation.config.vision_config.image_size
+        look = preprocessor_config(side, translation.mean, translation.std)
+        write_json(folder / "preprocessor_config.json", look)
+        write_weights(translation.tensors, folder)
+        write_json(folder / RECORD, record)
 
-    All goes to a directory beside `out` that is renamed when it is whole.
-    """
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place, with checksums, when the block ends well."""
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        translation.config.architectures = [model.__name__ for model in translation.models]
-        translation.config.dtype = "float32"
-        translation.config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        weights = partial / "model.safetensors"
-        with writing(weights):
-            save_file(separate(translation.tensors), weights, {"format": "pt"})
-        # safetensors leaves its files readable by their owner alone.
-        shutil.copymode(partial / "config.json", weights)
-        write_json(partial / "preprocessor_config.json", _preprocessor(translation))
-        write_json(partial / RECORD, record)
+        yield partial
         write_checksums(partial, [file.name for file in partial.iterdir()])
         partial.replace(out)
     finally:
@@ -102,37 +104,3 @@ def sha256_of(file: Path) -> str:
     """sha256 of a file's bytes, 64 hex digits."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, contiguous, and none sharing its memory with another: safetensors' terms."""
-    separate, seen = {}, set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().contiguous()
-        storage = whole.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != whole.nbytes:
-            whole = whole.clone()
-        seen.add(storage.data_ptr())
-        separate[name] = whole
-    return separate
-
-
-def _preprocessor(translation: Translation) -> dict[str, Json]:
-    side = translation.config.vision_config.image_size
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,  # Pillow's number for bicubic
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(translation.mean),
-        "image_std": list(translation.std),
-    }
-
-
-def write_json(file: Path, value: Mapping[str, Json]) -> None:
-    """Write JSON for people to read too."""
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

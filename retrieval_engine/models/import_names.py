@@ -118,38 +118,50 @@ def check(translation: Translation) -> None:
     Raises:
         CheckpointInvalid: tensors are missing, unexpected, of another shape, or not finite.
     """
+    with torch.device("meta"):
+        models = [model(translation.config) for model in translation.models]
+    if found := problems(translation.tensors, models, translation.names):
+        raise CheckpointInvalid(
+            f"this is no whole {translation.kind} checkpoint: {found}",
+            hint="recognised by its keys; give the file as its authors' code saved it",
+        )
+
+
+def tied_names(model: "PreTrainedModel") -> set[str]:
+    """Second names of a model's tensors; its files hold them under the first ones."""
+    ties = getattr(model.config, "tie_word_embeddings", True)
+    return set(model._tied_weights_keys or ()) if ties else set()
+
+
+def problems(
+    seen: Mapping[str, torch.Tensor], models: "Iterable[PreTrainedModel]", names: Names = ()
+) -> str:
+    """What keeps tensors from being those of transformers models; empty when nothing does.
+
+    Args:
+        seen: in Hugging Face's names.
+        models: without weights; all of their tensors are wanted.
+        names: the authors' fragments of names, which the answer uses, and Hugging Face's.
+    """
     expected: dict[str, tuple[int, ...]] = {}
-    for model in translation.models:
-        with torch.device("meta"):
-            built = model(translation.config)
-        tied = set(built._tied_weights_keys or ()) if _tied(translation.config) else set()
-        state = built.state_dict()
+    for model in models:
+        state, tied = model.state_dict(), tied_names(model)
         expected |= {name: tuple(t.shape) for name, t in state.items() if name not in tied}
 
-    def authors(names: Iterable[str]) -> list[str]:
-        return [rename_back(name, translation.names) for name in names]
+    def authors(found: Iterable[str]) -> list[str]:
+        return [rename_back(name, names) for name in found]
 
-    seen = translation.tensors
-    problems = {
+    kinds = {
         "missing": authors(expected.keys() - seen.keys()),
         "unexpected": authors(seen.keys() - expected.keys()),
         "of another shape": [
-            f"{rename_back(name, translation.names)} {tuple(seen[name].shape)}, expected {shape}"
+            f"{rename_back(name, names)} {tuple(seen[name].shape)}, expected {shape}"
             for name, shape in expected.items()
             if name in seen and tuple(seen[name].shape) != shape
         ],
         "not finite": authors(n for n, t in seen.items() if not bool(torch.isfinite(t).all())),
     }
-    found = [f"{len(v)} {what}: {_listed(v)}" for what, v in problems.items() if v]
-    if found:
-        raise CheckpointInvalid(
-            f"this is no whole {translation.kind} checkpoint: {'; '.join(found)}",
-            hint="recognised by its keys; give the file as its authors' code saved it",
-        )
-
-
-def _tied(config: "PreTrainedConfig") -> bool:
-    return bool(getattr(config, "tie_word_embeddings", True))
+    return "; ".join(f"{len(v)} {what}: {_listed(v)}" for what, v in kinds.items() if v)
 
 
 def _listed(names: list[str]) -> str:

@@ -4,11 +4,9 @@ Such loops save `model.state_dict()`, alone or beside optimiser and epoch, in Hu
 config, tokenizer and preprocessing are those of the model that they started from.
 """
 
-import os
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.adapters import resolve
@@ -16,12 +14,15 @@ from retrieval_engine.models.checkpoint import Checkpoint, read_config
 from retrieval_engine.models.import_files import (
     RECORD,
     check_free,
+    new_directory,
     read_tensors,
-    separate,
     sha256_of,
-    write_json,
 )
-from retrieval_engine.models.import_names import Translation, check
+from retrieval_engine.models.import_names import problems, tied_names
+from retrieval_engine.models.write_checkpoint import write_json, write_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ENDINGS = (".json", ".txt", ".model")
 _OF_WEIGHTS = (".index.json",)
@@ -60,61 +61,50 @@ def import_trained(file: Path, out: Path, *, base: str) -> ImportedWeights:
             base, by names and shapes.
         UsageError: `out` exists, or the base is an adapter.
     """
-    import transformers
-    from safetensors.torch import save_file
-
-    from retrieval_engine.models.checksums import write_checksums
-
     check_free(out)
     found = resolve(base)
     if found.adapter is not None:
         raise UsageError(f"`base={base!r}` is an adapter; weights replace those of a whole model")
-    config = read_config(found.path)
-    name = str((config.get("architectures") or ["?"])[0])  # type: ignore[index]
-    kind: Any = getattr(transformers, name, None)
-    if kind is None:
-        raise CheckpointInvalid(f"{found.name}: transformers knows no {name}")
-    built = kind.config_class.from_dict(config)
-    tied = set(kind._tied_weights_keys or ())
+    built = _without_weights(found)
+    tied = tied_names(built)
     tensors = {
-        key: tensor
-        for key, tensor in read_tensors(file).items()
-        if key not in tied and not key.endswith("position_ids")
+        name: tensor
+        for name, tensor in read_tensors(file).items()
+        if name not in tied and not name.endswith("position_ids")
     }
-    check(
-        Translation(
-            kind=name,
-            config=built,
-            models=(kind,),
-            tensors=tensors,
-            names=(),
-            dropped={},
-            special_tokens=(),
-            mean=[],
-            std=[],
+    if wrong := problems(tensors, [built]):
+        raise CheckpointInvalid(
+            f"{file} holds no weights of {found.name}: {wrong}",
+            hint="give the model that the training started from, `base=ID`",
         )
-    )
     report = ImportedWeights(
-        kind=name,
+        kind=type(built).__name__,
         base=found.name,
         source=file.name,
         source_sha256=sha256_of(file),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
     )
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _copy_settings(found, partial)
-        weights = partial / "model.safetensors"
-        save_file(separate(tensors), weights, {"format": "pt"})
-        shutil.copymode(partial / "config.json", weights)  # safetensors lets nobody else read it
-        write_json(partial / RECORD, {k: getattr(report, k) for k in report.__slots__})
-        write_checksums(partial, [each.name for each in partial.iterdir()])
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_directory(out) as folder:
+        _copy_settings(found, folder)
+        write_weights(tensors, folder)
+        write_json(folder / RECORD, asdict(report))
     return report
+
+
+def _without_weights(base: Checkpoint) -> "PreTrainedModel":
+    """The transformers model that a checkpoint's config.json names."""
+    import torch
+    import transformers
+
+    config = read_config(base.path)
+    named = config.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else "?"
+    kind: Any = getattr(transformers, name, None)
+    if not hasattr(kind, "config_class"):
+        raise CheckpointInvalid(f"{base.name}: transformers knows no model {name}")
+    with torch.device("meta"):
+        built: PreTrainedModel = kind(kind.config_class.from_dict(config))
+    return built
 
 
 def _copy_settings(base: Checkpoint, out: Path) -> None:

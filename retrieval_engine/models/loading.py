@@ -5,8 +5,9 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError, one_line
@@ -14,6 +15,7 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.adapters import read_adapter
 from retrieval_engine.models.checkpoint import (
     Checkpoint,
+    read_config,
     tensor_names,
     tensors_of,
     weight_files,
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 Model = TypeVar("Model", bound="nn.Module")
+Config = TypeVar("Config", bound="PreTrainedConfig")
 Tokenizer = TypeVar("Tokenizer", bound="PreTrainedTokenizerBase")
 
 _SHOWN = 5
@@ -69,12 +72,12 @@ def load_model(
         if file.suffix != ".safetensors":
             tensors_of(file)  # refuses more than tensors; transformers advises otherwise
     loader: Any = kind
-    more = _quantization(quantize, dtype) if quantize else {}
+    more: dict[str, Any] = dict(_quantization(quantize, dtype)) if quantize else {}
     try:
         with _one_at_a_time, _quiet():
+            more["config"] = load_config(loader.config_class, checkpoint)
             if fill is not None:
                 more["state_dict"] = fill(_all_tensors(checkpoint.path))
-                more["config"] = loader.config_class.from_pretrained(checkpoint.path)
             model, report = loader.from_pretrained(
                 None if fill else checkpoint.path,
                 dtype=dtype,
@@ -96,6 +99,29 @@ def load_model(
         model = _adapted(model, checkpoint, whole)
     ready: Model = model.eval()
     return ready
+
+
+def load_config(kind: type[Config], checkpoint: Checkpoint) -> Config:
+    """The checkpoint's config.json as transformers has it.
+
+    A model is loaded in parts, and transformers takes longer over a config than over small weights:
+    equal files are parsed once.
+
+    Args:
+        kind: the transformers class.
+        checkpoint: where the file is.
+
+    Raises:
+        CheckpointInvalid: it is no JSON object.
+    """
+    name: Any = kind
+    found: Config = deepcopy(_parsed(name, json.dumps(read_config(checkpoint.path))))
+    return found
+
+
+@lru_cache(maxsize=16)
+def _parsed(kind: Any, text: str) -> Any:
+    return kind.from_dict(json.loads(text))
 
 
 def _check_sizes(checkpoint: Checkpoint, mismatched: "Iterable[tuple[str, Any, Any]]") -> None:

@@ -8,14 +8,16 @@ tower again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retrieval_engine.errors import UsageError
 from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.device import autocast
+from retrieval_engine.models.text import maps_of_words
 
 KeysValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
@@ -49,6 +51,22 @@ class CrossEncoder(Protocol):
         """
 
 
+@runtime_checkable
+class ExplainingCrossEncoder(Protocol):
+    """A cross-encoder that can tell where it looked."""
+
+    def relevance(self, tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """How much each part of an image did for its match with a text, through each of its tokens.
+
+        Args:
+            tokens: (1, t, w) vision states of the image.
+            ids: (l,) of the text.
+
+        Returns:
+            (l, t) float32, at least 0.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Pairs that are scored in one go: n texts for each of i images, some of them fillers."""
@@ -67,6 +85,7 @@ class Matcher:
         pad_token_id: fills short texts.
         device: where it runs.
         dtype: arithmetic; float32, or half precision through autocast on a CPU.
+        pieces: the tokens of ids, as words are written; for `relevance`.
     """
 
     def __init__(
@@ -77,10 +96,12 @@ class Matcher:
         pad_token_id: int,
         device: torch.device,
         dtype: torch.dtype,
+        pieces: Callable[[Sequence[int]], list[str]] | None = None,
     ) -> None:
         self._cross = cross
         self._tokenize = tokenize
         self._pad = pad_token_id
+        self._pieces = pieces
         self._device = device
         self._dtype = dtype
         self._texts_at_once = _CUDA_TEXTS if device.type == "cuda" else _CPU_TEXTS
@@ -121,6 +142,31 @@ class Matcher:
                     scores[block.pairs[wanted]] = found[..., 1].cpu().numpy()[wanted]
                     advance(int(wanted.sum()))
         return scores
+
+    def relevance(self, tokens: NDArray[Any], text: str) -> list[tuple[str, NDArray[np.float32]]]:
+        """Where an image mattered to each word of a text, for the two to match.
+
+        Args:
+            tokens: (t, w) vision states of the image.
+            text: as people write it.
+
+        Returns:
+            Each word and its (g, g) map over the image, at least 0; larger mattered more.
+
+        Raises:
+            UsageError: the model does not tell where it looked.
+        """
+        if self._pieces is None or not isinstance(self._cross, ExplainingCrossEncoder):
+            raise UsageError(
+                "this model looks at images through a Q-Former, whose queries have no place in them",
+                hint="a BLIP retrieval checkpoint tells, such as Salesforce/blip-itm-base-coco",
+            )
+        ids = self._tokenize([text])[0]
+        states = torch.from_numpy(tokens)[None].to(self._device, self._dtype)
+        with autocast(self._device, self._dtype):
+            found = self._cross.relevance(states, torch.tensor(ids, device=self._device))
+        inner = found[1:-1, 1:].cpu().numpy()  # without [ENC] and [SEP], without the image's CLS
+        return maps_of_words(self._pieces(ids[1:-1]), inner)
 
     def _block_logits(
         self, seen: KeysValues, ids: Sequence[Sequence[int]], block: _Block

@@ -5,20 +5,22 @@ antialiased bicubic filter. The same resize through torch or OpenCV moves cosine
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.records import Json
 
 VERSION = "decode1-squash-bicubic-pil"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Channels: TypeAlias = tuple[float, float, float]
 _ROUNDING = 1e-6
 
 
@@ -33,11 +35,11 @@ class ImagePreprocessor(Protocol):
         """Side of the square in pixels."""
 
     @property
-    def mean(self) -> tuple[float, float, float]:
+    def mean(self) -> Channels:
         """Of each channel, on the scale 0-1."""
 
     @property
-    def std(self) -> tuple[float, float, float]:
+    def std(self) -> Channels:
         """Of each channel, on the scale 0-1."""
 
     @property
@@ -65,8 +67,8 @@ class SquashToSquare:
     """
 
     image_size: int
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
+    mean: Channels = CLIP_MEAN
+    std: Channels = CLIP_STD
     draft: bool = False
 
     @property
@@ -106,6 +108,19 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
         CheckpointInvalid: the normalisation is not three positive numbers each, or the files ask
             for pixels that are made in another way.
     """
+    said = said_by_files(checkpoint)
+    _refuse_others(checkpoint, said)
+    mean, std = normalisation(checkpoint, said)
+    draft = said.get("decode") == "draft"
+    return SquashToSquare(image_size=image_size, mean=mean, std=std, draft=draft)
+
+
+def said_by_files(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's processor_config.json and preprocessor_config.json say of images.
+
+    Raises:
+        CheckpointInvalid: one of them cannot be read.
+    """
     said: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (file := checkpoint / name).is_file():
@@ -114,7 +129,19 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
                 said |= value.get("image_processor", value)
             except (OSError, ValueError, AttributeError) as error:
                 raise CheckpointInvalid(f"{file} cannot be read: {error}") from error
-    _refuse_others(checkpoint, said)
+    return said
+
+
+def normalisation(checkpoint: Path, said: Mapping[str, Any]) -> tuple[Channels, Channels]:
+    """Mean and deviation of each channel on the scale 0-1, as the files say, else CLIP's.
+
+    Args:
+        checkpoint: for the message.
+        said: see `said_by_files`.
+
+    Raises:
+        CheckpointInvalid: they are not three positive numbers each.
+    """
     mean, std = said.get("image_mean", CLIP_MEAN), said.get("image_std", CLIP_STD)
     try:
         m, s = (tuple(float(v) for v in values) for values in (mean, std))
@@ -132,8 +159,25 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
             f"{checkpoint}: image_mean {mean} and image_std {std} are not three numbers each"
             + (f", rescale_factor {said['rescale_factor']}" if "rescale_factor" in said else "")
         )
-    draft = said.get("decode") == "draft"
-    return SquashToSquare(image_size=image_size, mean=m, std=s, draft=draft)
+    return m, s
+
+
+def preprocessor_config(
+    image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Json]:
+    """What `read_preprocessor` and transformers read: a square of this side, normalised so."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 3,  # Pillow's number for bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
 
 
 def _refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -60,3 +63,25 @@ def pooled(states: "Tensor", mask: "Tensor", pooling: str) -> "Tensor":
         return states[:, 0]
     weights = mask.to(states.dtype)[..., None]
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def maps_of_words(
+    pieces: Sequence[str], seen: NDArray[np.float32]
+) -> list[tuple[str, NDArray[np.float32]]]:
+    """WordPiece's pieces joined to words, each with the mean of its pieces' maps.
+
+    Args:
+        pieces: l of them; what begins with ## goes on with the word before it.
+        seen: (l, g g) over the squares of an image.
+
+    Returns:
+        Each word and its (g, g) map.
+    """
+    side = round(seen.shape[1] ** 0.5)
+    words: list[tuple[str, list[NDArray[np.float32]]]] = []
+    for piece, found in zip(pieces, seen.reshape(-1, side, side), strict=True):
+        if piece.startswith("##") and words:
+            words[-1] = (words[-1][0] + piece.removeprefix("##"), [*words[-1][1], found])
+        else:
+            words.append((piece, [found]))
+    return [(word, np.mean(parts, axis=0)) for word, parts in words]

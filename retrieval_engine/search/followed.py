@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import StoreNotFound
-from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, Modality
-from retrieval_engine.search.hits import data_frame
+from retrieval_engine.errors import NoImages, StoreNotFound
+from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, Modality, data_frame
 from retrieval_engine.search.opened import open_searcher
 from retrieval_engine.store import Store, open_store
 
@@ -86,10 +85,11 @@ class FollowedStore:
 
     def _watched(self) -> list[Path]:
         of_store = [self.store_path / name for name in ("store.json", "manifest.json")]
-        return [*of_store, self._index_path / "manifest.json"]
+        return [*of_store, self.index_path / "manifest.json"]
 
     @property
-    def _index_path(self) -> Path:
+    def index_path(self) -> Path:
+        """Directory of the index, whether or not one is there."""
         return self._index or self._default_index
 
     def _store(self) -> Store | None:
@@ -118,13 +118,19 @@ class FollowedStore:
                 self._encoder = open_encoder(self._model or default_model(), device=self._device)
         return self._encoder
 
+    def _any_images(self) -> "Searcher | None":
+        try:
+            return self.searcher()
+        except (StoreNotFound, NoImages):
+            return None
+
     def __len__(self) -> int:
-        return len(self.searcher().numbers) if self._store() else 0
+        searcher = self._any_images()
+        return len(searcher.numbers) if searcher else 0
 
     def __iter__(self) -> "Iterator[Entry]":
-        if not self._store():
+        if not (searcher := self._any_images()):
             return
-        searcher = self.searcher()
         for start in range(0, len(searcher.numbers), _BLOCK):
             yield from searcher.catalog.entries(searcher.numbers[start : start + _BLOCK])
 
@@ -137,9 +143,10 @@ class FollowedStore:
         return self.searcher().catalog.entries([self._number(item_id)])[0]
 
     def __contains__(self, item_id: object) -> bool:
-        if not isinstance(item_id, str) or not self._store():
+        searcher = self._any_images()
+        if searcher is None or not isinstance(item_id, str):
             return False
-        return self.searcher().catalog.number_of(item_id) >= 0
+        return searcher.catalog.number_of(item_id) >= 0
 
     def vectors(self, feature: str = "itc") -> NDArray[np.float32]:
         """(n, d) float32 features of all items in their order; (n, 32, d) of BLIP-2's `itc`."""

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retrieval_engine.errors import MissingExtra
 from retrieval_engine.index.catalog import Entry
-from retrieval_engine.records import Caption, Json
+from retrieval_engine.records import Caption, Json, data_frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,19 +110,6 @@ class Hits(list[Hit]):
         columns = ["rank", "score", "item_id", "uri", "captions"]
         table = data_frame(rows) if rows else data_frame([dict.fromkeys(columns)]).iloc[:0]
         return table.drop(columns="meta", errors="ignore")
-
-
-def data_frame(rows: list[dict[str, Any]]) -> Any:
-    """Rows as a pandas DataFrame.
-
-    Raises:
-        MissingExtra: pandas is not installed.
-    """
-    try:
-        import pandas as pd
-    except ModuleNotFoundError as error:
-        raise MissingExtra("pandas", "data") from error
-    return pd.DataFrame(rows)
 
 
 def hit_of(rank: int, score: float, entry: Entry, caption: Caption | None = None) -> Hit:

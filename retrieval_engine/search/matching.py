@@ -19,31 +19,16 @@ from numpy.typing import NDArray
 
 from retrieval_engine.durable import replace_file
 from retrieval_engine.encoding.image_tokens import ImageTokens
-from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.errors import EvaluationError, FingerprintMismatch, UsageError, one_line
-from retrieval_engine.index.exact import ExactIndex
-from retrieval_engine.metrics.calibration import (
-    Logistic,
-    Reliability,
-    fit_logistic,
-    reliability,
-)
-from retrieval_engine.models import Encoder, reopen_encoder
+from retrieval_engine.metrics.calibration import Logistic, Reliability
+from retrieval_engine.models import Encoder
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.search.pairing import IMPORTED
-from retrieval_engine.store import Gallery, Store
+from retrieval_engine.store import Store
 
 FILE = "calibration.json"
 _FORMAT = 1
 _AT_LARGE = 512  # images that stand for all
-_NEAR = 20  # a near mismatch is one of so many
-_ABSTRACT = (
-    *("theory", "budget", "syntax", "opinion", "theorem", "copyright", "probability", "doctrine"),
-    *("tariff", "ethics", "logic", "policy", "metaphor", "warranty", "paragraph", "democracy"),
-    *("mortgage", "hypothesis", "pronoun", "algorithm", "nostalgia", "jurisdiction", "decimal"),
-    *("irony", "dividend", "ideology", "footnote", "integral", "subsidy", "rhetoric", "deadline"),
-)
 _SURE = 1e-6  # a probability of ITM is kept this far from certain
 
 Ints = NDArray[np.int64]
@@ -176,160 +161,8 @@ def has_matcher(encoder: Encoder | None) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationSettings:
-    """How a calibration is made.
-
-    Attributes:
-        split: only images of this split; None takes all.
-        by: `itm` or `itc`; None is ITM where the model has it.
-        captions: at most so many captions, one an image; half of them are held out.
-        seed: draws them, and what they are mismatched with.
-    """
-
-    split: str | None = None
-    by: MatchBy | None = None
-    captions: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        if self.captions < 20:
-            raise UsageError(f"`captions` is {self.captions}, must be at least 20")
-
-
-def calibrate(
-    store: Store,
-    encoder: Encoder | None = None,
-    settings: CalibrationSettings | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Calibration:
-    """Probabilities of a match from the store's own pairs, and their reliability on held-out ones.
-
-    Each caption is paired with its image, with an image drawn from all and with one drawn from the
-    nearest; neither of the two has its bytes or an equal caption. Where there is an encoder, words
-    that mean nothing one could see are paired with the image that is nearest to them.
-
-    Args:
-        store: with `itc` of images and captions.
-        encoder: the store's; needed for ITM and for words without sense.
-        settings: how.
-        progress: told about pairs.
-
-    Raises:
-        EvaluationError: fewer than twenty images with captions.
-        UsageError: ITM is asked for, and there is none.
-    """
-    settings, progress = settings or CalibrationSettings(), progress or Silent()
-    able = has_matcher(encoder)
-    if settings.by is MatchBy.ITM and not able:
-        raise UsageError("`by='itm'`: the model has no cross-encoder", hint="use `by='itc'`")
-    by = settings.by or (MatchBy.ITM if able else MatchBy.ITC)
-    gallery = store.gallery(settings.split)
-    rng = np.random.default_rng(settings.seed)
-    captions = _drawn(gallery, settings.captions, rng)
-    vectors = store.read(Modality.CAPTIONS, "itc", gallery.caption_rows[captions])[:, 0]
-    vectors = vectors.astype(np.float32)
-    texts = [gallery.caption_texts[caption] for caption in captions.tolist()]
-    form = store.features(Modality.IMAGES)["itc"]
-    index = ExactIndex.streaming(
-        lambda size: gallery.image_blocks("itc", size), len(gallery), form.shape
-    )
-    near = index.search(vectors, min(3 * _NEAR, len(gallery)))[1]
-    pairs, kind = _pairs(gallery, captions, near, rng)
-    if encoder is not None:
-        senseless = _senseless(texts, rng)
-        theirs = encoder.encode_texts(senseless, ["itc"])["itc"][:, 0].astype(np.float32)
-        top = index.search(theirs, 1)[1][:, 0]
-        more = np.stack([len(texts) + np.arange(len(senseless)), top], axis=1)
-        pairs, kind = np.concatenate([pairs, more]), np.append(kind, np.full(len(more), 3))
-        texts, vectors = [*texts, *senseless], np.concatenate([vectors, theirs])
-    progress.start("calibrating", len(pairs) if by is MatchBy.ITM else None)
-    evidence = Evidence(store, by, encoder, settings.split)
-    known = (gallery.image_rows, gallery.uris)
-    features = evidence.of(texts, vectors, pairs, known, progress)
-    progress.stop()
-    match = kind == 0
-    counts = np.bincount(kind)
-    kinds = max(int(np.count_nonzero(counts[1:])), 1)
-    share = np.where(np.arange(len(counts)) > 0, 1 / kinds, 1.0)
-    weight = (counts[0] * share / counts.clip(1))[kind]  # true pairs as all others, each kind alike
-    held = pairs[:, 0] % 2 == 1
-    fit = fit_logistic(features[~held], match[~held], weight[~held])
-    chance = fit(features[held])
-    true = match[held]
-    return Calibration(
-        by=by,
-        fingerprint=store.fingerprint,
-        fit=fit,
-        held_out=reliability(chance, true, weight[held]),
-        kept=float((chance[true] >= 0.5).mean()),
-        refused=float((chance[~true] < 0.5).mean()),
-        n_pairs=int((~held).sum()),
-    )
-
-
-def _drawn(gallery: Gallery, count: int, rng: np.random.Generator) -> Ints:
-    """A caption of each of some images, in a random order."""
-    usable = np.flatnonzero(gallery.caption_rows >= 0)
-    usable = usable[rng.permutation(len(usable))]
-    _, first = np.unique(gallery.image_rows[gallery.caption_image[usable]], return_index=True)
-    chosen: Ints = usable[np.sort(first)][:count]
-    if len(chosen) < 20:
-        raise EvaluationError(
-            f"a calibration needs twenty images with captions, {gallery.store.path} has "
-            f"{len(chosen)}",
-            hint="encode a source that has captions",
-        )
-    return chosen
-
-
-def _pairs(
-    gallery: Gallery,
-    captions: Ints,
-    near: Ints,
-    rng: np.random.Generator,
-) -> tuple[Ints, Ints]:
-    """(p, 2) places of captions with images, and (p,) 0 for a true pair, 1 near, 2 drawn."""
-    said = [
-        {_plain(gallery.caption_texts[j]) for j in gallery.captions_of(image)}
-        for image in range(len(gallery))
-    ]
-    rows = gallery.image_rows
-    pairs, kind = [], []
-    for place, caption in enumerate(captions.tolist()):
-        own = int(gallery.caption_image[caption])
-        words = _plain(gallery.caption_texts[caption])
-
-        def wrong(candidates: list[int], own: int = own, words: str = words) -> list[int]:
-            return [i for i in candidates if rows[i] != rows[own] and words not in said[i]]
-
-        pairs.append((place, own))
-        kind.append(0)
-        false = [wrong(near[place].tolist())[:_NEAR]]
-        false.append(wrong(rng.integers(0, len(gallery), 8).tolist())[:1])
-        for number, some in enumerate(false, start=1):
-            if some:
-                pairs.append((place, some[int(rng.integers(len(some)))]))
-                kind.append(number)
-    return np.array(pairs, np.int64), np.array(kind, np.int64)
-
-
-def _senseless(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """A quarter as many texts as captions that show nothing: abstract ones, and stirred letters."""
-    made = []
-    for number in range(max(len(texts) // 4, 8)):
-        if number % 4 < 2:
-            a, b, c = rng.choice(_ABSTRACT, 3, replace=False)
-            made.append([f"the {a} of {b}", f"{a} and {b}", f"a {a} about {b} {c}"][number % 3])
-        else:
-            words = texts[int(rng.integers(len(texts)))].lower().split()[:6]
-            made.append(" ".join("".join(rng.permutation(list(word))) for word in words))
-    return made
-
-
-def _plain(text: str) -> str:
+def same_words(text: str) -> str:
+    """A caption as it is compared with others: case, spaces and a full stop make no difference."""
     return " ".join(text.lower().split()).rstrip(" .")
 
 
@@ -355,12 +188,15 @@ def load_calibration(store: Store) -> Calibration | None:
     path = store.path / FILE
     try:
         value: Any = json.loads(path.read_text("utf-8"))
+        if value["format"] != _FORMAT:
+            raise ValueError(f"its format is {value['format']!r}, this version reads {_FORMAT}")
+        numbers = [float(number) for number in (*value["weights"], value["bias"])]
+        if len(numbers) != 3 or not np.isfinite(numbers).all():
+            raise ValueError(f"weights and bias are {numbers}; three finite numbers are needed")
         found = Calibration(
             by=MatchBy(value["by"]),
             fingerprint=str(value["fingerprint"]),
-            fit=Logistic(
-                weights=tuple(float(w) for w in value["weights"]), bias=float(value["bias"])
-            ),
+            fit=Logistic(weights=tuple(numbers[:2]), bias=numbers[2]),
             n_pairs=int(value["n_pairs"]),
         )
     except FileNotFoundError:
@@ -377,52 +213,3 @@ def load_calibration(store: Store) -> Calibration | None:
             hint="make it again: `calibrate(store=DIR)`",
         )
     return found
-
-
-def open_matcher(store: Store, *, device: str = "auto", model: str = "") -> Encoder | None:
-    """The store's encoder; None where its vectors were imported.
-
-    Raises:
-        FingerprintMismatch: the checkpoint is another one than the store was made with.
-        EncoderError: it cannot be loaded.
-    """
-    if store.spec.family == IMPORTED:
-        return None
-    return reopen_encoder(store.spec, device=device, model=model)
-
-
-class Judge:
-    """Probabilities that images of a store match words.
-
-    By the calibration beside the store; without one, by ITM at its word where the model has a
-    cross-encoder, else by ITC as the store's own captions calibrate it here and now.
-
-    Args:
-        store: whose images are asked about.
-        encoder: its own.
-        split: of the images at large.
-    """
-
-    def __init__(self, store: Store, encoder: Encoder, split: str | None = None) -> None:
-        # Through a head the scores are others than those that were calibrated.
-        made = None if isinstance(store, ProjectedStore) else load_calibration(store)
-        if made is None and has_matcher(encoder):
-            made = Calibration(by=MatchBy.ITM, fingerprint=store.fingerprint, fit=AT_ITS_WORD)
-        self.calibration = made or calibrate(store, encoder, CalibrationSettings(split=split))
-        self._evidence = Evidence(store, self.calibration.by, encoder, split)
-
-    def __call__(
-        self, text: str, vector: NDArray[np.float32], rows: Ints, uris: Sequence[str]
-    ) -> Floats:
-        """(n,) probabilities.
-
-        Args:
-            text: the query.
-            vector: (d,) its vector.
-            rows: (n,) of the images in the store.
-            uris: (n,) where they are.
-        """
-        if not len(rows):
-            return np.empty(0)
-        pairs = np.stack([np.zeros(len(rows), np.int64), np.arange(len(rows))], axis=1)
-        return self.calibration.fit(self._evidence.of([text], vector[None], pairs, (rows, uris)))

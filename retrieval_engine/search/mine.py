@@ -17,6 +17,7 @@ from retrieval_engine.index.exact import Block, ExactIndex
 from retrieval_engine.index.grouping import merge_queries
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Modality
+from retrieval_engine.search.matching import same_words
 from retrieval_engine.store import Gallery, Store
 from retrieval_engine.train.finetune.hard_negatives import SCHEMA
 
@@ -125,7 +126,7 @@ class _Wrong:
 
     @classmethod
     def of(cls, gallery: Gallery, group: Ints) -> "_Wrong":
-        plain = [" ".join(t.lower().split()).rstrip(" .") for t in gallery.caption_texts]
+        plain = [same_words(text) for text in gallery.caption_texts]
         words = np.unique(np.array(plain, dtype=object), return_inverse=True)[1].astype(np.int64)
         said = [
             frozenset(words[list(gallery.captions_of(image))].tolist())

@@ -147,8 +147,9 @@ class Searcher:
         """The k images that fit a query best, or each of several.
 
         Args:
-            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,) vector,
-                a `Mix` or a mapping of queries to weights; or a list of them, or (n, d) vectors.
+            queries: words, an image in any form (see `sources.image_forms.image_bytes`), a (d,)
+                vector, a `Mix` or a mapping of queries to weights; or a list of them, or (n, d)
+                vectors.
             k: at least 1; more than there are images gives them all.
             offset: leave out so many of the best, for the next page.
             rerank: how many of the nearest images the cross-encoder puts in a new order, at
@@ -156,8 +157,8 @@ class Searcher:
             rerank_model: another checkpoint for that, which encodes only what it is shown.
             captions: answer with the store's captions, found exactly, instead of its images.
             distinct: leave out near-duplicates of a better hit, told by their pixels.
-            min_match: leave out hits that match with less than this probability; see `Judge`. All
-                of the k best may be; `Hits.best_match` then says how probable the best was.
+            min_match: leave out hits that match with less than this probability; see `MatchJudge`.
+                All of the k best may be; `Hits.best_match` says how probable the best was.
             where: only items of which this condition holds, see `store.filters`; `Hits.note` says
                 which part of it leaves none.
 
@@ -165,8 +166,7 @@ class Searcher:
             `Hits` of one query, or a list of them.
 
         Raises:
-            UsageError: a number is out of range, a query is empty or cannot be asked, `where` is
-                no condition over columns that are there, or no matching head is in the checkpoint.
+            UsageError: a number, a query, `where` or the checkpoint is not fit for what is asked.
             SourceError: an image cannot be read or decoded.
             FeatureMissing: captions are wanted and the store has no features of any.
             ShapeError: a vector has another length than the store's.
@@ -189,19 +189,14 @@ class Searcher:
         if rerank:
             found = self._reranked(asked, found, rerank_model)
         answers = [
-            Hits(
-                self.hits(scores[:most], items[:most])[offset:],
-                query=name_of(query),
-                image=image_bytes(query) if is_picture(query) else None,
-            )
+            _answer(query, self.hits(scores[:most], items[:most])[offset:])
             for query, (scores, items) in zip(asked, found, strict=True)
         ]
         for hits in answers:
             hits.note = self.filter.emptied_by(where) if where and not hits else ""
         if min_match:
             for hits, vector, (_, items) in zip(answers, vectors, found, strict=True):
-                shown = items[:most]
-                chances = self._sieve.matches(hits.query, vector[0], shown[shown >= 0][offset:])
+                chances = self._sieve.matches(hits.query, vector[0], items[items >= 0][offset:most])
                 hits.keep_matches(chances.tolist(), min_match)
         return answers[0] if one else answers
 
@@ -246,8 +241,7 @@ class Searcher:
 
     def _search_captions(self, query: Query, k: int, offset: int, where: str) -> Hits:
         hits = self._captions.search(self.vectors(query), k + offset, where)
-        image = image_bytes(query) if is_picture(query) else None
-        found = Hits(hits[offset:], query=name_of(query), image=image)
+        found = _answer(query, hits[offset:])
         found.note = self._captions.filter.emptied_by(where) if where and not hits else ""
         return found
 
@@ -298,3 +292,8 @@ class Searcher:
         if self.store is None:
             raise UsageError(f"{what} needs the store; an index alone will not do")
         return self.store
+
+
+def _answer(query: Query, hits: list[Hit]) -> Hits:
+    image = image_bytes(query) if is_picture(query) else None
+    return Hits(hits, query=name_of(query), image=image)

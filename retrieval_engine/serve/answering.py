@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.encoding.image_tokens import FEATURE, VisionStates
 from retrieval_engine.encoding.projected import ProjectedStore
 from retrieval_engine.models import Encoder
@@ -179,6 +178,22 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Explain:
+    """Asks the matcher where it looked for each word of a text."""
+
+    picture: Picture
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The probability that a text fits an image, and each word with its (g, g) map over it."""
+
+    probability: float
+    words: tuple[tuple[str, Vectors], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rerank:
     """Asks the matcher's thread for a search in the cross-encoder's order."""
 
@@ -189,26 +204,35 @@ class Rerank:
     where: str = ""
 
 
-def matcher_work(live: Live, questions: Sequence[Match | Rerank]) -> list[Hits | Vectors]:
-    """Hits, or (t,) probabilities of each text, of each question."""
-    answers: dict[int, Hits | Vectors] = {}
+def _reranked(asked: Rerank, searcher: Searcher) -> Hits:
+    hits: Hits = searcher.search(
+        asked.text, asked.k, offset=asked.offset, rerank=asked.rerank, where=asked.where
+    )
+    return hits
+
+
+def matcher_work(
+    live: Live, questions: Sequence[Match | Rerank | Explain]
+) -> list[Hits | Vectors | Explained]:
+    """Hits, (t,) probabilities of each text, or maps of each word, of each question."""
+    answers: dict[int, Hits | Vectors | Explained] = {}
     for number, question in enumerate(questions):
         if isinstance(question, Rerank):
-            asked = question
-            answers[number] = live.steadily(
-                lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
-                    asked.text,
-                    asked.k,
-                    offset=asked.offset,
-                    rerank=asked.rerank,
-                    where=asked.where,
-                )
-            )
+            answers[number] = live.steadily(partial(_reranked, question))
+        elif isinstance(question, Explain):
+            answers[number] = _explained(live.searcher.encoder, question)
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]
     if matches:
         found = _matched(live.searcher.encoder, [question for _, question in matches])
         answers |= {number: p for (number, _), p in zip(matches, found, strict=True)}
     return [answers[number] for number in range(len(questions))]
+
+
+def _explained(encoder: Encoder, asked: Explain) -> Explained:
+    [probabilities] = _matched(encoder, [Match(asked.picture, (asked.text,))])
+    states = _states(encoder, [asked.picture])[0]
+    words = encoder.matcher().relevance(states, asked.text)
+    return Explained(float(probabilities[0]), tuple(words))
 
 
 def _matched(encoder: Encoder, questions: Sequence[Match]) -> list[Vectors]:
@@ -244,6 +268,11 @@ def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:
 
     What is drawn at random depends on the image's content and the seed, not on its neighbours.
     """
+    # A server listens before torch is there.
+    import torch
+
+    from retrieval_engine.caption.generating import complete, write_captions
+
     captioner = live.captioner()
     alike: dict[DecodingOptions, list[int]] = {}
     for number, question in enumerate(questions):

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from retrieval_engine.serve.refusals import Refused
-from retrieval_engine.serve.schema import Body, Part
+from retrieval_engine.serve.schema import Body, MixPart
 
 B = TypeVar("B", bound=Body)
 _MOST_FILES, _MOST_FIELDS, _FIELD_BYTES = 64, 256, 1 << 20
@@ -101,7 +101,9 @@ def _line(error: ValidationError, model: type[Body]) -> str:
         place = ".".join(str(part)[:80] for part in fault["loc"])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            owner = Part if len(fault["loc"]) > 1 else model  # `mix` alone holds fields of its own
+            owner = (
+                MixPart if len(fault["loc"]) > 1 else model
+            )  # `mix` alone holds fields of its own
             known = ", ".join(f"`{name}`" for name in owner.model_fields)
             text = f"there is no such field; there are {known}"
         said.append(f"`{place}`: {text}" if place else text)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hmac
-import json
+import itertools
 import logging
 import re
 import secrets
@@ -54,6 +54,7 @@ class Guard:
         self._rates = _Rates(settings.requests_per_s)
         self._at_work = 0
         self._held = 0
+        self.name, self.count = secrets.token_hex(4), itertools.count()  # make a request's id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the beginning and end of the server."""
@@ -124,7 +125,7 @@ class _Exchange:
             self._twice |= name in self._headers and name in (b"host", b"content-length")
             self._headers[name] = value
         asked = self._headers.get(b"x-request-id", b"").decode("latin-1")
-        self._id = asked if _ID.fullmatch(asked) else secrets.token_hex(8)
+        self._id = asked if _ID.fullmatch(asked) else f"{guard.name}{next(guard.count):08x}"
         scope.setdefault("state", {})["request_id"] = self._id
         self._status = 0
         self._received = 0
@@ -228,7 +229,8 @@ class _Rates:
         most = max(1.0, self._per_s * _BURST_S)
         left, then = self._buckets.pop(address, (most, now))
         left = min(most, left + (now - then) * self._per_s)
-        self._buckets[address] = (max(0.0, left - 1), now)
+        # A refusal costs nothing, or who asks again a little too early would never come in again.
+        self._buckets[address] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > _MOST_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1
@@ -253,20 +255,3 @@ def _too_large(limit: int) -> Refused:
 
 def _slow(seconds: float) -> Refused:
     return Refused(408, "too_slow", f"the body did not come within {seconds:g} s")
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line; what a client sent cannot make a line of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
-        said: dict[str, object] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-        }
-        if request := getattr(record, "said", None):
-            return json.dumps({**said, **request})
-        said |= {"logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            said["trace"] = self.formatException(record.exc_info)
-        return json.dumps(said)

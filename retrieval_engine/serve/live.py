@@ -4,6 +4,7 @@ A new one is opened and warmed beside the old one, in the thread that looks for 
 go on with the old one until it is ready. What a change takes from under a request is asked again.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval_engine.caption.loaded import arithmetic
 from retrieval_engine.engine import Engine
 from retrieval_engine.errors import IndexFailure, StoreChanged, StoreDamaged, VlreError
 from retrieval_engine.index.catalog import Catalog, Entry
@@ -27,6 +27,7 @@ T = TypeVar("T")
 EXTERNAL = "external"  # vectors that were imported: no encoder is at hand
 _KEPT_ENTRIES = 20_000
 _WARM = "a dog"
+_PATIENCE_S = 20.0
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ class Live:
         self._is_whole = False
         self._turn = threading.Lock()
         self._loading = threading.RLock()  # two models cannot be built at once in a process
-        self._stop = threading.Event()
+        self._stop, self._settled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="vlre-reload", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +66,7 @@ class Live:
     def close(self) -> None:
         """Look for no more changes, and close the store."""
         self._stop.set()
+        self._settled.set()
         if self._thread.is_alive():
             self._thread.join()
         self.engine.close()
@@ -76,11 +78,13 @@ class Live:
 
     @property
     def searcher(self) -> Searcher:
-        """The newest that is ready.
+        """The newest that is ready; the first is waited for.
 
         Raises:
-            Stopping: there is none yet.
+            Stopping: there is none.
         """
+        if self._searcher is None:
+            self._settled.wait(_PATIENCE_S)
         if self._searcher is None:
             raise Stopping(self.fault or "the model is being loaded")
         return self._searcher
@@ -142,6 +146,8 @@ class Live:
         Raises:
             EncoderError: it cannot be opened, or writes none.
         """
+        from retrieval_engine.caption.loaded import arithmetic
+
         with self._loading:
             if self._captioner is None:
                 self._open_towers()
@@ -184,6 +190,7 @@ class Live:
                 # that ended would never look again, and what is served is still whole.
                 _log.exception("looking for changes failed; it is tried again")
                 self.fault = "looking for changes failed"
+            self._settled.set()
             self._stop.wait(self._reload_s)
 
     def _open_towers(self) -> None:
@@ -196,6 +203,7 @@ class Live:
             pixels = look.pixels(Image.new("RGB", (64, 64)))
             searcher.encoder.encode_images(pixels[None], [searcher.feature])
             self._is_whole = True
+            gc.freeze()  # the collector would stop all threads to look at half a million objects
 
 
 class Remembering:
@@ -207,8 +215,10 @@ class Remembering:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._one = lru_cache(maxsize=_KEPT_ENTRIES)(lambda number: catalog.entries([number])[0])
-        self.number_of: Callable[[str], int] = lru_cache(maxsize=_KEPT_ENTRIES)(catalog.number_of)
+        keep = lru_cache(maxsize=_KEPT_ENTRIES)
+        self._one = keep(lambda number: catalog.entries([number])[0])
+        self._content = keep(lambda number: catalog.contents(np.array([number]))[0])
+        self.number_of: Callable[[str], int] = keep(catalog.number_of)
 
     def __len__(self) -> int:
         return len(self._catalog)
@@ -222,7 +232,7 @@ class Remembering:
 
     def contents(self, numbers: NDArray[np.int64]) -> list[str | int]:
         """As `Catalog.contents`."""
-        return self._catalog.contents(numbers)
+        return [self._content(number) for number in numbers.tolist()]
 
     def image_rows(self, store: Store, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Catalog.image_rows`."""

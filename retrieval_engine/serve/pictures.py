@@ -24,7 +24,7 @@ _TYPES = {
 }
 
 
-class Pictures:
+class ServedPictures:
     """Images of the items that are served.
 
     Args:

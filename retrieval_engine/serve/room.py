@@ -10,6 +10,8 @@ from retrieval_engine.engine import Engine
 from retrieval_engine.machine import usable_cores
 from retrieval_engine.search import Hits
 from retrieval_engine.serve.answering import (
+    Explain,
+    Explained,
     Like,
     Match,
     Picture,
@@ -25,10 +27,12 @@ from retrieval_engine.serve.answering import (
 )
 from retrieval_engine.serve.batcher import Batcher
 from retrieval_engine.serve.figures import Figures
+from retrieval_engine.serve.heat_maps import sheet
 from retrieval_engine.serve.live import EXTERNAL, Live
-from retrieval_engine.serve.pictures import Pictures
+from retrieval_engine.serve.pictures import ServedPictures
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 from retrieval_engine.serve.settings import ServeSettings
+from retrieval_engine.sources.decode import decode
 
 T = TypeVar("T")
 _HEALTH_WORDS = "a dog"
@@ -51,11 +55,11 @@ class Room:
     def __init__(self, engine: Engine, settings: ServeSettings, figures: Figures) -> None:
         self.settings = settings
         self.live = Live(engine, caption_model=settings.caption_model, reload_s=settings.reload_s)
-        self.pictures = Pictures(self.live, max_pixels=settings.max_pixels)
+        self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels)
         self.encoder: Batcher[Question | Like, Hits | Vectors] = self._batcher(
             "encoder", partial(encoder_work, self.live), figures
         )
-        self.matcher: Batcher[Match | Rerank, Hits | Vectors] = self._batcher(
+        self.matcher: Batcher[Match | Rerank | Explain, Hits | Vectors | Explained] = self._batcher(
             "matcher", partial(matcher_work, self.live), figures
         )
         self.captioner: Batcher[Write, Written] = self._batcher(
@@ -123,6 +127,10 @@ class Room:
                 reader=reader() if reader else None,
             )
         )
+
+    def sheet(self, data: bytes, found: Explained) -> bytes:
+        """A PNG of an image and of it for each word; see `heat_maps.sheet`."""
+        return sheet(decode(data, max_pixels=self.settings.max_pixels), found)
 
     async def is_healthy(self, within_s: float = 5.0) -> bool:
         """Whether the encoder answers: a real forward pass, before all that waits."""

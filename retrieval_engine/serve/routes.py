@@ -1,30 +1,38 @@
 """The addresses of the API. Each reads a body, asks the engine room, and says the answer."""
 
-import asyncio
 import base64
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.errors import DecodeError, UsageError
-from retrieval_engine.models.captioner import Captioner
+from retrieval_engine.errors import UsageError
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
-from retrieval_engine.serve.answering import Like, Match, Picture, Question, Rerank, Write, Written
+from retrieval_engine.serve.answering import (
+    Explain,
+    Explained,
+    Like,
+    Match,
+    Picture,
+    Question,
+    Rerank,
+)
 from retrieval_engine.serve.bodies import read_body
+from retrieval_engine.serve.caption_forms import as_csv
+from retrieval_engine.serve.captioning import caption_rows
+from retrieval_engine.serve.heat_maps import shade
+from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
 from retrieval_engine.serve.refusals import Refused, Stopping
 from retrieval_engine.serve.room import Room
 
-router = APIRouter()
+router = APIRouter(route_class=PlainRoute)
 _MOST_FAILURES = 100
+_PNG = "image/png"
 _CACHED = {"Cache-Control": "private, max-age=300"}
 
 
@@ -33,31 +41,11 @@ def _room(request: Request) -> Room:
     return room
 
 
-def _body(model: type[schema.Body], *files: str) -> dict[str, Any]:
-    """What OpenAPI says of a body that is JSON or a form."""
-    shown = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    form = {**shown, "properties": dict(shown["properties"])}
-    for name in files:
-        one = {"type": "string", "format": "binary"}
-        many = shown["properties"][name].get("type") == "array"
-        form["properties"][name] = {"type": "array", "items": one} if many else one
-    kinds = {
-        "application/json": {"schema": shown, "example": model.example},
-        "multipart/form-data": {"schema": form},
-    }
-    return {"requestBody": {"required": True, "content": kinds}}
-
-
-def _says(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of an answer."""
-    return {200: {"model": model}, "4XX": {"model": schema.ProblemAnswer}}
-
-
 def _route(path: str, answer: type[BaseModel], body: dict[str, Any]) -> Callable[..., Any]:
-    return router.post(path, responses=_says(answer), openapi_extra=body)
+    return router.post(path, responses=says(answer), openapi_extra=body)
 
 
-@_route("/api/search", schema.SearchAnswer, _body(schema.SearchRequest, "image"))
+@_route("/api/search", schema.SearchAnswer, body_of(schema.SearchRequest, "image"))
 async def search(request: Request) -> Response:
     """Images by words, an image, an item, or a weighted mix of them."""
     room = _room(request)
@@ -83,41 +71,44 @@ async def search(request: Request) -> Response:
     return _hits(room, ", ".join(names), asked.offset, hits)
 
 
-def _name(part: schema.Part) -> str:
+def _name(part: schema.MixPart) -> str:
     said = part.text or part.id or "an image"
     sign = "not " if part.weight < 0 else ""
     return f"{sign}{'' if abs(part.weight) == 1 else f'{abs(part.weight):g}:'}{said}"
 
 
-async def _part(room: Room, part: schema.Part) -> str | Picture:
+async def _part(room: Room, part: schema.MixPart) -> str | Picture:
     if part.text is not None:
         return part.text
     return await room.picture(part.image, part.id)
 
 
+@lru_cache(maxsize=20_000)
+def _place(item_id: str) -> str:
+    return f"/api/items/{quote(item_id, safe='')}"
+
+
 def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
-    shown = []
     assert isinstance(hits, Hits)
-    for hit in hits:
-        place = f"/api/items/{quote(hit.item_id, safe='')}"
-        shown.append(
-            {
-                "rank": hit.rank,
-                "score": round(hit.score, 6),
-                "id": hit.item_id,
-                "source": hit.source.partition(":")[0],
-                "captions": list(hit.captions),
-                "meta": dict(hit.meta),
-                "image": f"{place}/image",
-                "thumbnail": f"{place}/thumbnail",
-            }
-        )
+    shown = [
+        {
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "id": hit.item_id,
+            "source": hit.source.partition(":")[0],
+            "captions": hit.captions,
+            "meta": hit.meta,
+            "image": f"{(place := _place(hit.item_id))}/image",
+            "thumbnail": f"{place}/thumbnail",
+        }
+        for hit in hits
+    ]
     items = len(room.live.searcher.catalog)
     said = {"query": query, "offset": offset, "items": items, "hits": shown, "note": hits.note}
-    return JSONResponse(said)
+    return Json(said)
 
 
-@router.get("/api/similar/{item_id:path}", responses=_says(schema.SearchAnswer))
+@router.get("/api/similar/{item_id:path}", responses=says(schema.SearchAnswer))
 async def similar(request: Request, item_id: str, k: int = 20) -> Response:
     """The images most like one of the store's, without itself and its copies."""
     if not 1 <= k <= schema.MOST_HITS:
@@ -126,74 +117,18 @@ async def similar(request: Request, item_id: str, k: int = 20) -> Response:
     return _hits(room, item_id, 0, await room.encoder.ask(Like(item_id, k)))
 
 
-@_route("/api/caption", schema.CaptionAnswer, _body(schema.CaptionRequest, "images"))
+@_route("/api/caption", schema.CaptionAnswer, body_of(schema.CaptionRequest, "images"))
 async def caption(request: Request) -> Response:
     """Sentences about one image or many; an image that cannot be read fails alone."""
     room = _room(request)
     asked, files = await read_body(request, schema.CaptionRequest)
-    captioner = await room.off_loop(room.live.captioner)
-    options = _decoding(asked, captioner)
-    wanted: list[tuple[bytes | None, str | None]] = [(data, None) for data in asked.images]
-    wanted += [(None, item_id) for item_id in asked.ids]
-    names = [*(files or [f"image {n}" for n in range(1, len(asked.images) + 1)]), *asked.ids]
-    pictures = await asyncio.gather(
-        *(room.picture(*which, reader=lambda: captioner) for which in wanted),
-        return_exceptions=True,
-    )
-    good = [picture for picture in pictures if isinstance(picture, Picture)]
-    written = iter(await room.captioner.ask_all([Write(p, options) for p in good]))
-    rows = [_row(n, p, written) for n, p in zip(names, pictures, strict=True)]
+    captioner, rows = await caption_rows(room, asked, files)
     if asked.format == "csv":
-        return _csv(rows)
-    return JSONResponse({"model": captioner.spec.checkpoint, "images": rows})
+        return as_csv(rows)
+    return Json({"model": captioner.spec.checkpoint, "images": rows})
 
 
-def _decoding(asked: schema.CaptionRequest, captioner: Captioner) -> DecodingOptions:
-    drawn = asked.temperature is not None
-    if drawn and (asked.beams or 1) > 1:
-        raise UsageError("`temperature` draws words at random, `beams` keep the likeliest: choose")
-    prompt = captioner.prompt if asked.prompt is None else asked.prompt
-    beside = 0 if captioner.prompt_counts else len(captioner.prompt_ids(prompt))
-    longest = captioner.longest - beside  # a model that writes less keeps "at most" as well
-    return DecodingOptions(
-        sample=drawn,
-        temperature=asked.temperature,
-        seed=asked.seed if drawn else None,
-        beams=None if drawn else (asked.beams or max(3, asked.n)),
-        num_captions=asked.n,
-        max_length=None if asked.length is None else max(1, min(asked.length, longest)),
-        prompt=asked.prompt,
-    )
-
-
-def _row(name: str, picture: Any, written: Any) -> dict[str, Any]:
-    if isinstance(picture, Picture):
-        found: Written = next(written)
-        scores = [round(score, 4) for score in found.scores]
-        return {"image": name, "captions": list(found.captions), "scores": scores, "error": None}
-    if isinstance(picture, DecodeError) or (isinstance(picture, Refused) and picture.status == 404):
-        return {"image": name, "captions": [], "scores": [], "error": picture.message}
-    raise picture
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> Response:
-    """A row for each sentence; what a spreadsheet would run as a formula is told to be text."""
-    file = io.StringIO()
-    table = csv.writer(file)
-    table.writerow(["image", "caption", "score", "error"])
-    for row in rows:
-        lines = list(zip(row["captions"], row["scores"], strict=True)) or [("", "")]
-        for text, score in lines:
-            table.writerow([_cell(row["image"]), _cell(text), score, _cell(row["error"] or "")])
-    headers = {"Content-Disposition": 'attachment; filename="captions.csv"'}
-    return Response(file.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-@_route("/api/match", schema.MatchAnswer, _body(schema.MatchRequest, "image"))
+@_route("/api/match", schema.MatchAnswer, body_of(schema.MatchRequest, "image"))
 async def match(request: Request) -> Response:
     """The probability that each text fits an image, by the cross-encoder (ITM)."""
     room = _room(request)
@@ -201,16 +136,30 @@ async def match(request: Request) -> Response:
     picture = await room.picture(asked.image, asked.id, reader=lambda: room.live.searcher.encoder)
     found = await room.matcher.ask(Match(picture, tuple(asked.texts)))
     assert isinstance(found, np.ndarray)
-    return JSONResponse({"probabilities": [round(float(p), 6) for p in found]})
+    return Json({"probabilities": [round(float(p), 6) for p in found]})
 
 
-@_route("/v1/embeddings", schema.EmbeddingsAnswer, _body(schema.EmbeddingsRequest))
+@_route("/api/explain", schema.ExplainAnswer, body_of(schema.ExplainRequest, "image"))
+async def explain(request: Request) -> Response:
+    """Where the model looked for each word of a text: a heat map each, as PNG."""
+    room = _room(request)
+    asked, _ = await read_body(request, schema.ExplainRequest)
+    picture = await room.picture(asked.image, asked.id, reader=lambda: room.live.searcher.encoder)
+    found = await room.matcher.ask(Explain(picture, asked.text))
+    assert isinstance(found, Explained)
+    if asked.format == "png":
+        return Response(await room.off_loop(room.sheet, picture.data, found), media_type=_PNG)
+    words = [{"word": word, "map": shade(seen)} for word, seen in found.words]
+    return Json({"probability": round(found.probability, 6), "words": words})
+
+
+@_route("/v1/embeddings", schema.EmbeddingsAnswer, body_of(schema.EmbeddingsRequest))
 async def embeddings(request: Request) -> Response:
     """Vectors of texts and images, in OpenAI's form."""
     room = _room(request)
     asked, _ = await read_body(request, schema.EmbeddingsRequest)
     inputs = [asked.input] if isinstance(asked.input, str) else asked.input
-    parts = [schema.Part.model_validate({_side(text): text}) for text in inputs]
+    parts = [schema.MixPart.model_validate({_side(text): text}) for text in inputs]
     questions = [Question(((await _part(room, part), 1.0),)) for part in parts]
     found = await room.encoder.ask_all(questions)
     dim = found[0].shape[-1] if isinstance(found[0], np.ndarray) else 0
@@ -226,7 +175,7 @@ async def embeddings(request: Request) -> Response:
         value = base64.b64encode(row.tobytes()).decode() if coded else row.tolist()
         data.append({"object": "embedding", "index": number, "embedding": value})
     words = sum(len(text.split()) for text in inputs if _side(text) == "text")
-    return JSONResponse(
+    return Json(
         {
             "object": "list",
             "data": data,
@@ -256,11 +205,11 @@ async def thumbnail(request: Request, item_id: str) -> Response:
     return Response(data, media_type="image/jpeg", headers=_CACHED)
 
 
-@router.get("/api/store", responses=_says(schema.StoreAnswer))
+@router.get("/api/store", responses=says(schema.StoreAnswer))
 async def store(request: Request) -> Response:
     """What is served: how many images, by which model, through which index, what failed."""
     room = _room(request)
-    return JSONResponse(await room.off_loop(_store, room))
+    return Json(await room.off_loop(_store, room))
 
 
 def _store(room: Room) -> dict[str, Any]:
@@ -284,7 +233,7 @@ def _store(room: Room) -> dict[str, Any]:
 async def health(request: Request) -> Response:
     """Whether the model answers: a real forward pass."""
     if await _room(request).is_healthy():
-        return JSONResponse({"status": "ok"})
+        return Json({"status": "ok"})
     raise Stopping("the model does not answer")
 
 
@@ -293,5 +242,5 @@ async def ready(request: Request) -> Response:
     """Whether questions can be answered."""
     live = _room(request).live
     if live.is_ready:
-        return JSONResponse({"status": "ready", "fault": live.fault})
+        return Json({"status": "ready", "fault": live.fault})
     raise Stopping("the model is being loaded")

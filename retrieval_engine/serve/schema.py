@@ -36,7 +36,7 @@ class Body(BaseModel):
     example: ClassVar[dict[str, Any]] = {}
 
 
-class Part(Body):
+class MixPart(Body):
     """One part of a mixed query: words, an image, or an item; with its weight."""
 
     text: Text | None = None
@@ -45,7 +45,7 @@ class Part(Body):
     weight: float = Field(1.0, ge=-100, le=100, description="Below 0: what not to find.")
 
     @model_validator(mode="after")
-    def _one(self) -> "Part":
+    def _one(self) -> "MixPart":
         _exactly_one(self, "text", "image", "id")
         return self
 
@@ -56,7 +56,7 @@ class SearchRequest(Body):
     text: Text | None = None
     image: Image | None = None
     id: Id | None = Field(None, description="An item of the store, as a query.")
-    mix: list[Part] = Field([], max_length=16)
+    mix: list[MixPart] = Field([], max_length=16)
     k: int = Field(20, ge=1, le=MOST_HITS, description="How many images.")
     offset: int = Field(0, ge=0, le=10_000, description="Leave out so many of the best.")
     rerank: int = Field(
@@ -76,10 +76,10 @@ class SearchRequest(Body):
         return self
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[MixPart]:
         """All that is asked with, as parts of a mix."""
         named = {"text": self.text, "image": self.image, "id": self.id}
-        single = [Part.model_validate({k: v}) for k, v in named.items() if v is not None]
+        single = [MixPart.model_validate({k: v}) for k, v in named.items() if v is not None]
         return [*single, *self.mix]
 
 
@@ -116,6 +116,21 @@ class MatchRequest(Body):
 
     @model_validator(mode="after")
     def _one(self) -> "MatchRequest":
+        _exactly_one(self, "image", "id")
+        return self
+
+
+class ExplainRequest(Body):
+    """Where a model looks in an image for each word of a text."""
+
+    image: Image | None = None
+    id: Id | None = Field(None, description="An item of the store.")
+    text: Text
+    format: Literal["json", "png"] = Field("json", description="`png` is one picture of all words.")
+    example: ClassVar[dict[str, Any]] = {"id": "12", "text": "a dog on grass"}
+
+    @model_validator(mode="after")
+    def _one(self) -> "ExplainRequest":
         _exactly_one(self, "image", "id")
         return self
 
@@ -190,6 +205,20 @@ class MatchAnswer(BaseModel):
     """The probability that each text fits the image, in the order of `texts`."""
 
     probabilities: list[float]
+
+
+class Word(BaseModel):
+    """A word, and a PNG (data URL) that, laid over the image, darkens what did not matter."""
+
+    word: str
+    map: str
+
+
+class ExplainAnswer(BaseModel):
+    """Each word of the text as the model reads it; with `format=png` the answer is a picture."""
+
+    probability: float = Field(description="That the text fits the image.")
+    words: list[Word]
 
 
 class Embedding(BaseModel):

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from retrieval_engine.engine import Engine
 from retrieval_engine.errors import VlreError
 from retrieval_engine.serve.app import create_app
-from retrieval_engine.serve.guard import JsonLines
+from retrieval_engine.serve.log import log_lines
 from retrieval_engine.serve.settings import ServeSettings
 
 _HEAD_BYTES = 32 << 10
@@ -30,9 +30,10 @@ def run_server(engine: Engine, settings: ServeSettings) -> None:
         KeyboardInterrupt: it was interrupted.
     """
     with _listening(settings) as listener:
-        _log_lines()
+        log_lines()
         logging.getLogger("vlre.server").info("listening on %s", _address(settings, listener))
         _server(engine, settings).run(sockets=[listener])
+        logging.shutdown()
 
 
 @contextmanager
@@ -97,16 +98,6 @@ def _address(settings: ServeSettings, listener: socket.socket) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _log_lines() -> None:
-    """JSON lines on stderr, for requests and for what goes wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name in ("vlre", "retrieval_engine", "uvicorn.error"):
-        log = logging.getLogger(name)
-        log.handlers, log.propagate = [handler], False
-        log.setLevel(logging.WARNING if name == "uvicorn.error" else logging.INFO)
-
-
 class _Patient(H11Protocol):
     """Closes a connection on which no whole head of a request came in time."""
 
@@ -115,7 +106,7 @@ class _Patient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,3 +129,38 @@ class _Patient(H11Protocol):
         has_begun = bool(self.cycle)  # None before the first request, whatever its type says
         if not has_begun or self.cycle.response_complete:
             self.transport.close()
+
+
+class _Joined:
+    """A transport that sends at once what is written in one turn of the loop.
+
+    The head and the body of an answer are then one system call. Each call gives the interpreter
+    away to a model's thread at work, and waits until it comes back.
+
+    Args:
+        transport: what sends.
+        loop: it runs in.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """See `asyncio.WriteTransport`."""
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """See `asyncio.BaseTransport`."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))

@@ -29,6 +29,7 @@ class ServeSettings:
         max_waiting: questions that wait for each model; beyond it requests are refused with 429.
         max_requests: requests at work at once; beyond it they are refused with 503.
         reload_s: how often the store and the index are looked at for changes.
+        mcp: whether there are tools for assistants at `/mcp` (extra `mcp`).
 
     Raises:
         UsageError: a limit is below 1, or other machines could come in without a token.
@@ -48,6 +49,7 @@ class ServeSettings:
     max_waiting: int = 128
     max_requests: int = 512
     reload_s: float = 0.5
+    mcp: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or unsafe."""

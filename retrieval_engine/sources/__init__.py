@@ -104,6 +104,14 @@ def open_source(spec: str) -> Source:
     return source
 
 
+def names_source(text: str) -> bool:
+    """Whether words name a folder or a source, rather than one image."""
+    kind, colon, _ = text.partition(":")
+    if os.path.isdir(os.path.expanduser(text)):
+        return True
+    return bool(colon) and kind in KINDS.names() and "#" not in text
+
+
 def _argument(rest: str) -> tuple[str, str]:
     """The argument and the options of a source's name; the argument may hold `?` itself.
 

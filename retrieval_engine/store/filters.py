@@ -132,7 +132,8 @@ class ItemFilter:
         with self._turn:
             found = self._described({name: f'"{name}"' for name in COLUMNS}, "items", [])
             form = self._value("SELECT json_group_structure(meta::JSON) FROM items", [])
-            form = _plain(json.loads(form or "null")) or {}
+            form = json.loads(form or "null")
+            form = _plain(form) or {} if isinstance(form, dict) else {}  # "JSON": always {}
             taken = {key: f"meta.{key}" for key in form if key.lower() in COLUMNS}
             if keys := {taken.get(key, key): f"x.{_quoted(key)}" for key in form}:
                 of = "(SELECT json_transform(meta, ?) AS x FROM items)"

@@ -22,7 +22,7 @@ IMAGES = 5
 NAMES = [f"{i}.jpg" for i in range(IMAGES)]
 
 
-class Written(NamedTuple):
+class CaptionCase(NamedTuple):
     """A captioner and the states of some images.
 
     Attributes:
@@ -75,17 +75,17 @@ class CaptionerContract(ABC):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def written(cls, folder: Path) -> Written:
+    def written(cls, folder: Path) -> CaptionCase:
         captioner = cls().open(folder)
         found = captioner.encode_images(image_batch(captioner, IMAGES), ["tokens"])["tokens"]
-        return Written(captioner, torch.from_numpy(found))
+        return CaptionCase(captioner, torch.from_numpy(found))
 
     @pytest.fixture(autouse=True)
     def _without_gradients(self) -> object:
         with torch.inference_mode():
             yield
 
-    def test_its_tower_gives_tokens_image_by_image(self, written: Written) -> None:
+    def test_its_tower_gives_tokens_image_by_image(self, written: CaptionCase) -> None:
         captioner = written.captioner
         form = captioner.features(Modality.IMAGES)["tokens"]
         assert written.tokens.shape == (IMAGES, *form.shape)
@@ -97,12 +97,12 @@ class CaptionerContract(ABC):
         with pytest.raises(UsageError, match="colour"):
             captioner.encode_images(pixels, ["colour"])
 
-    def test_it_says_whether_its_prompt_is_its_own(self, written: Written) -> None:
+    def test_it_says_whether_its_prompt_is_its_own(self, written: CaptionCase) -> None:
         captioner = written.captioner
         assert isinstance(captioner.prompt, str)
         assert isinstance(captioner.says_prompt, bool)
 
-    def test_its_first_words_are_of_each_image_alone(self, written: Written) -> None:
+    def test_its_first_words_are_of_each_image_alone(self, written: CaptionCase) -> None:
         logits, _ = written.begin([0, 1, 2, 3, 4])
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
@@ -110,7 +110,7 @@ class CaptionerContract(ABC):
         for i in range(IMAGES):
             self._close(logits[i], written.alone(i, [])[0])
 
-    def test_steps_are_as_writing_each_sentence_alone(self, written: Written) -> None:
+    def test_steps_are_as_writing_each_sentence_alone(self, written: CaptionCase) -> None:
         first, writing = written.begin([0, 1, 2])
         ids = first.topk(4, dim=-1).indices[:, [0, 3]]  # (n, 2): two sentences an image
         second = writing.step(ids, None)
@@ -123,7 +123,7 @@ class CaptionerContract(ABC):
                 self._close(second[n, b], expected[1])
                 self._close(third[n, b], expected[2])
 
-    def test_sentences_go_on_with_the_parents_named(self, written: Written) -> None:
+    def test_sentences_go_on_with_the_parents_named(self, written: CaptionCase) -> None:
         first, writing = written.begin([0, 1])
         ids = first.topk(3, dim=-1).indices  # (2, 3)
         writing.step(ids, None)
@@ -139,7 +139,7 @@ class CaptionerContract(ABC):
                 grown = [int(ids[n, old[mother]]), int(next_ids[n, mother]), int(next_ids[n, b])]
                 self._close(again[n, b], written.alone(n, grown)[3])
 
-    def test_images_that_are_kept_go_on_as_before(self, written: Written) -> None:
+    def test_images_that_are_kept_go_on_as_before(self, written: CaptionCase) -> None:
         first, writing = written.begin([0, 1, 2, 3, 4])
         ids = first.topk(2, dim=-1).indices
         writing.step(ids, None)
@@ -162,7 +162,7 @@ class CaptionerContract(ABC):
         ids=["greedy", "beams", "beams-transformers", "sampling"],
     )
     def test_a_caption_does_not_depend_on_its_batch(
-        self, written: Written, options: DecodingOptions
+        self, written: CaptionCase, options: DecodingOptions
     ) -> None:
         whole = written.captions([0, 1, 2, 3, 4], options)
         assert len({sentences[0] for sentences in whole}) > 1, "it writes the same of any image"
@@ -170,7 +170,7 @@ class CaptionerContract(ABC):
         assert written.captions(order, options) == [whole[i] for i in order]
         assert [written.captions([i], options)[0] for i in range(IMAGES)] == whole
 
-    def test_the_prompt_counts_as_the_beginning(self, written: Written) -> None:
+    def test_the_prompt_counts_as_the_beginning(self, written: CaptionCase) -> None:
         captioner = written.captioner
         begun = captioner.prompt_ids(captioner.prompt)
         words = int(written.begin([0])[0].shape[-1])
@@ -183,19 +183,19 @@ class CaptionerContract(ABC):
         assert 1 <= captioner.default_length - given <= room
         assert captioner.captions_at_once >= 1
 
-    def test_another_prompt_begins_another_sentence(self, written: Written) -> None:
+    def test_another_prompt_begins_another_sentence(self, written: CaptionCase) -> None:
         prompt = f"{written.captioner.prompt}red "
         logits, _ = written.captioner.begin(written.tokens[:1], prompt)
         assert (logits - written.begin([0])[0]).abs().max() > 1e-3
 
-    def test_opened_twice_it_is_the_same(self, written: Written, folder: Path) -> None:
+    def test_opened_twice_it_is_the_same(self, written: CaptionCase, folder: Path) -> None:
         again = type(self)().open(folder)
         assert again.spec.fingerprint == written.captioner.spec.fingerprint
         assert again.features(Modality.IMAGES) == written.captioner.features(Modality.IMAGES)
         logits, _ = again.begin(written.tokens, again.prompt)
         assert torch.equal(logits, written.begin([0, 1, 2, 3, 4])[0])
 
-    def test_its_spec_survives_json(self, written: Written) -> None:
+    def test_its_spec_survives_json(self, written: CaptionCase) -> None:
         spec = written.captioner.spec
         back = EncoderSpec.from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))
         assert back.fingerprint == spec.fingerprint

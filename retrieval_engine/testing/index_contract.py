@@ -62,7 +62,9 @@ class IndexContract(ABC):
 
     # Each subclass runs the examples on an index of its own: nothing is shared between them.
     @settings(
-        max_examples=20, deadline=None, suppress_health_check=[HealthCheck.differing_executors]
+        max_examples=20,
+        deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )
     @given(
         n=st.integers(1, 40),

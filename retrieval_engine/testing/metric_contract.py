@@ -15,7 +15,9 @@ from retrieval_engine.metrics.ngrams import Tokens
 Ranks = st.lists(st.integers(0, 50), min_size=1, max_size=30)
 # Each subclass runs the examples by itself: nothing is shared between them.
 _EXAMPLES = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.differing_executors]
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
 
 CAPTIONS: Sequence[Tokens] = [

@@ -18,10 +18,11 @@ from retrieval_engine.models.adapters import (
 )
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, tensor_names, tied_twin
 from retrieval_engine.models.learner import open_learner
+from retrieval_engine.models.write_checkpoint import write_json
 from retrieval_engine.records import Json
 from retrieval_engine.train.finetune.config import Task
 from retrieval_engine.train.lora import base_name
-from retrieval_engine.train.model_files import write_json, write_model
+from retrieval_engine.train.model_files import write_model
 
 
 def merge_adapters(adapters: Sequence[Path], out: Path, *, base: str = "") -> Path:

@@ -15,7 +15,6 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder
 from retrieval_engine.models.checkpoint import read_config, tensors_of, tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
-from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,9 +123,3 @@ def _safe_name(number: int, count: int) -> str:
     if count == 1:
         return "model.safetensors"
     return f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-
-def write_json(path: Path, value: Mapping[str, Json]) -> None:
-    """Write a JSON object for people and programs."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    replace_file(path, text.encode() + b"\n")

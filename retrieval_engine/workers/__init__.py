@@ -73,6 +73,6 @@ def attempt(task: Callable[[Input], Output], value: Input) -> Output | Failed:
     """The result of a task, or the `Failed` that its exception becomes."""
     try:
         return task(value)
-    except Exception as error:  # noqa: BLE001 - whatever one input raises is that input's failure
+    except Exception as error:  # noqa: BLE001 - whatever Pillow, torch, … raise of one input
         reason = str(error) or type(error).__name__
         return Failed(error=error, reason=reason, details=traceback.format_exc())

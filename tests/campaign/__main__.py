@@ -32,7 +32,7 @@ def _everything(world: World) -> None:
     make_adapter(world)
 
 
-def campaign(root: Path, sizes: dict[str, float], seed: int, only: str, is_full: bool) -> Tally:
+def campaign(root: Path, sizes: dict[str, float], seed: int, only: str, *, is_full: bool) -> Tally:
     """Run the trials; each kind has its own random numbers, so that `only` repeats them."""
     tally, world = Tally(), make_world(root, with_head=is_full)
     if is_full:
@@ -63,7 +63,7 @@ def main() -> None:
     full = {name: max(1.0, asked.scale * size) for name, size in FULL.items()}
     sizes = SHORT if asked.short else full
     with tempfile.TemporaryDirectory(prefix="vlre-campaign-") as folder:
-        tally = campaign(Path(folder), sizes, asked.seed, asked.only, not asked.short)
+        tally = campaign(Path(folder), sizes, asked.seed, asked.only, is_full=not asked.short)
     sys.stdout.write(tally.markdown() + "\n")
     for text in tally.fell:
         sys.stdout.write(f"\nFELL {text}\n")

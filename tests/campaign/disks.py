@@ -5,9 +5,9 @@ from pathlib import Path
 
 from retrieval_engine.errors import StoreNotFound
 from retrieval_engine.index import open_index
-from tests.campaign.children import in_child
 from tests.campaign.tally import Tally
 from tests.campaign.world import World, contents_of, worn_copy
+from tests.children import in_child
 
 
 def fill_disks(world: World, tally: Tally, sizes: int, names: list[str]) -> None:

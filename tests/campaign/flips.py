@@ -6,26 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from retrieval_engine.models import open_encoder
-from tests.campaign.children import Ended, in_child, vlre
 from tests.campaign.tally import Tally
 from tests.campaign.world import QUERY, World
+from tests.children import Ended, in_child, vlre
+
+Read = Callable[[], object]
 
 
 def flip_everything(world: World, tally: Tally, count: int, rng: random.Random) -> None:
     """Flip `count` bits, in turn over every kind of file."""
     kinds = _kinds(world)
-    expected: dict[str, Ended] = {}
+    expected: dict[Read, Ended] = {}
     for number in range(count):
         name, (folder, read) = list(kinds.items())[number % len(kinds)]
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
         if "/" in name:  # one kind of file of the folder
             files = [path for path in files if path.match(name.partition("/")[2])]
-        if name not in expected:
-            expected[name] = in_child(read)
-        _flip(tally, name, rng.choice(files), read, expected[name], rng)
-
-
-Read = Callable[[], object]
+        if read not in expected:
+            expected[read] = in_child(read)
+        _flip(tally, name, rng.choice(files), read, expected[read], rng)
 
 
 def _kinds(world: World) -> dict[str, tuple[Path, Read]]:

@@ -11,9 +11,9 @@ from PIL import Image
 from retrieval_engine.errors import DecodeError
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.testing.images import photo
-from tests.campaign.children import in_child, vlre
 from tests.campaign.tally import Tally
 from tests.campaign.world import World
+from tests.children import in_child, vlre
 
 KINDS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO")
 _BATCH = 250

@@ -10,9 +10,9 @@ from retrieval_engine.errors import CheckpointNotFound, IndexFailure, StoreNotFo
 from retrieval_engine.heads.saved import load_head
 from retrieval_engine.index import open_index
 from retrieval_engine.models import open_encoder
-from tests.campaign.children import in_child
 from tests.campaign.tally import Tally
 from tests.campaign.world import World, contents_of, worn_copy
+from tests.children import in_child
 
 SHARES = {
     "encode": 0.25,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from retrieval_engine.errors import StoreChanged, StoreNotFound
 from retrieval_engine.index import open_index
 from retrieval_engine.store import open_store
-from tests.campaign.children import in_child, vlre
 from tests.campaign.tally import Tally
 from tests.campaign.world import PICTURES, World
+from tests.children import in_child, vlre
 
 
 def work_together(world: World, tally: Tally, seconds: float) -> None:

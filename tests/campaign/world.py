@@ -12,7 +12,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.testing.images import jpeg
 from tests import tiny
-from tests.campaign.children import in_child, vlre
+from tests.children import in_child, vlre
 from tests.test_caption_decoding import save_both
 
 PICTURES = 24
@@ -72,6 +72,7 @@ class World:
 
 def make_world(root: Path, *, with_head: bool) -> World:
     """Make one of everything; training a head takes most of the time."""
+    _import_all()
     world = World(root)
     retrieval = tiny.save_blip(root / "retrieval")
     save_both(world.model, retrieval, tiny.save_blip_captioner(root / "writer", seed=2))
@@ -85,6 +86,21 @@ def make_world(root: Path, *, with_head: bool) -> World:
         ended = in_child(commands[name])
         assert ended.code in (0, 3), ended.output
     return world
+
+
+def _import_all() -> None:
+    """What every child would import for itself: they are forked, and have it so."""
+    import faiss  # noqa: F401
+    import pyarrow as pa
+    import rich.progress  # noqa: F401
+    from PIL import Image
+
+    import retrieval_engine.encoding
+    import retrieval_engine.engine
+    import retrieval_engine.evaluate  # noqa: F401
+
+    pa.array([0])  # imports pandas where there is one
+    Image.init()
 
 
 def worn_copy(world: World, to: Path) -> None:

@@ -52,14 +52,8 @@ def command(
 ) -> None:
     """Parse, calibrate, write, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
-    from retrieval_engine.search.matching import (
-        FILE,
-        CalibrationSettings,
-        MatchBy,
-        calibrate,
-        open_matcher,
-        save_calibration,
-    )
+    from retrieval_engine.search.calibrate import CalibrationSettings, calibrate, open_matcher
+    from retrieval_engine.search.matching import FILE, MatchBy, save_calibration
     from retrieval_engine.store import open_store
 
     opened = open_store(store)

@@ -71,9 +71,9 @@ def command(
         note(f"not compared: {uri}: {reason}")
     if report.unreadable:
         note(f"{len(report.unreadable):,} pictures cannot be read and were not compared")
+    pairs = "pair" if report.n_candidates == 1 else "pairs"
     note(
-        f"{len(report.groups):,} groups; {report.n_spare:,} of {report.n_images:,} pictures are "
-        f"copies of a better one ({report.n_candidates:,} near pairs compared)"
+        f"{report.groups_told}; {report.copies_told} ({report.n_candidates:,} near {pairs} compared)"
     )
     if html:
         from retrieval_engine.duplicates.duplicate_page import render_duplicates

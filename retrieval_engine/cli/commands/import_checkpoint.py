@@ -56,8 +56,9 @@ def command(file: Path, out: Path, base: str, as_json: bool, **given: Any) -> No
     from retrieval_engine.models.import_checkpoint import import_checkpoint
 
     if base:
-        if any(value is not None for value in given.values()):
-            raise click.UsageError("with --base there is nothing to say of config or vocabulary")
+        if wrong := [name for name, value in given.items() if value is not None]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+            raise click.UsageError(f"with --base there is no {options}: the base says it")
         from retrieval_engine.models.import_trained import import_trained
 
         made = import_trained(file, out, base=base)

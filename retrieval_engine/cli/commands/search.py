@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from retrieval_engine.cli.options import (
     UserPath,
+    any_model_option,
     device_option,
     example,
     head_option,
@@ -76,11 +77,7 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 @click.option("--paths", is_flag=True, help="Print only where each hit is, one a line.")
 @click.option("-0", "null", is_flag=True, help="As --paths, each ended by NUL: for xargs -0.")
 @click.option("--quiet", is_flag=True, help="Print no hits; for --html.")
-@click.option(
-    "--model",
-    default="",
-    help="Where the store's model is now, if it has moved; the model of a new store.",
-)
+@any_model_option
 @device_option
 @click.pass_context
 def command(

@@ -41,6 +41,13 @@ from retrieval_engine.cli.options import (
     show_default=True,
     help="Questions that wait for a model; more are refused with 429.",
 )
+@click.option(
+    "--mcp",
+    type=click.Choice(["stdio", "http"]),
+    is_flag=False,
+    flag_value="stdio",
+    help="Tools for assistants: over stdin and stdout instead of a page, or at /mcp beside it.",
+)
 def command(
     store: Path,
     index: str | None,
@@ -48,6 +55,7 @@ def command(
     split: str | None,
     model: str,
     device: str,
+    mcp: str | None,
     **limits: Any,
 ) -> None:
     """Serve a page to search and caption with, and the API behind it, until Ctrl-C.
@@ -62,7 +70,14 @@ def command(
         from retrieval_engine.serve import ServeSettings, run_server
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve") from error
-    settings = ServeSettings(**limits)
+    settings = ServeSettings(**limits, mcp=mcp == "http")
     engine = Engine(store=store, index=index, head=head, split=split, model=model, device=device)
     engine.searcher()  # what is wrong with the store or the index is said now, and ends it
-    run_server(engine, settings)
+    if mcp != "stdio":
+        run_server(engine, settings)
+        return
+    try:
+        from retrieval_engine.serve import run_assistant
+    except ModuleNotFoundError as error:
+        raise MissingExtra(str(error.name), "mcp") from error
+    run_assistant(engine, settings)

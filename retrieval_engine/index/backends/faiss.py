@@ -1,26 +1,33 @@
 """Rows in a faiss index; needs the extra `cpu` (faiss-cpu) or `gpu` (faiss-gpu), never both."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import IndexFailure, MissingExtra, UsageError
+from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.index.backends import typed_options
+from retrieval_engine.index.faiss_parameters import (
+    EFFORTS,
+    WIDENING,
+    WIDENINGS,
+    Selector,
+    effort_name,
+    import_faiss,
+    list_count,
+    search_parameters,
+    set_parameters,
+)
 from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
-from retrieval_engine.machine import usable_cores
+from retrieval_engine.machine import threads_wanted
 
 FILE = "vectors.faiss"
-# Settings that trade time for recall, and where doubling them starts.
-_EFFORTS = {"nprobe": 1, "efSearch": 16}
 _MAX_EF = 2048
 # Below so much work more threads cost more than they give: on busy cores, ten times the time.
 _THREADED_QUERIES = 16
@@ -45,7 +52,7 @@ class FaissRows:
     def __init__(self, index: Any, effort: Mapping[str, int]) -> None:
         self._index = index
         self._effort: dict[str, int] = {}
-        self._selector = PerMask(lambda allowed: _faiss_filters().Selector(allowed))
+        self._selector = PerMask(Selector)
         self.set_effort(effort)
 
     @property
@@ -65,20 +72,26 @@ class FaissRows:
 
     def efforts(self) -> Iterator[Mapping[str, int]]:
         """Search settings to try, from quick to thorough; one empty setting where there is none."""
-        name = _effort_name(self._index)
+        name = effort_name(self._index)
         if not name:
             yield {}
             return
-        last = _list_count(self._index) if name == "nprobe" else _MAX_EF
-        value = _EFFORTS[name]
+        last = list_count(self._index) if name == "nprobe" else _MAX_EF
+        value = EFFORTS[name]
         while value < last:
             yield {name: value}
             value *= 2
         yield {name: last}
 
+    def filter_efforts(self) -> Iterator[Mapping[str, int]]:
+        """The setting in force as it may be with filters, from quick to thorough."""
+        yield self.effort
+        if "nprobe" in self._effort:
+            yield from ({**self._effort, WIDENING: more} for more in WIDENINGS[1:])
+
     def set_effort(self, effort: Mapping[str, int]) -> None:
         """Put a search setting in force, for all threads."""
-        _set(self._index, effort)
+        set_parameters(self._index, effort)
         self._effort = dict(effort)
 
     def search_rows(
@@ -88,7 +101,7 @@ class FaissRows:
         many = len(queries) >= _THREADED_QUERIES
         many = many and len(queries) * self.rows >= _THREADED_COMPARISONS
         # The number of threads belongs to the calling thread, so each call sets its own.
-        _faiss().omp_set_num_threads(cpu_threads() if many else 1)
+        import_faiss().omp_set_num_threads(threads_wanted() if many else 1)
         only = None if allowed is None else self._selector(allowed)
         effort, how = self._effort, None
         scores = np.empty((len(queries), fetch), np.float32)
@@ -104,11 +117,11 @@ class FaissRows:
                 )
             pending = pending[rows[pending, -1] < 0]
             lists = effort.get("nprobe", 0)
-            if not len(pending) or not lists or lists >= _list_count(self._index):
+            if not len(pending) or not lists or lists >= list_count(self._index):
                 break
             # The lists visited hold fewer rows than were asked for: visit more of them.
-            effort = {"nprobe": 4 * lists}
-            how = None if only else _faiss_filters().parameters(self._index, fetch, effort)
+            effort = {**effort, "nprobe": 4 * lists}
+            how = search_parameters(self._index, fetch, effort, None)
         return scores, rows
 
 
@@ -143,8 +156,8 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows,
         UsageError: faiss does not understand the factory string.
         IndexFailure: training or adding failed.
     """
-    faiss = _faiss()
-    faiss.omp_set_num_threads(cpu_threads() if vectors.rows >= _THREADED_ROWS else 1)
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(threads_wanted() if vectors.rows >= _THREADED_ROWS else 1)
     factory = recipe.factory_for(vectors.rows)
     try:
         index = faiss.index_factory(vectors.dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -152,7 +165,7 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows,
         raise UsageError(f"faiss cannot make {factory!r}: {_reason(error)}") from error
     try:
         if recipe.ef_construction:
-            _set(index, {"efConstruction": recipe.ef_construction})
+            set_parameters(index, {"efConstruction": recipe.ef_construction})
         _keep_half_precision_whole(index)
         if not index.is_trained:
             index.train(vectors.sample(_training_rows(factory), seed))
@@ -165,7 +178,7 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows,
 
 def _keep_half_precision_whole(index: Any) -> None:
     """Store float16 rows as they are: the rest of a row and its centroid would be rounded anew."""
-    faiss = _faiss()
+    faiss = import_faiss()
     ivf = faiss.downcast_index(faiss.try_extract_index_ivf(index))
     if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
         ivf.by_residual = ivf.by_residual and ivf.sq.qtype != faiss.ScalarQuantizer.QT_fp16
@@ -179,7 +192,7 @@ def _training_rows(factory: str) -> int:
 
 def save(rows: FaissRows, folder: Path) -> None:
     """Write the index into a folder."""
-    _faiss().write_index(rows._index, str(folder / FILE))
+    import_faiss().write_index(rows._index, str(folder / FILE))
 
 
 def open_rows(folder: Path, effort: Mapping[str, int]) -> FaissRows:
@@ -188,7 +201,7 @@ def open_rows(folder: Path, effort: Mapping[str, int]) -> FaissRows:
     Raises:
         IndexFailure: faiss cannot read the file.
     """
-    faiss = _faiss()
+    faiss = import_faiss()
     try:
         index = faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
@@ -215,8 +228,8 @@ def extended(
     Raises:
         IndexFailure: this kind of index takes no rows away, or the library failed.
     """
-    faiss = _faiss()
-    faiss.omp_set_num_threads(cpu_threads() if len(keep) >= _THREADED_ROWS else 1)
+    faiss = import_faiss()
+    faiss.omp_set_num_threads(threads_wanted() if len(keep) >= _THREADED_ROWS else 1)
     try:
         index = faiss.read_index(str(folder / FILE))
         if not keep.all():
@@ -233,8 +246,8 @@ def extended(
 
 def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
     """Take rows out and number the others anew, without a gap."""
-    faiss = _faiss()
-    index.remove_ids(_faiss_filters().Selector(~keep).faiss)
+    faiss = import_faiss()
+    index.remove_ids(Selector(~keep).faiss)
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return  # the other kinds number by position
@@ -247,47 +260,7 @@ def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
 
 def version() -> str:
     """Version of the library."""
-    return str(_faiss().__version__)
-
-
-def cpu_threads() -> int:
-    """Threads a large call may use: `OMP_NUM_THREADS`, else the CPUs this process may run on."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
-    return usable_cores()
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingExtra("faiss", "cpu") from error
-    return faiss
-
-
-def _set(index: Any, settings: Mapping[str, int]) -> None:
-    for name, value in settings.items():
-        _faiss().ParameterSpace().set_index_parameter(index, name, value)
-
-
-def _effort_name(index: Any) -> str:
-    """The setting that trades time for recall, whatever wraps the index."""
-    space = _faiss().ParameterSpace()
-    space.initialize(index)
-    ranges = space.parameter_ranges
-    known = [ranges.at(i).name for i in range(ranges.size())]
-    return next((name for name in _EFFORTS if name in known), "")
-
-
-def _faiss_filters() -> ModuleType:
-    from retrieval_engine.index import faiss_filters
-
-    return faiss_filters
-
-
-def _list_count(index: Any) -> int:
-    return int(_faiss().extract_index_ivf(index).nlist)
+    return str(import_faiss().__version__)
 
 
 def _reason(error: RuntimeError) -> str:

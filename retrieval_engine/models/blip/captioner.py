@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.models.attend import keys_values_of, split_heads
+from retrieval_engine.models.attend import attend_openly, keys_values_of, split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
 from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
@@ -42,6 +42,7 @@ from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.models.preprocess import read_preprocessor
+from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
 
 PROMPT = "a picture of "  # the authors' caption_coco.yaml
@@ -126,15 +127,8 @@ class BlipCaptioner(ImageEncoder):
         decoder = self.model.text_decoder.float()
         found = token_relevance(decoder, tokens.to(self.device).float(), whole, len(begun))
         decoder.to(self.model.dtype)
-        side = round((tokens.shape[1] - 1) ** 0.5)
-        maps = found[:-1, 1:].view(-1, side, side).cpu().numpy()  # without [SEP], without CLS
-        words: list[tuple[str, list[NDArray[np.float32]]]] = []
-        for token, seen in zip(self.tokenizer.convert_ids_to_tokens(list(ids)), maps, strict=True):
-            if token.startswith("##") and words:
-                words[-1] = (words[-1][0] + token.removeprefix("##"), [*words[-1][1], seen])
-            else:
-                words.append((token, [seen]))
-        return [(word, np.mean(parts, axis=0)) for word, parts in words]
+        pieces = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return maps_of_words(pieces, found[:-1, 1:].cpu().numpy())  # without [SEP], without CLS
 
     def begin(self, tokens: Tensor, prompt: str) -> "tuple[Tensor, BlipDecodingState]":
         """See `Captioner.begin`."""
@@ -249,10 +243,10 @@ def token_relevance(decoder: Any, tokens: Tensor, ids: Tensor, begun: int) -> Te
         past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in decoder.bert.encoder.layer:
             own = layer.attention.self
-            mixed, _ = _attend(own, x, *keys_values_of(own, x), past)
+            mixed, _ = attend_openly(own, x, *keys_values_of(own, x), past)
             x = layer.attention.output(mixed, x)
             cross = layer.crossattention.self
-            mixed, seen = _attend(cross, x, *keys_values_of(cross, tokens), None)
+            mixed, seen = attend_openly(cross, x, *keys_values_of(cross, tokens))
             maps.append(seen)
             x = layer.crossattention.output(mixed, x)
             x = layer.output(layer.intermediate(x), x)
@@ -269,15 +263,3 @@ def token_relevance(decoder: Any, tokens: Tensor, ids: Tensor, begun: int) -> Te
             ]
             found.append(torch.stack(useful).sum(0))
     return torch.stack(found).detach()
-
-
-def _attend(
-    attention: Any, x: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention whose probabilities (1, h, l, t) stay in the graph."""
-    q = split_heads(attention.query(x), attention.num_attention_heads)
-    scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    seen = scores.softmax(-1)
-    return (seen @ values).transpose(1, 2).flatten(2), seen

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from retrieval_engine.models import text
-from retrieval_engine.models.attend import attend, keys_values_of, look
+from retrieval_engine.models.attend import attend, attend_openly, keys_values_of, look
 from retrieval_engine.models.blip.settings import MatchStart, stated
 from retrieval_engine.models.matcher import KeysValues
+
+_FAR_FROM_ZERO = 256.0  # half precision would lose the smallest slopes
 
 
 class BlipCrossEncoder:
@@ -36,13 +38,6 @@ class BlipCrossEncoder:
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""
-        states = self.first_states(seen, ids, mask)
-        with torch.autocast(states.device.type, enabled=False):
-            logits: Tensor = self._head(states.float())
-        return logits
-
-    def first_states(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
-        """(i, n, w) states of each text's first token after the last layer."""
         i, n, length = ids.shape
         x = self._embeddings(input_ids=ids.view(i * n, length))  # (i n, l, w)
         keep = mask.view(i * n, 1, 1, length).bool()
@@ -51,8 +46,36 @@ class BlipCrossEncoder:
             x = layer.attention.output(attend(layer.attention.self, asking, x, keep), asking)
             x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
             x = layer.output(layer.intermediate(x), x)
-        states: Tensor = x.view(i, n, -1)
-        return states
+        # (i n, 1, w) -> (i, n, w): states of each text's first token after the last layer
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self._head(x.view(i, n, -1).float())
+        return logits
+
+    def relevance(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """See `ExplainingCrossEncoder.relevance`.
+
+        The cross-attention of each layer times the gradient of the match logit with respect to
+        it, positive part, mean over heads, summed over layers (Chefer, Gur and Wolf, ICCV 2021);
+        ALBEF (Li et al., NeurIPS 2021) and BLIP's demonstrations show one layer of it.
+        """
+        with torch.enable_grad():
+            maps: list[Tensor] = []
+            x = self._embeddings(input_ids=ids[None]).detach().requires_grad_()
+            for layer in self._layers:
+                own, cross = layer.attention.self, layer.crossattention.self
+                mixed, _ = attend_openly(own, x, *keys_values_of(own, x))
+                x = layer.attention.output(mixed, x)
+                mixed, seen = attend_openly(cross, x, *keys_values_of(cross, tokens))
+                maps.append(seen)
+                x = layer.crossattention.output(mixed, x)
+                x = layer.output(layer.intermediate(x), x)
+            logit = _FAR_FROM_ZERO * self._head(x[0, 0].to(self._head.weight.dtype))[1].float()
+            slopes = torch.autograd.grad(logit, maps)
+        useful = [
+            (seen * slope)[0].clamp(min=0).mean(0) for seen, slope in zip(maps, slopes, strict=True)
+        ]
+        found: Tensor = torch.stack(useful).sum(0).detach().float()
+        return found
 
 
 class StartedCrossEncoder(BlipCrossEncoder):

@@ -117,6 +117,7 @@ class BlipEncoder(DualEncoder):
             pad_token_id=self.tokenizer.pad_token_id,
             device=self.device,
             dtype=self.dtype,
+            pieces=self.tokenizer.convert_ids_to_tokens,
         )
 
 

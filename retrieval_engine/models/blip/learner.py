@@ -29,9 +29,9 @@ from retrieval_engine.models.blip.settings import (
     refuse_answering,
 )
 from retrieval_engine.models.captioner import generation_defaults
-from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.learner import Task
-from retrieval_engine.models.loading import load_model, load_tokenizer
+from retrieval_engine.models.loading import load_config, load_model, load_tokenizer
 from retrieval_engine.models.preprocess import read_preprocessor
 
 _CAPTION_TOKENS = 40  # BLIP_Decoder.forward
@@ -98,7 +98,7 @@ class _Blip:
 
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         self.model = model
-        config = BlipConfig.from_dict(read_config(checkpoint.path))
+        config = load_config(BlipConfig, checkpoint)
         rows = config.text_config.vocab_size
         self.tokenizer = load_tokenizer(BertTokenizer, checkpoint, rows=rows)
         vision = config.vision_config

@@ -35,6 +35,7 @@ from retrieval_engine.models.device import autocast, pick_device, pick_dtype
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
 
+_FEW = 64  # texts that are not worth waking threads for, which may wait for a core
 _CLS, _SEP, _PAD = "[CLS]", "[SEP]", "[PAD]"
 _TOWER, _LAYER = "text_encoder.embeddings.", "text_encoder.encoder.layer."
 
@@ -183,6 +184,8 @@ class WordPiece:
     def ids(self, texts: Sequence[str], longest: int) -> list[list[int]]:
         """Token ids of each text, [CLS] … [SEP], at most `longest` of them."""
         self._tokenizer.enable_truncation(longest)
+        if len(texts) <= _FEW:
+            return [self._tokenizer.encode(text).ids for text in texts]
         return [found.ids for found in self._tokenizer.encode_batch(list(texts))]
 
 

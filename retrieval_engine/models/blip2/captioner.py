@@ -38,8 +38,8 @@ from retrieval_engine.models.captioner import (
     rows_of_images,
     single_end,
 )
-from retrieval_engine.models.checkpoint import Checkpoint, read_config
-from retrieval_engine.models.loading import load_tokenizer
+from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.loading import load_config, load_tokenizer
 from retrieval_engine.records import Feature
 
 PROMPT = "a photo of"  # the paper's, and LAVIS's blip2_caption_*.yaml
@@ -49,7 +49,7 @@ _LONGEST_T5 = 512  # relative positions have no end; captions do
 
 def open_captioner(checkpoint: Checkpoint, *, device: str, dtype: str) -> "Blip2Captioner":
     """Load a `Blip2ForConditionalGeneration`; see `captioning.open_captioner`."""
-    config = Blip2Config.from_dict(read_config(checkpoint.path))
+    config = load_config(Blip2Config, checkpoint)
     if "Blip2ForConditionalGeneration" not in (config.architectures or ()):
         kinds = ", ".join(config.architectures or ()) or "no class that it names"
         raise CheckpointInvalid(

@@ -21,9 +21,9 @@ from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.image_side import Blip2Images
 from retrieval_engine.models.blip2.language import Blip2LanguageEncoder
 from retrieval_engine.models.blip2.parts import RetrievalPart
-from retrieval_engine.models.checkpoint import Checkpoint, read_config
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import DualEncoder
-from retrieval_engine.models.loading import load_tokenizer
+from retrieval_engine.models.loading import load_config, load_tokenizer
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.records import Feature
 
@@ -38,8 +38,7 @@ def open_encoder(
 
     See `models.open_encoder`.
     """
-    values = read_config(checkpoint.path)
-    config = Blip2Config.from_dict(values)
+    config = load_config(Blip2Config, checkpoint)
     if {"Blip2ForConditionalGeneration", "Blip2Model"} & set(config.architectures or ()):
         return Blip2LanguageEncoder(checkpoint, config, device=device, dtype=dtype)
     return Blip2Encoder(checkpoint, config, device=device, dtype=dtype)

@@ -24,9 +24,9 @@ from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.encoder import MAX_TOKENS, MAX_WORDS
 from retrieval_engine.models.blip2.parts import QueryPart, RetrievalPart, ln_vision_eps
 from retrieval_engine.models.captioner import generation_defaults
-from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.learner import Task
-from retrieval_engine.models.loading import load_model, load_tokenizer
+from retrieval_engine.models.loading import load_config, load_model, load_tokenizer
 from retrieval_engine.models.preprocess import read_preprocessor
 
 _CAPTION_TOKENS = 32  # LAVIS's max_txt_len
@@ -63,7 +63,7 @@ def open_learner(
     quantize: str,
 ) -> "Blip2Retrieval | Blip2Caption":
     """See `learner.open_learner`."""
-    config = Blip2Config.from_dict(read_config(checkpoint.path))
+    config = load_config(Blip2Config, checkpoint)
     speaks = "Blip2ForConditionalGeneration" in (config.architectures or ())
     if speaks != (task is Task.CAPTION):
         wanted = "with a language model" if task is Task.CAPTION else "for retrieval (ITM)"

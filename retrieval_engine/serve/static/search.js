@@ -73,6 +73,7 @@ async function showItem(hit) {
   byId("item-score").textContent = `Score ${hit.score.toFixed(3)}`;
   const like = byId("like");
   like.replaceChildren();
+  looked(hit);
   if (!byId("item").open) byId("item").showModal();
   byId("item").scrollTop = 0;
   try {
@@ -83,7 +84,51 @@ async function showItem(hit) {
   }
 }
 
+// A PNG for each word of the question darkens what did not matter to the match.
+async function looked(hit) {
+  const text = query?.text;
+  const [said, words] = [byId("looked-said"), byId("looked-words")];
+  words.replaceChildren();
+  light(null);
+  byId("looked").hidden = !text;
+  if (!text) return;
+  say(said, "Looking …");
+  try {
+    const answer = await ask("/api/explain", { id: hit.id, text });
+    if (byId("item-id").textContent !== hit.id) return;
+    words.replaceChildren(...answer.words.map(word));
+    say(said, `The words match with ${(100 * answer.probability).toFixed(0)} %. Point at a word.`);
+  } catch (error) {
+    if (byId("item-id").textContent === hit.id) say(said, error.message);
+  }
+}
+
+function word({ word: text, map }) {
+  const button = make("button", { type: "button", text });
+  button.setAttribute("aria-pressed", "false");
+  const chosen = () => document.querySelector('#looked-words [aria-pressed="true"]');
+  button.addEventListener("click", () => {
+    const before = chosen();
+    before?.setAttribute("aria-pressed", "false");
+    if (before !== button) button.setAttribute("aria-pressed", "true");
+    light(before === button ? null : map);
+  });
+  button.addEventListener("pointerenter", () => light(map));
+  button.addEventListener("pointerleave", () => light(chosen()?.dataset.map ?? null));
+  button.dataset.map = map;
+  return button;
+}
+
+function light(map) {
+  const shade = byId("item-shade");
+  shade.hidden = !map;
+  if (map) shade.src = map;
+}
+
 export function begin() {
+  byId("item-image").addEventListener("load", ({ target }) => {
+    byId("item-seen").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
+  });
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     search();

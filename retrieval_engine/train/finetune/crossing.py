@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.duplicates import Pictures, crossing, vector_feature
+from retrieval_engine.duplicates import StoredPictures, crossing, vector_feature
 from retrieval_engine.errors import FeatureMissing
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
@@ -30,17 +30,17 @@ def crossing_notes(store: Store, sets: Sets) -> list[str]:
         return [
             "no vectors of images are stored: copies that cross into val or test are not sought"
         ]
-    held: list[tuple[str, Pictures, Sequence[str]]]
+    held: list[tuple[str, StoredPictures, Sequence[str]]]
     held = [("those to select on", _pictures(store, sets.val), _ids(store, sets.val))]
     if "test" in set(store.items()["split"].to_pylist()):
         gallery = store.gallery("test")
-        held.append(("split test", Pictures.of(gallery), gallery.ids))
+        held.append(("split test", StoredPictures.of(gallery), gallery.ids))
     train = _pictures(store, sets.train)
     return list(_notes(store, train, held)) if len(train.rows) else []
 
 
 def _notes(
-    store: Store, train: Pictures, held: list[tuple[str, Pictures, Sequence[str]]]
+    store: Store, train: StoredPictures, held: list[tuple[str, StoredPictures, Sequence[str]]]
 ) -> Iterator[str]:
     feature = vector_feature(store)
     for what, pictures, ids in held:
@@ -59,6 +59,6 @@ def _ids(store: Store, data: CaptionedImages) -> list[str]:
     return [data.ids[i] for i in _chosen(store, data)]
 
 
-def _pictures(store: Store, data: CaptionedImages) -> Pictures:
+def _pictures(store: Store, data: CaptionedImages) -> StoredPictures:
     chosen = _chosen(store, data)
-    return Pictures(store=store, rows=data.rows[chosen], uris=[data.uris[i] for i in chosen])
+    return StoredPictures(store=store, rows=data.rows[chosen], uris=[data.uris[i] for i in chosen])

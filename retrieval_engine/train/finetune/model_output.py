@@ -16,13 +16,14 @@ from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.checkpoint import Checkpoint, tensor_shapes
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
+from retrieval_engine.models.write_checkpoint import write_json
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
 from retrieval_engine.train.finetune.captioned import Sets
 from retrieval_engine.train.finetune.config import FinetuneConfig, Task
 from retrieval_engine.train.finetune.objective import FinetuneState
 from retrieval_engine.train.lora import LoraOptions, base_name, save_adapter
-from retrieval_engine.train.model_files import trained_tensors, write_json, write_model
+from retrieval_engine.train.model_files import trained_tensors, write_model
 from retrieval_engine.train.runlog import Panel, draw_curves
 
 

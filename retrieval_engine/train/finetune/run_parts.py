@@ -1,11 +1,12 @@
 """Brings together what a run needs: data, model, what of it is trained, loader, objective."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from retrieval_engine.errors import FingerprintMismatch, UsageError
 from retrieval_engine.models.adapters import peft_quiet, resolve
@@ -52,6 +53,38 @@ class RunParts:
     optimiser: torch.optim.Optimizer
     peak: float
     scaler: torch.amp.GradScaler
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained of the model, by name; not copied."""
+        named = self.learner.model.named_parameters()
+        return {name: p.detach() for name, p in named if p.requires_grad}
+
+    @torch.no_grad()
+    def set_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Put values into the model that `weights` gave."""
+        named = dict(self.learner.model.named_parameters())
+        for name, value in values.items():
+            named[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs of these parts."""
+        return {
+            "weights": self.weights(),
+            "beside": [p.detach() for p in self.objective.parameters()],
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.set_weights(saved["weights"])
+        for mine, value in zip(self.objective.parameters(), saved["beside"], strict=True):
+            mine.copy_(value)
+        self.objective.load_state_dict(saved["objective"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.scaler.load_state_dict(saved["scaler"])
 
 
 def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:

@@ -84,7 +84,7 @@ class FinetuneRun:
         self.config, self.out = config, out
         self.processes = Processes(config.device)
         self.progress = progress if self.processes.is_first else Silent()
-        parts = open_parts(config, self.processes)
+        self.parts = parts = open_parts(config, self.processes)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
         self.learner, self.objective = parts.learner, parts.objective
         self.optimiser, self.peak, self.scaler = parts.optimiser, parts.peak, parts.scaler
@@ -222,7 +222,7 @@ class FinetuneRun:
         better = objective.higher_is_better
         improved = state.improves(found, objective.metric, higher_is_better=better)
         if improved and self.processes.is_first:
-            save_atomically(self._weights(), self._best_path)
+            save_atomically(self.parts.weights(), self._best_path)
 
     def _keep(self) -> None:
         """Write the model as it stands after every so many passes."""
@@ -241,41 +241,17 @@ class FinetuneRun:
 
     # Where the run stands
 
-    def _weights(self) -> dict[str, Any]:
-        named = self.learner.model.named_parameters()
-        return {name: p.detach() for name, p in named if p.requires_grad}
-
-    def _set_weights(self, values: Mapping[str, Any]) -> None:
-        named = dict(self.learner.model.named_parameters())
-        with torch.no_grad():
-            for name, value in values.items():
-                named[name].copy_(value)
-
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""
         if self.processes.is_first:
-            value = {
-                "identity": self.identity,
-                "state": asdict(self.state),
-                "weights": self._weights(),
-                "beside": [p.detach() for p in self.objective.parameters()],
-                "objective": self.objective.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            save_atomically(value, self._checkpoint_path)
+            at = {"identity": self.identity, "state": asdict(self.state)}
+            save_atomically(at | self.parts.state_dict(), self._checkpoint_path)
         self.processes.barrier()
 
     def _resume(self) -> None:
         saved = load_checkpoint(self._checkpoint_path, identity=self.identity)
         self.state = FinetuneState(**saved["state"])
-        self._set_weights(saved["weights"])
-        with torch.no_grad():
-            for mine, value in zip(self.objective.parameters(), saved["beside"], strict=True):
-                mine.copy_(value)
-        self.objective.load_state_dict(saved["objective"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.scaler.load_state_dict(saved["scaler"])
+        self.parts.load_state_dict(saved)
         self.progress.say(f"going on from step {self.state.step:,}")
 
     @property
@@ -295,7 +271,7 @@ class FinetuneRun:
         if self.processes.is_first:
             if state.best_step != state.step:
                 self.output.write(self.out / "last", self.learner.model)
-            self._set_weights(load_pickled(self._best_path))
+            self.parts.set_weights(load_pickled(self._best_path))
             report = self.output.finish(state, self.learner.model)
             shutil.rmtree(self.out / "run")
         report = self.processes.broadcast(report)

@@ -47,7 +47,7 @@ class Batch:
     true: Tensor | None
 
 
-class Batcher:
+class BatchMaker:
     """Makes the batch of any step, in any order.
 
     Args:

@@ -1,23 +1,22 @@
 """Writes a trained model as one directory that transformers' BLIP classes load."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
-from retrieval_engine.models.preprocess import CLIP_MEAN, CLIP_STD
+from retrieval_engine.models.preprocess import CLIP_MEAN, CLIP_STD, preprocessor_config
+from retrieval_engine.models.write_checkpoint import write_json, write_weights
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.config import PROMPT
 from retrieval_engine.train.pretrain.model import PretrainModel
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizer
+    from transformers import BertTokenizer, BlipConfig
 
 _TIED = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
 _NEW_TOKENS = 32
@@ -48,38 +47,59 @@ def export(
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
-    weights = out / "model.safetensors"
-    save_file(_weights(model, dtype), weights, metadata={"format": "pt"})
-    weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
-    config = model.config
+    write_directory(
+        out,
+        model.config,
+        tokenizer,
+        _weights(model, dtype),
+        generation={"max_new_tokens": _NEW_TOKENS, "prompt": PROMPT},
+        look=preprocessor_config(model.config.vision_config.image_size, CLIP_MEAN, CLIP_STD),
+        facts=facts,
+    )
+
+
+def write_directory(
+    out: Path,
+    config: "BlipConfig",
+    tokenizer: "BertTokenizer",
+    tensors: Mapping[str, Tensor],
+    *,
+    generation: Mapping[str, Any],
+    look: Mapping[str, Json],
+    facts: Mapping[str, Json],
+) -> None:
+    """Write all files but the model card; training.json is the last.
+
+    Args:
+        out: directory, which is there.
+        config: of the model.
+        tokenizer: its tokenizer.
+        tensors: its weights, all of one dtype.
+        generation: settings of writing captions.
+        look: of its preprocessing, as `preprocessor_config` gives them.
+        facts: for training.json.
+    """
     config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
     for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
+        part.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(out)
+    write_weights(tensors, out)
     text = config.text_config
-    generation = GenerationConfig(
+    GenerationConfig(
         bos_token_id=text.bos_token_id,
         eos_token_id=text.sep_token_id,
         pad_token_id=text.pad_token_id,
-        max_new_tokens=_NEW_TOKENS,
-        prompt=PROMPT,
-    )
-    generation.save_pretrained(out)
+        **generation,
+    ).save_pretrained(out)
     tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
     tokenizer.model_max_length = text.max_position_embeddings
     tokenizer.save_pretrained(out)
-    side = config.vision_config.image_size
-    write_json(out / "preprocessor_config.json", preprocessing(side, CLIP_MEAN, CLIP_STD))
-    seal(out)
-    write_json(out / "training.json", facts)
-
-
-def seal(out: Path) -> None:
-    """Write the checksums of a model's own files."""
+    write_json(out / "preprocessor_config.json", {**look, "processor_class": "BlipProcessor"})
     beside = ("training.json", "README.md", CHECKSUMS)
     endings = (".json", ".safetensors", ".txt")
     names = [file.name for file in out.iterdir() if file.suffix in endings]
     write_checksums(out, [name for name in names if name not in beside])
+    write_json(out / "training.json", facts)
 
 
 def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -88,28 +108,6 @@ def _weights(model: PretrainModel, dtype: torch.dtype) -> dict[str, Tensor]:
         if name not in _TIED:
             tensors[f"text_decoder.{name}"] = tensor
     return {name: t.detach().to("cpu", dtype, copy=True) for name, t in tensors.items()}
-
-
-def preprocessing(side: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Json]:
-    """What transformers' processor reads: a square of this side, normalised so."""
-    return {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
-    }
-
-
-def write_json(path: Path, value: Mapping[str, Json]) -> None:
-    """Write JSON for people to read too."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def how_trained(name: str, facts: Mapping[str, Json]) -> str:

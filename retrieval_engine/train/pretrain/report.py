@@ -42,7 +42,7 @@ class PretrainReport:
     parameters: int
 
 
-class TrainedOn(Protocol):
+class CaptionedPictures(Protocol):
     """Pictures with captions, as the record counts them."""
 
     @property
@@ -60,7 +60,7 @@ def record(
     report: PretrainReport,
     settings: Mapping[str, Json],
     changed: Mapping[str, Json],
-    data: TrainedOn,
+    data: CaptionedPictures,
     temperature: Tensor,
 ) -> dict[str, Json]:
     """The settings and figures of a run, for training.json and the model card.

@@ -19,7 +19,7 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.train.pretrain.batches import Batcher
+from retrieval_engine.train.pretrain.batches import BatchMaker
 from retrieval_engine.train.pretrain.config import PretrainConfig
 from retrieval_engine.train.pretrain.export import export
 from retrieval_engine.train.pretrain.joint_loss import Objective
@@ -106,7 +106,7 @@ class Run(PretrainRun):
         length = config.size.text_length
         self.texts = Texts(self.train_set.captions, self.tokenizer, length)
         self.val_texts = Texts(self.val_set.captions, self.tokenizer, length)
-        self.batcher = Batcher(self.train_set, self.texts, config, self.device)
+        self.batcher = BatchMaker(self.train_set, self.texts, config, self.device)
         self.model = build_model(
             config.size,
             self.tokenizer,

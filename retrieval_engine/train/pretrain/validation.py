@@ -11,7 +11,7 @@ from retrieval_engine.metrics.recall import RecallReport, recall
 from retrieval_engine.records import Json
 
 if TYPE_CHECKING:
-    from retrieval_engine.train.pretrain.batches import Batcher
+    from retrieval_engine.train.pretrain.batches import BatchMaker
     from retrieval_engine.train.pretrain.model import PretrainModel
     from retrieval_engine.train.pretrain.texts import Texts
     from retrieval_engine.train.pretrain.training_set import TrainingSet
@@ -50,7 +50,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: "PretrainModel", data: "TrainingSet", texts: "Texts", batcher: "Batcher"
+    model: "PretrainModel", data: "TrainingSet", texts: "Texts", batcher: "BatchMaker"
 ) -> Validation:
     """Figures of a model on held-out items, without augmentation and in float32.
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertTokenizer, GenerationConfig
+from transformers import BertTokenizer
 
 from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.preprocess import preprocessor_config
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.cached.data import ChannelScale
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.states import MEAN, STD
-from retrieval_engine.train.pretrain.export import how_trained, preprocessing, seal, write_json
+from retrieval_engine.train.pretrain.export import how_trained, write_directory
 
 _NEW_TOKENS = 24
 _NO_REPEAT = 3  # tokens in a row: small decoders say things twice
@@ -39,36 +39,26 @@ def export(
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
-    weights = out / "model.safetensors"
-    save_file(_weights(model, backbone, scale, dtype), weights, metadata={"format": "pt"})
-    weights.chmod((out / "README.md").stat().st_mode)  # safetensors lets nobody else read it
     config = model.config
     config.match_start = {
         "scale": round(float(model.match_scale.detach()), 4),
         "offset": round(float(model.match_offset.detach()), 4),
         "cls_token_id": int(tokenizer.convert_tokens_to_ids("[CLS]")),
     }
-    config.architectures = ["BlipForImageTextRetrieval", "BlipForConditionalGeneration"]
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
-    config.save_pretrained(out)
-    text = config.text_config
-    GenerationConfig(
-        bos_token_id=text.bos_token_id,
-        eos_token_id=text.sep_token_id,
-        pad_token_id=text.pad_token_id,
-        max_new_tokens=_NEW_TOKENS,
-        no_repeat_ngram_size=_NO_REPEAT,
-        prompt="",
-    ).save_pretrained(out)
-    tokenizer.backend_tokenizer.no_truncation()  # of the training; not a property of the words
-    tokenizer.model_max_length = text.max_position_embeddings
-    tokenizer.save_pretrained(out)
-    side = config.vision_config.image_size
-    look = preprocessing(side, (MEAN,) * 3, (STD,) * 3) | {"decode": "draft"}
-    write_json(out / "preprocessor_config.json", look)
-    seal(out)
-    write_json(out / "training.json", facts)
+    look = preprocessor_config(config.vision_config.image_size, (MEAN,) * 3, (STD,) * 3)
+    write_directory(
+        out,
+        config,
+        tokenizer,
+        _weights(model, backbone, scale, dtype),
+        generation={
+            "max_new_tokens": _NEW_TOKENS,
+            "no_repeat_ngram_size": _NO_REPEAT,
+            "prompt": "",
+        },
+        look={**look, "decode": "draft"},
+        facts=facts,
+    )
 
 
 def _weights(

@@ -1,4 +1,7 @@
-"""Commands in forked children: killed, starved of disk, or left to end."""
+"""Commands in forked children: killed, starved of disk, or left to end.
+
+A forked child is a process as real as one that begins from nothing, and has imported torch already.
+"""
 
 import contextlib
 import os
@@ -6,6 +9,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from dataclasses import dataclass
 
 from retrieval_engine.cli import main
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +51,85 @@ def vlre(*arguments: object) -> Callable[[], None]:
     return lambda: main(args=[str(argument) for argument in arguments])
 
 
+def held_at(name: str, work: Callable[[], object]) -> Callable[[], None]:
+    """The same work, that cannot end before it is killed: it waits for ever where it opens a file.
+
+    Args:
+        name: a part of the file's path.
+        work: what to run, with Python's own `open`.
+    """
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and name in str(arguments[0]):
+            threading.Event().wait()
+
+    def held() -> None:
+        sys.addaudithook(hook)
+        work()
+
+    return held
+
+
 def in_child(
-    work: Callable[[], object], *, kill_after: float | None = None, file_bytes: int | None = None
+    work: Callable[[], object],
+    *,
+    kill_after: float | None = None,
+    kill_when: Callable[[], object] | None = None,
+    file_bytes: int | None = None,
 ) -> Ended:
     """Run something in a forked child.
 
     Args:
         work: what to run.
         kill_after: seconds until signal 9.
+        kill_when: signal 9 as soon as it says so.
         file_bytes: no file may grow beyond this; the kernel refuses as a full disk does.
     """
+    child = begin(work, file_bytes)
+    return child.wait(TIMEOUT_S if kill_after is None else kill_after, kill_when)
+
+
+def in_children(*works: Callable[[], object]) -> list[Ended]:
+    """Run each in a forked child of its own, all at the same time."""
+    children = [begin(work) for work in works]
+    return [child.wait() for child in children]
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One that runs: its number, the pipe with its words, and when it began."""
+
+    process: int
+    reading: int
+    begin: float
+
+    def wait(
+        self, within_s: float = TIMEOUT_S, kill_when: Callable[[], object] | None = None
+    ) -> Ended:
+        """How it ends; killed when it is told to, or is too long about it."""
+        output = b""
+        while True:
+            ended, status = os.waitpid(self.process, os.WNOHANG)
+            output += _read(self.reading)
+            if ended:
+                break
+            if time.monotonic() > self.begin + within_s or (kill_when and kill_when()):
+                os.killpg(self.process, signal.SIGKILL)
+                status = os.waitpid(self.process, 0)[1]
+                break
+            time.sleep(0.002)
+        output += _read(self.reading)
+        os.close(self.reading)
+        seconds = time.monotonic() - self.begin
+        return Ended(os.waitstatus_to_exitcode(status), output.decode(errors="replace"), seconds)
+
+
+def begin(work: Callable[[], object], file_bytes: int | None = None) -> Child:
+    """Run something in a forked child, which leads a group of its own."""
     # A pipe, not a file: a child with a full disk must still be able to say so.
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    begin = time.monotonic()
+    now = time.monotonic()
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
@@ -68,9 +137,7 @@ def in_child(
     with contextlib.suppress(OSError):  # whichever is first: a kill may follow at once
         os.setpgid(child, child)
     os.close(writing)
-    code, output = _wait(child, reading, begin + (TIMEOUT_S if kill_after is None else kill_after))
-    os.close(reading)
-    return Ended(code, output.decode(errors="replace"), time.monotonic() - begin)
+    return Child(child, reading, now)
 
 
 def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> None:
@@ -92,20 +159,6 @@ def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> N
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
-
-
-def _wait(child: int, reading: int, deadline: float) -> tuple[int, bytes]:
-    output = b""
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        output += _read(reading)
-        if ended:
-            return os.waitstatus_to_exitcode(status), output + _read(reading)
-        if time.monotonic() > deadline:
-            os.killpg(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-            return os.waitstatus_to_exitcode(status), output + _read(reading)
-        time.sleep(0.002)
 
 
 def _read(reading: int) -> bytes:
