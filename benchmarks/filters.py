@@ -177,9 +177,11 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--recipe", default="ivf-fp16")
     parser.add_argument("--place", type=Path)
+    parser.add_argument("--search-only", action="store_true")
     arguments = parser.parse_args()
     items, asked = (1000, 20) if arguments.tiny else (arguments.items, QUERIES)
-    evaluate(items)
+    if not arguments.search_only:
+        evaluate(items)
     with tempfile.TemporaryDirectory() as scratch:
         search(arguments.place or Path(scratch), World(items, 1), arguments.recipe, asked)
 

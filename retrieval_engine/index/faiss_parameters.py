@@ -13,8 +13,8 @@ from retrieval_engine.index.grouping import Allowed, Items, Scores
 # Settings that trade time for recall, and where doubling them starts.
 EFFORTS = {"nprobe": 1, "efSearch": 16}
 WIDENING = "widening"
-"""Hundredths of the power of 1 / share by which a filter makes a search among lists wider."""
-WIDENINGS = (33, 50, 100)
+"""How long a search among lists may take under a filter, in hundredths of one without."""
+WIDENINGS = (135, 400, 10_000)  # the last: through all lists, but where half the rows are left
 # Rows that a graph compares for each of its efSearch places, measured (benchmarks/LOG.md).
 _COMPARED_A_PLACE = 10
 _NO_PARAMETERS = "param"  # stands in what faiss says of kinds that take no selector
@@ -59,10 +59,11 @@ class Selector:
     """Rows that may be answers, as faiss takes them; faiss keeps no hold of the bits itself.
 
     A search among them that looks at as many places as one without a filter finds fewer answers.
-    Of an inverted file it looks through share ** -w as many lists, w being what the build measured
-    to be enough; rows that are left out cost a bit test, and of few it looks through all lists,
-    which is exact. A graph has to walk through what is left out: it goes 1 / share as wide, and
-    below a share every allowed row is compared instead.
+    Of an inverted file it looks through as many more lists as take about the time of a search
+    without a filter, or a multiple that the build measured to be needed: rows that are left out
+    cost little, so that of few allowed rows all lists are looked through, which is exact. A graph
+    has to walk through what is left out: it goes 1 / share as wide, and below a share every
+    allowed row is compared instead.
 
     Attributes:
         share: of all rows, above 0.
@@ -107,6 +108,15 @@ class Selector:
             n *= 4
 
 
+def _time_of_a_list(share: float) -> float:
+    """Time to look through a list of which a share is allowed, where one without a filter takes 1.
+
+    Measured at a million float16 rows of 256 in lists: .12 at .001, .3 at .05, 1.2 at .5, where
+    the processor cannot foresee which row is next (benchmarks/LOG.md).
+    """
+    return 0.12 + 1.63 * float(share**0.65)
+
+
 def _storage_if_quicker(index: Any, share: float) -> Any:
     """A graph's rows, where comparing each allowed one takes less time than walking; else None."""
     graph = import_faiss().downcast_index(index)
@@ -138,8 +148,8 @@ def search_parameters(
         inner = search_parameters(index.base_index, fetch, effort, only)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     if isinstance(index, faiss.IndexIVF):
-        wider = share ** (-effort.get(WIDENING, WIDENINGS[0]) / 100)
-        nprobe = math.ceil(effort.get("nprobe", index.nprobe) * wider)
+        wider = effort.get(WIDENING, WIDENINGS[0]) / 100 / _time_of_a_list(share) if only else 1
+        nprobe = math.ceil(effort.get("nprobe", index.nprobe) * max(1, wider))
         return faiss.SearchParametersIVF(nprobe=min(nprobe, index.nlist), **sel)
     if isinstance(index, faiss.IndexHNSW):
         wanted = max(index.hnsw.efSearch, fetch) / share
