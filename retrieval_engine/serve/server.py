@@ -115,7 +115,8 @@ class _Patient(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        is_idle = self.cycle is None or self.cycle.response_complete
+        has_begun = bool(self.cycle)  # None before the first request, whatever its type says
+        is_idle = not has_begun or self.cycle.response_complete
         is_idle = is_idle and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         if is_idle and (answer := self.refused_at_once(data)):
             self._unset_keepalive_if_required()
@@ -141,7 +142,7 @@ class _Patient(H11Protocol):
         self._head_timer = self.loop.call_later(self.head_s, self._end_if_waiting)
 
     def _end_if_waiting(self) -> None:
-        has_begun = bool(self.cycle)  # None before the first request, whatever its type says
+        has_begun = bool(self.cycle)
         if not has_begun or self.cycle.response_complete:
             self.transport.close()
 
