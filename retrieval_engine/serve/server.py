@@ -142,7 +142,7 @@ class _Patient(H11Protocol):
         self._head_timer = self.loop.call_later(self.head_s, self._end_if_waiting)
 
     def _end_if_waiting(self) -> None:
-        has_begun = bool(self.cycle)  # None before the first request, whatever its type says
+        has_begun = bool(self.cycle)
         if not has_begun or self.cycle.response_complete:
             self.transport.close()
 
