@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/vlre demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

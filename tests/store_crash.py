@@ -1,13 +1,4 @@
-"""Runs writers of a store in processes of their own and kills them with signal 9.
-
-    python -m tests.store_crash moments TEMPLATE FOLDER N    at the first N changes of directory
-                                                             entries, or at all there are
-    python -m tests.store_crash random TEMPLATE FOLDER N     N times after a random while
-    python -m tests.store_crash compact TEMPLATE FOLDER N    as `moments`, of a compaction
-
-Each writer goes on with a copy of TEMPLATE in FOLDER/0, FOLDER/1, …; prints one JSON line for each:
-how it ended (0, or minus the signal) and how many parts it said it had committed.
-"""
+"""Runs writers of a store in processes of their own and kills them with signal 9."""
 
 import json
 import os
@@ -19,10 +10,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from retrieval_engine.records import Failure
 from retrieval_engine.store import StoreWriter, compact_store
 from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, pictures
+from tests.children import in_child
 
 ITEMS = 12
 PART_ITEMS = 4
@@ -110,12 +103,26 @@ def _random(template: Path, folder: Path, count: int) -> None:
         _in_child(path, lambda: None, wait)
 
 
-if __name__ == "__main__":
+def kill(how: str, template: Path, folder: Path, count: int) -> list[dict[str, Any]]:
+    """Kill writers that go on with copies of a store in `folder`/0, `folder`/1, …
+
+    Args:
+        how: `moments`, at the first `count` changes of directory entries, or at all there are;
+            `random`, `count` times after a random while; `compact`, as `moments`, of a compaction.
+        template: the store.
+        folder: for the copies.
+        count: of the kills, at most.
+
+    Returns:
+        For each its path, how it ended (0, or minus the signal) and how many parts it said it had
+        committed.
+    """
     compact = partial(_moments, work=_compact)
     kills: dict[str, Callable[[Path, Path, int], None]] = {
         "moments": _moments,
         "random": _random,
         "compact": compact,
     }
-    kill = kills[sys.argv[1]]
-    kill(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    ended = in_child(partial(kills[how], template, folder, count))
+    assert ended.code == 0, ended.output
+    return [json.loads(line) for line in ended.output.splitlines()]

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
 from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
-
-ROOT = Path(__file__).parents[1]
+from tests.children import in_child
 
 
 def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
@@ -310,10 +308,10 @@ def test_a_build_killed_at_any_step_leaves_an_index(tmp_path: Path, call: str) -
             f"{call} = deadly\n"
             f"build_index(open_store({str(tmp_path / 'store')!r}), {str(out)!r}, recipe='flat')\n"
         )
-        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-        found.add(run.returncode)
+        ended = in_child(partial(exec, code, {}))
+        found.add(ended.code)
         assert open_index(out).items in (50, 60)
-        if run.returncode == 0:
+        if ended.code == 0:
             break
     assert -signal.SIGKILL in found
 

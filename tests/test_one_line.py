@@ -3,9 +3,6 @@
 import json
 import os
 import pickle
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +22,7 @@ from retrieval_engine.strict_json import loads
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.store_data import pictures, write
 from tests import tiny
-
-ROOT = Path(__file__).parents[1]
+from tests.children import in_child, vlre
 
 
 @pytest.fixture(scope="module")
@@ -283,11 +279,6 @@ def _read_all(path: Path) -> None:
 # --- a full disk ---
 
 
-def _limited() -> None:
-    """No file may grow beyond a few kilobytes: the kernel refuses as a full disk does."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -300,7 +291,13 @@ def _limited() -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip
 def test_a_full_disk_is_one_line_with_the_file(
-    tmp_path: Path, store: Path, folder: Path, checkpoint: Path, arguments: list[str], named: str
+    tmp_path: Path,
+    store: Path,
+    folder: Path,
+    checkpoint: Path,
+    arguments: list[str],
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import shutil
 
@@ -316,17 +313,14 @@ def test_a_full_disk_is_one_line_with_the_file(
         encode(f"folder:{folder}", tmp_path / "copy", encoder=str(checkpoint))
         (folder / "extra.jpg").unlink()
         encode(f"folder:{folder}", tmp_path / "copy", encoder=str(checkpoint))
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *(a.format(**names) for a in arguments)],
-        cwd=tmp_path / "o", capture_output=True, text=True, check=False, preexec_fn=_limited,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == 1, result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    monkeypatch.chdir(tmp_path / "o")
+    result = in_child(vlre(*(a.format(**names) for a in arguments)), file_bytes=3000)
+    assert result.code == 1, result.output
+    errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
-    assert named.format(**names) in errors[0], result.stderr
-    assert "Traceback" not in result.stderr
-    assert "unforeseen" not in result.stderr
+    assert named.format(**names) in errors[0], result.output
+    assert "Traceback" not in result.output
+    assert "unforeseen" not in result.output
     left = {p.name for p in (tmp_path / "o").rglob("*") if p.is_file()}
     assert left <= {"log.jsonl"}, left  # what a training said so far
     assert len(open_store(tmp_path / "copy").gallery()) == 40

@@ -1,21 +1,19 @@
 """The benchmark of recall runs, at a tiny size, and says what it must."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
+
+import pytest
+
+from benchmarks import recall
 
 
-def test_the_benchmark_runs() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.recall", "--tiny"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    assert run.returncode == 0, run.stderr
-    plain, ours, whole, many = [json.loads(line) for line in run.stdout.splitlines()]
+def test_the_benchmark_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recall", "--tiny"])
+    recall.main()
+    plain, ours, whole, many = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (plain["way"], ours["way"]) == ("full-matrix", "vlre")
     for side in ("image_to_text_recall@10", "text_to_image_recall@10"):
         assert plain[side] == ours[side]

@@ -18,6 +18,7 @@ from PIL import Image
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.cli import main
 from retrieval_engine.serve import ServeSettings, running
+from retrieval_engine.testing.images import jpeg
 from tests.serving import ALL, PATIENCE_S, make_store, served
 
 
@@ -223,7 +224,7 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
         assert error["message"]
         assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
     for body, where, fields in [
-        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`"),
+        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `where`"),
         ({"mix": [{"word": "a"}]}, "mix.0.word", "`text`, `image`, `id`, `weight`"),
     ]:
         error = client.post("/api/search", json=body).json()["error"]
@@ -274,6 +275,22 @@ def test_what_encode_adds_is_found_and_nothing_is_lost(tmp_path: Path) -> None:
         assert client.get("/api/store").json()["reloads"] >= 1
     assert set(answers) == {200}
     assert len(answers) > 5
+
+
+def test_images_are_added_where_that_is_allowed(tmp_path: Path, client: httpx.Client) -> None:
+    sent = [("images", ("a.jpg", jpeg(5))), ("images", ("b.jpg", jpeg(6)))]
+    refused = client.post("/api/items", files=sent).json()["error"]
+    assert refused["code"] == "not_allowed"
+    with served(make_store(tmp_path, 4), allow_adding=True) as own:
+        said = {"captions": ["some noise", "more of it"]}
+        answer = own.post("/api/items", files=sent, data=said).json()
+        assert answer == {"added": 2, "known": 0, "items": 6}
+        hit = own.post("/api/search", files={"image": ("a.jpg", jpeg(5))}).json()["hits"][0]
+        assert (hit["captions"], round(hit["score"], 3)) == (["some noise"], 1)
+        assert own.get(hit["thumbnail"]).headers["content-type"] == "image/jpeg"
+        again = own.post("/api/items", files=[*sent[:1], ("images", ("c.jpg", b"none"))])
+        assert again.json()["error"]["code"] == "bad_image"
+        assert own.post("/api/items", files=sent[:1]).json() == {"added": 0, "known": 1, "items": 6}
 
 
 def test_what_was_asked_before_the_start_and_before_the_end_is_answered(store: Path) -> None:

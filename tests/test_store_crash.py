@@ -1,13 +1,12 @@
 """Killed writers, second writers and damaged files."""
 
 import fcntl
-import json
 import os
 import re
+import resource
 import shutil
-import subprocess
-import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,22 +29,8 @@ from retrieval_engine.testing.store_data import (
     rows,
     write,
 )
-from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish
-
-ROOT = Path(__file__).parents[1]
-
-
-def _killed(*arguments: object) -> list[dict[str, Any]]:
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.store_crash", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+from tests.children import in_child
+from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish, kill
 
 
 def _same(store: Store, other: Store) -> None:
@@ -107,7 +92,7 @@ def test_killed_before_any_change_of_the_directory(
     tmp_path: Path, begun: Path, uninterrupted: Store
 ) -> None:
     """Every rename of every file of every part, in turn: there is no bad moment."""
-    runs = _killed("moments", begun, tmp_path, 1000)
+    runs = kill("moments", begun, tmp_path, 1000)
     # 2 parts of 3 files and a manifest each, and the ledger at the end.
     assert [run["ended"] for run in runs] == [-9] * (2 * 4 + 1) + [0]
     parts = [_survived(run, uninterrupted) for run in runs[:-1]]
@@ -116,7 +101,7 @@ def test_killed_before_any_change_of_the_directory(
 
 
 def test_killed_at_random_moments(tmp_path: Path, begun: Path, uninterrupted: Store) -> None:
-    runs = _killed("random", begun, tmp_path, 6)
+    runs = kill("random", begun, tmp_path, 6)
     _same(open_store(runs[0]["path"]), uninterrupted)
     assert any(run["ended"] == -9 for run in runs)
     for run in runs[1:]:
@@ -125,7 +110,7 @@ def test_killed_at_random_moments(tmp_path: Path, begun: Path, uninterrupted: St
 
 def test_killed_while_the_store_was_made(tmp_path: Path, uninterrupted: Store) -> None:
     (tmp_path / "empty").mkdir()
-    for run in _killed("moments", tmp_path / "empty", tmp_path, 4):
+    for run in kill("moments", tmp_path / "empty", tmp_path, 4):
         path = Path(run["path"])
         if not (path / "store.json").exists():  # the manifest is written first
             assert not (path / "shards").exists() or not list((path / "shards").iterdir())
@@ -323,24 +308,15 @@ def test_a_manifest_cannot_point_outside_its_store(damaged: Path) -> None:
 
 def test_a_full_disk_loses_nothing(begun: Path) -> None:
     """A file size limit stands for it: the kernel refuses the bytes alike."""
-    script = f"""
-import resource, signal, sys
-from retrieval_engine.errors import StoreError
-from retrieval_engine.store import StoreWriter
-from retrieval_engine.testing.store_data import *
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with StoreWriter.open({str(begun)!r}, spec=SPEC, features=FEATURES) as writer:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    try:
-        add(writer, pictures({ITEMS}).items[{PART_ITEMS}:])
-    except StoreError as error:
-        print(error)
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert "cannot write" in run.stdout
+
+    def write_beyond_it() -> None:
+        with StoreWriter.open(begun, spec=SPEC, features=FEATURES) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+            with pytest.raises(StoreError, match="cannot write"):
+                add(writer, pictures(ITEMS).items[PART_ITEMS:])
+
+    ended = in_child(write_beyond_it)
+    assert ended.code == 0, ended.output
     store = open_store(begun)
     assert store.verify() == []
     assert len(store.gallery()) == PART_ITEMS
@@ -384,9 +360,11 @@ def test_readers_while_it_is_overwritten_again_and_again(tmp_path: Path) -> None
 
     with ThreadPoolExecutor(2) as threads:
         readers = [threads.submit(read) for _ in range(2)]
-        for count in (6, 9) * 10:
+        for count in (6, 9) * 6:
             with StoreWriter.open(path, spec=SPEC, features=FEATURES, overwrite=True) as writer:
                 add(writer, pictures(count).items)
+        while not any(reader.done() for reader in readers) and not seen[9]:
+            time.sleep(0.001)  # the last one stays
         done.set()
         for reader in readers:
             reader.result()

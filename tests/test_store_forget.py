@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,8 +39,8 @@ from retrieval_engine.testing.store_data import (
     write,
 )
 from tests import tiny
+from tests.store_crash import kill
 
-ROOT = Path(__file__).parents[1]
 OTHER = "folder:/other"
 
 
@@ -207,11 +205,7 @@ def test_killed_while_compacting(tmp_path: Path) -> None:
         add(writer, items[2:], version=1)
         writer.remove(SOURCE, [items[0].id])
     before = _everything(open_store(worn))
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.store_crash", "compact", str(worn), str(tmp_path / "k"), "99"],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    runs = [json.loads(line) for line in run.stdout.splitlines()]
+    runs = kill("compact", worn, tmp_path / "k", 99)
     assert [r["ended"] for r in runs] == [-9] * (len(runs) - 1) + [0]
     assert (
         len(runs) == 3 + 1 + 10 + 1

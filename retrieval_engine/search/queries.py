@@ -1,7 +1,7 @@
 """What people ask with: words, an image in any form, a vector, or a weighted mix of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError, one_line
-from retrieval_engine.sources.image_forms import is_array, is_image
+from retrieval_engine.search.hits import Hit, Hits
+from retrieval_engine.sources.image_forms import image_bytes, is_array, is_image
 
 Query: TypeAlias = Any
 """Words, an image in any form, a (d,) vector, a `Mix`, or a mapping of those to their weights."""
@@ -191,3 +192,9 @@ def read_vectors(path: Path) -> NDArray[Any]:
     if bad.any():
         raise SourceError(f"row {int(np.argmax(bad))} of {path} holds NaN, infinity or only zeros")
     return vectors
+
+
+def answer_to(query: Query, hits: Iterable[Hit]) -> Hits:
+    """What was found for a query, with what was asked."""
+    image = image_bytes(query) if is_picture(query) else None
+    return Hits(hits, query=name_of(query), image=image)

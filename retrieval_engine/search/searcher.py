@@ -26,11 +26,10 @@ from retrieval_engine.search.checks import check_asked, check_kinds, check_numbe
 from retrieval_engine.search.hits import Hit, Hits, hit_of
 from retrieval_engine.search.nearest import NearestImages
 from retrieval_engine.search.pairing import check_pair
-from retrieval_engine.search.queries import Query, as_mix, each_of, is_one, is_picture, name_of
+from retrieval_engine.search.queries import Query, answer_to, as_mix, each_of, is_one
 from retrieval_engine.search.query_encoder import QueryEncoder
 from retrieval_engine.search.rerank import rerank_images
 from retrieval_engine.search.sieve import Sieve
-from retrieval_engine.sources.image_forms import image_bytes
 from retrieval_engine.store import Store
 from retrieval_engine.store.filters import ItemFilter
 
@@ -188,25 +187,13 @@ class Searcher:
             found = nearest.search(vectors, wanted)
         if rerank:
             found = self._reranked(asked, found, rerank_model)
-        answers = [
-            _answer(query, self.hits(scores[:most], items[:most])[offset:])
-            for query, (scores, items) in zip(asked, found, strict=True)
-        ]
-        for hits in answers:
-            hits.note = self.filter.emptied_by(where) if where and not hits else ""
-        if min_match:
-            for hits, vector, (_, items) in zip(answers, vectors, found, strict=True):
-                chances = self._sieve.matches(hits.query, vector[0], items[items >= 0][offset:most])
-                hits.keep_matches(chances.tolist(), min_match)
+        answers = self._answers(asked, vectors, found, slice(offset, most), min_match, where)
         return answers[0] if one else answers
 
     search_text = search  # its name before 2026-11-26
 
     def similar(self, number: int, k: int = 10, where: str = "") -> Hits:
-        """The k images most like one of the store's, by its number in `catalog`; see `search`.
-
-        Itself and its copies are left out.
-        """
+        """The k images most like the one of this number, without itself and its copies."""
         check_numbers(k)
         store = self._needed_store("searching for what is like an item")
         row = self.catalog.image_rows(store, np.array([number]))
@@ -219,20 +206,40 @@ class Searcher:
         hits = self.hits(scores[items >= 0][other][:k], found[other][:k])
         return Hits(hits, query=self.catalog.entries([number])[0].id)
 
+    def _answers(
+        self,
+        asked: Sequence[Query],
+        vectors: Sequence[NDArray[np.float32]],
+        found: Sequence[tuple[Scores, Items]],
+        page: slice,
+        min_match: float,
+        where: str,
+    ) -> list[Hits]:
+        """A page of what was found for each query."""
+        answers = []
+        for query, vector, (scores, items) in zip(asked, vectors, found, strict=True):
+            hits = answer_to(query, self.hits(scores[: page.stop], items[: page.stop])[page])
+            if where and not hits:
+                hits.note = self.filter.emptied_by(where)
+            if min_match:
+                chances = self._sieve.matches(hits.query, vector[0], items[items >= 0][page])
+                hits.keep_matches(chances.tolist(), min_match)
+            answers.append(hits)
+        return answers
+
     def _reranked(
         self, texts: Sequence[str], found: Sequence[tuple[Scores, Items]], model: str
     ) -> list[tuple[Scores, Items]]:
-        encoder = self._guest(model) if model else self.encoder
-        scores, items = rerank_images(
+        ranked = rerank_images(
             texts,
             np.stack([scores for scores, _ in found]),
             np.stack([items for _, items in found]),
             store=self.store,
             catalog=self.catalog,
-            encoder=encoder,
+            encoder=self._guest(model) if model else self.encoder,
             is_guest=bool(model),
         )
-        return list(zip(scores, items, strict=True))
+        return list(zip(*ranked, strict=True))
 
     def _guest(self, name: str) -> Encoder:
         if name not in self._guests:
@@ -241,7 +248,7 @@ class Searcher:
 
     def _search_captions(self, query: Query, k: int, offset: int, where: str) -> Hits:
         hits = self._captions.search(self.vectors(query), k + offset, where)
-        found = _answer(query, hits[offset:])
+        found = answer_to(query, hits[offset:])
         found.note = self._captions.filter.emptied_by(where) if where and not hits else ""
         return found
 
@@ -292,8 +299,3 @@ class Searcher:
         if self.store is None:
             raise UsageError(f"{what} needs the store; an index alone will not do")
         return self.store
-
-
-def _answer(query: Query, hits: list[Hit]) -> Hits:
-    image = image_bytes(query) if is_picture(query) else None
-    return Hits(hits, query=name_of(query), image=image)

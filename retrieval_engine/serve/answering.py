@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,28 +17,19 @@ from retrieval_engine.records import Modality
 from retrieval_engine.search import Hits, Mix, Searcher
 from retrieval_engine.search.queries import combined
 from retrieval_engine.serve.live import Live
+from retrieval_engine.serve.questions import (
+    Explain,
+    Explained,
+    Like,
+    Match,
+    Picture,
+    Question,
+    Rerank,
+    Vectors,
+    Write,
+    Written,
+)
 from retrieval_engine.sources.decode import decode
-
-Vectors = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """An image that was sent, or an item's, ready for a model.
-
-    Attributes:
-        data: its file.
-        key: sha256 of that.
-        vectors: (v, d) its stored `itc`, where the store knows these very bytes.
-        tokens: (t, w) its stored vision states, likewise, where those were asked for.
-        pixels: what the model reads; None where nothing is to be encoded.
-    """
-
-    data: bytes
-    key: str
-    vectors: Vectors | None
-    tokens: NDArray[Any] | None
-    pixels: NDArray[np.uint8] | None
 
 
 def prepare(
@@ -74,31 +63,6 @@ def prepare(
                 return Picture(data, key, stored.astype(np.float32), None, None)
     pixels = look.pixels(decode(data, max_pixels=max_pixels, least_side=look.least_side))
     return Picture(data, key, None, None, pixels)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """A question for the encoder.
-
-    Attributes:
-        parts: words and images, each with its weight.
-        k: how many images that fit; 0 asks for the vectors themselves.
-        offset: leave out so many of the best.
-        where: only images of which this holds.
-    """
-
-    parts: tuple[tuple[str | Picture, float], ...]
-    k: int = 0
-    offset: int = 0
-    where: str = ""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Like:
-    """Asks the encoder's thread for images like an item."""
-
-    item_id: str
-    k: int
 
 
 def encoder_work(live: Live, questions: Sequence[Question | Like]) -> list[Hits | Vectors]:
@@ -169,48 +133,6 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
     return hits
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Match:
-    """Asks the matcher how well texts fit an image."""
-
-    picture: Picture
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Explain:
-    """Asks the matcher where it looked for each word of a text."""
-
-    picture: Picture
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """The probability that a text fits an image, and each word with its (g, g) map over it."""
-
-    probability: float
-    words: tuple[tuple[str, Vectors], ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rerank:
-    """Asks the matcher's thread for a search in the cross-encoder's order."""
-
-    text: str
-    k: int
-    offset: int
-    rerank: int
-    where: str = ""
-
-
-def _reranked(asked: Rerank, searcher: Searcher) -> Hits:
-    hits: Hits = searcher.search(
-        asked.text, asked.k, offset=asked.offset, rerank=asked.rerank, where=asked.where
-    )
-    return hits
-
-
 def matcher_work(
     live: Live, questions: Sequence[Match | Rerank | Explain]
 ) -> list[Hits | Vectors | Explained]:
@@ -218,7 +140,16 @@ def matcher_work(
     answers: dict[int, Hits | Vectors | Explained] = {}
     for number, question in enumerate(questions):
         if isinstance(question, Rerank):
-            answers[number] = live.steadily(partial(_reranked, question))
+            asked = question
+            answers[number] = live.steadily(
+                lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
+                    asked.text,
+                    asked.k,
+                    offset=asked.offset,
+                    rerank=asked.rerank,
+                    where=asked.where,
+                )
+            )
         elif isinstance(question, Explain):
             answers[number] = _explained(live.searcher.encoder, question)
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]
@@ -245,22 +176,6 @@ def _matched(encoder: Encoder, questions: Sequence[Match]) -> list[Vectors]:
         lambda numbers: states[numbers], texts, pairs, as_probability=True
     )
     return np.split(found, np.cumsum(counts)[:-1])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Write:
-    """Asks the captioner for sentences about an image."""
-
-    picture: Picture
-    options: DecodingOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Sentences, best first, and the log-probability of each over its length."""
-
-    captions: tuple[str, ...]
-    scores: tuple[float, ...]
 
 
 def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:

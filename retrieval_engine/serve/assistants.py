@@ -16,10 +16,10 @@ from retrieval_engine import __version__
 from retrieval_engine.engine import Engine
 from retrieval_engine.search import Hits
 from retrieval_engine.serve import schema
-from retrieval_engine.serve.answering import Like, Question
 from retrieval_engine.serve.captioning import caption_rows
 from retrieval_engine.serve.figures import Figures
 from retrieval_engine.serve.log import log_lines
+from retrieval_engine.serve.questions import Like, Question
 from retrieval_engine.serve.refusals import refusal_of
 from retrieval_engine.serve.room import Room
 from retrieval_engine.serve.settings import ServeSettings

@@ -7,7 +7,7 @@ from typing import Any
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.models.captioner import Captioner
-from retrieval_engine.serve.answering import Picture, Write, Written
+from retrieval_engine.serve.questions import Picture, Write, Written
 from retrieval_engine.serve.refusals import Refused
 from retrieval_engine.serve.room import Room
 from retrieval_engine.serve.schema import CaptionRequest

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from retrieval_engine.serve.answering import Explained
+from retrieval_engine.serve.questions import Explained
 
 _SHADE_PIXELS = 96
 _DIMMED = 0.78  # how dark it is where nobody looked

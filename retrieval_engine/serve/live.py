@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from retrieval_engine.models.captioner import Captioner, open_captioner
 from retrieval_engine.search import Searcher
 from retrieval_engine.serve.refusals import Stopping, not_found
 from retrieval_engine.store import Store
+
+if TYPE_CHECKING:
+    from retrieval_engine.encoding import EncodeReport
 
 T = TypeVar("T")
 EXTERNAL = "external"  # vectors that were imported: no encoder is at hand
@@ -155,6 +158,17 @@ class Live:
                 model = self._caption_model or self.searcher.spec.checkpoint
                 self._captioner = open_captioner(model, dtype=arithmetic("auto", store))
             return self._captioner
+
+    def add(self, images: list[bytes], captions: list[str] | None) -> "EncodeReport":
+        """Encode images into the store, and search them too.
+
+        Raises:
+            VlreError: the store cannot be written to.
+        """
+        with self._loading:
+            report = self.engine.add(images, captions)
+        self.refresh()
+        return report
 
     def refresh(self) -> None:
         """Open and warm what is there now, if it is something new.

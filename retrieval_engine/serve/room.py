@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 from retrieval_engine.engine import Engine
 from retrieval_engine.machine import usable_cores
 from retrieval_engine.search import Hits
-from retrieval_engine.serve.answering import (
+from retrieval_engine.serve.answering import captioner_work, encoder_work, matcher_work, prepare
+from retrieval_engine.serve.batcher import Batcher
+from retrieval_engine.serve.figures import Figures
+from retrieval_engine.serve.heat_maps import sheet
+from retrieval_engine.serve.live import EXTERNAL, Live
+from retrieval_engine.serve.pictures import ServedPictures
+from retrieval_engine.serve.questions import (
     Explain,
     Explained,
     Like,
@@ -20,16 +26,7 @@ from retrieval_engine.serve.answering import (
     Vectors,
     Write,
     Written,
-    captioner_work,
-    encoder_work,
-    matcher_work,
-    prepare,
 )
-from retrieval_engine.serve.batcher import Batcher
-from retrieval_engine.serve.figures import Figures
-from retrieval_engine.serve.heat_maps import sheet
-from retrieval_engine.serve.live import EXTERNAL, Live
-from retrieval_engine.serve.pictures import ServedPictures
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 from retrieval_engine.serve.settings import ServeSettings
 from retrieval_engine.sources.decode import decode
@@ -69,6 +66,7 @@ class Room:
             max_workers=max(2, usable_cores()), thread_name_prefix="vlre-io"
         )
         self._in_hand = 0
+        self._adding = asyncio.Lock()
         figures.watch("vlre_items", "Images that are searched", self._items)
         figures.watch("vlre_reloads", "Times the store was opened again", self._reloads)
 
@@ -127,6 +125,25 @@ class Room:
                 reader=reader() if reader else None,
             )
         )
+
+    async def add(self, images: Sequence[bytes], captions: Sequence[str]) -> dict[str, int]:
+        """Add images to the store, those of one request after those of another.
+
+        Returns:
+            How many were `added`, were `known`, and are searched now (`items`).
+
+        Raises:
+            DecodeError: one is no usable image; none was added.
+        """
+        async with self._adding:
+            return await self.off_loop(self._add, images, captions)
+
+    def _add(self, images: Sequence[bytes], captions: Sequence[str]) -> dict[str, int]:
+        for image in images:
+            decode(image, max_pixels=self.settings.max_pixels)
+        found = self.live.add(list(images), list(captions) or None).images
+        items = len(self.live.searcher.catalog)
+        return {"added": found.encoded, "known": found.reused, "items": items}
 
     def sheet(self, data: bytes, found: Explained) -> bytes:
         """A PNG of an image and of it for each word; see `heat_maps.sheet`."""

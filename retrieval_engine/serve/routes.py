@@ -13,7 +13,12 @@ from pydantic import BaseModel
 from retrieval_engine.errors import UsageError
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
-from retrieval_engine.serve.answering import (
+from retrieval_engine.serve.bodies import read_body
+from retrieval_engine.serve.caption_forms import as_csv
+from retrieval_engine.serve.captioning import caption_rows
+from retrieval_engine.serve.heat_maps import shade
+from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
+from retrieval_engine.serve.questions import (
     Explain,
     Explained,
     Like,
@@ -22,11 +27,6 @@ from retrieval_engine.serve.answering import (
     Question,
     Rerank,
 )
-from retrieval_engine.serve.bodies import read_body
-from retrieval_engine.serve.caption_forms import as_csv
-from retrieval_engine.serve.captioning import caption_rows
-from retrieval_engine.serve.heat_maps import shade
-from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
 from retrieval_engine.serve.refusals import Refused, Stopping
 from retrieval_engine.serve.room import Room
 
@@ -151,6 +151,16 @@ async def explain(request: Request) -> Response:
         return Response(await room.off_loop(room.sheet, picture.data, found), media_type=_PNG)
     words = [{"word": word, "map": shade(seen)} for word, seen in found.words]
     return Json({"probability": round(found.probability, 6), "words": words})
+
+
+@_route("/api/items", schema.AddAnswer, body_of(schema.AddRequest, "images"))
+async def add(request: Request) -> Response:
+    """Encode images into the store, where the server allows it; a broken one refuses all."""
+    room = _room(request)
+    if not room.settings.allow_adding:
+        raise Refused(403, "not_allowed", "this server takes no images", hint="see `allow_adding`")
+    asked, _ = await read_body(request, schema.AddRequest)
+    return Json(await room.add(asked.images, asked.captions))
 
 
 @_route("/v1/embeddings", schema.EmbeddingsAnswer, body_of(schema.EmbeddingsRequest))

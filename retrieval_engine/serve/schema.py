@@ -135,6 +135,22 @@ class ExplainRequest(Body):
         return self
 
 
+class AddRequest(Body):
+    """Encode images and keep them in the store; what it has already stays as it is."""
+
+    images: list[Image] = Field(min_length=1, max_length=MOST_IMAGES)
+    captions: list[Text] = Field(
+        [], max_length=MOST_IMAGES, description="A sentence for each of the images, or none."
+    )
+    example: ClassVar[dict[str, Any]] = {"images": ["…"], "captions": ["a dog on grass"]}
+
+    @model_validator(mode="after")
+    def _fits(self) -> "AddRequest":
+        if self.captions and len(self.captions) != len(self.images):
+            raise ValueError(f"{len(self.images)} `images` have {len(self.captions)} `captions`")
+        return self
+
+
 class EmbeddingsRequest(Body):
     """OpenAI's request. A text that begins with `data:image/` is an image."""
 
@@ -205,6 +221,14 @@ class MatchAnswer(BaseModel):
     """The probability that each text fits the image, in the order of `texts`."""
 
     probabilities: list[float]
+
+
+class AddAnswer(BaseModel):
+    """What was added: searches find it from now on."""
+
+    added: int
+    known: int = Field(description="Images that the store had already.")
+    items: int = Field(description="How many images are searched now.")
 
 
 class Word(BaseModel):

@@ -29,6 +29,7 @@ class ServeSettings:
         max_waiting: questions that wait for each model; beyond it requests are refused with 429.
         max_requests: requests at work at once; beyond it they are refused with 503.
         reload_s: how often the store and the index are looked at for changes.
+        allow_adding: whether images may be added to the store.
         mcp: whether there are tools for assistants at `/mcp` (extra `mcp`).
 
     Raises:
@@ -49,6 +50,7 @@ class ServeSettings:
     max_waiting: int = 128
     max_requests: int = 512
     reload_s: float = 0.5
+    allow_adding: bool = False
     mcp: bool = False
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ from retrieval_engine.cli.options import (
     show_default=True,
     help="Questions that wait for a model; more are refused with 429.",
 )
+@click.option("--allow-adding", is_flag=True, help="Let images be added: POST /api/items.")
 @click.option(
     "--mcp",
     type=click.Choice(["stdio", "http"]),
