@@ -47,8 +47,7 @@ SECONDS = 10.0
 """A filter that takes longer than this is given up."""
 _OF_META = "json_transform(json_extract(meta, ?), ?)"
 _KEPT_BYTES, _FEWEST_KEPT = 64 << 20, 4  # of answers
-_SHOWN = 40
-_WIDEST = 40
+_SHOWN = _WIDEST = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,15 +270,14 @@ def _asked_of(table: Any) -> Any:
 
     own = column("size_bytes")
     # Arrays in place of 0 and None: to make a scalar pyarrow imports pandas, half a second.
-    is_less = pc.less(own, pc.subtract(own, own))
-    own = pc.if_else(is_less, pa.nulls(len(table), own.type), own)
+    none, is_less = pa.nulls(len(table), own.type), pc.less(own, pc.subtract(own, own))
     columns = {name: column(name) for name in COLUMNS}
-    columns["size_bytes"] = pc.coalesce(column("bytes"), own)
+    columns["size_bytes"] = pc.coalesce(column("bytes"), pc.if_else(is_less, none, own))
     return pa.table({**columns, "meta": column("meta")})
 
 
 def _quoted(name: str) -> str:
-    """A name as SQL writes it."""
+    """As SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
 
 
