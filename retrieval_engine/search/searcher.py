@@ -190,8 +190,6 @@ class Searcher:
         answers = self._answers(asked, vectors, found, slice(offset, most), min_match, where)
         return answers[0] if one else answers
 
-    search_text = search  # its name before 2026-11-26
-
     def similar(self, number: int, k: int = 10, where: str = "") -> Hits:
         """The k images most like the one of this number, without itself and its copies."""
         check_numbers(k)
