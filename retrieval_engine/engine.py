@@ -243,11 +243,16 @@ class Engine(FollowedStore):
         *,
         progress: "Progress | None" = None,
     ) -> "DuplicateReport":
-        """Groups of images that are one picture, the best of each first; see `find_duplicates`."""
-        from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+        """Groups of images that are one picture, the best of each first; see `find_duplicates`.
 
-        settings = settings or DuplicateSettings(split=self._split)
-        return find_duplicates(self._seen_store(), settings, progress=progress)
+        Near ones are found with the index, where the engine was given one.
+        """
+        from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+        from retrieval_engine.search.near_rows import NearRows
+
+        settings, store = settings or DuplicateSettings(split=self._split), self._seen_store()
+        near = None if self._index is None else NearRows(self._index, store, settings.split)
+        return find_duplicates(store, settings, index=near, progress=progress)
 
     def caption(
         self,

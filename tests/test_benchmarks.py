@@ -42,6 +42,20 @@ def test_the_duplicates_benchmark_finds_all_of_few(
     assert (line["precision"], line["recall"]) == (1, 1)
 
 
+def test_the_filter_benchmark_runs_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["filters", "--tiny"])
+    importlib.import_module("benchmarks.filters").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = {line["way"]: line["found"] for line in lines if "where" in line}
+    assert found["duckdb"] == found["pyarrow"]
+    under = [line for line in lines if line["way"] in ("random", "clusters")]
+    assert sorted({line["share"] for line in under}) == [0.001, 0.05, 0.5]
+    assert all(line["recall_at_10"] >= 0.95 for line in under if line["way"] == "random")
+    assert all(line["ratio"] > 0 for line in under)
+
+
 def test_the_calibration_benchmark_keeps_and_refuses(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,6 +250,12 @@ def test_the_columns_there_are(items: ItemFilter) -> None:
         assert items.mask(f"{asked} is not null").sum() == found[name].count
 
 
+def test_a_table_without_metadata() -> None:
+    items = ItemFilter(pa.table({"id": ["a"], "meta": ["{}"]}))
+    assert [column.name for column in items.columns()] == list(COLUMNS)
+    assert items.mask("id = 'a' and width is null").tolist() == [True]
+
+
 def test_a_table_of_nothing() -> None:
     items = ItemFilter(table().slice(0, 0))
     assert items.mask("width > 3").shape == (0,)

@@ -34,6 +34,7 @@ class IndexReport:
         bytes: length of all files.
         seconds: time of the build, measuring included.
         recall_at_10: share of the 10 best items it finds, against exact search, in [0, 1].
+        filtered_recall_at_10: the same where a filter leaves a share of the items, by that share.
         p50_ms: median milliseconds of a search with one query.
         effort: search setting chosen, e.g. `{"nprobe": 16}`.
         queries: number of queries that recall was measured with.
@@ -48,6 +49,7 @@ class IndexReport:
     bytes: int
     seconds: float
     recall_at_10: float
+    filtered_recall_at_10: dict[str, float]
     p50_ms: float
     effort: dict[str, int]
     queries: int
@@ -72,6 +74,7 @@ class _Tuned(NamedTuple):
     """What rows find at the search effort chosen for them."""
 
     recall: float  # of the 10 best items, in [0, 1]
+    filtered: dict[float, float]  # the same by the share that a filter leaves
     queries: NDArray[np.float32]  # (q, dim)
     asked: Modality  # which side the queries are of
 
@@ -138,10 +141,12 @@ def build_index(
 def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tuned:
     """Set the search effort that the recipe's recall takes, as exact search judges it."""
     queries, asked = measured.sample_queries(store, vectors, seed)
-    expected = measured.expect(vectors.exact(), queries)
+    exact = vectors.exact()
+    expected = measured.expect(exact, queries)
     index = GroupedIndex(built.rows, vectors.per_item)
     found = measured.tune(built.rows, index, expected, built.recipe.target_recall)
-    return _Tuned(found, queries, asked)
+    filtered = measured.tune_filters(built.rows, index, exact, queries, seed)
+    return _Tuned(found, filtered, queries, asked)
 
 
 def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path) -> IndexManifest:
@@ -180,6 +185,7 @@ def _report(
         rows=saved.manifest.rows,
         bytes=saved.manifest.bytes,
         recall_at_10=round(tuned.recall, 4),
+        filtered_recall_at_10={f"{s:g}": round(r, 4) for s, r in tuned.filtered.items()},
         p50_ms=round(p50_ms, 4),
         seconds=round(time.perf_counter() - begin, 3),
         effort=dict(built.rows.effort),
@@ -196,6 +202,12 @@ def _remarks(recipe: Recipe, tuned: _Tuned, rows: Rows) -> tuple[str, ...]:
             f"recall@10 is {tuned.recall:.3f}, below the {recipe.target_recall} asked for, at every search "
             "effort: a graph may not reach it for words (an ivf recipe does), and rows kept in few "
             "bits lose it (fp16 storage, or ,Refine(SQfp16) after the factory string, keeps it)"
+        )
+    share, worst = min(tuned.filtered.items(), key=lambda each: each[1])
+    if worst < min(tuned.recall, recipe.target_recall) - 0.01:
+        remarks.append(
+            f"with filters that leave {share:.1%} of the items recall@10 is {worst:.3f}: less than "
+            "without"
         )
     if tuned.asked is Modality.IMAGES and rows.effort:
         remarks.append(

@@ -11,7 +11,7 @@ from retrieval_engine.index.build_record import contents_of
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex
 from retrieval_engine.index.exact import Block, ExactIndex
-from retrieval_engine.index.grouping import Allowed, Items, Scores
+from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores, read_only
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
@@ -43,6 +43,8 @@ class FreshIndex:
         self._saved, self._store = saved, store
         self._now = np.full(saved.items, -1, np.int64)  # number now of each saved item
         self._now[held[held >= 0]] = np.flatnonzero(held >= 0)
+        self._there = read_only(self._now >= 0)
+        self._there_and = PerMask(lambda allowed: read_only(self._there & allowed[self._now]))
         self._newer = np.flatnonzero(held < 0)
         self.newer, self.gone = len(self._newer), int((self._now < 0).sum())
         self._rest = _exact(store, saved, catalog, self._newer) if self.newer else None
@@ -77,9 +79,9 @@ class FreshIndex:
         """As `Index.search`."""
         there: Allowed | None = None
         if allowed is not None:
-            there = (self._now >= 0) & allowed[self._now]
+            there = self._there_and(allowed)
         elif self.gone:
-            there = self._now >= 0
+            there = self._there
         scores, items = self._saved.search(queries, k, there)
         items = np.where(items >= 0, self._now[items], -1)
         if self._rest is None:

@@ -5,7 +5,8 @@ for their item are that item's score, and k distinct items among the best rows a
 Equal scores: the lower item number first.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,38 @@ _SLACK = 8
 # A tie longer than this many rows is cut where the backend cut it: a gallery of equal vectors
 # would otherwise be fetched whole for each query.
 _TIE_ROWS = 4096
+
+
+T = TypeVar("T")
+_MASKS = 4
+
+
+class PerMask(Generic[T]):
+    """Keeps what was made of the last few masks, of those that are read-only.
+
+    Args:
+        make: what is made of one.
+    """
+
+    def __init__(self, make: Callable[[Allowed], T]) -> None:
+        self._make = make
+        self._known: list[tuple[Allowed, T]] = []
+
+    def __call__(self, mask: Allowed) -> T:
+        """What was made of a mask."""
+        for known, made in self._known:
+            if known is mask:
+                return made
+        made = self._make(mask)
+        if not mask.flags.writeable:
+            self._known = [(mask, made), *self._known][:_MASKS]
+        return made
+
+
+def read_only(mask: Allowed) -> Allowed:
+    """The mask, which nobody may change from now on."""
+    mask.flags.writeable = False
+    return mask
 
 
 class Index(Protocol):
@@ -120,6 +153,7 @@ class GroupedIndex:
     def __init__(self, rows: RowSearch, rows_per_item: int) -> None:
         self.rows = rows
         self.rows_per_item = rows_per_item
+        self._rows_of = PerMask(lambda allowed: read_only(np.repeat(allowed, rows_per_item)))
 
     @property
     def items(self) -> int:
@@ -144,7 +178,9 @@ class GroupedIndex:
         items = np.full((len(queries), k), -1, dtype=np.int64)
         items_there = self.items if allowed is None else int(np.count_nonzero(allowed))
         rows_there = items_there * self.rows_per_item
-        allowed_rows = None if allowed is None else np.repeat(allowed, self.rows_per_item)
+        allowed_rows = allowed
+        if allowed is not None and self.rows_per_item > 1:
+            allowed_rows = self._rows_of(allowed)
         wanted = min(k, items_there)
         pending = np.arange(len(queries))
         fetch = wanted * min(self.rows_per_item, 4) + _SLACK

@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.index.backends import Rows
-from retrieval_engine.index.grouping import Index, Items, Scores
+from retrieval_engine.index.grouping import Allowed, Index, Items, Scores, read_only
 from retrieval_engine.index.vectors import StoredVectors
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
 K = 10
+SHARES = (0.5, 0.05, 0.001)
+"""Filters that recall is measured under: so much of the items is left, drawn at random."""
+FILTERED = 0.95
+"""Recall that is kept under them, where any setting keeps it."""
 _MAX_QUERIES = 1000
 _MIN_QUERIES = 100
 # Exact search over the sample stays under some ten seconds: queries times rows.
@@ -31,12 +35,14 @@ class ExactAnswers(NamedTuple):
         scores: (q, 2k) of exact search, best first.
         items: (q, 2k) item numbers.
         k: number of hits that are counted.
+        allowed: (items,) what may be found; None for all.
     """
 
     queries: NDArray[np.float32]
     scores: Scores
     items: Items
     k: int
+    allowed: Allowed | None = None
 
 
 def sample_queries(
@@ -66,11 +72,43 @@ def sample_queries(
     return queries, side
 
 
-def expect(exact: Index, queries: NDArray[np.float32]) -> ExactAnswers:
+def expect(
+    exact: Index, queries: NDArray[np.float32], allowed: Allowed | None = None
+) -> ExactAnswers:
     """The right answers, with as many again beyond them to know the ties at the last place."""
-    k = min(K, exact.items)
-    scores, items = exact.search(queries, 2 * k)
-    return ExactAnswers(queries, scores, items, k)
+    k = min(K, exact.items if allowed is None else int(np.count_nonzero(allowed)))
+    scores, items = exact.search(queries, 2 * k, allowed)
+    return ExactAnswers(queries, scores, items, k, allowed)
+
+
+def tune_filters(
+    rows: Rows, index: Index, exact: Index, queries: NDArray[np.float32], seed: int
+) -> dict[float, float]:
+    """Set how much wider a filter makes a search: the least with which recall stays `FILTERED`.
+
+    Args:
+        rows: the backend's rows; those with `filter_efforts` can be set.
+        index: an index over these rows.
+        exact: the same vectors.
+        queries: a quarter of them are asked.
+        seed: of the filters.
+
+    Returns:
+        The recall@10 reached, by the share of the items that is left.
+    """
+    rng, expected = np.random.default_rng(seed), {}
+    some = queries[: max(_MIN_QUERIES // 2, len(queries) // 4)]
+    for share in SHARES:
+        allowed = rng.random(exact.items) < share
+        allowed[rng.integers(exact.items)] = True
+        expected[share] = expect(exact, some, read_only(allowed))
+    tried: dict[float, float] = {}
+    for effort in getattr(rows, "filter_efforts", lambda: [rows.effort])():
+        rows.set_effort(effort)
+        tried = {share: recall_at_10(index, right) for share, right in expected.items()}
+        if min(tried.values()) >= FILTERED:
+            break
+    return tried
 
 
 def recall_at_10(index: Index, expected: ExactAnswers) -> float:
@@ -78,7 +116,7 @@ def recall_at_10(index: Index, expected: ExactAnswers) -> float:
 
     An item whose score equals that of the 10th, up to rounding, is as right as the 10th.
     """
-    _, items = index.search(expected.queries, expected.k)
+    _, items = index.search(expected.queries, expected.k, expected.allowed)
     threshold = expected.scores[:, expected.k - 1 : expected.k] - _ROUNDING
     right = np.where(expected.scores >= threshold, expected.items, -2)
     found = (items[:, :, None] == right[:, None, :]).any(axis=2)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,13 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
     return hits
 
 
+def _reranked(asked: Rerank, searcher: Searcher) -> Hits:
+    hits: Hits = searcher.search(
+        asked.text, asked.k, offset=asked.offset, rerank=asked.rerank, where=asked.where
+    )
+    return hits
+
+
 def matcher_work(
     live: Live, questions: Sequence[Match | Rerank | Explain]
 ) -> list[Hits | Vectors | Explained]:
@@ -140,16 +148,7 @@ def matcher_work(
     answers: dict[int, Hits | Vectors | Explained] = {}
     for number, question in enumerate(questions):
         if isinstance(question, Rerank):
-            asked = question
-            answers[number] = live.steadily(
-                lambda searcher, asked=asked: searcher.search(  # type: ignore[misc]
-                    asked.text,
-                    asked.k,
-                    offset=asked.offset,
-                    rerank=asked.rerank,
-                    where=asked.where,
-                )
-            )
+            answers[number] = live.steadily(partial(_reranked, question))
         elif isinstance(question, Explain):
             answers[number] = _explained(live.searcher.encoder, question)
     matches = [(n, q) for n, q in enumerate(questions) if isinstance(q, Match)]

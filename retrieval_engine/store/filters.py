@@ -7,7 +7,7 @@ network, with its settings locked, and with a bound on time; see `condition` for
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,7 @@ SECONDS = 10.0
 """A filter that takes longer than this is given up."""
 _OF_META = "json_transform(json_extract(meta, ?), ?)"
 _KEPT_BYTES, _FEWEST_KEPT = 64 << 20, 4  # of answers
-_SHOWN = 40
-_WIDEST = 40
+_SHOWN = _WIDEST = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class Column:
         name: of it.
         type: as DuckDB calls it, e.g. `timestamp`, `varchar[]`.
         count: number of items that have a value.
-        example: one of them as text, empty where none has.
+        example: one of them as text, or empty.
     """
 
     name: str
@@ -76,8 +75,7 @@ class ItemFilter:
     """Evaluates filters over one table of items; each answer is kept. Safe to use from threads.
 
     Args:
-        table: columns `source`, `id`, `uri`, …, `meta` as `Store.items` has them; what is not
-            there counts as null.
+        table: columns as `Store.items` has them; what is not there counts as null.
         within: (items,) the items that may be answers at all; None for all.
     """
 
@@ -96,13 +94,14 @@ class ItemFilter:
         """(items,) which items satisfy a filter; read-only.
 
         Raises:
-            UsageError: it is no condition, names an unknown column, compares what cannot be
-                compared, or takes too long.
+            UsageError: it is no condition over these columns, or takes too long.
         """
         # Without the lock: what is known waits for nobody's slow filter.
         if (known := self._masks.get(where)) is not None:
             return known
         with self._turn:
+            if (known := self._masks.get(where)) is not None:
+                return known
             found = self._evaluated(self._read(where)) & self._within
             found.flags.writeable = False
             while len(self._masks) >= max(_FEWEST_KEPT, _KEPT_BYTES // max(1, len(self))):
@@ -121,12 +120,8 @@ class ItemFilter:
             if not (failed := [part for part, count in counts if not count]):
                 each = ", ".join(f"{part.text} {count:,}" for part, count in counts)
                 return f"the filter leaves none of {total:,} items; alone, its parts leave: {each}"
-            unknown = [
-                name
-                for part in failed
-                for name in part.columns
-                if self._table[name].null_count == len(self)
-            ]
+            names = [name for part in failed for name in part.columns]
+            unknown = [n for n in names if self._table[n].null_count == len(self)]
             why = f" ({', '.join(unknown)} is not known of any)" if unknown else ""
             what = ", ".join(part.text for part in failed)
             return f"the filter leaves none of {total:,} items: {what} holds for none{why}"
@@ -134,25 +129,31 @@ class ItemFilter:
     def columns(self) -> list[Column]:
         """What filters can name, metadata last."""
         with self._turn:
-            return [self._column(name, f'"{name}"', []) for name in COLUMNS] + [
-                self._column(f"meta.{key}" if key.lower() in COLUMNS else key, _OF_META, how)
-                for key in self._meta_keys()
-                if (how := self._form(key))
-            ]
+            found = self._described({name: f'"{name}"' for name in COLUMNS}, "items", [])
+            form = self._value("SELECT json_group_structure(meta::JSON) FROM items", [])
+            form = json.loads(form or "null")
+            form = _plain(form) or {} if isinstance(form, dict) else {}  # "JSON": always {}
+            taken = {key: f"meta.{key}" for key in form if key.lower() in COLUMNS}
+            if keys := {taken.get(key, key): f"x.{_quoted(key)}" for key in form}:
+                of = "(SELECT json_transform(meta, ?) AS x FROM items)"
+                found += self._described(keys, of, [json.dumps(form)])
+            return found
 
     # What DuckDB does
 
-    def _column(self, name: str, value: str, how: list[str]) -> Column:
-        of = f"FROM (SELECT {value} AS x FROM items)"
-        count, example = self._run(f"SELECT count(x), any_value(x) {of}", how).fetchall()[0]
-        text = "" if example is None else str(example)
-        text = text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
-        return Column(name=name, type=self._type(value, how), count=int(count), example=text)
-
-    def _type(self, value: str, how: list[str]) -> str:
-        """What DuckDB calls the type of an expression over the items."""
-        described = self._run(f"DESCRIBE SELECT {value} FROM items", how).fetchall()
-        return str(described[0][1]).lower()
+    def _described(self, named: Mapping[str, str], of: str, how: list[str]) -> list[Column]:
+        """Columns by name, given as expressions over a table."""
+        types = self._run(f"DESCRIBE SELECT {', '.join(named.values())} FROM {of}", how).fetchall()
+        pairs = ", ".join(f"count({value}), any_value({value})" for value in named.values())
+        values = self._run(f"SELECT {pairs} FROM {of}", how).fetchall()[0]
+        found = []
+        for name, (_, kind, *_), count, example in zip(
+            named, types, values[::2], values[1::2], strict=True
+        ):
+            text = "" if example is None else str(example)
+            text = text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+            found.append(Column(name=name, type=kind.lower(), count=int(count), example=text))
+        return found
 
     def _run(self, sql: str, parameters: list[str]) -> Any:
         if self._duckdb is None:
@@ -196,16 +197,15 @@ class ItemFilter:
 
     def _misfit(self, leaf: Condition, error: Exception) -> UsageError:
         [name] = leaf.columns
-        kind = self._type(f'"{name}"', [])
+        kind = self._described({name: _quoted(name)}, "items", [])[0].type
         shown = name.removeprefix("meta.")
+        hint = "a number is written without quotes"
         if kind.endswith("[]"):
             hint = f"{shown} holds lists: {shown} contains 'value'"
         elif kind == "varchar":
             hint = "text stands in single quotes"
         elif kind.startswith(("timestamp", "date")):
             hint = "a time is written '2023', '2023-05', '2023-05-17' or '2023-05-17 14:30'"
-        else:
-            hint = "a number is written without quotes"
         return UsageError(
             f"`where`: {leaf.text}: column {shown} is {kind}: {_said(error)}", hint=hint
         )
@@ -236,15 +236,12 @@ class ItemFilter:
             key = next((k for k in known if k.lower() == key.lower()), key)
         name = f"meta.{key}"
         if name not in self._table.column_names:
-            how = self._form(key) if key in known else []
-            if not how:
+            if key not in known:
                 listed = [*COLUMNS, *known][:_SHOWN]
-                raise UsageError(
-                    f"`where`: no column {asked!r}; known: {', '.join(listed)}",
-                    hint="text stands in single quotes",
-                )
+                said = f"`where`: no column {asked!r}; known: {', '.join(listed)}"
+                raise UsageError(said, hint="text stands in single quotes")
             assert self._duckdb is not None
-            value = self._duckdb.sql(f"SELECT {_OF_META} FROM items", params=how)
+            value = self._duckdb.sql(f"SELECT {_OF_META} FROM items", params=self._form(key))
             self._table = self._table.append_column(name, value.to_arrow_table().column(0))
             self._duckdb.register("items", self._table)
         return name
@@ -256,11 +253,11 @@ class ItemFilter:
         return self._keys
 
     def _form(self, key: str) -> list[str]:
-        """Where a key is in the metadata, and of what type its values are; empty where all are null."""
+        """Where a key is in the metadata, and of what type its values are."""
         pointer = "/" + key.replace("~", "~0").replace("/", "~1")
         sql = "SELECT json_group_structure(json_extract(meta, ?)) FROM items"
         form = _plain(json.loads(self._value(sql, [pointer]) or "null"))
-        return [pointer, json.dumps(form)] if form else []
+        return [pointer, json.dumps(form or "VARCHAR")]
 
 
 def _asked_of(table: Any) -> Any:
@@ -273,11 +270,15 @@ def _asked_of(table: Any) -> Any:
 
     own = column("size_bytes")
     # Arrays in place of 0 and None: to make a scalar pyarrow imports pandas, half a second.
-    is_less = pc.less(own, pc.subtract(own, own))
-    own = pc.if_else(is_less, pa.nulls(len(table), own.type), own)
+    none, is_less = pa.nulls(len(table), own.type), pc.less(own, pc.subtract(own, own))
     columns = {name: column(name) for name in COLUMNS}
-    columns["size_bytes"] = pc.coalesce(column("bytes"), own)
+    columns["size_bytes"] = pc.coalesce(column("bytes"), pc.if_else(is_less, none, own))
     return pa.table({**columns, "meta": column("meta")})
+
+
+def _quoted(name: str) -> str:
+    """As SQL writes it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _plain(form: Any) -> Any:

@@ -52,20 +52,14 @@ def command(
     html: Path | None,
 ) -> None:
     """Parse, find, print."""
+    from retrieval_engine import Engine
     from retrieval_engine.cli.output import note, progress_bar
-    from retrieval_engine.duplicates import DuplicateSettings, find_duplicates
+    from retrieval_engine.duplicates import DuplicateSettings
     from retrieval_engine.durable import replace_file
-    from retrieval_engine.store import open_store
 
     settings = DuplicateSettings(split=split, neighbours=neighbours, least=least)
-    opened = open_store(store)
     with progress_bar() as progress:
-        saved = None
-        if index is not None:
-            from retrieval_engine.search.near_rows import NearRows
-
-            saved = NearRows(index, opened, split)
-        report = find_duplicates(opened, settings, index=saved, progress=progress)
+        report = Engine(store=store, index=index).duplicates(settings, progress=progress)
     _print(report, as_json=as_json)
     for uri, reason in list(report.unreadable.items())[:5]:
         note(f"not compared: {uri}: {reason}")

@@ -99,6 +99,7 @@ def _print(report: "IndexReport") -> None:
 
     effort = ", ".join(f"{name} {value}" for name, value in report.effort.items())
     asked = f"{report.queries:,} {report.queries_are}"
+    filtered = report.filtered_recall_at_10.items()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("index", report.index),
@@ -108,6 +109,10 @@ def _print(report: "IndexReport") -> None:
         ("size", f"{report.bytes / 1e6:,.1f} MB"),
         ("built in", f"{report.seconds:,.1f} s"),
         ("recall@10", f"{report.recall_at_10:.4f} of exact search, asked with {asked}"),
+        (
+            "  filtered",
+            ", ".join(f"{r:.4f} where {100 * float(s):g} % are left" for s, r in filtered),
+        ),
         ("p50", f"{report.p50_ms:.3f} ms a query"),
     ):
         table.add_row(f"[bold]{name}[/]", value)

@@ -24,6 +24,11 @@ class Rows(RowSearch, Protocol):
     def set_effort(self, effort: Mapping[str, int]) -> None:
         """Put a setting in force."""
 
+    # Rows whose search can go wider under a filter have this as well:
+    #
+    # def filter_efforts(self) -> Iterator[Mapping[str, int]]:
+    #     """The setting in force as it may be with filters, from quick to thorough."""
+
 
 class Backend(Protocol):
     """The functions of a file in this folder."""

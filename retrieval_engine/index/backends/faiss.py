@@ -13,6 +13,8 @@ from retrieval_engine.errors import IndexFailure, UsageError
 from retrieval_engine.index.backends import typed_options
 from retrieval_engine.index.faiss_parameters import (
     EFFORTS,
+    WIDENING,
+    WIDENINGS,
     Selector,
     effort_name,
     import_faiss,
@@ -20,7 +22,7 @@ from retrieval_engine.index.faiss_parameters import (
     search_parameters,
     set_parameters,
 )
-from retrieval_engine.index.grouping import Allowed, Items, Scores
+from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
 from retrieval_engine.index.recipes import Recipe
 from retrieval_engine.index.vectors import StoredVectors
 from retrieval_engine.machine import threads_wanted
@@ -50,6 +52,7 @@ class FaissRows:
     def __init__(self, index: Any, effort: Mapping[str, int]) -> None:
         self._index = index
         self._effort: dict[str, int] = {}
+        self._selector = PerMask(Selector)
         self.set_effort(effort)
 
     @property
@@ -80,6 +83,12 @@ class FaissRows:
             value *= 2
         yield {name: last}
 
+    def filter_efforts(self) -> Iterator[Mapping[str, int]]:
+        """The setting in force as it may be with filters, from quick to thorough."""
+        yield self.effort
+        if "nprobe" in self._effort:
+            yield from ({**self._effort, WIDENING: more} for more in WIDENINGS[1:])
+
     def set_effort(self, effort: Mapping[str, int]) -> None:
         """Put a search setting in force, for all threads."""
         set_parameters(self._index, effort)
@@ -93,22 +102,26 @@ class FaissRows:
         many = many and len(queries) * self.rows >= _THREADED_COMPARISONS
         # The number of threads belongs to the calling thread, so each call sets its own.
         import_faiss().omp_set_num_threads(threads_wanted() if many else 1)
-        only = None if allowed is None else Selector(allowed)
-        how = search_parameters(self._index, fetch, self._effort, only) if only else None
-        nprobe = self._effort.get("nprobe", 0)
+        only = None if allowed is None else self._selector(allowed)
+        effort, how = self._effort, None
         scores = np.empty((len(queries), fetch), np.float32)
         rows = np.empty((len(queries), fetch), np.int64)
         pending = np.arange(len(queries))
         while len(pending):
             for at in range(0, len(pending), _QUERIES_AT_ONCE):
                 some = pending[at : at + _QUERIES_AT_ONCE]
-                scores[some], rows[some] = self._index.search(queries[some], fetch, params=how)
+                scores[some], rows[some] = (
+                    only.search(self._index, queries[some], fetch, effort)
+                    if only
+                    else self._index.search(queries[some], fetch, params=how)
+                )
             pending = pending[rows[pending, -1] < 0]
-            if not len(pending) or not nprobe or nprobe >= list_count(self._index):
+            lists = effort.get("nprobe", 0)
+            if not len(pending) or not lists or lists >= list_count(self._index):
                 break
             # The lists visited hold fewer rows than were asked for: visit more of them.
-            nprobe *= 4
-            how = search_parameters(self._index, fetch, {"nprobe": nprobe}, only)
+            effort = {**effort, "nprobe": 4 * lists}
+            how = search_parameters(self._index, fetch, effort, None)
         return scores, rows
 
 
