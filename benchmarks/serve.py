@@ -157,6 +157,8 @@ class Client:
     async def ask(self, text: str) -> tuple[int, bytes]:
         """The status and the body of an answer."""
         idle = self._idle
+        while idle and idle[-1][0].at_eof():  # closed by the server meanwhile
+            idle.pop()[1].close()
         pair = idle.pop() if idle else await asyncio.open_connection(self._host, self._port)
         reader, writer = pair
         body = json.dumps({"text": text, "k": 10}).encode()
