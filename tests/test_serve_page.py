@@ -1,6 +1,7 @@
 """The page in a real Chromium: what people do with it, and that it asks nobody else."""
 
 import base64
+import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -95,6 +96,17 @@ def test_search_by_words_by_a_dropped_image_and_by_a_click(
     page.run(f"{words}[1].click()")
     assert page.run(f"{shade}.hidden") is True
     page.run("document.getElementById('item-close').click()")
+    where = "subjects contains 'dog'"
+    asked = {"text": "a dog on grass", "where": where, "k": 30}
+    left = len(client.post("/api/search", json=asked).json()["hits"])
+    assert 0 < left < 24
+    page.run(f"document.getElementById('only').value = {json.dumps(where)}")
+    page.run("document.getElementById('ask').requestSubmit()")
+    page.wait(f"{HITS} === {left}")
+    page.run("document.getElementById('only').value = \"subjects contains 'zebra'\"")
+    page.run("document.getElementById('ask').requestSubmit()")
+    page.wait("document.getElementById('search-said').textContent.includes('zebra')")
+    page.run("document.getElementById('only').value = ''")
     image = base64.b64encode(client.get(first["image"]).content).decode()
     page.run(
         f"""(() => {{

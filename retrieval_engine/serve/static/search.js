@@ -28,13 +28,13 @@ async function load() {
   const said = byId("search-said");
   say(said, "Searching …");
   try {
-    const values = { k: PAGE, offset: shown };
+    const values = { k: PAGE, offset: shown, where: query.where };
     const answer = await ask("/api/search", query.image ? form(query.image, { ...values, text: query.text }) : { ...values, text: query.text });
     if (mine !== turn) return;
     byId("hits").append(...answer.hits.map(card));
     shown += answer.hits.length;
     byId("more").hidden = answer.hits.length < PAGE || shown >= answer.items;
-    say(said, shown ? `The ${shown} best of ${answer.items.toLocaleString()} images for “${answer.query}”` : "Nothing was found.");
+    say(said, shown ? `The ${shown} best of ${answer.items.toLocaleString()} images for “${answer.query}”` : `Nothing was found. ${answer.note}`);
   } catch (error) {
     if (mine === turn) say(said, error.message, true);
   }
@@ -44,7 +44,7 @@ export function search() {
   const text = byId("words").value.trim();
   const image = query?.image ?? null;
   if (!text && !image) return;
-  query = { text, image };
+  query = { text, image, where: byId("only").value.trim() };
   shown = 0;
   byId("hits").replaceChildren();
   byId("more").hidden = true;
