@@ -20,7 +20,6 @@ from retrieval_engine.serve.settings import ServeSettings
 
 _HEAD_BYTES = 32 << 10
 _GRACE_S = 30
-_MOST_CONNECTIONS = 2_000
 
 
 def run_server(engine: Engine, settings: ServeSettings) -> None:
@@ -72,7 +71,6 @@ def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=_GRACE_S,
         h11_max_incomplete_event_size=_HEAD_BYTES,
