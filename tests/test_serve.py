@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import httpx
 import numpy as np
@@ -62,6 +63,22 @@ def test_words_find_what_the_library_finds(client: httpx.Client, engine: Engine)
     assert ids(again) == ids(answer)[3:5]
     reranked = client.post("/api/search", json={"text": "a dog", "k": 5, "rerank": 10})
     assert ids(reranked) == [hit.item_id for hit in engine.search("a dog", 5, rerank=10)]
+
+
+def test_what_does_not_match_is_left_out_and_said(client: httpx.Client, engine: Engine) -> None:
+    found = client.post("/api/search", json={"text": "a dog", "k": 5, "min_match": 0.05}).json()
+    hits = engine.search("a dog", 5, min_match=0.05)
+    assert [hit["id"] for hit in found["hits"]] == [hit.item_id for hit in hits]
+    assert [hit["match"] for hit in found["hits"]] == pytest.approx(
+        [hit.match for hit in hits], abs=1e-4
+    )
+    assert found["best_match"] == pytest.approx(hits.best_match, abs=1e-4)
+    none = client.post("/api/search", json={"text": "xylophone tax", "min_match": 1}).json()
+    assert none["hits"] == []
+    assert 0 <= none["best_match"] < 1
+    mixed = client.post("/api/search", json={"id": hits[0].item_id, "min_match": 0.5})
+    assert mixed.status_code == 400
+    assert "`min_match` matches words" in mixed.json()["error"]["message"]
 
 
 def test_images_and_mixes_find_what_the_library_finds(
@@ -121,6 +138,14 @@ def test_captions_of_several_images_and_one_that_is_broken(
     assert sent["captions"] == stored["captions"] == engine.caption(image, 2)
     assert (sent["image"], broken["captions"]) == ("a.jpg", [])
     assert "not a picture" in broken["error"]
+    results = client.post("/api/caption", files=files, data={"format": "coco"}).json()
+    assert all(set(row) == {"image_id", "caption"} and row["caption"] for row in results)
+    tree = ElementTree.fromstring(
+        client.post("/api/caption", files=files, data={"format": "xml"}).text
+    )
+    told = [(image.get("name"), image.findtext("caption")) for image in tree]
+    assert [row for row in told if row[1]] == [(r["image_id"], r["caption"]) for r in results]
+    assert len(told) == len(files)
     table = client.post("/api/caption", files=files, data={"format": "csv"})
     rows = list(csv.DictReader(io.StringIO(table.text)))
     assert [row["image"] for row in rows] == ["a.jpg", "b.jpg"]
@@ -224,7 +249,7 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
         assert error["message"]
         assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
     for body, where, fields in [
-        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `where`"),
+        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `min_match`, `where`"),
         ({"mix": [{"word": "a"}]}, "mix.0.word", "`text`, `image`, `id`, `weight`"),
     ]:
         error = client.post("/api/search", json=body).json()["error"]

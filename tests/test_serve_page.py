@@ -68,6 +68,33 @@ def page(client: httpx.Client, browser: Page) -> Iterator[Page]:
     assert browser.complaints == []
 
 
+def test_filters_probabilities_and_the_camera(page: Page, client: httpx.Client) -> None:
+    page.run("document.getElementById('words').value = 'a dog on grass'")
+    where = "subjects contains 'dog'"
+    asked = {"text": "a dog on grass", "where": where, "k": 30}
+    left = len(client.post("/api/search", json=asked).json()["hits"])
+    assert 0 < left < 24
+    page.run(f"document.getElementById('only').value = {json.dumps(where)}")
+    page.run("document.getElementById('ask').requestSubmit()")
+    page.wait(f"{HITS} === {left}")
+    page.run("document.getElementById('only').value = \"subjects contains 'zebra'\"")
+    page.run("document.getElementById('ask').requestSubmit()")
+    page.wait("document.getElementById('search-said').textContent.includes('zebra')")
+    page.run("document.getElementById('only').value = ''")
+    page.run("document.getElementById('sure').checked = true")
+    page.run("document.getElementById('ask').requestSubmit()")
+    matched = client.post("/api/search", json={"text": "a dog on grass", "k": 24, "min_match": 0.5})
+    sure = [round(100 * hit["match"]) for hit in matched.json()["hits"]]
+    labels = "[...document.querySelectorAll('#hits .card .small')].map((e) => e.textContent)"
+    page.wait(f"{HITS} === {len(sure)} && {labels}.every((text) => text.endsWith(' % sure'))")
+    page.run("document.getElementById('sure').checked = false")
+    page.run("document.getElementById('camera').click()")
+    page.wait("document.getElementById('shoot-view').videoWidth > 0")
+    page.run("document.getElementById('shoot-take').click()")
+    page.wait("document.getElementById('search-said').textContent.includes('an image')")
+    assert page.run("document.getElementById('shoot-view').srcObject") is None
+
+
 def test_search_by_words_by_a_dropped_image_and_by_a_click(
     page: Page, client: httpx.Client
 ) -> None:
@@ -96,17 +123,6 @@ def test_search_by_words_by_a_dropped_image_and_by_a_click(
     page.run(f"{words}[1].click()")
     assert page.run(f"{shade}.hidden") is True
     page.run("document.getElementById('item-close').click()")
-    where = "subjects contains 'dog'"
-    asked = {"text": "a dog on grass", "where": where, "k": 30}
-    left = len(client.post("/api/search", json=asked).json()["hits"])
-    assert 0 < left < 24
-    page.run(f"document.getElementById('only').value = {json.dumps(where)}")
-    page.run("document.getElementById('ask').requestSubmit()")
-    page.wait(f"{HITS} === {left}")
-    page.run("document.getElementById('only').value = \"subjects contains 'zebra'\"")
-    page.run("document.getElementById('ask').requestSubmit()")
-    page.wait("document.getElementById('search-said').textContent.includes('zebra')")
-    page.run("document.getElementById('only').value = ''")
     image = base64.b64encode(client.get(first["image"]).content).decode()
     page.run(
         f"""(() => {{

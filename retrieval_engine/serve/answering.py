@@ -136,7 +136,12 @@ def _by_itself(searcher: Searcher, question: Question) -> Hits:
 
 def _reranked(asked: Rerank, searcher: Searcher) -> Hits:
     hits: Hits = searcher.search(
-        asked.text, asked.k, offset=asked.offset, rerank=asked.rerank, where=asked.where
+        asked.text,
+        asked.k,
+        offset=asked.offset,
+        rerank=asked.rerank,
+        where=asked.where,
+        min_match=asked.min_match,
     )
     return hits
 

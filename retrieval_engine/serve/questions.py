@@ -81,13 +81,23 @@ class Explained:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rerank:
-    """Asks the matcher's thread for a search in the cross-encoder's order."""
+    """Asks the matcher's thread for a search in the cross-encoder's order, or with probabilities.
+
+    Attributes:
+        text: what is searched for.
+        k: how many images.
+        offset: leave out so many of the best.
+        rerank: so many of the nearest in the cross-encoder's order; 0 for none.
+        where: only images of which this holds.
+        min_match: leave out what matches with a lower probability.
+    """
 
     text: str
     k: int
     offset: int
     rerank: int
     where: str = ""
+    min_match: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.search import Hits, Mix
 from retrieval_engine.serve import schema
 from retrieval_engine.serve.bodies import read_body
-from retrieval_engine.serve.caption_forms import as_csv
+from retrieval_engine.serve.caption_forms import FORMS
 from retrieval_engine.serve.captioning import caption_rows
 from retrieval_engine.serve.heat_maps import shade
 from retrieval_engine.serve.plain_routes import Json, PlainRoute, body_of, says
@@ -57,13 +57,13 @@ async def search(request: Request) -> Response:
     if asked.where:  # away from the models' threads, which then find it evaluated
         await room.off_loop(room.live.filtered, asked.where)
     parts = [(await _part(room, part), part.weight) for part in wanted]
-    if asked.rerank:
-        text = parts[0][0]
+    if asked.rerank or asked.min_match:
+        text, name = parts[0][0], "rerank" if asked.rerank else "min_match"
         if len(parts) > 1 or not isinstance(text, str):
-            raise UsageError("`rerank` matches words with pictures: it goes with `text` alone")
-        if asked.rerank < asked.k + asked.offset:
+            raise UsageError(f"`{name}` matches words with pictures: it goes with `text` alone")
+        if 0 < asked.rerank < asked.k + asked.offset:
             raise UsageError("`rerank` must be at least `k` and `offset` together")
-        question = Rerank(text, asked.k, asked.offset, asked.rerank, asked.where)
+        question = Rerank(text, asked.k, asked.offset, asked.rerank, asked.where, asked.min_match)
         hits = await room.matcher.ask(question)
     else:
         asking = Question(tuple(parts), asked.k, asked.offset, asked.where)
@@ -100,12 +100,13 @@ def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
             "meta": hit.meta,
             "image": f"{(place := _place(hit.item_id))}/image",
             "thumbnail": f"{place}/thumbnail",
+            "match": None if hit.match is None else round(hit.match, 4),
         }
         for hit in hits
     ]
     items = len(room.live.searcher.catalog)
     said = {"query": query, "offset": offset, "items": items, "hits": shown, "note": hits.note}
-    return Json(said)
+    return Json({**said, "best_match": hits.best_match})
 
 
 @router.get("/api/similar/{item_id:path}", responses=says(schema.SearchAnswer))
@@ -123,8 +124,8 @@ async def caption(request: Request) -> Response:
     room = _room(request)
     asked, files = await read_body(request, schema.CaptionRequest)
     captioner, rows = await caption_rows(room, asked, files)
-    if asked.format == "csv":
-        return as_csv(rows)
+    if asked.format != "json":
+        return FORMS[asked.format](rows)
     return Json({"model": captioner.spec.checkpoint, "images": rows})
 
 

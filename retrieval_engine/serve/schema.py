@@ -59,9 +59,8 @@ class SearchRequest(Body):
     mix: list[MixPart] = Field([], max_length=16)
     k: int = Field(20, ge=1, le=MOST_HITS, description="How many images.")
     offset: int = Field(0, ge=0, le=10_000, description="Leave out so many of the best.")
-    rerank: int = Field(
-        0, ge=0, le=MOST_RERANK, description="So many of the nearest in the cross-encoder's order."
-    )
+    rerank: int = Field(0, ge=0, le=MOST_RERANK, description="So many in the ITM's order.")
+    min_match: float = Field(0, ge=0, le=1, description="Leave out what is less likely a match.")
     where: str = Field(
         "",
         max_length=MOST_TEXT,
@@ -96,7 +95,7 @@ class CaptionRequest(Body):
     )
     seed: int = Field(0, ge=0, le=2**31, description="Of what is drawn at random.")
     prompt: str | None = Field(None, max_length=200, description="Beginning of every sentence.")
-    format: Literal["json", "csv"] = "json"
+    format: Literal["json", "csv", "coco", "xml"] = "json"
     example: ClassVar[dict[str, Any]] = {"ids": ["12"], "n": 3, "beams": 3, "length": 30}
 
     @model_validator(mode="after")
@@ -189,6 +188,7 @@ class Hit(BaseModel):
     meta: dict[str, Any]
     image: str
     thumbnail: str
+    match: float | None = Field(None, description="Probability, where `min_match` asked for it.")
 
 
 class SearchAnswer(BaseModel):
@@ -199,6 +199,7 @@ class SearchAnswer(BaseModel):
     items: int = Field(description="How many images were searched.")
     hits: list[Hit]
     note: str = Field("", description="Which part of `where` leaves none.")
+    best_match: float | None = Field(None, description="The highest probability, left out or not.")
 
 
 class Caption(BaseModel):

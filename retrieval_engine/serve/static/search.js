@@ -10,10 +10,18 @@ let turn = 0;
 function card(hit) {
   const caption = hit.captions.reduce((a, b) => (b.length > a.length ? b : a), "") || hit.id;
   const image = make("img", { src: hit.thumbnail, alt: caption, loading: "lazy" });
-  const score = make("span", { className: "small", text: `${hit.rank} · ${hit.score.toFixed(3)}` });
+  const match = hit.match === null ? "" : ` · ${percent(hit.match)} sure`;
+  const score = make("span", { className: "small", text: `${hit.rank} · ${hit.score.toFixed(3)}${match}` });
   const button = make("button", { type: "button", className: "card" }, image, make("span", { className: "words", text: caption }), score);
   button.addEventListener("click", () => showItem(hit));
   return make("li", {}, button);
+}
+
+const percent = (share) => `${(100 * share).toFixed(0)} %`;
+
+function nothing({ note, best_match: best }) {
+  const sure = best === null ? "Nothing was found." : `Nothing matches: the likeliest image has ${percent(best)}.`;
+  return `${sure} ${note}`;
 }
 
 function form(image, values) {
@@ -28,13 +36,13 @@ async function load() {
   const said = byId("search-said");
   say(said, "Searching …");
   try {
-    const values = { k: PAGE, offset: shown, where: query.where };
+    const values = { k: PAGE, offset: shown, where: query.where, min_match: query.least };
     const answer = await ask("/api/search", query.image ? form(query.image, { ...values, text: query.text }) : { ...values, text: query.text });
     if (mine !== turn) return;
     byId("hits").append(...answer.hits.map(card));
     shown += answer.hits.length;
     byId("more").hidden = answer.hits.length < PAGE || shown >= answer.items;
-    say(said, shown ? `The ${shown} best of ${answer.items.toLocaleString()} images for “${answer.query}”` : `Nothing was found. ${answer.note}`);
+    say(said, shown ? `The ${shown} best of ${answer.items.toLocaleString()} images for “${answer.query}”` : nothing(answer));
   } catch (error) {
     if (mine === turn) say(said, error.message, true);
   }
@@ -44,7 +52,7 @@ export function search() {
   const text = byId("words").value.trim();
   const image = query?.image ?? null;
   if (!text && !image) return;
-  query = { text, image, where: byId("only").value.trim() };
+  query = { text, image, where: byId("only").value.trim(), least: byId("sure").checked && !image ? 0.5 : 0 };
   shown = 0;
   byId("hits").replaceChildren();
   byId("more").hidden = true;
@@ -125,7 +133,35 @@ function light(map) {
   if (map) shade.src = map;
 }
 
+// A picture of the camera's, as a file that was dropped would be.
+async function shoot() {
+  const [view, said] = [byId("shoot-view"), byId("shoot-said")];
+  say(said, "");
+  byId("shoot").showModal();
+  try {
+    view.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
+  } catch (error) {
+    say(said, `There is no camera to use: ${error.message}`, true);
+  }
+}
+
+function take() {
+  const view = byId("shoot-view");
+  if (!view.videoWidth) return;
+  const canvas = make("canvas", { width: view.videoWidth, height: view.videoHeight });
+  canvas.getContext("2d").drawImage(view, 0, 0);
+  canvas.toBlob((blob) => searchBy(new File([blob], "camera.jpg", { type: "image/jpeg" })), "image/jpeg", 0.9);
+  byId("shoot").close();
+}
+
 export function begin() {
+  byId("camera").addEventListener("click", shoot);
+  byId("shoot-take").addEventListener("click", take);
+  byId("shoot-close").addEventListener("click", () => byId("shoot").close());
+  byId("shoot").addEventListener("close", () => {
+    for (const track of byId("shoot-view").srcObject?.getTracks() ?? []) track.stop();
+    byId("shoot-view").srcObject = null;
+  });
   byId("item-image").addEventListener("load", ({ target }) => {
     byId("item-seen").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
   });
