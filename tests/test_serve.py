@@ -249,7 +249,11 @@ def test_errors_have_one_form(client: httpx.Client, engine: Engine) -> None:
         assert error["message"]
         assert error["request_id"] == answer.headers["x-request-id"] == "mine-1"
     for body, where, fields in [
-        ({"query": "a"}, "query", "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `min_match`, `where`"),
+        (
+            {"query": "a"},
+            "query",
+            "`text`, `image`, `id`, `mix`, `k`, `offset`, `rerank`, `min_match`, `where`",
+        ),
         ({"mix": [{"word": "a"}]}, "mix.0.word", "`text`, `image`, `id`, `weight`"),
     ]:
         error = client.post("/api/search", json=body).json()["error"]

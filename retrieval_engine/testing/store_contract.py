@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,8 @@ class StoreContract(ABC):
                 "split": item.split,
                 "captions": [{"id": c.id, "text": c.text, "key": c.key} for c in item.captions],
                 "meta": f'{{"number": {item.meta["number"]}}}',
+                "folder": item.folder,
+                **asdict(item.facts),
             }
 
     @pytest.mark.parametrize("split", [None, "train", "val", "test"])

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.records import Caption, Failure, Feature, Item, Modality
+from retrieval_engine.records import Caption, Failure, Feature, ImageFacts, Item, Modality
 from retrieval_engine.store import StoreWriter
 
 SOURCE = "folder:/pictures"
@@ -105,6 +106,12 @@ def pictures(count: int, *, start: int = 0, meta: Mapping[str, int] | None = Non
                 size_bytes=1000 + i,
                 mtime_ns=10**18 + i,
                 meta={"number": i, **(meta or {})},
+                facts=ImageFacts(
+                    taken=datetime(2023, 5, 1 + i % 28, 12) if i % 2 else None,
+                    camera="iPhone 12" if i % 3 else None,
+                    latitude=52.5 - i / 100,
+                    width=640,
+                ),
             )
             for i in range(start, start + count)
         )
