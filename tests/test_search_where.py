@@ -13,6 +13,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions
 from retrieval_engine.errors import UsageError
 from retrieval_engine.search import Hits
+from retrieval_engine.store import describe, open_store
 from retrieval_engine.testing.images import photo_with
 from tests import tiny
 
@@ -149,6 +150,9 @@ def test_metadata_of_callers_and_of_scenes(place: Path) -> None:
     assert numbers(engine.search("a dog", where="stars > 3")) == [0]
     assert numbers(engine.search("a dog", where="tags contains 'red'")) == [2]
     drawn = engine.search("a dog", 20, where="subjects contains 'dog'")
+    lines = [text for _, text in describe(open_store(place / "u")).lines()]
+    assert any(text.startswith("struct(…), ") for text in lines)
+    assert max(map(len, lines)) < 120
     dogs = [entry.id for entry in engine if "dog" in str(entry.meta.get("subjects"))]
     assert sorted(hit.item_id for hit in drawn) == sorted(dogs)
     assert dogs
@@ -169,6 +173,10 @@ def test_the_command_line(place: Path) -> None:
     wrong = run("search", "a dog", "--where", "wide > 9000")
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith("Error: --where: no column 'wide'; known: id, source,")
+    for blank in ("", " "):  # as of a variable that is not set
+        unset = run("search", "a dog", "--where", blank)
+        assert (unset.exit_code, unset.stdout) == (2, "")
+        assert unset.stderr.startswith("Error: --where is empty\n")
     shown = CliRunner().invoke(main, ["store", "info", "--store", str(place / "s")])
     assert "  camera:    varchar, 16, e.g. " in shown.stdout
     told = CliRunner().invoke(main, ["store", "info", "--store", str(place / "s"), "--json"])

@@ -149,9 +149,7 @@ class Commands(click.Group):
         except BrokenPipeError:  # at the last flush
             _drop_output()
             code = 0
-        except (
-            Exception
-        ) as error:  # whatever a library raises is reported in a line, with --debug whole
+        except Exception as error:  # of any library: a line for people, whole with --debug
             if debug:
                 raise
             explained = _of_the_machine(error) or _unforeseen(error)

@@ -151,6 +151,6 @@ def _told() -> Iterator[None]:
     """What goes wrong, said to the assistant as to other clients."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any library: `refusal_of` tells what a client may know
         refused = refusal_of(error)
         raise ToolError(f"{refused.message}. {refused.hint}".removesuffix(". ")) from error

@@ -9,6 +9,8 @@ from retrieval_engine.store.items import FACTS, live_items, sources, splits
 from retrieval_engine.store.manifest import FORMAT_VERSION, feature_json
 from retrieval_engine.store.reader import Store
 
+_LONGEST_TYPE = 40  # a struct of many fields would fill a screen; as JSON it is whole
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFacts:
@@ -88,7 +90,9 @@ class StoreFacts:
         )
         for column in self.columns:
             tail = f", e.g. {column.example}" if column.example else ""
-            yield f"  {column.name}", f"{column.type}, {column.count:,}{tail}"
+            whole = len(column.type) <= _LONGEST_TYPE
+            kind = column.type if whole else f"{column.type.partition('(')[0]}(…)"
+            yield f"  {column.name}", f"{kind}, {column.count:,}{tail}"
 
 
 def describe(store: Store) -> StoreFacts:

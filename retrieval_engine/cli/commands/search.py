@@ -62,7 +62,6 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 )
 @click.option(
     "--where",
-    default="",
     metavar="CONDITION",
     help="Only pictures of which this holds, as SQL writes it: \"taken >= '2023-05' and camera like "
     "'iPhone%'\"; vlre store info lists the columns.",
@@ -167,6 +166,8 @@ def _check(
         raise UsageError("--captions answers a picture: it needs --image")
     if given["rerank"] and (not queries or plus or minus):
         raise UsageError("--rerank matches words with pictures: it goes with a query in words")
+    if given["where"] is not None and not given["where"].strip():
+        raise UsageError("--where is empty", hint="leave it out to search all pictures")
 
 
 def _open(folder: str, index: Path | None, given: dict[str, Any]) -> "Searcher":
@@ -198,7 +199,8 @@ def _ask(
     from retrieval_engine.sources.asked import read_asked
 
     names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match", "where")
-    how = {name: given[name] for name in names} | {"rerank": given["rerank"] or 0}
+    how = {name: given[name] for name in names if given[name] is not None}
+    how["rerank"] = given["rerank"] or 0
     if vectors is not None:
         rows = read_vectors(vectors)
         sections: list[Hits] = searcher.search(list(rows), **how)
