@@ -20,7 +20,8 @@ from retrieval_engine.workers.supervised import Supervised
 
 OpenModel = Callable[..., Encoder]
 """`open_model(device=NAME)` opens the same model on any device; it can be pickled."""
-_PRELOAD = ("retrieval_engine.models.blip.encoder",)  # torch, transformers: seconds a process
+# With torch and transformers they take seconds, which each process would spend anew.
+PRELOAD = (__name__, "retrieval_engine.models.blip.encoder")
 _FIRST_S, _LEAST_S, _PATIENCE = 600.0, 60.0, 10
 _RECENT = 8
 
@@ -73,7 +74,7 @@ class Device:
 
     Attributes:
         tally: what it did in this run.
-        failed: how often in a row a batch failed.
+        failed: how often in a row a batch failed, or its process died before one.
         unopened: how often in a row its model could not be opened.
     """
 
@@ -83,7 +84,7 @@ class Device:
         self.failed = self.unopened = 0
         # A CUDA context does not survive a fork: those processes begin from nothing.
         self.process: Supervised[Facts, Batch, tuple[Arrays, float]] = Supervised(
-            partial(_begin, open_model, name), preload=_PRELOAD if name == "cpu" else ()
+            partial(_begin, open_model, name), preload=PRELOAD if name == "cpu" else ()
         )
         self._least_s = least_s
         self._slowest: dict[Modality, float] = {}  # seconds an input
@@ -101,7 +102,9 @@ class Device:
         self.process.start()
         facts = self.process.opened()
         if isinstance(facts, Failed):
-            self.unopened += 1
+            # Killed while it began is bad luck, as with a batch; an error will come again.
+            self.unopened += bool(facts.details)
+            self.failed += not facts.details
             return facts
         if self._facts is not None:
             self.tally.restarts += 1

@@ -89,7 +89,7 @@ class DevicePool:
             self._alive.clear()
             self._changed.notify_all()
         for device in self.devices:
-            device.process.kill()
+            device.process.retire()
         self._executor.shutdown(wait=True, cancel_futures=True)
         for device in self.devices:
             device.process.end()

@@ -80,7 +80,7 @@ def encode(
     if line := _strange(encoder.spec.checkpoint, source.name):
         progress.say(line)
     # What makes a source fail shows here: before a store is made for it, or emptied for it.
-    expected = _expected(source, options)
+    expected = items_expected(source, options)
     if options.overwrite and next(_wanted(source, options.split), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
     report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
@@ -131,8 +131,8 @@ def open_changed(source: str, store: Path | str) -> Source:
         return EmptySource(error.source)
 
 
-def _expected(source: Source, options: EncodeOptions) -> int | None:
-    """Number of items a run will look at, where that is known before."""
+def items_expected(source: Source, options: EncodeOptions) -> int | None:
+    """Number of items a run will look at, or None where only reading them would tell."""
     count = None if options.split else source.count()
     if options.limit:
         return options.limit if count is None else min(count, options.limit)

@@ -22,7 +22,7 @@ _GONE = (EOFError, OSError)  # what a connection says whose other side is dead
 
 
 class Supervised(Generic[Word, Input, Output]):
-    """One process for one thread that calls; only `kill` is for others.
+    """One process for one thread that calls; only `retire` is for others.
 
     Args:
         begin: opens what the calls need, in the process; gives a word about it, and what answers
@@ -41,6 +41,8 @@ class Supervised(Generic[Word, Input, Output]):
         self._preload = list(preload)
         self._process: Any = None
         self._connection: Connection
+        self._lock = threading.Lock()
+        self._retired = False
 
     @property
     def pid(self) -> int | None:
@@ -49,32 +51,36 @@ class Supervised(Generic[Word, Input, Output]):
 
     def start(self) -> None:
         """Begin a process where there is none; it opens what it needs while the caller goes on."""
-        if self._process is not None:
-            return
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        context.set_forkserver_preload(self._preload)
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._begin, theirs), daemon=True)
-        with signals_kept():
-            self._process.start()
-        theirs.close()  # so that its death closes the connection
+        with self._lock:
+            if self._process is not None or self._retired:
+                return
+            methods = multiprocessing.get_all_start_methods()
+            can_fork = "forkserver" in methods and self._preload
+            context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+            context.set_forkserver_preload(self._preload)
+            self._connection, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(self._begin, theirs), daemon=True)
+            with signals_kept():
+                process.start()
+            theirs.close()  # so that its death closes the connection
+            self._process = process
 
     def opened(self, within_s: float | None = None) -> Word | Failed:
         """What a process that has just been started says when it is ready; once for each."""
-        return self._exchange((), within_s)
+        answer: Word | Failed = self._exchange((), within_s)
+        return answer
 
     def call(self, value: Input, within_s: float) -> Output | Failed:
         """The answer to one call. After a `Failed` there is no process until the next `start`."""
         answer: Output | Failed = self._exchange((value,), within_s)
         return answer
 
-    def kill(self) -> None:
-        """End the process at once; a call that waits for it is told so."""
-        if self._process is not None:
-            self._process.kill()
+    def retire(self) -> None:
+        """Kill the process, and begin no other; a call that waits for it is told so."""
+        with self._lock:
+            self._retired = True
+            if self._process is not None:
+                self._process.kill()
 
     def end(self) -> None:
         """End the process and wait for it."""
@@ -85,11 +91,13 @@ class Supervised(Generic[Word, Input, Output]):
             self._connection.close()
 
     def _exchange(self, values: Sequence[Any], within_s: float | None) -> Any:
+        if (process := self._process) is None:
+            return Failed(error=None, reason="there is no process any more")
         late = threading.Event()
 
         def give_up() -> None:
             late.set()
-            self.kill()
+            process.kill()
 
         # A process that hangs may not even read what it is sent: the clock is another thread's.
         timer = threading.Timer(within_s or 0, give_up)
