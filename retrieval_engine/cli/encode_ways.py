@@ -1,4 +1,4 @@
-"""The three ways of `vlre encode`: a source, stale features again, what a head makes of them."""
+"""The ways of `vlre encode`: a source or what it would take, stale features again, what a head makes."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,7 +40,7 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
 
 def estimate_source(source: str, store: Path, given: dict[str, Any]) -> None:
     """Print what encoding a source would take; takes what `encode_source` takes."""
-    from retrieval_engine.encoding.estimate import estimate
+    from retrieval_engine.encoding import estimate
 
     opened, options = _source(source, store, given), _options(given)
     with _model(options.features, given) as model, progress_bar() as progress:
@@ -72,7 +72,7 @@ def _model(
     """The model in this process, or one on each of the devices."""
     from functools import partial
 
-    from retrieval_engine.encoding.device_pool import open_devices
+    from retrieval_engine.encoding import open_devices
     from retrieval_engine.machine import devices_of
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
@@ -151,7 +151,7 @@ def _tell(report: "EncodeReport", *, notes: Sequence[str] = (), as_json: bool) -
 
 
 def _summary(report: "Mapping[str, Json]") -> str:
-    """The report of an encode run for people, three lines or four."""
+    """The report of an encode run for people, a few lines and one for each device."""
     lines = []
     for modality in ("images", "captions"):
         tally = report[modality]
