@@ -53,7 +53,7 @@ class Killer(threading.Thread):
         self.killed, self.seen, self.over = 0, set[int](), threading.Event()
 
     def run(self) -> None:
-        while self.killed < self.most and not self.over.wait(self.rng.uniform(0.02, 1.2)):
+        while self.killed < self.most and not self.over.wait(self.rng.uniform(0.05, 4)):
             pids = [pid for device in self.pool.devices if (pid := device.process.pid) is not None]
             self.seen.update(pids)
             with suppress(ProcessLookupError):
@@ -75,8 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=5, help="0: no speed")
+    parser.add_argument("--kills", type=int, default=30, help="0: no kills")
     given = parser.parse_args()
     model = "vlre-tiny" if given.tiny else "vlre-photo"
     images, rounds, kills = (12, 1, 2) if given.tiny else (given.images, given.rounds, given.kills)
@@ -85,8 +85,10 @@ def main() -> None:
         root = Path(scratch)
         (root / "pictures").mkdir()
         write_pictures(root / "pictures", images)
-        speed(root, open_model, rounds)
-        survive(root, kills, scenes=48 if given.tiny else 3_000)
+        if rounds:
+            speed(root, open_model, rounds)
+        if kills:
+            survive(root, kills, scenes=48 if given.tiny else 3_000)
 
 
 def speed(root: Path, open_model: "partial[Encoder]", rounds: int) -> None:

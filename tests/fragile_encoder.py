@@ -49,6 +49,19 @@ def open_fragile(checkpoint: str, *, device: str) -> Encoder:
     return cast("Encoder", encoder)
 
 
+def open_slow(checkpoint: str, *, device: str) -> Encoder:
+    """The encoder; what it encodes takes as long as with a larger one."""
+    encoder: Any = open_encoder(checkpoint, device=device, dtype="float32")
+    images = encoder.encode_images
+
+    def encode_images(pixels: Any, features: Any) -> Any:
+        time.sleep(0.04)
+        return images(pixels, features)
+
+    encoder.encode_images = encode_images
+    return cast("Encoder", encoder)
+
+
 def open_another(checkpoints: str, *, device: str) -> Encoder:
     """The next of several checkpoints, `a,b`, each time: as if the files changed meanwhile."""
     first, *others = checkpoints.split(",")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from retrieval_engine.encoding.device_pool import DevicePool, open_devices
 from retrieval_engine.errors import EncoderError, FingerprintMismatch, UsageError
 from retrieval_engine.machine import devices_of
 from retrieval_engine.models import open_encoder
-from retrieval_engine.progress import Silent
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.workers import Failed
@@ -63,22 +63,21 @@ def vectors(store: Store) -> dict[str, np.ndarray]:
     return dict(zip(gallery.ids, gallery.images("itc", np.float32), strict=True))
 
 
-class Killer(Silent):
-    """Kills processes of a pool with signal 9 while batches wait: all at first, then one more."""
+class Killer(threading.Thread):
+    """Kills processes of a pool with signal 9 while batches wait: all, then one that is new."""
 
     def __init__(self, pool: DevicePool) -> None:
+        super().__init__(daemon=True)
         self.pool = pool
         self.killed: list[int] = []
-        self.items = 0
 
-    def advance(self, steps: int = 1) -> None:
-        self.items += steps
-        if self.items == 6:
-            self.kill(self.pids())
-        elif self.items == 12:
-            while not (new := [pid for pid in self.pids() if pid not in self.killed]):
-                time.sleep(0.001)
-            self.kill(new[:1])
+    def run(self) -> None:
+        while not any(tally.images for tally in self.pool.tallies):
+            time.sleep(0.001)
+        self.kill(self.pids())
+        while not (new := [pid for pid in self.pids() if pid not in self.killed]):
+            time.sleep(0.001)
+        self.kill(new[:1])
 
     def pids(self) -> list[int]:
         found = [device.process.pid for device in self.pool.devices]
@@ -99,14 +98,17 @@ def test_the_store_has_the_same_bytes_whoever_computes_it(
     )
     expected = shards(tmp_path / "here")
     assert len(expected) == 6
+    slow = partial(fragile_encoder.open_slow, checkpoint)
     for devices, kills in (("cpu:1", (False,)), ("cpu:2", (False, True))):
-        with open_devices(devices_of(devices), open_model) as pool:
+        with open_devices(devices_of(devices), slow) as pool:
             for kill in kills:
-                store, progress = tmp_path / f"{devices}-{kill}", Killer(pool) if kill else None
-                report = encode(
-                    f"folder:{pictures}", store, encoder=pool, options=OPTIONS, progress=progress
-                )
-                assert progress is None or len(progress.killed) == 3
+                store, killer = tmp_path / f"{devices}-{kill}", Killer(pool)
+                if kill:
+                    for device in pool.devices:
+                        device.tally.images = 0
+                    killer.start()
+                report = encode(f"folder:{pictures}", store, encoder=pool, options=OPTIONS)
+                assert len(killer.killed) == 3 * kill
                 assert shards(store) == expected
                 assert (report.images, report.captions) == (here.images, here.captions)
                 assert [f.item_id for f in report.failures] == ["07.jpg"]
@@ -179,17 +181,10 @@ def test_other_weights_are_never_mixed_in(tmp_path: Path, pictures: Path, checkp
     first = tiny.save_blip(tmp_path / "first")
     other = tiny.save_blip(tmp_path / "other", seed=9)
     open_model = partial(fragile_encoder.open_another, f"{first},{other}")
-    with (
-        open_devices(["cpu"], open_model) as pool,
-        pytest.raises(FingerprintMismatch, match="what device cpu computes"),
-    ):
-        encode(
-            f"folder:{pictures}",
-            tmp_path / "store",
-            encoder=pool,
-            options=OPTIONS,
-            progress=Killer(pool),
-        )
+    with open_devices(["cpu"], open_model) as pool:
+        os.kill(Killer(pool).pids()[0], signal.SIGKILL)
+        with pytest.raises(FingerprintMismatch, match="what device cpu computes"):
+            encode(f"folder:{pictures}", tmp_path / "store", encoder=pool, options=OPTIONS)
 
 
 def test_no_process_outlives_a_killed_parent(tmp_path: Path, checkpoint: str) -> None:

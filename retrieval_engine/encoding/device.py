@@ -88,6 +88,7 @@ class Device:
         )
         self._least_s = least_s
         self._slowest: dict[Modality, float] = {}  # seconds an input
+        self._reopen_s: float | None = None  # that a replaced process has
         self._facts: Facts | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
 
@@ -99,13 +100,17 @@ class Device:
         """
         if self._facts is not None and self.process.pid is not None:
             return self._facts
+        begun, within_s = time.perf_counter(), self._reopen_s
         self.process.start()
-        facts = self.process.opened()
+        facts = self.process.opened(within_s)
+        seconds = time.perf_counter() - begun
         if isinstance(facts, Failed):
             # Killed while it began is bad luck, as with a batch; an error will come again.
-            self.unopened += bool(facts.details)
-            self.failed += not facts.details
+            comes_again = facts.details or (within_s is not None and seconds >= within_s)
+            self.unopened += bool(comes_again)
+            self.failed += not comes_again
             return facts
+        self._reopen_s = self._reopen_s or _FIRST_S + _PATIENCE * seconds
         if self._facts is not None:
             self.tally.restarts += 1
             check_same(facts, self._facts, self.name)

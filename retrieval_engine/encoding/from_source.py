@@ -11,7 +11,7 @@ the store's failure ledger and disturbs nobody else's row.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,6 @@ from retrieval_engine.records import (
     DEFAULT_MODEL,
     Caption,
     Failure,
-    Feature,
     Item,
     Modality,
 )
@@ -143,12 +142,6 @@ def _wanted(source: Source, split: str) -> Iterator[Item]:
     return (item for item in source.items() if not split or item.split == split)
 
 
-def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
-    """How many rows of these features fit into a number of bytes, at least one."""
-    row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in features)
-    return max(1, size_bytes // row)
-
-
 @dataclass(slots=True)
 class _Run:
     """The state of one run of `encode`."""
@@ -170,8 +163,9 @@ class _Run:
     def __post_init__(self) -> None:
         self.have = {m: set(self.writer.keys(m)) for m in Modality}
         self.batch_size = self.options.batch_size or self.encoder.default_batch_size
-        fitting = _rows_of(_PART_BYTES, self.writer.features[Modality.IMAGES])
-        self.part_rows = min(self.options.part_rows, fitting)
+        forms = self.writer.features[Modality.IMAGES]
+        row_bytes = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in forms)
+        self.part_rows = min(self.options.part_rows, max(1, _PART_BYTES // row_bytes))
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
@@ -202,7 +196,7 @@ class _Run:
         forms, have = self.writer.features[Modality.IMAGES], self.have[Modality.IMAGES]
         batch: dict[str, NDArray[np.uint8]] = {}
         for item, result in loaded:
-            self.progress.advance()
+            end.items += 1
             if isinstance(result, Failed):
                 end.failures.append(self.failure(item, result.reason))
                 continue
@@ -215,12 +209,12 @@ class _Run:
                 have.add(result.key)
                 batch[result.key] = result.pixels
             if len(batch) == self.batch_size:
-                yield Batch.of_images(batch, forms)
+                yield Batch.of_images(batch, forms, end.taken())
                 batch = {}
             if len(end.rows) == self.part_rows:
                 break
         if batch:
-            yield Batch.of_images(batch, forms)
+            yield Batch.of_images(batch, forms, end.taken())
 
     def captions(self, captions: Sequence[Caption]) -> Iterator[Batch]:
         """Those captions whose text the store does not have."""
@@ -239,6 +233,7 @@ class _Run:
     def write(self, step: Step, found: Computed | None) -> None:
         """Hand what was computed to the writer; at the end of a part publish it."""
         self.part = self.part or self.writer.part()
+        self.progress.advance(step.items)
         if isinstance(step, PartEnd):
             rows = [row for row in step.rows if not self.is_bad(*row, step.failures)]
             self.behind.do(self.part.add_items, self.source.name, rows)

@@ -45,20 +45,22 @@ class Batch:
         keys: n cache keys.
         inputs: (n, s, s, 3) uint8 pixels, or n texts.
         forms: the features wanted, in the dtypes they are kept in.
+        items: of the source that are done with, once this is; see `PartEnd`.
     """
 
     modality: Modality
     keys: Sequence[str]
     inputs: NDArray[np.uint8] | Sequence[str]
     forms: Sequence[Feature]
+    items: int = 0
 
     @classmethod
     def of_images(
-        cls, pixels: Mapping[str, NDArray[np.uint8]], forms: Sequence[Feature]
+        cls, pixels: Mapping[str, NDArray[np.uint8]], forms: Sequence[Feature], items: int
     ) -> "Batch":
         """A batch of images from the (s, s, 3) pixels of each by key."""
-        stacked = np.stack(list(pixels.values()))
-        return cls(modality=Modality.IMAGES, keys=list(pixels), inputs=stacked, forms=forms)
+        keys, stacked = list(pixels), np.stack(list(pixels.values()))
+        return cls(modality=Modality.IMAGES, keys=keys, inputs=stacked, forms=forms, items=items)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -82,17 +84,24 @@ class Batch:
             }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PartEnd:
     """All batches of a part have gone before.
 
     Attributes:
         rows: its items, each with the key of its image.
         failures: those that could not be loaded.
+        items: looked at since the last batch of images.
     """
 
     rows: list[tuple[Item, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    items: int = 0
+
+    def taken(self) -> int:
+        """The items so far, which a batch of the part takes over."""
+        items, self.items = self.items, 0
+        return items
 
 
 Step = Batch | PartEnd
