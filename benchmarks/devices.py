@@ -53,7 +53,7 @@ class Killer(threading.Thread):
         self.killed, self.seen, self.over = 0, set[int](), threading.Event()
 
     def run(self) -> None:
-        while self.killed < self.most and not self.over.wait(self.rng.uniform(0.05, 4)):
+        while self.killed < self.most and not self.over.wait(self.rng.uniform(0.05, 3.5)):
             pids = [pid for device in self.pool.devices if (pid := device.process.pid) is not None]
             self.seen.update(pids)
             with suppress(ProcessLookupError):
@@ -88,7 +88,7 @@ def main() -> None:
         if rounds:
             speed(root, open_model, rounds)
         if kills:
-            survive(root, kills, scenes=48 if given.tiny else 3_000)
+            survive(root, kills, scenes=48 if given.tiny else 4_000)
 
 
 def speed(root: Path, open_model: "partial[Encoder]", rounds: int) -> None:
@@ -104,7 +104,8 @@ def speed(root: Path, open_model: "partial[Encoder]", rounds: int) -> None:
         open_devices(devices_of("cpu:2"), open_model) as two,
     ):
         for number in range(-1, rounds):
-            for way, encoder in zip(WAYS, (here, one, two), strict=True):
+            encoders: tuple[Encoder | DevicePool, ...] = (here, one, two)
+            for way, encoder in zip(WAYS, encoders, strict=True):
                 store = root / f"{way}-{number}"
                 report = encode(
                     f"folder:{root / 'pictures'}", store, encoder=encoder, options=options
