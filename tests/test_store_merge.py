@@ -187,6 +187,18 @@ def test_equal_items_are_one_and_differing_ones_are_refused(
     assert not (tmp_path / "new").exists()
 
 
+def test_what_is_here_otherwise_is_no_job(tmp_path: Path, parts: list[Path], whole: Store) -> None:
+    before = everything(whole)
+    report = merge_stores(parts[:1], whole.path)
+    assert (report.items, report.linked, report.jobs) == (0, 0, [])
+    # A trial of a few items is no obstacle, and what is missing beside it is seen.
+    write(tmp_path / "trial", PICTURES[:2])
+    [job] = merge_stores(parts[:2], tmp_path / "trial").jobs
+    assert job.missing == (3,)
+    merge_stores(parts, tmp_path / "trial")
+    assert everything(open_store(tmp_path / "trial")) == before
+
+
 def test_rows_of_equal_content_are_seen_once(tmp_path: Path) -> None:
     twin = replace(PICTURES[3], id="twin.jpg")
     for name, item in (("a", PICTURES[3]), ("b", twin)):

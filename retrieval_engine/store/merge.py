@@ -7,7 +7,7 @@ target as it was.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -117,11 +117,15 @@ def merge_stores(
         target = _empty_like(came[0], path) if is_new else open_store(path)
         check_alike([target, *came])
         sweep(path, target.manifest)
-        news = [part for part in came if not _is_in(part, target.manifest)]
-        plan = plan_items(target, news)
+        states = {part: _state(part) for part in came}  # before its ledger is read
+        news = {p: state for p, state in states.items() if not _is_in(p, state, target.manifest)}
+        report = Merged(store=str(store), stores=len(news), unchanged=len(came) - len(news))
+        report.jobs = jobs_of(target.manifest.shards)
+        if not news:
+            return report
+        plan = plan_items(target, [*news])
         if is_new:
             begin_store(path, target.header)
-        report = Merged(store=str(store), stores=len(news), unchanged=len(came) - len(news))
         try:
             _Merger(target, report, progress or Silent()).merge(news, plan)
         except BaseException:
@@ -150,11 +154,11 @@ def _state(part: Store) -> str:
     return digest({**value, "failures": [asdict(failure) for failure in part.failures()]})
 
 
-def _is_in(part: Store, manifest: Manifest) -> bool:
+def _is_in(part: Store, state: str, manifest: Manifest) -> bool:
     """Whether a store was merged as it is; known of shards of jobs only."""
-    state = _state(part) if part.manifest.shards else ""
-    known = {(e.source, e.shard) for e in manifest.shards if state and e.state == state}
-    return bool(state) and all((e.source, e.shard) in known for e in part.manifest.shards)
+    known = {(e.source, e.shard) for e in manifest.shards if e.state == state}
+    entries = part.manifest.shards
+    return bool(entries) and all((e.source, e.shard) in known for e in entries)
 
 
 class _Merger:
@@ -167,7 +171,8 @@ class _Merger:
         self._parts: list[Part] = []
         self._known = dict(self._known_keys())
 
-    def merge(self, news: Sequence[Store], plan: ItemPlan) -> None:
+    def merge(self, news: Mapping[Store, str], plan: ItemPlan) -> None:
+        """Take in stores, each given with its state, as planned."""
         files = [e for part in news for e in part.manifest.files() if e.kind != FileKind.ITEMS]
         self._progress.start("merging", len(files))
         for part, taken in zip(news, plan.taken, strict=True):
@@ -184,14 +189,14 @@ class _Merger:
         self._show(news, plan)
         self._progress.stop()
 
-    def _show(self, news: Sequence[Store], plan: ItemPlan) -> None:
+    def _show(self, news: Mapping[Store, str], plan: ItemPlan) -> None:
         """Commit: the ledger first, as a writer does, then the one manifest."""
         before = self._target.manifest
         after = replace(
             before,
             next_part=max(before.next_part, self._number),
             parts=(*before.parts, *self._parts),
-            shards=with_passes(before.shards, self._passes(news)),
+            shards=with_passes(before.shards, self._passes(news, plan)),
         )
         sync_directory(self._path / SHARDS)
         update_failures(self._path, plan.failures, plan.settled)
@@ -199,15 +204,15 @@ class _Merger:
             write_manifest(self._path, after)
         self._report.jobs = jobs_of(after.shards)
 
-    def _passes(self, news: Sequence[Store]) -> Iterator[ShardPass]:
-        """The shards that came. A source that is here otherwise is no job of shards here."""
+    def _passes(self, news: Mapping[Store, str], plan: ItemPlan) -> Iterator[ShardPass]:
+        """The shards that came. What is here otherwise, and got nothing new, is no job of shards."""
         before = self._target.manifest
         table = live_items(self._path, before, ["source"])
         others = set(table["source"].unique().to_pylist()) - {e.source for e in before.shards}
-        for part in news:
-            entries = [e for e in part.manifest.shards if e.source not in others]
-            state = _state(part) if entries else ""
-            yield from (replace(entry, state=state) for entry in entries)
+        for (part, state), taken in zip(news.items(), plan.taken, strict=True):
+            for entry in part.manifest.shards:
+                if entry.source not in others or taken.any():
+                    yield replace(entry, state=state)
 
     def _known_keys(self) -> Iterator[tuple[tuple[Modality, str], NDArray[np.bytes_]]]:
         """The keys that have each current feature, sorted."""

@@ -130,6 +130,7 @@ class _Planner:
         rows, before = order[again + 1], order[again]
         same = self.keys[rows] == self.keys[before]
         same &= (self.states[rows] == self.states[before]).all(axis=1)
+        same &= self.states[rows].any(axis=1)  # zeros say nothing
         dropped = np.zeros(len(self.of), bool)
         dropped[rows[same]] = True
         replaced, unsure = 0, []
