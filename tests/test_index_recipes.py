@@ -92,7 +92,9 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, why: 
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UsageError, match="no recipe 'hnws'; known: auto, flat, flat-fp16, scan-fp16, hnsw"):
+    with pytest.raises(
+        UsageError, match="no recipe 'hnws'; known: auto, flat, flat-fp16, scan-fp16, hnsw"
+    ):
         find_recipe("hnws", 10)
 
 
