@@ -136,6 +136,12 @@ def test_what_is_missing_is_said(tmp_path: Path, parts: list[Path], whole: Store
     with StoreWriter.open(tmp_path / "killed", spec=SPEC, features=FEATURES) as writer:
         writer.begin_shard(SOURCE, JobShard(2, 3))
     report = merge_stores([tmp_path / "killed", parts[0]], path)
+    written = json.loads((path / "manifest.json").read_text())["shards"]
+    assert all(len(entry.pop("state")) == 64 for entry in written)
+    assert written == [
+        {"source": SOURCE, "shard": "2/3", "reached": "begun"},
+        {"source": SOURCE, "shard": "1/3", "reached": "whole"},
+    ]
     [job] = report.jobs
     assert (job.missing, job.unfinished) == ((3,), (2,))
     assert str(job) == f"2 of 3 shards of {SOURCE}; 3/3 is missing; 2/3 is unfinished"
@@ -158,6 +164,8 @@ def test_a_shard_that_changed_is_merged_again(tmp_path: Path, parts: list[Path])
     changed = replace(mine[1], captions=mine[2].captions, mtime_ns=5, size_bytes=5)
     now = [changed, *mine[2:], *(i for i in pictures(30).items if i not in PICTURES)]
     share(parts[1], "2/3", now)
+    for worn in (parts[1], path):  # whatever was rewritten since
+        compact_store(worn)
     report = merge_stores(parts, path)
     came = len([i for i in now[-6:] if JobShard(2, 3).holds(i.id)])
     assert (report.stores, report.unchanged, report.removed) == (1, 2, 1)
