@@ -13,7 +13,7 @@ from retrieval_engine.index.grouping import Allowed, Items, Scores
 REFINED = "k_factor_rf"
 """How many times the rows wanted are taken from short codes, to be compared whole."""
 # Settings that trade time for recall, and where trying them starts.
-EFFORTS = {"nprobe": 1, "efSearch": 16, REFINED: 1}
+EFFORTS = {"nprobe": 1, "efSearch": 16, REFINED: 4}
 WIDENING = "widening"
 """How long a search among lists may take under a filter, in hundredths of one without."""
 WIDENINGS = (135, 400, 10_000)  # the last: through all lists, but where half the rows are left
