@@ -131,6 +131,7 @@ def _options(given: dict[str, Any]) -> "EncodeOptions":
         store_dtype=given["store_dtype"],
         split=given["split"] or "",
         limit=given["limit"] or 0,
+        shard=given["shard"],
         batch_size=given["batch_size"] or 0,
         workers=given["workers"] or 0,
         worker_kind=given["worker_kind"],
