@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from retrieval_engine.encoding.device_pool import DevicePool, open_devices
 from retrieval_engine.errors import EncoderError, FingerprintMismatch, UsageError
 from retrieval_engine.machine import devices_of
 from retrieval_engine.models import open_encoder
+from retrieval_engine.progress import Silent
 from retrieval_engine.store import Store, open_store
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.workers import Failed
@@ -177,6 +179,32 @@ def test_a_model_that_always_fails_ends_the_run(
         encode(f"folder:{folder}", tmp_path / "store", encoder=pool)
 
 
+def test_a_device_that_is_lost_leaves_its_work_to_others(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_pool, "_MOST_UNOPENED", 1)
+
+    class Heard(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    model = str(tiny.save_blip(tmp_path / "model"))
+    with open_devices(["cpu", "cpu"], partial(fragile_encoder.open_twice, model)) as pool:
+        os.kill(Killer(pool).pids()[0], signal.SIGKILL)
+        report = encode(
+            f"folder:{pictures}",
+            tmp_path / "store",
+            encoder=pool,
+            options=OPTIONS,
+            progress=Heard(),
+        )
+    assert Heard.lines == ["device cpu is given up: the card has fallen off the bus"]
+    assert (report.images.encoded, report.images.failed) == (23, 1)
+    assert [tally.images for tally in report.devices] == [0, 23]
+
+
 def test_other_weights_are_never_mixed_in(tmp_path: Path, pictures: Path, checkpoint: str) -> None:
     first = tiny.save_blip(tmp_path / "first")
     other = tiny.save_blip(tmp_path / "other", seed=9)
@@ -214,6 +242,9 @@ def test_the_command_tells_what_each_device_did(
     estimate = json.loads(dry.stdout)
     assert (estimate["items"], estimate["sampled"], estimate["failed"]) == (24, 24, 1)
     assert estimate["seconds"] > 0
+    nothing = CliRunner().invoke(main, [*command, "--dry-run", "--split", "none"])
+    assert (nothing.exit_code, nothing.stdout) == (1, "")
+    assert "holds no items" in nothing.stderr
     assert not (tmp_path / "store").exists()
     result = CliRunner().invoke(main, [*command, "--devices", "cpu:2"])
     assert result.exit_code == 3, result.output

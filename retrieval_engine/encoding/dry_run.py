@@ -7,6 +7,7 @@ from pathlib import Path
 from retrieval_engine.encoding.device_pool import DevicePool
 from retrieval_engine.encoding.encode_report import EncodeOptions
 from retrieval_engine.encoding.from_source import encode, items_expected
+from retrieval_engine.errors import SourceError
 from retrieval_engine.models import Encoder
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
@@ -60,7 +61,7 @@ def estimate(
         progress: told about every item of the hundred.
 
     Raises:
-        VlreError: as `encode`.
+        SourceError: there is no item, or as `encode`.
     """
     options = options or EncodeOptions()
     items = items_expected(source, options)
@@ -69,7 +70,9 @@ def estimate(
         store = Path(folder) / "store"
         report = encode(source, store, encoder=encoder, options=few, progress=progress)
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    looked = max(1, report.images.encoded + report.images.reused + report.images.failed)
+    looked = report.images.encoded + report.images.reused + report.images.failed
+    if not looked:
+        raise SourceError(f"{source.name} holds no items that were asked for")
     return Estimate(
         items=items,
         sampled=looked,
