@@ -17,6 +17,9 @@ class Progress(Protocol):
     def advance(self, steps: int = 1) -> None:
         """Some steps of the current stretch are done."""
 
+    def detail(self, text: str) -> None:
+        """What the rate of the current stretch is made of, as far as is known now."""
+
     def say(self, line: str) -> None:
         """One line for people, now."""
 
@@ -31,6 +34,9 @@ class Silent:
         """Ignored."""
 
     def advance(self, steps: int = 1) -> None:
+        """Ignored."""
+
+    def detail(self, text: str) -> None:
         """Ignored."""
 
     def say(self, line: str) -> None:

@@ -4,6 +4,7 @@ A forked child is a process as real as one that begins from nothing, and has imp
 """
 
 import contextlib
+import multiprocessing.forkserver
 import os
 import re
 import resource
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from retrieval_engine.cli import main
 
@@ -143,6 +145,7 @@ def begin(work: Callable[[], object], file_bytes: int | None = None) -> Child:
 def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> None:
     code = 99
     try:
+        _share_forkserver()
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
@@ -159,6 +162,13 @@ def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> N
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _share_forkserver() -> None:
+    """`multiprocessing` would wait for the parent's as for a child of its own; it serves us too."""
+    server: Any = multiprocessing.forkserver._forkserver
+    if server._forkserver_pid is not None:
+        server.ensure_running = lambda: None
 
 
 def _read(reading: int) -> bytes:

@@ -82,6 +82,19 @@ def test_the_photo_benchmark_runs_and_reports(
 
 
 @pytest.mark.slow
+def test_the_devices_benchmark_gives_one_store_and_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["devices", "--tiny"])
+    importlib.import_module("benchmarks.devices").main()
+    speed, kills = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert speed["same_bytes"]
+    assert kills["same_bytes"]
+    assert (kills["failed"], kills["left"]) == (0, 0)
+    assert speed["ratio_to_threads"] > 0
+
+
+@pytest.mark.slow
 def test_the_server_benchmark_runs_and_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,7 @@ def test_a_batch_that_does_not_fit_is_halved(
 ) -> None:
     whole = encoder.encode_images(pixels(5), ["itc", "pooled"])
     tower, sizes = encoder.vision_tower, []
+    monkeypatch.setattr(encoder, "most_images", encoder.most_images)  # as before, afterwards
 
     def small(x: torch.Tensor) -> torch.Tensor:
         sizes.append(len(x))
@@ -160,7 +161,9 @@ def test_a_batch_that_does_not_fit_is_halved(
 
     monkeypatch.setattr(encoder, "vision_tower", small)
     halved = encoder.encode_images(pixels(5), ["itc", "pooled"])
-    assert sizes == [5, 2, 3, 1, 2]
+    assert sizes == [5, 2, 2, 1]
+    encoder.encode_images(pixels(4), ["itc"])
+    assert sizes[4:] == [2, 2], "what did not fit once is not tried again"
     for name, array in whole.items():
         np.testing.assert_allclose(halved[name], array, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """What is printed can be used: by other programs as it is, by a terminal without harm."""
 
+import io
+import itertools
 import json
 import os
 import pty
@@ -12,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from retrieval_engine.cli import main
 from retrieval_engine.cli.output import _BarProgress, _Lines, note, shown
@@ -247,12 +251,30 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         "encoding: 1,000 of 1,200, 10.0/s",
     ]
     lines.start("reading", None)
+    lines.detail = " (cuda:0 0.1, cuda:1 0.0)"
     now += 20
     lines.advance(3)
-    assert capsys.readouterr().err.splitlines() == ["reading …", "reading: 3, 0.1/s"]
-    assert _BarProgress.__doc__
+    told = ["reading …", "reading: 3, 0.1/s (cuda:0 0.1, cuda:1 0.0)"]
+    assert capsys.readouterr().err.splitlines() == told
     note("a\x1bb")
     assert capsys.readouterr().err == "a\\x1bb\n"
+
+
+def test_a_bar_shows_what_its_rate_is_made_of() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    now = itertools.count()
+    bar = Progress(TextColumn("{task.fields[rate]}"), console=console, get_time=lambda: next(now))
+    listener = _BarProgress(bar, console)
+    listener.start("encoding", 100)
+    listener.detail("cuda:0 7.0, cuda:1 3.0")
+    for _ in range(3):
+        listener.advance(10)
+    assert bar.tasks[0].fields["rate"].endswith("/s (cuda:0 7.0, cuda:1 3.0)")
+    listener.start("writing", 100)
+    for _ in range(3):
+        listener.advance(10)
+    assert bar.tasks[0].fields["rate"].endswith("/s")
+    listener.stop()
 
 
 def test_failures_are_listed_one_a_line(tmp_path: Path, nasty: Path) -> None:

@@ -1,8 +1,9 @@
-"""The three ways of `vlre encode`: a source, stale features again, what a head makes of them."""
+"""The ways of `vlre encode`: a source or what it would take, stale features again, what a head makes."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -10,7 +11,10 @@ from retrieval_engine.cli.output import emit, note, note_failures, progress_bar
 
 if TYPE_CHECKING:
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
+    from retrieval_engine.encoding.device_pool import DevicePool
+    from retrieval_engine.models import Encoder
     from retrieval_engine.records import Json
+    from retrieval_engine.sources import Source
 
 
 def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeReport":
@@ -21,23 +25,64 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
         store: directory of the store.
         given: the other options of the command.
     """
-    from retrieval_engine.encoding import open_changed
     from retrieval_engine.engine import Engine
-    from retrieval_engine.models import open_encoder
-    from retrieval_engine.models.captioner import open_tower
 
-    options = _options(given)
-    if given["allow_missing"]:
-        source = f"{source}{'&' if '?' in source else '?'}allow_missing=true"
-    opened = open_changed(source, store)
-    # For `tokens` alone the tower of a captioning checkpoint will do.
-    opener = open_tower if options.features == ("tokens",) else open_encoder
-    model, adapter = given["model"], given["adapter"]
-    encoder = opener(model, device=given["device"], dtype=given["dtype"], adapter=adapter)
-    with progress_bar() as progress, Engine(store=store, model=encoder) as engine:
+    opened, options = _source(source, store, given), _options(given)
+    with (
+        _model(options.features, given) as model,
+        progress_bar() as progress,
+        Engine(store=store, model=cast("Encoder", model)) as engine,  # a pool can add, if no more
+    ):
         report = engine.add(opened, options=options, progress=progress)
     _tell(report, notes=opened.notes, as_json=given["as_json"])
     return report
+
+
+def estimate_source(source: str, store: Path, given: dict[str, Any]) -> None:
+    """Print what encoding a source would take; takes what `encode_source` takes."""
+    from retrieval_engine.encoding import estimate
+
+    opened, options = _source(source, store, given), _options(given)
+    with _model(options.features, given) as model, progress_bar() as progress:
+        found = estimate(opened, model, options=options, progress=progress)
+    if given["as_json"]:
+        emit(found.to_json())
+        return
+    known, items = found.items is not None, 1_000 if found.items is None else found.items
+    click.echo(
+        f"items     {f'{items:,}' if known else 'their number is not known; of each 1,000'}\n"
+        f"time      {items * found.seconds_per_item:,.0f} s, {1 / found.seconds_per_item:,.1f} "
+        f"images/s\n"
+        f"disk      {items * found.bytes_per_item / 1e6:,.1f} MB\n"
+        f"seen      {found.sampled} items, {found.failed} of them failed; {store} is untouched"
+    )
+
+
+def _source(source: str, store: Path, given: dict[str, Any]) -> "Source":
+    from retrieval_engine.encoding import open_changed
+
+    if given["allow_missing"]:
+        source = f"{source}{'&' if '?' in source else '?'}allow_missing=true"
+    return open_changed(source, store)
+
+
+def _model(
+    features: tuple[str, ...], given: dict[str, Any]
+) -> "AbstractContextManager[Encoder | DevicePool]":
+    """The model in this process, or one on each of the devices."""
+    from functools import partial
+
+    from retrieval_engine.encoding import open_devices
+    from retrieval_engine.machine import devices_of
+    from retrieval_engine.models import open_encoder
+    from retrieval_engine.models.captioner import open_tower
+
+    # For `tokens` alone the tower of a captioning checkpoint will do.
+    opener = open_tower if features == ("tokens",) else open_encoder
+    open_model = partial(opener, given["model"], dtype=given["dtype"], adapter=given["adapter"])
+    if given["devices"]:
+        return open_devices(devices_of(given["devices"]), open_model)
+    return nullcontext(open_model(device=given["device"]))
 
 
 def renew(store: Path, given: dict[str, Any]) -> "EncodeReport":
@@ -107,7 +152,7 @@ def _tell(report: "EncodeReport", *, notes: Sequence[str] = (), as_json: bool) -
 
 
 def _summary(report: "Mapping[str, Json]") -> str:
-    """The report of an encode run for people, three lines or four."""
+    """The report of an encode run for people, a few lines and one for each device."""
     lines = []
     for modality in ("images", "captions"):
         tally = report[modality]
@@ -126,4 +171,19 @@ def _summary(report: "Mapping[str, Json]") -> str:
     lines.append(
         f"store     {report['store']} in {report['seconds']} s, {report['images_per_s']} images/s"
     )
+    steps = ("read", "decode", "transfer", "model", "write")
+    spent = [f"{step} {t} s" for step in steps if (t := report.get(f"{step}_seconds"))]
+    lines.append(f"spent     {', '.join(spent)}")
+    devices = report.get("devices")
+    if isinstance(devices, list):
+        lines += [_of_device(tally) for tally in devices if isinstance(tally, dict)]
     return "\n".join(lines)
+
+
+def _of_device(tally: "Mapping[str, Json]") -> str:
+    again = f", begun again {tally['restarts']} times" if tally["restarts"] else ""
+    return (
+        f"{tally['device']:9} {tally['images']:,} images, {tally['captions']:,} captions, "
+        f"{tally['images_per_s']} images/s, model {tally['model_seconds']} s, "
+        f"transfer {tally['transfer_seconds']} s{again}"
+    )

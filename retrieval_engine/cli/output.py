@@ -182,6 +182,7 @@ class _BarProgress:
         self._bar = bar
         self._console = console
         self._task: Any = None
+        self._detail = ""
         self._lines = _Lines()
 
     def start(self, what: str, total: int | None) -> None:
@@ -198,7 +199,10 @@ class _BarProgress:
         self._bar.advance(self._task, steps)
         speed = next(t.speed for t in self._bar.tasks if t.id == self._task)
         if speed:
-            self._bar.update(self._task, rate=f"{speed:,.1f}/s")
+            self._bar.update(self._task, rate=f"{speed:,.1f}/s{self._detail}")
+
+    def detail(self, text: str) -> None:
+        self._detail = self._lines.detail = f" ({text})" if text else ""
 
     def say(self, line: str) -> None:
         if self._console.is_terminal:
@@ -207,6 +211,7 @@ class _BarProgress:
             note(line)
 
     def stop(self) -> None:
+        self.detail("")
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
@@ -215,6 +220,8 @@ class _BarProgress:
 
 class _Lines:
     """Says in a log what a bar shows on a terminal: at the start, after 10 s, then every 30 s."""
+
+    detail = ""
 
     def __init__(self) -> None:
         self._due = math.inf
@@ -233,7 +240,7 @@ class _Lines:
         if now >= self._due:
             of = "" if self._total is None else f" of {self._total:,}"
             rate = self._done / (now - self._begin)
-            note(f"{self._what}: {self._done:,}{of}, {rate:,.1f}/s")
+            note(f"{self._what}: {self._done:,}{of}, {rate:,.1f}/s{self.detail}")
             self._due = now + _NEXT_LINES_S
 
     def stop(self) -> None:

@@ -1,8 +1,9 @@
 """Fills a store: the one room where a source, a model and a store meet.
 
-`from_source` encodes a source, `stale` what a changed model made stale, `projected` writes what a
-head makes of stored features, `imported` brings in other encoders' vectors, and `image_tokens`
-reads vision states or encodes them once.
+`from_source` encodes a source, here or on the devices of a `device_pool` (`dry_run` tells what that
+would take), `stale` what a changed model made stale, `projected` writes what a head makes of stored
+features, `imported` brings in other encoders' vectors, and `image_tokens` reads vision states or
+encodes them once.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
+    from retrieval_engine.encoding.device_pool import open_devices
+    from retrieval_engine.encoding.dry_run import estimate
     from retrieval_engine.encoding.from_source import (
         EncodeOptions,
         EncodeReport,
@@ -28,8 +31,10 @@ __all__ = [
     "ImportReport",
     "encode",
     "encode_stale",
+    "estimate",
     "import_embeddings",
     "open_changed",
+    "open_devices",
     "read_clip_retrieval",
     "read_embeddings",
 ]
@@ -38,6 +43,8 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        ".device_pool": ("open_devices",),
+        ".dry_run": ("estimate",),
         ".from_source": ("EncodeOptions", "EncodeReport", "encode", "open_changed"),
         ".imported": ("ImportReport", "import_embeddings"),
         ".stale": ("encode_stale",),

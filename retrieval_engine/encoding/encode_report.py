@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from retrieval_engine.encoding.device import DeviceTally
+from retrieval_engine.encoding.steps import Described
 from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.models import Encoder
 from retrieval_engine.records import Failure, Feature, Item, JobShard, Json, Modality
@@ -60,7 +62,7 @@ class EncodeOptions:
         names = tuple(name for name in forms if name in encoder.features(Modality.IMAGES))
         return cls(features=names, store_dtype=forms["itc"].dtype)
 
-    def chosen(self, encoder: Encoder) -> dict[Modality, list[Feature]]:
+    def chosen(self, encoder: Described) -> dict[Modality, list[Feature]]:
         """The features to store for each modality, floating-point ones in `store_dtype`.
 
         `tokens` of captions are their `token_ids` and `token_mask`.
@@ -110,7 +112,12 @@ class EncodeReport:
         moved: items of other sources that were taken out because their files are gone and the same
             content is here.
         seconds: wall time.
-        model_seconds: of it, inside the encoder.
+        read_seconds: of all decode workers together, reading and hashing.
+        decode_seconds: of all decode workers together, decoding and resizing.
+        model_seconds: inside the encoder, of all devices together.
+        transfer_seconds: between this process and those of devices.
+        write_seconds: writing the store.
+        devices: what each device did, where they have processes of their own.
         failures: one per failed item.
     """
 
@@ -121,8 +128,17 @@ class EncodeReport:
     removed: int = 0
     moved: int = 0
     seconds: float = 0.0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
     model_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    write_seconds: float = 0.0
+    devices: list[DeviceTally] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    def of(self, modality: Modality) -> Tally:
+        """The counts of a modality."""
+        return self.images if modality is Modality.IMAGES else self.captions
 
     @contextmanager
     def timing(self) -> Iterator[None]:
@@ -136,5 +152,9 @@ class EncodeReport:
         value: dict[str, Json] = asdict(self)
         del value["failures"]
         rate = round(self.images.encoded / max(self.seconds, 1e-9), 2)
-        times = {name: round(getattr(self, name), 3) for name in ("seconds", "model_seconds")}
-        return value | times | {"images_per_s": rate}
+        value |= {name: round(t, 3) for name, t in value.items() if isinstance(t, float)}
+        if self.devices:
+            value["devices"] = [tally.to_json(self.seconds) for tally in self.devices]
+        else:
+            del value["devices"]
+        return value | {"images_per_s": rate}

@@ -1,7 +1,8 @@
 """Turns the items of a source into the features of a store.
 
     source ──► load (read, hash, decode, resize: a pool of workers, ahead of the model)
-           ──► encoder (batches of new images, then the part's new captions)
+           ──► encoder (batches of new images, then the part's new captions; in this process, or
+               each in the next free one of a pool of devices)
            ──► store (a writer thread, behind the model; one part at a time is whole or absent)
 
 An item is looked at only as far as needed: an unchanged file is told by its size and time, a moved
@@ -9,9 +10,8 @@ or copied one by the sha256 of its bytes, and only the rest is decoded. What fai
 the store's failure ledger and disturbs nobody else's row.
 """
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,28 +19,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.encoding.device_pool import DevicePool
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
+from retrieval_engine.encoding.load import Load, Loaded
+from retrieval_engine.encoding.steps import Batch, Computed, Described, PartEnd, Step
 from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound
-from retrieval_engine.models import Arrays, Encoder, open_encoder
+from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.checkpoint import trained_on
-from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import (
     DEFAULT_MODEL,
     Caption,
     Failure,
-    Feature,
-    ImageFacts,
     Item,
     Modality,
 )
-from retrieval_engine.sources import EmptySource, Source, open_source, read_item
-from retrieval_engine.sources.decode import decode_photo, facts_of
+from retrieval_engine.sources import EmptySource, Source, open_source
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
 _PART_BYTES = 256 << 20
+_TEXTS = 1024  # a batch
 
 __all__ = ["EncodeOptions", "EncodeReport", "encode", "open_changed"]
 
@@ -49,7 +49,7 @@ def encode(
     source: Source | str,
     store: Path | str,
     *,
-    encoder: Encoder | str = DEFAULT_MODEL,
+    encoder: Encoder | DevicePool | str = DEFAULT_MODEL,
     options: EncodeOptions | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
@@ -58,7 +58,8 @@ def encode(
     Args:
         source: a source or its name, e.g. `folder:photos`.
         store: directory of the store, made when absent.
-        encoder: an encoder or the name of its checkpoint.
+        encoder: an encoder, the name of its checkpoint, or models on several devices
+            (`device_pool.open_devices`): the store is the same whatever their number.
         options: see `EncodeOptions`.
         progress: told about every item.
 
@@ -78,7 +79,7 @@ def encode(
     if line := _strange(encoder.spec.checkpoint, source.name):
         progress.say(line)
     # What makes a source fail shows here: before a store is made for it, or emptied for it.
-    expected = _expected(source, options)
+    expected = items_expected(source, options)
     if options.overwrite and next(_wanted(source, options), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
     report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
@@ -92,10 +93,11 @@ def encode(
             writer.begin_shard(source.name, options.shard)
         run = _Run(source, encoder, options, progress, writer, behind, report)
         progress.start("encoding", expected)
+        load = Load(encoder.preprocessor, run.have[Modality.IMAGES])
         with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
-            loaded = pool.imap(run.load, run.changed_items())
-            while run.encode_part(loaded):
-                pass
+            steps = run.steps(pool.imap(load, run.changed_items()))
+            for step, found in _computed(encoder, steps, report, progress):
+                run.write(step, found)
             run.finish()
     progress.stop()
     report.seconds = time.perf_counter() - start
@@ -130,8 +132,8 @@ def open_changed(source: str, store: Path | str) -> Source:
         return EmptySource(error.source)
 
 
-def _expected(source: Source, options: EncodeOptions) -> int | None:
-    """Number of items a run will look at, where that is known before."""
+def items_expected(source: Source, options: EncodeOptions) -> int | None:
+    """Number of items a run will look at, or None where only reading them would tell."""
     count = None if options.split or options.shard else source.count()
     if options.limit:
         return options.limit if count is None else min(count, options.limit)
@@ -142,41 +144,12 @@ def _wanted(source: Source, options: EncodeOptions) -> Iterator[Item]:
     return (item for item in source.items() if options.wants(item))
 
 
-def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
-    """How many rows of these features fit into a number of bytes, at least one."""
-    row = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in features)
-    return max(1, size_bytes // row)
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    key: str
-    facts: ImageFacts
-    pixels: NDArray[np.uint8] | None  # None where the store has the features already
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """What a decode worker does with an item; it carries all it needs and no model."""
-
-    preprocessor: ImagePreprocessor
-    known: Set[str]
-
-    def __call__(self, item: Item) -> _Loaded:
-        data = read_item(item)
-        key = hashlib.sha256(data).hexdigest()
-        if key in self.known:
-            return _Loaded(key, facts_of(data), None)
-        image, facts = decode_photo(data, least_side=self.preprocessor.least_side)
-        return _Loaded(key, facts, self.preprocessor.pixels(image))
-
-
 @dataclass(slots=True)
 class _Run:
     """The state of one run of `encode`."""
 
     source: Source
-    encoder: Encoder
+    encoder: Described
     options: EncodeOptions
     progress: Progress
     writer: StoreWriter
@@ -186,17 +159,15 @@ class _Run:
     batch_size: int = field(init=False)
     part_rows: int = field(init=False)
     seen: set[str] = field(default_factory=set)
+    part: PartWriter | None = None
+    bad: dict[str, str] = field(default_factory=dict)  # why the model failed, by cache key
 
     def __post_init__(self) -> None:
         self.have = {m: set(self.writer.keys(m)) for m in Modality}
         self.batch_size = self.options.batch_size or self.encoder.default_batch_size
-        fitting = _rows_of(_PART_BYTES, self.writer.features[Modality.IMAGES])
-        self.part_rows = min(self.options.part_rows, fitting)
-
-    @property
-    def load(self) -> _Load:
-        """What workers do."""
-        return _Load(self.encoder.preprocessor, self.have[Modality.IMAGES])
+        forms = self.writer.features[Modality.IMAGES]
+        row_bytes = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in forms)
+        self.part_rows = min(self.options.part_rows, max(1, _PART_BYTES // row_bytes))
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
@@ -210,80 +181,92 @@ class _Run:
             else:
                 yield item
 
-    def encode_part(self, loaded: Iterator[tuple[Item, _Loaded | Failed]]) -> bool:
-        """Encode one part's worth of items and publish it; False when there were none left."""
-        part, forms = self.writer.part(), self.writer.features[Modality.IMAGES]
-        rows: list[tuple[Item, str]] = []
-        failures: list[Failure] = []
-        for batch in self.batches(loaded, rows, failures):
-            with self.report.timing():
-                pixels = np.stack(list(batch.values()))
-                arrays = self.encoder.encode_images(pixels, [form.name for form in forms])
-            self.behind.do(part.add, Modality.IMAGES, list(batch), _kept(arrays, forms))
-        self.encode_captions(part, [caption for item, _ in rows for caption in item.captions])
-        self.behind.do(part.add_items, self.source.name, rows)
-        self.behind.do(part.commit, failures)
-        return bool(rows)
+    def steps(self, loaded: Iterator[tuple[Item, Loaded | Failed]]) -> Iterator[Step]:
+        """All that is to be computed, part by part, in the source's order."""
+        while True:
+            end = PartEnd()
+            yield from self.images(loaded, end)
+            if not (end.rows or end.failures):
+                return
+            yield from self.captions([caption for item, _ in end.rows for caption in item.captions])
+            yield end
 
-    def batches(
-        self,
-        loaded: Iterator[tuple[Item, _Loaded | Failed]],
-        rows: list[tuple[Item, str]],
-        failures: list[Failure],
-    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        """Pixels of a part's new images by key, a batch at a time.
-
-        Args:
-            loaded: items as they come from the workers.
-            rows: filled with the part's items and their keys.
-            failures: filled with those that could not be loaded.
-        """
+    def images(
+        self, loaded: Iterator[tuple[Item, Loaded | Failed]], end: PartEnd
+    ) -> Iterator[Batch]:
+        """A part's new images; the end of the part is told its items and what failed to load."""
+        forms, have = self.writer.features[Modality.IMAGES], self.have[Modality.IMAGES]
         batch: dict[str, NDArray[np.uint8]] = {}
         for item, result in loaded:
-            self.progress.advance()
+            end.items += 1
             if isinstance(result, Failed):
-                failures.append(self.failure(item, result))
+                end.failures.append(self.failure(item, result.reason))
                 continue
-            rows.append((replace(item, facts=result.facts), result.key))
-            if result.pixels is None or result.key in self.have[Modality.IMAGES]:
+            self.report.read_seconds += result.read_seconds
+            self.report.decode_seconds += result.decode_seconds
+            end.rows.append((replace(item, facts=result.facts), result.key))
+            if result.pixels is None or result.key in have:
                 self.report.images.reused += 1
             else:
-                self.have[Modality.IMAGES].add(result.key)
-                self.report.images.encoded += 1
+                have.add(result.key)
                 batch[result.key] = result.pixels
             if len(batch) == self.batch_size:
-                yield batch
+                yield Batch.of_images(batch, forms, end.taken())
                 batch = {}
-            if len(rows) == self.part_rows:
+            if len(end.rows) == self.part_rows:
                 break
         if batch:
-            yield batch
+            yield Batch.of_images(batch, forms, end.taken())
 
-    def encode_captions(self, part: PartWriter, captions: Sequence[Caption]) -> None:
-        """Encode those captions whose text the store does not have."""
-        forms = self.writer.features[Modality.CAPTIONS]
-        have = self.have[Modality.CAPTIONS]
+    def captions(self, captions: Sequence[Caption]) -> Iterator[Batch]:
+        """Those captions whose text the store does not have."""
+        forms, have = self.writer.features[Modality.CAPTIONS], self.have[Modality.CAPTIONS]
         new = {caption.key: caption.text for caption in captions if caption.key not in have}
         have.update(new)
-        self.report.captions.encoded += len(new)
         self.report.captions.reused += len(captions) - len(new)
-        if new and forms:
-            with self.report.timing():
-                names = [form.name for form in forms]
-                arrays = self.encoder.encode_texts(list(new.values()), names)
-            self.behind.do(part.add, Modality.CAPTIONS, list(new), _kept(arrays, forms))
+        if new and not forms:
+            self.report.captions.encoded += len(new)
+        elif new:
+            batch = Batch(
+                modality=Modality.CAPTIONS, keys=list(new), inputs=list(new.values()), forms=forms
+            )
+            yield from batch.pieces(_TEXTS)
 
-    def failure(self, item: Item, failed: Failed) -> Failure:
-        """Count an item that could not be loaded, and say why."""
+    def write(self, step: Step, found: Computed | None) -> None:
+        """Hand what was computed to the writer; at the end of a part publish it."""
+        self.part = self.part or self.writer.part()
+        self.progress.advance(step.items)
+        if isinstance(step, PartEnd):
+            rows = [row for row in step.rows if not self.is_bad(*row, step.failures)]
+            self.behind.do(self.part.add_items, self.source.name, rows)
+            self.behind.do(self.part.commit, step.failures)
+            self.part = None
+        elif found is not None:
+            self.bad.update(found.bad)
+            self.report.of(step.modality).encoded += len(found.keys)
+            if found.keys:
+                self.behind.do(self.part.add, step.modality, found.keys, found.arrays)
+
+    def is_bad(self, item: Item, key: str, failures: list[Failure]) -> bool:
+        """Whether an item must go to the failures because the model failed on a part of it."""
+        keys = (key, *(caption.key for caption in item.captions)) if self.bad else ()
+        reason = next((self.bad[key] for key in keys if key in self.bad), "")
+        if reason:
+            failures.append(self.failure(item, reason))
+        return bool(reason)
+
+    def failure(self, item: Item, reason: str) -> Failure:
+        """Count an item that could not be encoded, and say why."""
         self.report.images.failed += 1
         self.report.captions.failed += len(item.captions)
-        failure = Failure.of(item, self.source.name, failed.reason)
+        failure = Failure.of(item, self.source.name, reason)
         self.report.failures.append(failure)
         return failure
 
     def finish(self) -> None:
         """Wait until all is written; take out of the store what the source no longer has."""
         self.behind.wait()
+        self.report.write_seconds = self.behind.seconds
         # A part of the source says nothing about the rest of it.
         whole = not (self.options.split or self.options.limit or self.source.is_partial)
         seen, shard = self.seen if whole else None, self.options.shard
@@ -294,6 +277,21 @@ class _Run:
             self.report.moved = self.writer.take_moved(self.source.name, self.seen)
 
 
-def _kept(arrays: Arrays, forms: Iterable[Feature]) -> Arrays:
-    """The arrays in the dtypes the store keeps."""
-    return {form.name: arrays[form.name].astype(form.dtype, copy=False) for form in forms}
+def _computed(
+    encoder: Encoder | DevicePool, steps: Iterator[Step], report: EncodeReport, progress: Progress
+) -> Iterator[tuple[Step, Computed | None]]:
+    """Each step with what the models make of it, in order."""
+    if isinstance(encoder, DevicePool):
+        for step, found in encoder.imap(steps, progress):
+            progress.detail(encoder.rates)
+            yield step, found
+        report.devices = encoder.tallies
+        report.model_seconds = sum(tally.model_seconds for tally in report.devices)
+        report.transfer_seconds = sum(tally.transfer_seconds for tally in report.devices)
+        return
+    for step in steps:
+        found = None
+        if isinstance(step, Batch):
+            with report.timing():
+                found = Computed(keys=step.keys, arrays=step.computed(encoder))
+        yield step, found

@@ -47,6 +47,7 @@ class ImageEncoder(ABC):
         checkpoint: as given.
         device: where it runs.
         dtype: arithmetic of the towers.
+        most_images: that go through the vision tower at once: what fitted so far.
     """
 
     spec: EncoderSpec
@@ -58,6 +59,7 @@ class ImageEncoder(ABC):
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         forbid_tf32(self.device, self.dtype)
+        self.most_images = 1 << 30
 
     # What a family says
 
@@ -149,23 +151,28 @@ class ImageEncoder(ABC):
 
     @torch.inference_mode()
     def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
-        """Features of a batch of images, in halves where it does not fit into the device's memory.
+        """Features of a batch of images, in pieces where it does not fit into the device's memory.
 
-        See `Encoder.encode_images`.
+        What did not fit once is halved from then on. See `Encoder.encode_images`.
         """
         self.require(features, Modality.IMAGES)
-        try:
-            x = normalized_pixels(pixels, self.preprocessor, self.device)
-            with self.autocast():
-                states = self.vision_tower(x)
-            return self._of_states(states, features)
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-        torch.cuda.empty_cache()
-        middle = len(pixels) // 2
-        halves = [self.encode_images(p, features) for p in (pixels[:middle], pixels[middle:])]
-        return {name: np.concatenate([half[name] for half in halves]) for name in features}
+        found: list[Arrays] = []
+        done = 0
+        while done < len(pixels) or not found:
+            some = pixels[done : done + self.most_images]
+            try:
+                x = normalized_pixels(some, self.preprocessor, self.device)
+                with self.autocast():
+                    states = self.vision_tower(x)
+                found.append(self._of_states(states, features))
+                done += len(some)
+                continue
+            except torch.OutOfMemoryError:
+                if len(some) <= 1:
+                    raise
+            self.most_images = len(some) // 2
+            torch.cuda.empty_cache()
+        return {name: np.concatenate([part[name] for part in found]) for name in features}
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: NDArray[Any], features: Sequence[str]) -> Arrays:

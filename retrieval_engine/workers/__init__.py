@@ -1,6 +1,7 @@
 """Ordered, bounded maps over threads or processes; they know nothing of embeddings.
 
-A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`.
+A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`. `supervised` has a
+process that keeps something open from call to call, and is begun anew when it is lost.
 """
 
 import traceback

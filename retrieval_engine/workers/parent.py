@@ -1,9 +1,11 @@
-"""A worker process ends with its parent, however the parent ended."""
+"""A worker process ends with its parent, however the parent ended, and not before it."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def end_with_parent() -> None:
@@ -21,3 +23,20 @@ def _wait_and_die() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """What is started within it never sees Ctrl-C or a lost terminal: the parent alone is told.
+
+    It inherits the mask of the thread that starts it, so that this holds also before it has begun,
+    and for the resource tracker, which complains when it is ended early. Windows has no mask.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -41,6 +41,12 @@ from retrieval_engine.cli.output import SOME_FAILED
     "SLURM_ARRAY_TASK_ID or RANK says.",
 )
 @device_option
+@click.option(
+    "--devices",
+    default="",
+    help="A process and a model on each of several devices: all, cuda:0,cuda:1 or cpu:2 (two on the "
+    "CPU, of one thread each). The store is the same whatever their number.",
+)
 @dtype_option
 @click.option(
     "--store-dtype",
@@ -74,6 +80,9 @@ from retrieval_engine.cli.output import SOME_FAILED
 )
 @adapter_option
 @click.option("--allow-missing", is_flag=True, help="Go on without pictures that are listed only.")
+@click.option(
+    "--dry-run", is_flag=True, help="Time and disk that SOURCE would take, from 100 of its items."
+)
 @json_option
 @click.pass_context
 def command(
@@ -93,7 +102,7 @@ def command(
     goes on where it stopped. Exit code 3 means: done, but some items failed. With --head and no
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
-    from retrieval_engine.cli.encode_ways import encode_source, project, renew
+    from retrieval_engine.cli.encode_ways import encode_source, estimate_source, project, renew
     from retrieval_engine.cli.job_shard import shard_of, store_of
 
     if shard is not None and source is None:
@@ -105,8 +114,13 @@ def command(
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
+    if source is None and (given["devices"] or given["dry_run"]):
+        raise click.UsageError("--devices and --dry-run are for a SOURCE.")
     given["shard"] = shard_of(shard)
     store = store_of(given["shard"], store, ctx)
+    if source is not None and given["dry_run"]:
+        estimate_source(source, store, given)
+        return
     report = renew(store, given) if source is None else encode_source(source, store, given)
     if report.failures:
         ctx.exit(SOME_FAILED)

@@ -5,7 +5,6 @@ the pool starts again and tries what was under way one by one.
 """
 
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 from retrieval_engine.workers import Failed, Input, Output, Pool, attempt
-from retrieval_engine.workers.parent import end_with_parent
+from retrieval_engine.workers.parent import end_with_parent, signals_kept
 
 _task: Callable[[Any], Any]
 
@@ -46,25 +45,8 @@ def _run(value: Any) -> Any:
     return result
 
 
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """What is started within it never sees Ctrl-C or a lost terminal: the parent alone is told.
-
-    It inherits the mask of the thread that starts it, so that this holds also before it has begun,
-    and for the resource tracker, which complains when it is ended early. Windows has no mask.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _submit(executor: ProcessPoolExecutor, value: Any) -> Future[Any]:
-    with _signals_kept():  # a submission may start a worker
+    with signals_kept():  # a submission may start a worker
         return executor.submit(_run, value)
 
 
@@ -92,7 +74,7 @@ class ProcessPool:
 
     def _start(self, task: Callable[[Any], Any], workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        with _signals_kept():
+        with signals_kept():
             executor = ProcessPoolExecutor(
                 workers, mp_context=context, initializer=_receive, initargs=(task,)
             )

@@ -1,0 +1,122 @@
+"""The steps of an encode run, in the source's order: batches for a model, and the ends of parts.
+
+Where a batch ends depends on the source alone, never on what computes it: the same numbers need the
+same batches.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.models import Arrays, Encoder
+from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.records import Failure, Feature, Item, Modality
+
+
+class Described(Protocol):
+    """What a run must know of an encoder, wherever its model is; see `models.Encoder`."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """All that decides its numbers."""
+
+    @property
+    def preprocessor(self) -> ImagePreprocessor:
+        """What makes pixels of a picture."""
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images per batch that suit the device."""
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """The features it can emit for a modality, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a model computes at once.
+
+    Attributes:
+        modality: of what.
+        keys: n cache keys.
+        inputs: (n, s, s, 3) uint8 pixels, or n texts.
+        forms: the features wanted, in the dtypes they are kept in.
+        items: of the source that are done with, once this is; see `PartEnd`.
+    """
+
+    modality: Modality
+    keys: Sequence[str]
+    inputs: NDArray[np.uint8] | Sequence[str]
+    forms: Sequence[Feature]
+    items: int = 0
+
+    @classmethod
+    def of_images(
+        cls, pixels: Mapping[str, NDArray[np.uint8]], forms: Sequence[Feature], items: int
+    ) -> "Batch":
+        """A batch of images from the (s, s, 3) pixels of each by key."""
+        keys, stacked = list(pixels), np.stack(list(pixels.values()))
+        return cls(modality=Modality.IMAGES, keys=keys, inputs=stacked, forms=forms, items=items)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pieces(self, size: int) -> Iterator["Batch"]:
+        """The same in pieces of at most so many inputs."""
+        for start in range(0, len(self), size):
+            some = slice(start, start + size)
+            yield replace(self, keys=self.keys[some], inputs=self.inputs[some])
+
+    def computed(self, encoder: Encoder) -> Arrays:
+        """By name: (n, *shape) arrays in the dtypes they are kept in."""
+        names = [form.name for form in self.forms]
+        if isinstance(self.inputs, np.ndarray):
+            arrays = encoder.encode_images(self.inputs, names)
+        else:
+            arrays = encoder.encode_texts(self.inputs, names)
+        with np.errstate(over="ignore"):  # becomes infinity, which no store takes
+            return {
+                form.name: arrays[form.name].astype(form.dtype, copy=False) for form in self.forms
+            }
+
+
+@dataclass(slots=True, kw_only=True)
+class PartEnd:
+    """All batches of a part have gone before.
+
+    Attributes:
+        rows: its items, each with the key of its image.
+        failures: those that could not be loaded.
+        items: looked at since the last batch of images.
+    """
+
+    rows: list[tuple[Item, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    items: int = 0
+
+    def taken(self) -> int:
+        """The items so far, which a batch of the part takes over."""
+        items, self.items = self.items, 0
+        return items
+
+
+Step = Batch | PartEnd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What became of a batch.
+
+    Attributes:
+        keys: of what could be computed, in the batch's order.
+        arrays: by name, a row for each of them.
+        bad: why the others could not, by key.
+    """
+
+    keys: Sequence[str]
+    arrays: Arrays
+    bad: Mapping[str, str] = field(default_factory=dict)
