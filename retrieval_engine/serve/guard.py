@@ -66,7 +66,7 @@ class Guard:
         self._held = 0
         self.name, self.count = secrets.token_hex(4), itertools.count()  # make a request's id
 
-    def refused_at_once(self, data: bytes) -> bytes | None:
+    def refused_at_once(self, data: bytes, is_behind: bool = False) -> bytes | None:
         """The whole answer to what came over an idle connection, if it is a search too many.
 
         To read a request as others are read costs as much as to answer it: under several times the
@@ -74,11 +74,12 @@ class Guard:
 
         Args:
             data: as it came.
+            is_behind: whether more comes than can be read, so that searches are too many anyhow.
 
         Returns:
             None for everything that is to be read, which are also requests of several parts.
         """
-        if not data.startswith(b"POST /api/search ") or not self._is_full():
+        if not data.startswith(b"POST /api/search ") or not (is_behind or self._is_full()):
             return None
         head, end, body = data.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
