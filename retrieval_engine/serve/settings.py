@@ -30,6 +30,9 @@ class ServeSettings:
         max_requests: requests at work at once; beyond it they are refused with 503.
         reload_s: how often the store and the index are looked at for changes.
         allow_adding: whether images may be added to the store.
+        cache: folder in which small images are kept; by default the user's own, see
+            `machine.cache_folder`.
+        cache_bytes: of those at most; 0 keeps none.
         mcp: whether there are tools for assistants at `/mcp` (extra `mcp`).
 
     Raises:
@@ -51,6 +54,8 @@ class ServeSettings:
     max_requests: int = 512
     reload_s: float = 0.5
     allow_adding: bool = False
+    cache: str = ""
+    cache_bytes: int = 1 << 30
     mcp: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +66,8 @@ class ServeSettings:
         for name in ("max_requests", "timeout_s", "reload_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, must be above 0")
+        if self.cache_bytes < 0:
+            raise UsageError(f"`cache_bytes` is {self.cache_bytes}, must be 0 or more")
         if self.rate is not None and not 0 <= self.rate < math.inf:
             raise UsageError(f"`rate` is {self.rate}, must be a number from 0 on; 0 is no limit")
         if not 0 <= self.port < 65536:

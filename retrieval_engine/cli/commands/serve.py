@@ -41,6 +41,15 @@ from retrieval_engine.cli.options import (
     show_default=True,
     help="Questions that wait for a model; more are refused with 429.",
 )
+@click.option(
+    "--cache",
+    default="",
+    envvar="VLRE_CACHE",
+    help="Folder for small images; default: the user's. [env: VLRE_CACHE]",
+)
+@click.option(
+    "--cache-bytes", default=1 << 30, show_default=True, help="Of small images; 0 keeps none."
+)
 @click.option("--allow-adding", is_flag=True, help="Let images be added: POST /api/items.")
 @click.option(
     "--mcp",
