@@ -53,7 +53,7 @@ class Room:
 
     def __init__(self, engine: Engine, settings: ServeSettings, figures: Figures) -> None:
         self.settings = settings
-        self.live = Live(engine, caption_model=settings.caption_model, reload_s=settings.reload_s)
+        self.live = Live(engine, caption_models=settings.caption_models, reload_s=settings.reload_s)
         folder = Path(settings.cache) if settings.cache else cache_folder()
         kept = Thumbnails(folder / "thumbnails", settings.cache_bytes)
         self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels, kept=kept)

@@ -21,7 +21,12 @@ from retrieval_engine.cli.options import (
 @head_option
 @split_option
 @moved_model_option
-@click.option("--caption-model", default="", help="Writes captions; default: the store's model.")
+@click.option(
+    "--caption-model",
+    "caption_models",
+    multiple=True,
+    help="Writes captions; give several to choose from and compare. Default: the store's model.",
+)
 @device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others need --token.")
 @click.option("--port", default=8000, show_default=True, help="0 takes any that is free.")
