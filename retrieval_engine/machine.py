@@ -5,6 +5,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from retrieval_engine.errors import UsageError
+
 
 def usable_cores() -> int:
     """Cores that this process may run on; of a container or `taskset`, where the system tells."""
@@ -13,10 +15,42 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def threads_wanted() -> int:
-    """Threads a large call may use: `OMP_NUM_THREADS`, else the cores of this process."""
+def threads_wanted(otherwise: int = 0) -> int:
+    """Threads a large call may use: `OMP_NUM_THREADS`, else a number, else the cores there are."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) > 0 else usable_cores()
+    return int(asked) if asked.isdigit() and int(asked) > 0 else otherwise or usable_cores()
+
+
+def devices_of(text: str) -> list[str]:
+    """The devices that are meant, one for each model.
+
+    Args:
+        text: `all` (every CUDA device, else the CPU), or names separated by commas: `cuda:0`,
+            `cuda` (the first), `cpu`, and `cpu:2` for two models on the CPU.
+
+    Returns:
+        Names as torch has them: `cuda:0,cpu:2` is `["cuda:0", "cpu", "cpu"]`.
+
+    Raises:
+        UsageError: something else is named, or nothing.
+    """
+    if text.strip() == "all":
+        import torch
+
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    found: list[str] = []
+    for name in (part.strip() for part in text.split(",")):
+        kind, _, number = name.partition(":")
+        if kind == "cuda" and (name == kind or number.isdecimal()):
+            found.append(f"cuda:{int(number or 0)}")
+        elif name == "cpu" or (kind == "cpu" and number.isdecimal() and int(number)):
+            found += ["cpu"] * int(number or 1)
+        else:
+            raise UsageError(
+                f"`devices` names {name!r}; known: all, cuda:0, cuda:1, …, cpu, and cpu:2 for two "
+                "models on the CPU, separated by commas"
+            )
+    return found
 
 
 def free_memory() -> int | None:

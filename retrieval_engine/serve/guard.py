@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import itertools
 import logging
+import os
 import re
 import secrets
 import time
@@ -64,6 +65,9 @@ class Guard:
         self._rates = _Rates(settings.requests_per_s)
         self._at_work = 0
         self._held = 0
+        self.headers = list(_HEADERS)
+        if settings.processes > 1:
+            self.headers.append((b"x-process", str(os.getpid()).encode()))
         self.name, self.count = secrets.token_hex(4), itertools.count()  # make a request's id
 
     def refused_at_once(self, data: bytes, is_behind: bool = False) -> bytes | None:
@@ -88,7 +92,7 @@ class Guard:
         self._figures.note_request("/api/search", "POST", 429, 0.0)
         refused = Overloaded("encoder", 1)
         answer = refused.response(f"{self.name}{next(self.count):08x}")
-        lines = [b"%s: %s" % pair for pair in (*answer.raw_headers, *_HEADERS)]
+        lines = [b"%s: %s" % pair for pair in (*answer.raw_headers, *self.headers)]
         return b"\r\n".join([b"HTTP/1.1 429 Too Many Requests", *lines, b"", bytes(answer.body)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,7 +219,7 @@ class _Exchange:
                 await self._discard()
             self._status = message["status"]
             given = list(message.get("headers", []))
-            given += [*_HEADERS, (b"x-request-id", self._id.encode())]
+            given += [*self._guard.headers, (b"x-request-id", self._id.encode())]
             if self._status in (408, 413):  # the rest of the body is not read
                 given.append((b"connection", b"close"))
             message = {**message, "headers": given}

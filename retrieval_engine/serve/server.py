@@ -33,10 +33,10 @@ def run_server(engine: Engine, settings: ServeSettings) -> None:
         VlreError: the address cannot be listened on.
         KeyboardInterrupt: it was interrupted.
     """
-    with _listening(settings) as listener:
+    with listening(settings) as listener:
         log_lines()
-        logging.getLogger("vlre.server").info("listening on %s", _address(settings, listener))
-        _server(engine, settings).run(sockets=[listener])
+        logging.getLogger("vlre.server").info("listening on %s", address_of(settings, listener))
+        server_of(engine, settings).run(sockets=[listener])
         logging.shutdown()
 
 
@@ -50,20 +50,21 @@ def running(engine: Engine, settings: ServeSettings) -> Iterator[str]:
     Raises:
         VlreError: the address cannot be listened on.
     """
-    with _listening(settings) as listener:
-        server = _server(engine, settings)
+    with listening(settings) as listener:
+        server = server_of(engine, settings)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="vlre-serve"
         )
         thread.start()
         try:
-            yield _address(settings, listener)
+            yield address_of(settings, listener)
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
+def server_of(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
+    """A server that does not run yet."""
     app, turns = create_app(engine, settings), Turns()
     given = {"head_s": settings.timeout_s, "turns": turns, "guard": app}
     config = uvicorn.Config(
@@ -100,7 +101,12 @@ class _Fair(uvicorn.Server):
 
 
 @contextmanager
-def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
+def listening(settings: ServeSettings) -> Iterator[socket.socket]:
+    """A socket that listens where the settings say.
+
+    Raises:
+        VlreError: the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -115,7 +121,8 @@ def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _address(settings: ServeSettings, listener: socket.socket) -> str:
+def address_of(settings: ServeSettings, listener: socket.socket) -> str:
+    """Where a socket listens, for a browser."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{listener.getsockname()[1]}"
 

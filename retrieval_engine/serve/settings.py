@@ -31,6 +31,7 @@ class ServeSettings:
         max_requests: requests at work at once; beyond it they are refused with 503.
         reload_s: how often the store and the index are looked at for changes.
         allow_adding: whether images may be added to the store.
+        processes: how many serve beside each other; each answer then says from which it is.
         cache: folder in which small images are kept; by default the user's own, see
             `machine.cache_folder`.
         cache_bytes: of those at most; 0 keeps none.
@@ -55,6 +56,7 @@ class ServeSettings:
     max_requests: int = 512
     reload_s: float = 0.5
     allow_adding: bool = False
+    processes: int = 1
     cache: str = ""
     cache_bytes: int = 1 << 30
     mcp: bool = False
