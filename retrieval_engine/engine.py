@@ -3,11 +3,9 @@
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import DEFAULT_STORE, Json
@@ -18,11 +16,12 @@ from retrieval_engine.sources.from_python import GivenSource, given_images
 from retrieval_engine.sources.image_forms import is_image
 
 if TYPE_CHECKING:
-    from retrieval_engine.caption import DecodingOptions
+    from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
     from retrieval_engine.duplicates import DuplicateReport, DuplicateSettings
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
-    from retrieval_engine.evaluate import Evaluation
+    from retrieval_engine.evaluate import Evaluation, RecallSettings
     from retrieval_engine.index import IndexReport, UpdateReport
+    from retrieval_engine.models import Encoder
     from retrieval_engine.progress import Progress
 
 
@@ -42,7 +41,8 @@ class Engine(FollowedStore):
         index: an index over it, which must be there. Default `$VLRE_INDEX`, else
             `indices/built/default`, where that is there and goes with the store.
         model: checkpoint for a new store, default `$VLRE_MODEL`, else the model that ships with
-            the package; for a store that is there, where its checkpoint is now.
+            the package; for a store that is there, where its checkpoint is now. Or an encoder
+            that is open, for one of an arithmetic or an adapter of its own.
         head: directory of a head through which the store is seen.
         split: only the items of this split.
         device: `auto`, `cpu`, `cuda`, …
@@ -63,7 +63,7 @@ class Engine(FollowedStore):
         *,
         store: str | os.PathLike[str] | None = None,
         index: str | os.PathLike[str] | None = None,
-        model: str = "",
+        model: "str | Encoder" = "",
         head: str | os.PathLike[str] | None = None,
         split: str | None = None,
         device: str = "auto",
@@ -111,7 +111,7 @@ class Engine(FollowedStore):
             Counts, times, and one `Failure` for each image that could not be encoded.
 
         Raises:
-            SourceError: none of the images could be encoded.
+            SourceError: none of the images given could be encoded, or a source cannot be read.
             UsageError: something is no image, or numbers of captions and images differ.
         """
         from retrieval_engine.encoding import EncodeOptions, encode, open_changed
@@ -128,34 +128,26 @@ class Engine(FollowedStore):
         with self._lock:
             encoder, there = self._base_encoder(), self._store()
             how = options or (EncodeOptions.like(there, encoder) if there else EncodeOptions())
-            report = encode(
-                source, self.store_path, encoder=encoder, options=how, progress=progress
-            )
+            store = self.store_path
+            report = encode(source, store, encoder=encoder, options=how, progress=progress)
             self._added_name = source.name
             if self._scope:
                 self._scope |= {source.name}
-        if report.failures and not report.images.encoded + report.images.reused:
+        none = report.failures and not report.images.encoded + report.images.reused
+        if none and isinstance(source, GivenSource):
             first = report.failures[0]
             raise SourceError(f"no image could be encoded; {first.item_id}: {first.reason}")
         return report
 
     def build_index(
-        self,
-        recipe: str = "auto",
-        *,
-        feature: str = "itc",
-        progress: "Progress | None" = None,
+        self, recipe: str = "auto", *, feature: str = "itc", progress: "Progress | None" = None
     ) -> "IndexReport":
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
+        store, index, split = self._seen_store(), self.index_path, self._split
         return build_index(
-            self._seen_store(),
-            self.index_path,
-            recipe=recipe,
-            split=self._split,
-            feature=feature,
-            progress=progress,
+            store, index, recipe=recipe, split=split, feature=feature, progress=progress
         )
 
     def update_index(self, *, progress: "Progress | None" = None) -> "UpdateReport":
@@ -163,22 +155,6 @@ class Engine(FollowedStore):
         from retrieval_engine.index import update_index
 
         return update_index(self._seen_store(), self.index_path, progress=progress)
-
-    def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
-        """Features of sentences or images, which are not stored.
-
-        Args:
-            inputs: sentences, or images in any form that `add` takes; one or several.
-            feature: name of it.
-
-        Returns:
-            (n, d) float32, `itc` of unit length; (n, 32, d) for images of BLIP-2.
-        """
-        from retrieval_engine.encoding.without_store import encode_given
-
-        with self._lock:
-            encoder = self.searcher().encoder if self._store() else self._base_encoder()
-            return encode_given(encoder, inputs, feature)
 
     # Answers out
 
@@ -288,12 +264,36 @@ class Engine(FollowedStore):
         found = caption_given(asked, n, model=model, store=store, device=self._device, how=options)
         return found[0] if one else found
 
-    def evaluate(self, rerank: int = 0) -> "Evaluation":
-        """Exact recall of the store, both ways; `rerank` adds the cross-encoder's order."""
+    def caption_all(self, request: "CaptionRequest") -> "CaptionJob":
+        """Captions of whole sources into files, as far as they are not there; see `CaptionJob`.
+
+        Args:
+            request: what, how and where to; where it names no images, the store's are meant.
+        """
+        from retrieval_engine.caption import CaptionJob
+
+        return CaptionJob(replace(request, store=self.store_path))
+
+    def evaluate(
+        self,
+        rerank: int = 0,
+        *,
+        settings: "RecallSettings | None" = None,
+        progress: "Progress | None" = None,
+    ) -> "Evaluation":
+        """Exact recall of the store, both ways; see `evaluate_store`.
+
+        Args:
+            rerank: candidates per query that the cross-encoder puts in a new order as well.
+            settings: all that may be chosen, instead of `rerank`.
+            progress: told about re-ranking.
+        """
         from retrieval_engine.evaluate import RecallSettings, evaluate_store
 
-        settings = RecallSettings(rerank=rerank, split=self._split, device=self._device)
-        return evaluate_store(self._seen_store(), settings)
+        settings = settings or RecallSettings(
+            rerank=rerank, split=self._split, device=self._device, model=self._model
+        )
+        return evaluate_store(self._seen_store(), settings, progress=progress)
 
 
 def _is_store(path: str | os.PathLike[str]) -> bool:

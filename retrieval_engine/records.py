@@ -1,6 +1,7 @@
 """The nouns that travel between rooms: items, their captions, and what a feature looks like."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,7 +9,7 @@ from enum import StrEnum
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
-from retrieval_engine.errors import MissingExtra
+from retrieval_engine.errors import MissingExtra, UsageError
 
 DEFAULT_MODEL = "vlre-photo"
 """The model that is used where none is named; it ships with the package."""
@@ -144,6 +145,59 @@ class Failure:
     def of(cls, item: Item, source: str, reason: str) -> "Failure":
         """The failure of an item of a source."""
         return cls(source=source, item_id=item.id, uri=item.uri, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class JobShard:
+    """One of several shares of a job: the items whose ids say so, wherever they stand in a source.
+
+    Attributes:
+        number: 1 to `count`.
+        count: how many shares there are.
+
+    Raises:
+        UsageError: there is no such share.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is none of them."""
+        if not 1 <= self.number <= self.count:
+            many = self.count > 1
+            raise UsageError(
+                f"there is no shard {self}",
+                hint=f"shards of {self.count} are 1/{self.count} to {self.count}/{self.count}"
+                if many
+                else "write N/COUNT, from 1/COUNT to COUNT/COUNT: 3/64",
+            )
+
+    def __str__(self) -> str:
+        """As people write it: `3/64`."""
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def of(cls, text: str) -> "JobShard":
+        """The share that a text such as `3/64` names.
+
+        Raises:
+            UsageError: it names none.
+        """
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+        if not found:
+            raise UsageError(f"{text!r} is no shard", hint="write N/COUNT, e.g. 3/64")
+        return cls(int(found[1]), int(found[2]))
+
+    def holds(self, item_id: str) -> bool:
+        """Whether an item is of this share."""
+        return share_of(item_id, self.count) == self.number
+
+
+def share_of(item_id: str, count: int) -> int:
+    """Number of the share that an item is of: sha256 of its id, its first 8 bytes mod `count`, + 1."""
+    start = hashlib.sha256(item_id.encode(errors="surrogatepass")).digest()[:8]
+    return int.from_bytes(start) % count + 1
 
 
 def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:

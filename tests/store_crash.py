@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.records import Failure
-from retrieval_engine.store import StoreWriter, compact_store
+from retrieval_engine.store import StoreWriter, compact_store, merge_stores
 from retrieval_engine.testing.store_data import FEATURES, SOURCE, SPEC, add, pictures
 from tests.children import in_child
 
@@ -21,7 +21,7 @@ ITEMS = 12
 PART_ITEMS = 4
 FAILURE = Failure(source=SOURCE, item_id="broken.jpg", uri="/broken.jpg", reason="empty")
 Work = Callable[[Path, Callable[[int], None]], object]
-_CHANGES = ("os.rename", "os.remove")
+_CHANGES = ("os.rename", "os.remove", "os.link")
 
 
 def finish(path: Path, said: Callable[[int], None] = lambda number: None) -> list[str]:
@@ -85,6 +85,10 @@ def _compact(path: Path, said: Callable[[int], None]) -> None:
     compact_store(path)
 
 
+def _merge(path: Path, said: Callable[[int], None]) -> None:
+    merge_stores(sorted(path.parent.glob("part-*")), path)
+
+
 def _random(template: Path, folder: Path, count: int) -> None:
     rng = random.Random(5)
     begin = time.perf_counter()
@@ -108,7 +112,8 @@ def kill(how: str, template: Path, folder: Path, count: int) -> list[dict[str, A
 
     Args:
         how: `moments`, at the first `count` changes of directory entries, or at all there are;
-            `random`, `count` times after a random while; `compact`, as `moments`, of a compaction.
+            `random`, `count` times after a random while; `compact`, as `moments`, of a compaction;
+            `merge` likewise, of merging the stores `folder`/part-* into it.
         template: the store.
         folder: for the copies.
         count: of the kills, at most.
@@ -122,6 +127,7 @@ def kill(how: str, template: Path, folder: Path, count: int) -> list[dict[str, A
         "moments": _moments,
         "random": _random,
         "compact": compact,
+        "merge": partial(_moments, work=_merge),
     }
     ended = in_child(partial(kills[how], template, folder, count))
     assert ended.code == 0, ended.output

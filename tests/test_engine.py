@@ -10,10 +10,14 @@ import pytest
 from PIL import Image
 
 from retrieval_engine import Engine, FeatureTransformer, Mix
+from retrieval_engine.caption import CaptionRequest
 from retrieval_engine.errors import SourceError, StoreNotFound, UsageError, VlreError
+from retrieval_engine.evaluate import RecallSettings
+from retrieval_engine.models import open_encoder
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.image_forms import picture_of
+from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import jpeg, photo
 
 
@@ -336,3 +340,16 @@ def test_scikit_learn_takes_it_as_its_own(place: Path) -> None:
     pictures = [place / "photos" / f"{i}.jpg" for i in range(6)]
     line = make_pipeline(FeatureTransformer(model="vlre-tiny"), LogisticRegression())
     assert clone(line).fit(pictures, [0, 1] * 3).predict(pictures).shape == (6,)
+
+
+def test_an_open_encoder_is_a_model_and_whole_sources_are_captioned(tmp_path: Path) -> None:
+    encoder = open_encoder("vlre-tiny", device="cpu", dtype="bfloat16")
+    with Engine(store=tmp_path / "store", model=encoder) as engine:
+        engine.add("scenes:3?seed=4")
+        assert open_store(tmp_path / "store").spec.dtype == "bfloat16"
+        assert engine.evaluate(settings=RecallSettings(ks=(2,))).report.n_images == 3
+        job = engine.caption_all(CaptionRequest(model="vlre-tiny", out=tmp_path / "said.jsonl"))
+        assert [row["image"] for row in job.run()] == [entry.id for entry in engine]
+        again = engine.caption_all(job.request)
+        assert list(again.run()) == []
+        assert (again.captioned, again.skipped) == (0, 3)

@@ -19,7 +19,8 @@ from retrieval_engine.store import Store, StoreWriter
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.testing.vector_store import SOURCE, clustered, write_store
 
-RECIPES = ["flat", "flat-fp16", "ivf", "ivf-fp16", "ivf-sq8", "factory:PCA8,IVF4,Flat"]
+SCAN = "factory:PCAR16,PQ8x4fs,Refine(SQfp16)"
+RECIPES = ["flat", "flat-fp16", "ivf", "ivf-fp16", "ivf-sq8", "factory:PCA8,IVF4,Flat", SCAN]
 
 
 def grown(path: Path, vectors: int = 1) -> tuple[Store, Store]:
@@ -40,7 +41,7 @@ def exact_answer(store: Store, queries: np.ndarray, k: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("vectors", [1, 4])
-@pytest.mark.parametrize("recipe", ["flat", "ivf", "hnsw"])
+@pytest.mark.parametrize("recipe", ["flat", "ivf", "hnsw", SCAN])
 def test_a_search_knows_what_is_newer_and_nothing_that_is_gone(
     recipe: str, vectors: int, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
     assert report.seconds > 0
 
 
-@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8"])
+@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16"])
 def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> None:
     vectors = clustered(3000, 32)
     captions = [unit(vectors[i : i + 1] + 0.05) for i in range(3000)]
@@ -44,7 +44,8 @@ def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> No
     report = build_index(store, tmp_path / "index", recipe=recipe)
     assert report.recall_at_10 >= 0.95
     assert (report.queries, report.queries_are, report.remarks) == (1000, "captions", ())
-    assert next(iter(report.effort)) == ("efSearch" if "hnsw" in recipe else "nprobe")
+    effort = {"hnsw": "efSearch", "ivf": "nprobe", "scan": "k_factor_rf"}
+    assert next(iter(report.effort)) == effort[recipe.split("-")[0]]
     index = open_index(tmp_path / "index")
     fresh = unit(clustered(200, 32, seed=0) + 0.1)
     expected = expect(ExactIndex(vectors), fresh)
@@ -68,9 +69,36 @@ def test_a_wider_search_finds_more_than_the_probed_lists_hold(tmp_path: Path, re
     assert index.rows.effort == effort  # type: ignore[attr-defined]
 
 
-def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path) -> None:
+def test_queries_are_turned_as_the_rows_are_and_not_moved(tmp_path: Path) -> None:
+    # Rows that share a direction: with the queries moved by their mean, other rows come first.
+    vectors = unit(clustered(900, 16) + np.full(16, 2, np.float32))
+    store = write_store(tmp_path / "store", vectors, [unit(v[None]) for v in vectors])
+    build_index(store, tmp_path / "index", recipe="factory:PCAR16,Flat")
+    queries = unit(clustered(50, 16, seed=2))
+    expected = expect(ExactIndex(vectors), queries)
+    assert recall_at_10(open_index(tmp_path / "index"), expected) == 1.0
+
+
+def test_a_scan_of_short_codes_knows_filters(tmp_path: Path) -> None:
+    vectors = clustered(3000, 32)
+    captions = [unit(vectors[i : i + 1] + 0.05) for i in range(3000)]
+    store = write_store(tmp_path / "store", vectors, captions)
+    report = build_index(store, tmp_path / "index", recipe="scan-fp16")
+    assert min(report.filtered_recall_at_10.values()) >= 0.95
+    index = open_index(tmp_path / "index")
+    queries = unit(clustered(100, 32, seed=0) + 0.1)
+    for share in (0.002, 0.05, 0.3, 0.8):
+        allowed = np.random.default_rng(0).random(3000) < share
+        _, items = index.search(queries, 10, allowed)
+        assert allowed[items[items >= 0]].all()
+        assert (items >= 0).sum() == 100 * min(10, allowed.sum())
+        assert recall_at_10(index, expect(ExactIndex(vectors), queries, allowed)) >= 0.9
+
+
+@pytest.mark.parametrize("recipe", ["ivf-fp16", "scan-fp16"])
+def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path, recipe: str) -> None:
     store = write_store(tmp_path / "store", clustered(20, 16))
-    report = build_index(store, tmp_path / "index", recipe="ivf-fp16")
+    report = build_index(store, tmp_path / "index", recipe=recipe)
     assert IndexManifest.read(tmp_path / "index").factory == "SQfp16"
     assert report.effort == {}
     assert report.recall_at_10 == 1.0

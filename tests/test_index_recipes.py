@@ -29,8 +29,8 @@ def test_every_recipe_key_is_explained_in_the_readme() -> None:
     [
         (1, "flat-fp16"),
         (199_999, "flat-fp16"),
-        (200_000, "ivf-fp16"),
-        (50_000_000, "ivf-fp16"),
+        (200_000, "scan-fp16"),
+        (50_000_000, "scan-fp16"),
     ],
 )
 def test_auto_goes_by_the_number_of_rows_and_says_why(rows: int, name: str) -> None:
@@ -45,8 +45,21 @@ def test_auto_goes_by_the_number_of_rows_and_says_why(rows: int, name: str) -> N
 )
 def test_lists_have_rows_enough_to_be_trained(rows: int, nlist: int) -> None:
     assert nlist_for(rows) == nlist
-    factory = BUILT_IN["ivf"].factory_for(rows)
+    factory = BUILT_IN["ivf"].factory_for(rows, 64)
     assert factory == (f"IVF{nlist},Flat" if nlist > 1 else "Flat")
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "factory"),
+    [
+        (623, 256, "SQfp16"),
+        (624, 256, "PCAR128,PQ64x4fs,Refine(SQfp16)"),
+        (10**6, 10, "PCAR4,PQ2x4fs,Refine(SQfp16)"),
+        (10**6, 3, "SQfp16"),
+    ],
+)
+def test_codes_have_rows_enough_to_be_trained(rows: int, dim: int, factory: str) -> None:
+    assert BUILT_IN["scan-fp16"].factory_for(rows, dim) == factory
 
 
 def test_a_file_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +92,9 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, why: 
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UsageError, match="no recipe 'hnws'; known: auto, flat, flat-fp16, hnsw"):
+    with pytest.raises(
+        UsageError, match="no recipe 'hnws'; known: auto, flat, flat-fp16, scan-fp16, hnsw"
+    ):
         find_recipe("hnws", 10)
 
 

@@ -4,11 +4,8 @@ import base64
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -270,30 +267,3 @@ def test_a_folder_that_is_not_there_is_not_taken_for_words(path: str) -> None:
     result = run("search", "a dog", path)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[0] == f"Error: {path} is no folder"
-
-
-def test_four_calls_lie_between_the_command_and_faiss() -> None:
-    chains: list[list[str]] = []
-
-    def watch(frame: FrameType | None, event: str, called: Any) -> None:
-        if event == "c_call" and called.__name__.endswith("_search"):
-            chain = []
-            while frame:
-                parts = Path(frame.f_code.co_filename).parts
-                if "retrieval_engine" in parts and "cli" not in parts:
-                    chain.append(frame.f_code.co_qualname)
-                frame = frame.f_back
-            chains.append(chain[::-1])
-
-    sys.setprofile(watch)
-    try:
-        result = run("search", "a dog", "-k", 2, "--index", default_index(Path()))
-    finally:
-        sys.setprofile(None)
-    assert result.exit_code == 0, result.output
-    assert chains[-1] == [
-        "Searcher.search",
-        "NearestImages.search",
-        "GroupedIndex.search",
-        "FaissRows.search_rows",
-    ]

@@ -1,7 +1,8 @@
-"""The text side alone against the whole encoder: bit by bit, or not at all."""
+"""The text side alone against the whole encoder: bit by bit, by NumPy to 1e-5, or not at all."""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,23 @@ def test_vectors_are_equal_bit_by_bit(checkpoint: Path, name: str, dtype: str) -
         expected, found = (e.encode_texts(texts, FEATURES) for e in (encoder, words))
         for feature in FEATURES:
             np.testing.assert_array_equal(found[feature], expected[feature])
+            assert found[feature].dtype == expected[feature].dtype
+
+
+@pytest.mark.parametrize("name", ["vlre-tiny", "vlre-photo", "random"])
+def test_without_torch_vectors_are_equal_to_a_millionth(
+    checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = whole(checkpoint if name == "random" else name)
+    monkeypatch.delitem(sys.modules, "torch")
+    words = reopened(encoder.spec)
+    monkeypatch.undo()
+    assert isinstance(words, TextTowerFirst)
+    assert words.spec == encoder.spec
+    for texts in (TEXTS, *([text] for text in TEXTS)):
+        expected, found = (e.encode_texts(texts, FEATURES) for e in (encoder, words))
+        for feature in FEATURES:
+            np.testing.assert_allclose(found[feature], expected[feature], atol=1e-5, rtol=1e-5)
             assert found[feature].dtype == expected[feature].dtype
 
 

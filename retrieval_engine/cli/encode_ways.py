@@ -21,7 +21,8 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
         store: directory of the store.
         given: the other options of the command.
     """
-    from retrieval_engine.encoding import encode, open_changed
+    from retrieval_engine.encoding import open_changed
+    from retrieval_engine.engine import Engine
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
 
@@ -33,8 +34,8 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
     opener = open_tower if options.features == ("tokens",) else open_encoder
     model, adapter = given["model"], given["adapter"]
     encoder = opener(model, device=given["device"], dtype=given["dtype"], adapter=adapter)
-    with progress_bar() as progress:
-        report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+    with progress_bar() as progress, Engine(store=store, model=encoder) as engine:
+        report = engine.add(opened, options=options, progress=progress)
     _tell(report, notes=opened.notes, as_json=given["as_json"])
     return report
 
@@ -85,6 +86,7 @@ def _options(given: dict[str, Any]) -> "EncodeOptions":
         store_dtype=given["store_dtype"],
         split=given["split"] or "",
         limit=given["limit"] or 0,
+        shard=given["shard"],
         batch_size=given["batch_size"] or 0,
         workers=given["workers"] or 0,
         worker_kind=given["worker_kind"],

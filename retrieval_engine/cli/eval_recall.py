@@ -16,6 +16,7 @@ from retrieval_engine.cli.output import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import (
         DirectionReport,
         Evaluation,
@@ -28,48 +29,35 @@ if TYPE_CHECKING:
     from retrieval_engine.metrics.bootstrap import Interval
 
 
-def encode_missing(
-    source: str, store: Path, *, model: str, device: str, rerank: bool
-) -> tuple[str, str]:
-    """Encode what of a source a store lacks.
+def checkpoint_of(model: str) -> str:
+    """The checkpoint that is meant; an authors' .pth file is brought into a directory beside it."""
+    if not (Path(model).suffix in (".pth", ".pt") and Path(model).is_file()):
+        return model
+    from retrieval_engine.models.import_checkpoint import imported_beside
+
+    return str(imported_beside(Path(model)))
+
+
+def encode_missing(engine: "Engine", source: str, *, tokens: bool) -> str:
+    """Encode what of a source the store lacks; the source's name as the store has it.
 
     Args:
+        engine: over the store, which is made where there is none.
         source: its name.
-        store: directory, made where there is none.
-        model: checkpoint, or an authors' .pth file; empty for the one that made the store.
-        device: where it runs.
-        rerank: whether `tokens` are needed too.
-
-    Returns:
-        The source's name as the store has it, and the checkpoint.
+        tokens: whether they are needed too.
     """
-    from retrieval_engine.encoding import EncodeOptions, encode
-    from retrieval_engine.encoding.from_source import open_changed
-    from retrieval_engine.errors import StoreNotFound
-    from retrieval_engine.models import open_encoder, recorded_name
-    from retrieval_engine.models.import_checkpoint import imported_beside
-    from retrieval_engine.records import DEFAULT_MODEL
-    from retrieval_engine.store import open_store
+    from retrieval_engine.encoding import EncodeOptions, open_changed
 
-    if Path(model).suffix in (".pth", ".pt") and Path(model).is_file():
-        model = str(imported_beside(Path(model)))
-    if not model:
-        try:
-            model = recorded_name(open_store(store).spec)
-        except StoreNotFound:
-            model = DEFAULT_MODEL
-    opened = open_changed(source, store)
-    options = EncodeOptions(features=("itc", "tokens") if rerank else ("itc",))
+    opened = open_changed(source, engine.store_path)
+    options = EncodeOptions(features=("itc", "tokens") if tokens else ("itc",))
     with progress_bar() as progress:
-        encoder = open_encoder(model, device=device)
-        report = encode(opened, store, encoder=encoder, options=options, progress=progress)
+        report = engine.add(opened, options=options, progress=progress)
     note_failures(report.failures)
-    return opened.name, model
+    return opened.name
 
 
 def measure_recall(
-    store: Path,
-    head: Path | None,
+    engine: "Engine",
     settings: "RecallSettings",
     *,
     out: Path | None,
@@ -77,11 +65,8 @@ def measure_recall(
     as_json: bool,
 ) -> None:
     """Measure, print, and write the certificate."""
-    from retrieval_engine.encoding.projected import open_through
-    from retrieval_engine.evaluate import evaluate_store
-
     with progress_bar() as progress:
-        found = evaluate_store(open_through(store, head), settings, progress=progress)
+        found = engine.evaluate(settings=settings, progress=progress)
     show_evaluation(found, published, as_json=as_json)
     certify(found, out)
 

@@ -23,6 +23,7 @@ COMMAND_OF = {
     "import_checkpoint": "import-checkpoint",
     "import_embeddings": "import-embeddings",
     "merge_adapters": "merge-adapter",
+    "merge_stores": "store merge",
     "mine_negatives": "mine",
     "open_encoder": "encode",
     "repair_store": "store repair",

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval_engine.errors import UsageError, require_at_least
 from retrieval_engine.models import Encoder
-from retrieval_engine.records import Failure, Feature, Json, Modality
+from retrieval_engine.records import Failure, Feature, Item, JobShard, Json, Modality
 from retrieval_engine.store import Store
 
 
@@ -22,6 +22,7 @@ class EncodeOptions:
         store_dtype: what floating-point features are kept in.
         split: only items of this split; empty for all.
         limit: only the first items; 0 for all.
+        shard: only the items of this share of the job; None for all.
         batch_size: images per forward pass; 0 lets the device decide.
         workers: decode workers; 0 means one for each core.
         worker_kind: `threads`, `processes` or `serial`.
@@ -33,6 +34,7 @@ class EncodeOptions:
     store_dtype: str = "float16"
     split: str = ""
     limit: int = 0
+    shard: JobShard | None = None
     batch_size: int = 0
     workers: int = 0
     worker_kind: str = "threads"
@@ -43,6 +45,11 @@ class EncodeOptions:
         """Refuse what cannot be meant."""
         require_at_least(self, 0, "limit", "batch_size", "workers")
         require_at_least(self, 1, "part_rows")
+
+    def wants(self, item: Item) -> bool:
+        """Whether an item is of the split and the shard that are asked for."""
+        of_split = not self.split or item.split == self.split
+        return of_split and (self.shard is None or self.shard.holds(item.id))
 
     @classmethod
     def like(cls, store: Store, encoder: Encoder) -> "EncodeOptions":

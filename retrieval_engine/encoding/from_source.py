@@ -79,7 +79,7 @@ def encode(
         progress.say(line)
     # What makes a source fail shows here: before a store is made for it, or emptied for it.
     expected = _expected(source, options)
-    if options.overwrite and next(_wanted(source, options.split), None) is None:
+    if options.overwrite and next(_wanted(source, options), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
     report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
     with (
@@ -88,6 +88,8 @@ def encode(
         ) as writer,
         Behind() as behind,
     ):
+        if options.shard:
+            writer.begin_shard(source.name, options.shard)
         run = _Run(source, encoder, options, progress, writer, behind, report)
         progress.start("encoding", expected)
         with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
@@ -130,14 +132,14 @@ def open_changed(source: str, store: Path | str) -> Source:
 
 def _expected(source: Source, options: EncodeOptions) -> int | None:
     """Number of items a run will look at, where that is known before."""
-    count = None if options.split else source.count()
+    count = None if options.split or options.shard else source.count()
     if options.limit:
         return options.limit if count is None else min(count, options.limit)
     return count
 
 
-def _wanted(source: Source, split: str) -> Iterator[Item]:
-    return (item for item in source.items() if not split or item.split == split)
+def _wanted(source: Source, options: EncodeOptions) -> Iterator[Item]:
+    return (item for item in source.items() if options.wants(item))
 
 
 def _rows_of(size_bytes: int, features: Iterable[Feature]) -> int:
@@ -198,7 +200,7 @@ class _Run:
 
     def changed_items(self) -> Iterator[Item]:
         """The items asked for that the store does not hold as they are; others are counted."""
-        items = _wanted(self.source, self.options.split)
+        items = _wanted(self.source, self.options)
         for item in islice(items, self.options.limit or None):
             self.seen.add(item.id)
             if not item.fault and self.writer.unchanged(item, self.source.name):
@@ -284,8 +286,9 @@ class _Run:
         self.behind.wait()
         # A part of the source says nothing about the rest of it.
         whole = not (self.options.split or self.options.limit or self.source.is_partial)
+        seen, shard = self.seen if whole else None, self.options.shard
         self.report.removed = self.writer.finish(
-            self.source.name, failures=self.report.failures, seen=self.seen if whole else None
+            self.source.name, failures=self.report.failures, seen=seen, shard=shard
         )
         if whole:
             self.report.moved = self.writer.take_moved(self.source.name, self.seen)

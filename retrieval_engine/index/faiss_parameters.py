@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import MissingExtra
 from retrieval_engine.index.grouping import Allowed, Items, Scores
 
-# Settings that trade time for recall, and where doubling them starts.
-EFFORTS = {"nprobe": 1, "efSearch": 16}
+REFINED = "k_factor_rf"
+"""How many times the rows wanted are taken from short codes, to be compared whole."""
+# Settings that trade time for recall, and where trying them starts.
+EFFORTS = {"nprobe": 1, "efSearch": 16, REFINED: 4}
 WIDENING = "widening"
 """How long a search among lists may take under a filter, in hundredths of one without."""
 WIDENINGS = (135, 400, 10_000)  # the last: through all lists, but where half the rows are left
+# Below this share, comparing each allowed row whole is quicker than scanning all short codes, and
+# exact; measured (benchmarks/LOG.md).
+_FEW_OF_A_SCAN = 0.1
 # Rows that a graph compares for each of its efSearch places, measured (benchmarks/LOG.md).
 _COMPARED_A_PLACE = 10
 _NO_PARAMETERS = "param"  # stands in what faiss says of kinds that take no selector
@@ -93,10 +98,14 @@ class Selector:
 
     def _sifted(self, index: Any, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
         """Of more answers those allowed, for kinds that take no selector: flat product quantisers."""
+        faiss, how = import_faiss(), None
         n = int(2 * fetch / self.share) + 64
         while True:
             n = min(n, index.ntotal)
-            scores, rows = index.search(queries, n)
+            if isinstance(index, faiss.IndexRefine):
+                factor = max(1.0, index.k_factor * fetch / (self.share * n))
+                how = faiss.IndexRefineSearchParameters(k_factor=factor)
+            scores, rows = index.search(queries, n, params=how)
             there = (rows >= 0) & self._allowed[rows]
             if n == index.ntotal or (there.sum(axis=1) >= fetch).all():
                 order = np.argsort(~there, axis=1, kind="stable")[:, :fetch]
@@ -118,13 +127,16 @@ def _time_of_a_list(share: float) -> float:
 
 
 def _storage_if_quicker(index: Any, share: float) -> Any:
-    """A graph's rows, where comparing each allowed one takes less time than walking; else None."""
-    graph = import_faiss().downcast_index(index)
-    if not isinstance(graph, import_faiss().IndexHNSW):
+    """The rows beside a graph or short codes, where comparing each allowed one is quicker; or None."""
+    faiss = import_faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexHNSW):
+        walked = _COMPARED_A_PLACE * index.hnsw.efSearch / share
+        return faiss.downcast_index(index.storage) if share * index.ntotal <= walked else None
+    if not isinstance(index, faiss.IndexRefine) or share > _FEW_OF_A_SCAN:
         return None
-    if share * graph.ntotal > _COMPARED_A_PLACE * graph.hnsw.efSearch / share:
-        return None
-    return import_faiss().downcast_index(graph.storage)
+    lists = faiss.try_extract_index_ivf(index.base_index)  # these know filters themselves
+    return None if lists else faiss.downcast_index(index.refine_index)
 
 
 def search_parameters(

@@ -24,6 +24,7 @@ FACTORY = "factory:"
 _FLAT_ROWS = 200_000
 # faiss wants at least this many training points a centroid, and warns below.
 _POINTS_PER_LIST = 39
+_ROWS_FOR_CODES = 16 * _POINTS_PER_LIST  # four bits a code
 
 
 # A plain product quantiser: not OPQ, and not the 4-bit fast-scan kind.
@@ -38,7 +39,8 @@ class Recipe:
     Attributes:
         name: what it is called in the manifest.
         factory: faiss factory string; `{nlist}` is replaced by the number of lists that suits
-            the number of rows. Empty for a backend that knows no such strings.
+            the number of rows, `{half}` and `{quarter}` by so much of the length of a row. Empty
+            for a backend that knows no such strings.
         backend: file name in `index/backends/`.
         target_recall: the effort of a search (nprobe, efSearch) is doubled at build until
             recall@10 against exact search reaches this, in (0, 1].
@@ -63,12 +65,21 @@ class Recipe:
             raise UsageError(f"recipe {self.name}: no backend {self.backend!r}; known: {known}")
         _check_factory(self.factory)
 
-    def factory_for(self, rows: int) -> str:
-        """The factory string for this many rows; without lists where they would be one."""
-        nlist = nlist_for(rows)
+    def factory_for(self, rows: int, dim: int) -> str:
+        """The factory string for so many rows of a length.
+
+        It has no lists where they would be one, and no codes where the rows do not train them.
+        """
+        nlist, quarter = nlist_for(rows), dim // 4
+        factory = self.factory
         if nlist == 1:
-            return self.factory.removeprefix("IVF{nlist},")
-        return self.factory.replace("{nlist}", str(nlist))
+            factory = factory.removeprefix("IVF{nlist},")
+        if "{quarter}" in factory and (rows < _ROWS_FOR_CODES or not quarter):
+            factory = factory.rpartition("Refine(")[2].rstrip(")")
+        sizes = {"{nlist}": nlist, "{half}": 2 * quarter, "{quarter}": quarter}
+        for name, size in sizes.items():
+            factory = factory.replace(name, str(size))
+        return factory
 
 
 # faiss takes these, and then ends the whole process, divides by zero or never ends.
@@ -94,12 +105,18 @@ def _check_factory(factory: str) -> None:
 
 
 _HNSW = "graph; quickest where queries lie among the rows (images), slow to build"
+_SCAN = "short codes of all rows scanned, the best compared whole; quickest with words as queries"
 _IVF = "lists of k-means cells; quick to build, best with words as queries"
 BUILT_IN = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="flat", factory="Flat", about="exact, float32"),
         Recipe(name="flat-fp16", factory="SQfp16", about="every row compared, float16 storage"),
+        Recipe(
+            name="scan-fp16",
+            factory="PCAR{half},PQ{quarter}x4fs,Refine(SQfp16)",
+            about=f"{_SCAN}; float16 storage",
+        ),
         Recipe(name="hnsw", factory="HNSW32,Flat", ef_construction=80, about=_HNSW),
         Recipe(
             name="hnsw-fp16",
@@ -136,7 +153,7 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
     if name == "auto":
         chosen = automatic(rows)
         few = f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
-        many = f"from {_FLAT_ROWS:,} on, lists are much faster than every row"
+        many = f"from {_FLAT_ROWS:,} on, short codes are much faster than whole rows"
         return chosen, f"recipe {chosen.name}: {rows:,} rows; {few if rows < _FLAT_ROWS else many}"
     if name.startswith(FACTORY):
         return Recipe(name=name, factory=name.removeprefix(FACTORY)), ""
@@ -153,12 +170,12 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
 
 
 def automatic(rows: int) -> Recipe:
-    """The recipe for so many rows where none is named: few rows are compared whole; more lie in lists.
+    """The recipe for so many rows where none is named: few are compared whole, of more short codes.
 
-    Not in a graph: for captions, which lie apart from images, a graph must visit so much that it
-    took three times the time of lists at the same recall (benchmarks/LOG.md).
+    Neither lists nor a graph: captions lie apart from images, and what is nearest to them is spread
+    over many lists and far apart in a graph (benchmarks/LOG.md).
     """
-    return BUILT_IN["flat-fp16" if rows < _FLAT_ROWS else "ivf-fp16"]
+    return BUILT_IN["flat-fp16" if rows < _FLAT_ROWS else "scan-fp16"]
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -122,11 +122,13 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
     # roundings and 1 % cover the norms and the thresholds themselves.
     margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
     with full_float32(), torch.inference_mode():
-        for tile in _scored(images(), asked, tiles or Tiles.for_device(device), device):
-            image, caption = to_text.screen(tile.scores, tile.image, margin)
+        for tile in _tiles(images(), asked, tiles or Tiles.for_device(device), device):
+            scores = block_scores(tile.on_device, tile.captions_on_device.float())
+            scores[tile.own] = -torch.inf  # neither beats its best positive nor stands in its way
+            image, caption = to_text.screen(scores, tile.image, margin)
             exact = exact_scores(tile.images, tile.captions, image, caption)
             to_text.settle(image + tile.image, caption + tile.caption, exact)
-            caption, image = to_image.screen(tile.scores.T, tile.caption, margin)
+            caption, image = to_image.screen(scores.T, tile.caption, margin)
             exact = exact_scores(tile.images, tile.captions, image, caption)
             to_image.settle(caption + tile.caption, image + tile.image, exact)
     return Ranks(
@@ -203,18 +205,21 @@ class _Tile:
         caption: row of the first caption.
         images: (b, q, d).
         captions: (c, r, d).
-        scores: (b, c) float32 on the device; -inf for an image and its own caption, so that a
-            query's own candidates neither beat its best positive nor stand in its way.
+        on_device: the images, float32.
+        captions_on_device: the captions as they are stored.
+        own: rows and columns of those pairs that belong together.
     """
 
     image: int
     caption: int
     images: Vectors
     captions: Vectors
-    scores: Tensor
+    on_device: Tensor
+    captions_on_device: Tensor
+    own: tuple[Ints, Ints]
 
 
-def _scored(
+def _tiles(
     blocks: Iterable[tuple[int, Vectors]], captions: _Captions, tiles: Tiles, device: str
 ) -> Iterator[_Tile]:
     """Every image against every caption, a tile at a time."""
@@ -224,15 +229,15 @@ def _scored(
         own = captions.of_images(start, start + len(block))
         for first in range(0, len(resident), tiles.captions):
             some = slice(first, first + tiles.captions)
-            scores = block_scores(vectors, resident[some].float())
-            here = own[(own >= first) & (own < first + scores.shape[1])]
-            scores[captions.image[here] - start, here - first] = -torch.inf
+            here = own[(own >= first) & (own < some.stop)]
             yield _Tile(
                 image=start,
                 caption=first,
                 images=block,
                 captions=captions.vectors[some],
-                scores=scores,
+                on_device=vectors,
+                captions_on_device=resident[some],
+                own=(captions.image[here] - start, here - first),
             )
 
 

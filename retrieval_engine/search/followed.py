@@ -43,7 +43,7 @@ class FollowedStore:
         store: str | os.PathLike[str],
         index: str | os.PathLike[str] | None,
         *,
-        model: str,
+        model: "str | Encoder",
         head: str | os.PathLike[str] | None,
         split: str | None,
         device: str,
@@ -51,10 +51,11 @@ class FollowedStore:
         self.store_path = Path(store).expanduser()
         self._index = None if index is None else Path(index).expanduser()
         self._default_index = Path(os.environ.get("VLRE_INDEX") or DEFAULT_INDEX).expanduser()
-        self._model, self._device, self._split = model, device, split
+        self._encoder: Encoder | None = None if isinstance(model, str) else model
+        self._model = model if isinstance(model, str) else model.spec.checkpoint
+        self._device, self._split = device, split
         self._head = None if head is None else Path(head).expanduser()
         self._scope: frozenset[str] = frozenset()  # sources that are searched; none for all
-        self._encoder: Encoder | None = None
         self._searcher: Searcher | None = None
         self._seen: object = None
         self._lock = threading.RLock()
@@ -160,6 +161,22 @@ class FollowedStore:
         store, searcher = self._seen_store(), self.searcher()
         rows = searcher.catalog.image_rows(store, searcher.numbers)
         return narrowed(store.read(Modality.IMAGES, feature, rows))
+
+    def encode(self, inputs: Any, feature: str = "itc") -> NDArray[np.float32]:
+        """Features of sentences or images, which are not stored.
+
+        Args:
+            inputs: sentences, or images in any form that `add` takes; one or several.
+            feature: name of it.
+
+        Returns:
+            (n, d) float32, `itc` of unit length; (n, 32, d) for images of BLIP-2.
+        """
+        from retrieval_engine.encoding.without_store import encode_given
+
+        with self._lock:
+            encoder = self.searcher().encoder if self._store() else self._base_encoder()
+            return encode_given(encoder, inputs, feature)
 
     def to_pandas(self) -> Any:
         """The items as a DataFrame: id, uri, source, captions, and metadata as columns.

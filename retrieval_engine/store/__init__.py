@@ -10,6 +10,7 @@ from retrieval_engine.store.facts import StoreFacts, describe
 from retrieval_engine.store.forget import forget_source
 from retrieval_engine.store.gallery import Gallery, Strings
 from retrieval_engine.store.manifest import REPAIR_HINT
+from retrieval_engine.store.merge import Merged, merge_stores
 from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.reader import Store, open_store
 from retrieval_engine.store.repair import Repaired, repair_store
@@ -19,6 +20,7 @@ __all__ = [
     "REPAIR_HINT",
     "Compacted",
     "Gallery",
+    "Merged",
     "PartWriter",
     "Repaired",
     "Store",
@@ -28,6 +30,7 @@ __all__ = [
     "compact_store",
     "describe",
     "forget_source",
+    "merge_stores",
     "open_store",
     "repair_store",
 ]

@@ -132,6 +132,12 @@ def prepare(
     return header
 
 
+def begin_store(path: Path, header: Header) -> None:
+    """Make an empty store where there is none; the caller holds the lock."""
+    _start_anew(path, overwrite=False)
+    write_header(path, header)
+
+
 def own_shards(path: Path) -> None:
     """Make sure that `shards/` is the store's own folder.
 

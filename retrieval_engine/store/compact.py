@@ -1,8 +1,9 @@
 """Rewrites a store without what no item needs any more."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from retrieval_engine.durable import sync_directory
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store.begin import lock_store, next_free, own_shards, sweep
-from retrieval_engine.store.items import SCHEMA, caption_field, live_items, publish_table
+from retrieval_engine.store.items import LIVE, SCHEMA, caption_field, live_items, publish_table
 from retrieval_engine.store.keys import KEY_RAW, column_keys, hex_keys
 from retrieval_engine.store.manifest import (
     SHARDS,
@@ -28,7 +29,7 @@ from retrieval_engine.store.shard import ShardWriter
 
 _PART_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
-_PART_ITEMS = 500_000
+PART_ITEMS = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,12 @@ def compact_store(path: str | Path, *, part_bytes: int = _PART_BYTES) -> Compact
     )
 
 
+def publish_live(table: Any, path: Path) -> FileEntry:
+    """Write live items, with all columns of `SCHEMA` but `removed`, as one whole file."""
+    live = table.append_column("removed", pa.array(np.zeros(len(table), bool)))
+    return publish_table(live.select(SCHEMA.names).cast(SCHEMA), path)
+
+
 def _rows(manifest: Manifest) -> int:
     return sum(entry.rows for entry in manifest.files())
 
@@ -115,8 +122,7 @@ class _Rewriter:
 
     def manifest(self) -> Manifest:
         """Everything that live items need, in their order."""
-        columns = [name for name in SCHEMA.names if name != "removed"]
-        table = live_items(self._store.path, self._store.manifest, columns)
+        table = live_items(self._store.path, self._store.manifest, LIVE)
         keys = {
             Modality.IMAGES: column_keys(table["key"]),
             Modality.CAPTIONS: column_keys(caption_field(table["captions"], "key")),
@@ -124,12 +130,10 @@ class _Rewriter:
         for modality in Modality:
             for forms, chosen in self._groups(modality, _distinct(keys[modality])):
                 self._write_rows(modality, forms, chosen)
-        for start in range(0, len(table), _PART_ITEMS):
-            some = table.slice(start, _PART_ITEMS)
-            live = some.append_column("removed", pa.array(np.zeros(len(some), bool)))
+        for start in range(0, len(table), PART_ITEMS):
             path = self._path(FileKind.ITEMS, "parquet")
-            self._add(publish_table(live.select(SCHEMA.names).cast(SCHEMA), path))
-        return Manifest(next_part=self._number, parts=tuple(self._parts))
+            self._add(publish_live(table.slice(start, PART_ITEMS), path))
+        return replace(self._store.manifest, next_part=self._number, parts=tuple(self._parts))
 
     def _groups(
         self, modality: Modality, keys: NDArray[np.bytes_]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store.filters import Column, ItemFilter
 from retrieval_engine.store.items import FACTS, live_items, sources, splits
+from retrieval_engine.store.job_shards import jobs_of
 from retrieval_engine.store.manifest import FORMAT_VERSION, feature_json
 from retrieval_engine.store.reader import Store
 
@@ -59,6 +60,7 @@ class StoreFacts:
             "sources": dict(self.sources),
             **sides,
             "failures": self.failures,
+            "jobs": [job.to_json() for job in jobs_of(store.manifest.shards)],
             "parts": len(store.manifest.parts),
             "files": len(store.manifest.files()),
             "bytes": self.size_bytes,
@@ -74,6 +76,8 @@ class StoreFacts:
         yield "items", f"{self.items:,}" + (f" ({shares})" if shares else "")
         for source, count in self.sources.items():
             yield "  source", f"{source} {count:,}"
+        for job in jobs_of(store.manifest.shards):
+            yield "  job", str(job)
         for modality in Modality:
             yield str(modality), f"{self.rows[modality]:,} rows"
             for name, form in store.features(modality).items():

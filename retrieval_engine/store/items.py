@@ -22,8 +22,8 @@ from retrieval_engine.store.manifest import (
     FileEntry,
     FileKind,
     Manifest,
-    is_missing,
 )
+from retrieval_engine.store.shard_reader import is_missing
 
 # 64-bit offsets, so that a table of a hundred million captions can still be one array.
 CAPTION = pa.struct(
@@ -59,6 +59,7 @@ SCHEMA = pa.schema(
         *FACTS,
     ]
 )
+LIVE = [name for name in SCHEMA.names if name != "removed"]
 PUBLIC = [name for name in SCHEMA.names if name not in ("removed", "state")]
 
 
@@ -185,9 +186,7 @@ def _latest(table: Any) -> NDArray[np.int64] | None:
     ids = pc.dictionary_encode(table["id"]).combine_chunks()
     if len(ids.dictionary) == len(table) and not pc.any(table["removed"]).as_py():
         return None
-    sources = pc.dictionary_encode(table["source"]).combine_chunks()
-    pairs = _numbers(sources.indices).astype(np.int64) * len(ids.dictionary)
-    _, item = np.unique(pairs + _numbers(ids.indices), return_inverse=True)
+    item = item_numbers(table)
     rows = np.arange(len(table))
     first, last = (np.empty(item.max(initial=-1) + 1, np.int64) for _ in range(2))
     first[item[::-1]] = rows[::-1]  # of equal indices, the one assigned last stays
@@ -196,6 +195,14 @@ def _latest(table: Any) -> NDArray[np.int64] | None:
     removed = _numbers(pc.cast(table["removed"], pa.uint8())).astype(np.bool_)
     live: NDArray[np.int64] = chosen[~removed[chosen]]
     return live
+
+
+def item_numbers(table: Any) -> NDArray[np.int64]:
+    """(n,) the same number for rows of the same `source` and `id`, and for no others."""
+    ids = pc.dictionary_encode(table["id"]).combine_chunks()
+    sources = pc.dictionary_encode(table["source"]).combine_chunks()
+    pairs = _numbers(sources.indices).astype(np.int64) * len(ids.dictionary)
+    return np.unique(pairs + _numbers(ids.indices), return_inverse=True)[1]
 
 
 def _numbers(column: Any) -> NDArray[Any]:

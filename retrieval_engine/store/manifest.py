@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from retrieval_engine.durable import refuse_url, replace_file
-from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError, StoreNotFound
+from retrieval_engine.errors import StoreDamaged, StoreError, StoreNotFound
 from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.machine import version_of
 from retrieval_engine.records import Feature, Json, Modality
+from retrieval_engine.store.job_shards import ShardPass
 from retrieval_engine.strict_json import loads
 
 FORMAT_VERSION = 1
@@ -76,10 +77,12 @@ class Manifest:
         next_part: number of the next part. Numbers are never used twice, so that a reader with
             an old manifest cannot take a new file for the one it knows.
         parts: the parts.
+        shards: what is known of the shares of jobs that it holds.
     """
 
     next_part: int = 0
     parts: tuple[Part, ...] = ()
+    shards: tuple[ShardPass, ...] = ()
 
     def files(self, kind: FileKind | Modality | None = None) -> list[FileEntry]:
         """The files of one kind, or all, oldest first."""
@@ -181,34 +184,25 @@ def read_manifest(path: Path) -> Manifest:
             Part(number=int(part["number"]), files=tuple(map(_entry, part["files"])))
             for part in value["parts"]
         )
-        return Manifest(next_part=int(value["next_part"]), parts=parts)
+        shards = tuple(map(ShardPass.from_json, value.get("shards", [])))
+        return Manifest(next_part=int(value["next_part"]), parts=parts, shards=shards)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _not_understood(path / MANIFEST, error) from error
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest: from this moment its files, and no others, exist."""
-    parts = [
+    shards = [entry.to_json() for entry in manifest.shards]
+    value = {"next_part": manifest.next_part, "parts": parts_json(manifest)}
+    _write_json(path / MANIFEST, {**value, "shards": shards} if shards else value)
+
+
+def parts_json(manifest: Manifest) -> list[Json]:
+    """The parts as `manifest.json` has them."""
+    return [
         {"number": part.number, "files": [_entry_json(entry) for entry in part.files]}
         for part in manifest.parts
     ]
-    _write_json(path / MANIFEST, {"next_part": manifest.next_part, "parts": parts})
-
-
-def is_missing(path: Path, entry: FileEntry) -> StoreError:
-    """The error for a file that is not there: the store is damaged, or was replaced meanwhile.
-
-    Args:
-        path: of the store.
-        entry: what a manifest, read earlier, says of the file.
-    """
-    file = path / SHARDS / entry.name
-    if (path / MANIFEST).is_file() and entry not in read_manifest(path).files():
-        return StoreChanged(
-            f"{path} was overwritten or compacted while it was being read",
-            hint="open it again: run the same once more",
-        )
-    return StoreDamaged(f"{file} is missing", hint=REPAIR_HINT)
 
 
 def feature_json(feature: Feature) -> dict[str, Json]:

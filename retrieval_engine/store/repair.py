@@ -1,11 +1,10 @@
 """Making a damaged store sound again: what is damaged goes, and the next encode makes it anew."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrieval_engine.store.begin import lock_store, own_shards, sweep
 from retrieval_engine.store.manifest import (
-    Manifest,
     Part,
     read_header,
     read_manifest,
@@ -51,9 +50,10 @@ def repair_store(path: str | Path) -> Repaired:
                 Part(number=p.number, files=tuple(f for f in p.files if not bad[f.name]))
                 for p in manifest.parts
             )
-            manifest = Manifest(
-                next_part=manifest.next_part, parts=tuple(part for part in parts if part.files)
-            )
+            whole = tuple(part for part in parts if part.files)
+            # What a merge took in before, the next one looks at again.
+            shards = tuple(replace(entry, state="") for entry in manifest.shards)
+            manifest = replace(manifest, parts=whole, shards=shards)
             write_manifest(path, manifest)
         return Repaired(problems=problems, swept=tuple(sweep(path, manifest)))
     finally:

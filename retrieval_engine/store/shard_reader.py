@@ -14,9 +14,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import StoreDamaged
+from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError
 from retrieval_engine.store.keys import KEY_HEX
-from retrieval_engine.store.manifest import REPAIR_HINT, SHARDS, FileEntry, Manifest, is_missing
+from retrieval_engine.store.manifest import (
+    MANIFEST,
+    REPAIR_HINT,
+    SHARDS,
+    FileEntry,
+    Manifest,
+    read_manifest,
+)
 from retrieval_engine.store.shard import KEY
 
 _SLAB_BYTES = 32 << 20
@@ -150,6 +157,22 @@ def _reading(root: Path, entry: FileEntry) -> Iterator[None]:
         raise is_missing(root, entry) from error
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
+
+
+def is_missing(path: Path, entry: FileEntry) -> StoreError:
+    """The error for a file that is not there: the store is damaged, or was replaced meanwhile.
+
+    Args:
+        path: of the store.
+        entry: what a manifest, read earlier, says of the file.
+    """
+    file = path / SHARDS / entry.name
+    if (path / MANIFEST).is_file() and entry not in read_manifest(path).files():
+        return StoreChanged(
+            f"{path} was overwritten or compacted while it was being read",
+            hint="open it again: run the same once more",
+        )
+    return StoreDamaged(f"{file} is missing", hint=REPAIR_HINT)
 
 
 def check_files(root: Path, manifest: Manifest) -> list[str]:

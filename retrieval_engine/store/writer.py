@@ -1,6 +1,7 @@
 """Writing a store: one writer, parts that appear whole or not at all."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval_engine.durable import sync_directory
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import StoreError, UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.locks import FileLock
-from retrieval_engine.records import Failure, Feature, Item, Modality
+from retrieval_engine.records import Failure, Feature, Item, JobShard, Modality
 from retrieval_engine.store.begin import (
     has_parts,
     lock_store,
@@ -24,6 +25,7 @@ from retrieval_engine.store.begin import (
 )
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
+from retrieval_engine.store.job_shards import Reached, ShardPass, with_passes
 from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
 from retrieval_engine.store.manifest import (
@@ -208,12 +210,26 @@ class StoreWriter:
         part.remove_items(source, ids)
         part.commit()
 
+    def begin_shard(self, source: str, shard: JobShard) -> None:
+        """Write down that a share of a job goes into this store, before anything of it does.
+
+        Raises:
+            StoreError: the store holds another share.
+        """
+        for other in (entry for entry in self._manifest.shards if entry.shard != shard):
+            raise StoreError(
+                f"{self.path} holds shard {other.shard} of {other.source}, not {shard}",
+                hint="give each shard a `store` of its own, and merge them at the end",
+            )
+        self._reach(source, shard, Reached.BEGUN)
+
     def finish(
         self,
         source: str,
         *,
         failures: Iterable[Failure] = (),
         seen: Collection[str] | None = None,
+        shard: JobShard | None = None,
     ) -> int:
         """Bring items and ledger up to date after a pass over a source.
 
@@ -223,6 +239,7 @@ class StoreWriter:
             seen: ids of all items the source has now, when the pass was a whole one: items it
                 no longer has are removed, and failures of its items that are not among
                 `failures` are forgotten. None after a pass over a part of the source.
+            shard: the share of the source that the pass was over: nothing is said of the others.
 
         Returns:
             Number of items removed.
@@ -232,11 +249,18 @@ class StoreWriter:
         if seen is not None:
             table = live_items(self.path, self._manifest, ["source", "id"])
             ids = table.filter(pc.equal(table["source"], source))["id"].to_pylist()
+            failed = [f.item_id for f in self.failures() if f.source == source]
+            if shard is not None:
+                ids, failed = (list(filter(shard.holds, known)) for known in (ids, failed))
             gone = [item_id for item_id in ids if item_id not in seen]
-            settled = {(f.source, f.item_id) for f in self.failures() if f.source == source}
+            settled = {(source, item_id) for item_id in failed}
         if gone:
             self.remove(source, gone)
         update_failures(self.path, failures, settled)
+        if shard is not None:
+            self._reach(source, shard, Reached.ENDED if seen is None else Reached.WHOLE)
+        elif seen is not None:  # shares mean nothing any more: all of the source is here
+            self._know(tuple(e for e in self._manifest.shards if e.source != source))
         return len(gone)
 
     def take_moved(self, source: str, seen: Collection[str]) -> int:
@@ -257,12 +281,20 @@ class StoreWriter:
             part.commit()
         return len(moved)
 
+    def _reach(self, source: str, shard: JobShard, reached: Reached) -> None:
+        entry = ShardPass(source=source, shard=shard, reached=reached)
+        self._know(with_passes(self._manifest.shards, [entry]))
+
+    def _know(self, shards: tuple[ShardPass, ...]) -> None:
+        if shards != self._manifest.shards:
+            manifest = replace(self._manifest, shards=shards)
+            write_manifest(self.path, manifest)
+            self._manifest = manifest
+
     def _publish(self, number: int, files: Sequence[FileEntry]) -> None:
         part = Part(number=number, files=tuple(files))
-        manifest = Manifest(
-            next_part=max(self._manifest.next_part, number + 1),
-            parts=(*self._manifest.parts, part),
-        )
+        parts, next_part = (*self._manifest.parts, part), max(self._manifest.next_part, number + 1)
+        manifest = replace(self._manifest, next_part=next_part, parts=parts)
         sync_directory(self.path / SHARDS)
         write_manifest(self.path, manifest)
         self._manifest = manifest

@@ -62,7 +62,7 @@ class IndexContract(ABC):
 
     # Each subclass runs the examples on an index of its own: nothing is shared between them.
     @settings(
-        max_examples=20,
+        max_examples=8,
         deadline=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )

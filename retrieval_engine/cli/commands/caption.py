@@ -11,6 +11,7 @@ from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
     from retrieval_engine.caption import CaptionJob, CaptionRequest
+    from retrieval_engine.engine import Engine
     from retrieval_engine.progress import Progress
 
 
@@ -41,17 +42,19 @@ def command(
     Stored `tokens` of the same vision tower are used, other pictures are encoded once. A run into
     --out goes on where an earlier one stopped. Exit code 3 means: done, but some pictures failed.
     """
-    from retrieval_engine.caption import CaptionJob, CaptionRequest
+    from retrieval_engine.caption import CaptionRequest
     from retrieval_engine.cli.output import emit, progress_bar, tell
+    from retrieval_engine.engine import Engine
 
     choose_model(targets, given)
     request = CaptionRequest(targets=targets, options=read_decoding(given), **given)
-    job = CaptionJob(request)
+    engine = Engine(store=request.store)
+    job = engine.caption_all(request)
     if request.explain:
         click.echo(job.explain())
         return
     with progress_bar() as progress:
-        others = _captions_of(request, beside, progress) if beside else {}
+        others = _captions_of(engine, request, beside, progress) if beside else {}
         for row in job.run(progress):
             said = {beside: others.get(row["image"], [])} if beside else {}
             said[request.model] = row.get("captions", [row["caption"]])
@@ -72,17 +75,15 @@ def command(
 
 
 def _captions_of(
-    request: "CaptionRequest", model: str, progress: "Progress"
+    engine: "Engine", request: "CaptionRequest", model: str, progress: "Progress"
 ) -> dict[str, list[str]]:
     """What another model says of the same images, by image."""
-    from retrieval_engine.caption import CaptionJob
-
     if request.out or request.txt_beside or model == request.model:
         raise click.UsageError(
             "--beside shows two models' captions and writes no file: caption with each, then "
             "`vlre compare` the files"
         )
-    other = CaptionJob(replace(request, model=model, adapter=""))
+    other = engine.caption_all(replace(request, model=model, adapter=""))
     found = {row["image"]: row.get("captions", [row["caption"]]) for row in other.run(progress)}
     report(other)
     return found

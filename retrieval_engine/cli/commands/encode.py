@@ -33,6 +33,13 @@ from retrieval_engine.cli.output import SOME_FAILED
 )
 @split_option
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first items.")
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Only shard N, 1 to COUNT, of the job: items by hash of id, into a store of its own "
+    "(embeddings-3-of-64, or {shard} in --store); `vlre store merge` joins them. auto: as "
+    "SLURM_ARRAY_TASK_ID or RANK says.",
+)
 @device_option
 @dtype_option
 @click.option(
@@ -76,6 +83,7 @@ def command(
     store: Path,
     head: Path | None,
     only_stale: bool,
+    shard: str | None,
     **given: Any,
 ) -> None:
     """Encode the pictures and captions of SOURCE into a store.
@@ -86,7 +94,10 @@ def command(
     SOURCE, what the head makes of stored features is written beside them; no model is run.
     """
     from retrieval_engine.cli.encode_ways import encode_source, project, renew
+    from retrieval_engine.cli.job_shard import shard_of, store_of
 
+    if shard is not None and source is None:
+        raise click.UsageError("--shard is a share of a SOURCE: name one.")
     if head is not None:
         if source is not None or only_stale:
             raise click.UsageError("--head projects what is stored: leave SOURCE and others out.")
@@ -94,6 +105,8 @@ def command(
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
+    given["shard"] = shard_of(shard)
+    store = store_of(given["shard"], store, ctx)
     report = renew(store, given) if source is None else encode_source(source, store, given)
     if report.failures:
         ctx.exit(SOME_FAILED)

@@ -122,18 +122,13 @@ def command(
 
         score_captions(captions, references, split=given["split"], **of_captions, **shown)
         return
-    from retrieval_engine.cli.eval_recall import encode_missing, measure_recall
+    from retrieval_engine.cli.eval_recall import checkpoint_of, encode_missing, measure_recall
+    from retrieval_engine.engine import Engine
     from retrieval_engine.evaluate import RecallSettings, Ties
 
-    name = ""
-    if source:
-        name, given["model"] = encode_missing(
-            source,
-            store,
-            model=given["model"],
-            device=given["device"],
-            rerank=bool(given["rerank"]),
-        )
-    given["ks"] = tuple(sorted(set(given["ks"])))
-    given["ties"], given["rerank"] = Ties(given["ties"]), given["rerank"] or 0
-    measure_recall(store, head, RecallSettings(source=name, **given), out=out, **shown)
+    given["model"] = checkpoint_of(given["model"])
+    with Engine(store=store, head=head, model=given["model"], device=given["device"]) as engine:
+        name = encode_missing(engine, source, tokens=bool(given["rerank"])) if source else ""
+        given["ks"] = tuple(sorted(set(given["ks"])))
+        given["ties"], given["rerank"] = Ties(given["ties"]), given["rerank"] or 0
+        measure_recall(engine, RecallSettings(source=name, **given), out=out, **shown)

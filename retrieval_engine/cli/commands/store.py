@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import example, json_option, store_option
+from retrieval_engine.cli.options import UserPath, example, json_option, store_option
 
 
 @click.group(epilog=example("vlre store info --store embeddings"))
@@ -113,6 +113,43 @@ def forget(source: str, store: Path, as_json: bool) -> None:
         emit({"store": str(store), "source": source, "forgotten": count})
     else:
         tell(f"{store}: {count:,} items of {source} forgotten")
+
+
+@command.command(epilog=example("vlre store merge embeddings-*-of-8 --store embeddings"))
+@click.argument("parts", nargs=-1, required=True, type=UserPath(), metavar="PART…")
+@store_option
+@json_option
+def merge(parts: tuple[Path, ...], store: Path, as_json: bool) -> None:
+    """Join the shards of a job (`vlre encode --shard`), or any stores of one encoder, in --store.
+
+    The parts stay as they are; files are shared with them where the file system can, else copied.
+    Run it again when more parts are ready, or when a part has changed: what is in stays. Killed,
+    it leaves --store as it was.
+    """
+    from retrieval_engine.cli.output import emit, note, progress_bar, tell
+    from retrieval_engine.store import merge_stores
+
+    with progress_bar() as progress:
+        done = merge_stores(parts, store, progress=progress)
+    for job in done.jobs:
+        if job.missing or job.unfinished:
+            note(str(job))
+    if any((part / "metrics.json").exists() for part in parts):
+        note(
+            "metrics.json of a part is about the part: measure the whole with `vlre eval --recall`"
+        )
+    if as_json:
+        emit(done.to_json())
+        return
+    facts = {
+        "in place of earlier ones": done.replaced,
+        "removed": done.removed,
+        "stores unchanged": done.unchanged,
+        "files linked": done.linked,
+        "files copied": done.copied,
+    }
+    more = "".join(f", {count:,} {what}" for what, count in facts.items() if count)
+    tell(f"{store}: {done.items:,} items of {done.stores:,} stores{more}")
 
 
 @command.command(epilog=example("vlre store compact --store embeddings"))

@@ -1,37 +1,33 @@
-"""BLIP's text tower (Li et al., ICML 2022) in plain torch, on the tensors of the checkpoint's file.
+"""BLIP's text tower (Li et al., ICML 2022) on the tensors of the checkpoint's file.
 
-The operations of transformers' `BlipTextModel` with our fused attention, in their order, so that
-vectors are equal bit by bit; a test compares. Trap: where nothing is padded the mask must be left
-out, or another kernel rounds otherwise.
+The operations of transformers' `BlipTextModel` in their order: equal to it bit by bit where torch
+computes them, to about 1e-6 where NumPy does, which a search from the command line need not wait
+for. Tests compare both.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn.functional import (
-    embedding,
-    gelu,
-    layer_norm,
-    linear,
-    normalize,
-    scaled_dot_product_attention,
-)
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.models import text
 from retrieval_engine.models.batching import default_batch_size, in_batches, pad_tokens
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
+from retrieval_engine.models.blip.text_arithmetic import (
+    Arithmetic,
+    NumpyArithmetic,
+    TorchArithmetic,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, weight_files
-from retrieval_engine.models.device import autocast, pick_device, pick_dtype
+from retrieval_engine.models.device import pick_device, pick_dtype
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
 
@@ -48,19 +44,26 @@ def open_text_tower(
     None where config.json or the tokenizer leave something to transformers, where the weights are
     no safetensors or have other names, and where the fingerprint is another one.
     """
-    place = pick_device(device)
-    dtype = pick_dtype(spec.dtype, place)
-    if place.type != "cpu":
+    arithmetic = _arithmetic(spec.dtype, device)
+    if arithmetic is None:
         return None
     try:
         settings = BlipSettings.stated(read_config(checkpoint.path))
         words = open_wordpiece(checkpoint.path)
         if settings is None or words is None or settings.text[2] != "gelu":
             return None
-        found = BlipTextTower(checkpoint, settings, words, dtype=dtype)
-    except (CheckpointInvalid, SafetensorError, OSError, KeyError):
+        found = BlipTextTower(checkpoint, settings, words, arithmetic, spec.dtype)
+    except (CheckpointInvalid, SafetensorError, OSError, KeyError, TypeError):
         return None
     return found if found.spec.fingerprint == spec.fingerprint else None
+
+
+def _arithmetic(dtype: str, device: str) -> Arithmetic | None:
+    """NumPy's as long as nothing else has imported torch, where it does; None for a GPU."""
+    if dtype == "float32" and device in ("auto", "cpu") and "torch" not in sys.modules:
+        return NumpyArithmetic()
+    place = pick_device(device)
+    return TorchArithmetic(pick_dtype(dtype, place)) if place.type == "cpu" else None
 
 
 class BlipTextTower:
@@ -75,17 +78,17 @@ class BlipTextTower:
         checkpoint: Checkpoint,
         settings: BlipSettings,
         words: "WordPiece",
-        *,
-        dtype: torch.dtype,
+        arithmetic: Arithmetic,
+        dtype: str,
     ) -> None:
-        self._tensors = _read(checkpoint)
+        files = weight_files(checkpoint.path)
+        self._tensors = arithmetic.tensors(files, ("text_encoder.", "text_proj."))
         self.preprocessor = read_preprocessor(checkpoint.path, settings.image_size)
         self.default_batch_size = default_batch_size(settings.tokens, "cpu")
         self.spec = settings.spec(
             checkpoint, self.preprocessor, vocabulary=words.digest, dtype=dtype
         )
-        self._settings, self._words, self._dtype = settings, words, dtype
-        self._device = torch.device("cpu")
+        self._settings, self._words, self._do = settings, words, arithmetic
         starts = {name.removeprefix(_LAYER).partition(".")[0] for name in self._tensors}
         self._layers = [f"{_LAYER}{i}." for i in range(sum(start.isdigit() for start in starts))]
 
@@ -93,7 +96,6 @@ class BlipTextTower:
         """See `Encoder.features`."""
         return self._settings.features(self.spec, modality)
 
-    @torch.inference_mode()
     def encode_texts(
         self, texts: Sequence[str], features: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
@@ -102,9 +104,9 @@ class BlipTextTower:
         ids = self._words.ids(cleaned, MAX_TOKENS)
         padded, mask = pad_tokens(ids, MAX_TOKENS, pad=self._words.pad_token_id)
         pooled = in_batches(ids, self._states)
-        projected = self._linear(torch.from_numpy(pooled), "text_proj")
-        found = {
-            "itc": normalize(projected, dim=-1)[:, None].numpy(),
+        projected = self._linear(self._do.array(pooled), "text_proj")
+        found: dict[str, NDArray[Any]] = {
+            "itc": self._do.unit(projected)[:, None],
             "pooled": pooled,
             "token_ids": padded.astype(np.int32),
             "token_mask": mask.astype(np.uint8),
@@ -114,57 +116,39 @@ class BlipTextTower:
     def _states(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """(n, h) pooled states of texts of about equal length."""
         padded, given = pad_tokens(ids, max(map(len, ids)), pad=self._words.pad_token_id)
-        mask = None if given.all() else torch.from_numpy(given)[:, None, None] == 0
-        with autocast(self._device, self._dtype):
-            states = self._embedded(torch.from_numpy(padded))
+        padding = None if given.all() else self._do.array(given == 0)
+        with self._do.computing():
+            states = self._embedded(self._do.array(padded))
             for layer in self._layers:
-                states = self._layer(layer, states, mask)
-        pooled = text.pooled(states, torch.from_numpy(given), self._settings.pooling)
-        array: NDArray[np.float32] = pooled.float().numpy()
-        return array
+                states = self._layer(layer, states, padding)
+            return self._do.pooled(states, self._do.array(given), self._settings.pooling)
 
-    def _embedded(self, ids: Tensor) -> Tensor:
-        words = embedding(ids, self._tensors[f"{_TOWER}word_embeddings.weight"])
+    def _embedded(self, ids: Any) -> Any:
+        words = self._tensors[f"{_TOWER}word_embeddings.weight"][ids]
         places = self._tensors[f"{_TOWER}position_embeddings.weight"][: ids.shape[1]]
         return self._norm(words + places, f"{_TOWER}LayerNorm")
 
-    def _layer(self, at: str, states: Tensor, padding: Tensor | None) -> Tensor:
-        b, t, _ = states.shape
+    def _layer(self, at: str, states: Any, padding: Any | None) -> Any:
+        n, length, _ = states.shape
         q, k, v = (
             self._linear(states, f"{at}attention.self.{name}")
-            .view(b, t, self._settings.text[0], -1)
-            .transpose(1, 2)  # (b, t, w) -> (b, h, t, d)
+            .reshape(n, length, self._settings.text[0], -1)
+            .swapaxes(1, 2)  # (n, l, w) -> (n, h, l, d)
             for name in ("query", "key", "value")
         )
-        mask = None
-        if padding is not None:
-            lowest = torch.finfo(q.dtype).min
-            mask = torch.zeros(b, 1, t, t, dtype=q.dtype).masked_fill(padding, lowest)
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = self._linear(out.transpose(1, 2).flatten(2), f"{at}attention.output.dense")
+        out = self._do.attention(q, k, v, padding).swapaxes(1, 2).reshape(n, length, -1)
+        out = self._linear(out, f"{at}attention.output.dense")
         states = self._norm(out + states, f"{at}attention.output.LayerNorm")
-        out = self._linear(
-            gelu(self._linear(states, f"{at}intermediate.dense")), f"{at}output.dense"
-        )
+        out = self._do.gelu(self._linear(states, f"{at}intermediate.dense"))
+        out = self._linear(out, f"{at}output.dense")
         return self._norm(out + states, f"{at}output.LayerNorm")
 
-    def _linear(self, states: Tensor, name: str) -> Tensor:
-        return linear(states, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
+    def _linear(self, x: Any, name: str) -> Any:
+        return self._do.linear(x, self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"])
 
-    def _norm(self, states: Tensor, name: str) -> Tensor:
+    def _norm(self, x: Any, name: str) -> Any:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
-        return layer_norm(states, weight.shape, weight, bias, self._settings.text[1])
-
-
-def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """The text side's tensors in float32; nothing else is read from disk."""
-    found: dict[str, Tensor] = {}
-    for file in weight_files(checkpoint.path):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                if name.startswith(("text_encoder.", "text_proj.")) and ".cross" not in name:
-                    found[name] = tensors.get_tensor(name).float()
-    return found
+        return self._do.norm(x, weight, bias, self._settings.text[1])
 
 
 class WordPiece:
