@@ -1,7 +1,11 @@
 """What this process finds on its machine and may use of it, on Linux, macOS and Windows."""
 
 import os
+import sys
 from importlib import metadata
+from pathlib import Path
+
+from retrieval_engine.errors import UsageError
 
 from retrieval_engine.errors import UsageError
 
@@ -57,6 +61,17 @@ def free_memory() -> int | None:
         return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # Windows; macOS
         return None
+
+
+def cache_folder() -> Path:
+    """Where what can be made again may be kept: `VLRE_CACHE`, else the user's place for it."""
+    if asked := os.environ.get("VLRE_CACHE"):
+        return Path(asked)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "vlre"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/vlre").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlre"
 
 
 def version_of(distribution: str) -> str:

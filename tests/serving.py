@@ -26,8 +26,13 @@ def make_store(folder: Path, scenes: int = 24) -> Path:
 
 @contextmanager
 def served(store: Path, **limits: object) -> Iterator[httpx.Client]:
-    """A client of a server that is ready; the server ends with the block."""
-    engine = Engine(store=store, index=store.with_name("index"))
+    """A client of a server that is ready; the server ends with the block.
+
+    It goes by the index beside the store, if there is one, and keeps small images beside it.
+    """
+    limits.setdefault("cache", str(store.with_name("cache")))
+    index = store.with_name("index")
+    engine = Engine(store=store, index=index if index.exists() else None)
     settings = ServeSettings(port=0, **limits)  # type: ignore[arg-type]
     token = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
     with (

@@ -329,6 +329,8 @@ def test_a_search_too_many_is_refused_before_it_is_read() -> None:
         assert guard.refused_at_once(other) is None, other
     full[0] = False
     assert guard.refused_at_once(whole) is None
+    assert guard.refused_at_once(whole, is_behind=True)
+    assert guard.refused_at_once(b"GET /healthz HTTP/1.1\r\n\r\n", is_behind=True) is None
 
 
 def _hits(client: httpx.Client) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ class Entry:
         source: what its id is unique within.
         id: its id there.
         uri: where its bytes are.
+        key: sha256 of those.
         captions: all its captions.
         meta: whatever else its source knew.
     """
@@ -41,6 +42,7 @@ class Entry:
     source: str
     id: str
     uri: str
+    key: str
     captions: tuple[Caption, ...]
     meta: Mapping[str, Json]
 
@@ -94,6 +96,7 @@ class GalleryCatalog:
             source=gallery.sources[number],
             id=gallery.ids[number],
             uri=gallery.uris[number],
+            key=gallery.keys[number],
             captions=tuple(
                 Caption(id=gallery.caption_ids[j], text=gallery.caption_texts[j]) for j in captions
             ),
@@ -180,6 +183,7 @@ class SavedCatalog:
             source=row["source"],
             id=row["id"],
             uri=row["uri"],
+            key=row["key"],
             captions=tuple(Caption(id=c["id"], text=c["text"]) for c in row["captions"]),
             meta=json.loads(row["meta"]),
         )

@@ -60,6 +60,11 @@ class FollowedStore:
         self._seen: object = None
         self._lock = threading.RLock()
 
+    @property
+    def device(self) -> str:
+        """Where models run, as it was asked for."""
+        return self._device
+
     def searcher(self) -> "Searcher":
         """What searches run on: the store and the index as they are now.
 

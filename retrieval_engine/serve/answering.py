@@ -192,12 +192,12 @@ def captioner_work(live: Live, questions: Sequence[Write]) -> list[Written]:
 
     from retrieval_engine.caption.generating import complete, write_captions
 
-    captioner = live.captioner()
-    alike: dict[DecodingOptions, list[int]] = {}
+    alike: dict[tuple[str, DecodingOptions], list[int]] = {}
     for number, question in enumerate(questions):
-        alike.setdefault(question.options, []).append(number)
+        alike.setdefault((question.model, question.options), []).append(number)
     answers: dict[int, Written] = {}
-    for asked, numbers in alike.items():
+    for (model, asked), numbers in alike.items():
+        captioner = live.captioner(model)
         options = complete(asked, captioner)
         size = max(1, captioner.captions_at_once // options.width)
         for start in range(0, len(numbers), size):

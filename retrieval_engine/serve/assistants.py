@@ -118,7 +118,7 @@ def tools_of(room: Room) -> MCPServer[Any]:
     ) -> Descriptions:
         """What a model sees in images of the collection, by their ids, in sentences."""
         with _told():
-            _, rows = await caption_rows(
+            rows = await caption_rows(
                 room, schema.CaptionRequest.model_validate({"ids": ids, "n": n})
             )
         return Descriptions(

@@ -15,7 +15,7 @@ from retrieval_engine.serve.schema import CaptionRequest
 
 async def caption_rows(
     room: Room, asked: CaptionRequest, files: Sequence[str] = ()
-) -> tuple[Captioner, list[dict[str, Any]]]:
+) -> list[dict[str, Any]]:
     """Write sentences; an image that cannot be read fails alone.
 
     Args:
@@ -24,13 +24,14 @@ async def caption_rows(
         files: names of those that were sent, in their order; numbers where there are none.
 
     Returns:
-        The model, and for each image a row as `schema.Caption`.
+        For each image a row as `schema.Caption`.
 
     Raises:
         UsageError: the options contradict each other.
-        Refused: too much waits.
+        Refused: too much waits, or there is no such model.
     """
-    captioner = await room.off_loop(room.live.captioner)
+    model = asked.model or room.live.caption_models[0]
+    captioner = await room.off_loop(room.live.captioner, model)
     options = _decoding(asked, captioner)
     wanted: list[tuple[bytes | None, str | None]] = [(data, None) for data in asked.images]
     wanted += [(None, item_id) for item_id in asked.ids]
@@ -40,9 +41,8 @@ async def caption_rows(
         return_exceptions=True,
     )
     good = [picture for picture in pictures if isinstance(picture, Picture)]
-    written = iter(await room.captioner.ask_all([Write(p, options) for p in good]))
-    rows = [_row(n, p, written) for n, p in zip(names, pictures, strict=True)]
-    return captioner, rows
+    written = iter(await room.captioner.ask_all([Write(model, p, options) for p in good]))
+    return [_row(n, p, written) for n, p in zip(names, pictures, strict=True)]
 
 
 def _decoding(asked: CaptionRequest, captioner: Captioner) -> DecodingOptions:

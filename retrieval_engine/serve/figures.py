@@ -1,8 +1,15 @@
 """What a server counts, in the text form of Prometheus."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+TOGETHER = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder in which several processes count together; set before this is imported."""
 
 _METHODS = {"GET", "POST", "HEAD", "OPTIONS"}
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0)
@@ -10,11 +17,16 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Figures:
-    """Counters of one server; two in one process do not mix."""
+    """Counters of one server; two in one process do not mix.
+
+    Where several processes serve, they count together; what is watched is each one's own.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         here = self._registry
+        self._watched = _Watched()
+        here.register(self._watched)
         self._requests = Counter(
             "vlre_requests", "Requests answered", ["route", "method", "status"], registry=here
         )
@@ -50,8 +62,29 @@ class Figures:
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """Show a number as it is when it is asked for."""
-        Gauge(name, what, registry=self._registry).set_function(value)
+        self._watched.values[name] = what, value
 
     def text(self) -> bytes:
         """All of it, as `/metrics` shows it."""
-        return generate_latest(self._registry)
+        folder = os.environ.get(TOGETHER)
+        if not folder:
+            return generate_latest(self._registry)
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole, folder)  # type: ignore[no-untyped-call]
+        whole.register(self._watched)
+        return generate_latest(whole)
+
+
+class _Watched(Collector):
+    """Numbers as they are when they are asked for; with the process, where there are several."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[str, Callable[[], float]]] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See `Collector`."""
+        labels = {"process": str(os.getpid())} if os.environ.get(TOGETHER) else {}
+        for name, (what, value) in self.values.items():
+            family = GaugeMetricFamily(name, what, labels=list(labels))
+            family.add_metric(list(labels.values()), value())
+            yield family

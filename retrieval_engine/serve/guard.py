@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import itertools
 import logging
+import os
 import re
 import secrets
 import time
@@ -64,9 +65,12 @@ class Guard:
         self._rates = _Rates(settings.requests_per_s)
         self._at_work = 0
         self._held = 0
+        self.headers = list(_HEADERS)
+        if settings.processes > 1:
+            self.headers.append((b"x-process", str(os.getpid()).encode()))
         self.name, self.count = secrets.token_hex(4), itertools.count()  # make a request's id
 
-    def refused_at_once(self, data: bytes) -> bytes | None:
+    def refused_at_once(self, data: bytes, is_behind: bool = False) -> bytes | None:
         """The whole answer to what came over an idle connection, if it is a search too many.
 
         To read a request as others are read costs as much as to answer it: under several times the
@@ -74,11 +78,12 @@ class Guard:
 
         Args:
             data: as it came.
+            is_behind: whether more comes than can be read, so that searches are too many anyhow.
 
         Returns:
             None for everything that is to be read, which are also requests of several parts.
         """
-        if not data.startswith(b"POST /api/search ") or not self._is_full():
+        if not data.startswith(b"POST /api/search ") or not (is_behind or self._is_full()):
             return None
         head, end, body = data.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
@@ -87,7 +92,7 @@ class Guard:
         self._figures.note_request("/api/search", "POST", 429, 0.0)
         refused = Overloaded("encoder", 1)
         answer = refused.response(f"{self.name}{next(self.count):08x}")
-        lines = [b"%s: %s" % pair for pair in (*answer.raw_headers, *_HEADERS)]
+        lines = [b"%s: %s" % pair for pair in (*answer.raw_headers, *self.headers)]
         return b"\r\n".join([b"HTTP/1.1 429 Too Many Requests", *lines, b"", bytes(answer.body)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,7 +219,7 @@ class _Exchange:
                 await self._discard()
             self._status = message["status"]
             given = list(message.get("headers", []))
-            given += [*_HEADERS, (b"x-request-id", self._id.encode())]
+            given += [*self._guard.headers, (b"x-request-id", self._id.encode())]
             if self._status in (408, 413):  # the rest of the body is not read
                 given.append((b"connection", b"close"))
             message = {**message, "headers": given}

@@ -20,7 +20,7 @@ from retrieval_engine.errors import IndexFailure, StoreChanged, StoreDamaged, Vl
 from retrieval_engine.index.catalog import Catalog, Entry
 from retrieval_engine.models.captioner import Captioner, open_captioner
 from retrieval_engine.search import Searcher
-from retrieval_engine.serve.refusals import Stopping, not_found
+from retrieval_engine.serve.refusals import Refused, Stopping, not_found
 from retrieval_engine.store import Store
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 
 class Live:
-    """An engine's searcher as it is now, and its captioner.
+    """An engine's searcher as it is now, and its captioners.
 
     Args:
         engine: what is served.
-        caption_model: checkpoint of the captioner; by default the store's.
+        caption_models: checkpoints of the captioners; by default the store's.
         reload_s: how often is looked for changes.
 
     Attributes:
@@ -47,15 +47,17 @@ class Live:
         fault: why the newest state cannot be served; empty where it is.
     """
 
-    def __init__(self, engine: Engine, *, caption_model: str = "", reload_s: float = 0.5) -> None:
+    def __init__(
+        self, engine: Engine, *, caption_models: tuple[str, ...] = (), reload_s: float = 0.5
+    ) -> None:
         self.engine = engine
         self.reloads = -1
         self.fault = ""
-        self._caption_model = caption_model
+        self._caption_models = caption_models
         self._reload_s = reload_s
         self._searcher: Searcher | None = None
         self._opened: Searcher | None = None
-        self._captioner: Captioner | None = None
+        self._captioners: dict[str, Captioner] = {}
         self._is_whole = False
         self._turn = threading.Lock()
         self._loading = threading.RLock()  # two models cannot be built at once in a process
@@ -143,21 +145,36 @@ class Live:
             raise not_found(f"no item has the id {item_id[:200]!r}")
         return number
 
-    def captioner(self) -> Captioner:
-        """The model that writes captions, opened when it is first needed.
+    @property
+    def caption_models(self) -> tuple[str, ...]:
+        """Names of the captioners; the first answers where none is named."""
+        return self._caption_models or (self.searcher.spec.checkpoint,)
+
+    def captioner(self, name: str = "") -> Captioner:
+        """A model that writes captions, opened when it is first needed.
+
+        Args:
+            name: one of `caption_models`; empty for the first.
 
         Raises:
+            Refused: there is none of that name; no other is ever opened.
             EncoderError: it cannot be opened, or writes none.
         """
         from retrieval_engine.caption.loaded import arithmetic
 
+        known = self.caption_models
+        name = name or known[0]
+        if name not in known:
+            raise Refused(
+                422, "unknown_model", f"`model` is {name[:200]!r}; there are {', '.join(known)}"
+            )
         with self._loading:
-            if self._captioner is None:
+            if name not in self._captioners:
                 self._open_towers()
-                store = self.searcher.store
-                model = self._caption_model or self.searcher.spec.checkpoint
-                self._captioner = open_captioner(model, dtype=arithmetic("auto", store))
-            return self._captioner
+                dtype = arithmetic("auto", self.searcher.store)
+                device = self.engine.device
+                self._captioners[name] = open_captioner(name, device=device, dtype=dtype)
+            return self._captioners[name]
 
     def add(self, images: list[bytes], captions: list[str] | None) -> "EncodeReport":
         """Encode images into the store, and search them too.

@@ -1,19 +1,19 @@
 """Images of items, whole and small. Only what the store itself names is ever opened."""
 
+import hashlib
 import io
-import threading
-from collections import OrderedDict
 
 from PIL import Image
 
 from retrieval_engine.errors import SourceError
+from retrieval_engine.index.catalog import Entry
 from retrieval_engine.serve.live import Live
 from retrieval_engine.serve.refusals import not_found
+from retrieval_engine.serve.thumbnails import Thumbnails
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 THUMBNAIL_PIXELS = 320
-_KEPT_BYTES = 64 << 20
 # Formats that browsers show; all others are sent as JPEG.
 _TYPES = {
     "JPEG": "image/jpeg",
@@ -30,14 +30,13 @@ class ServedPictures:
     Args:
         live: says where they are.
         max_pixels: of an image.
+        kept: small ones that were made before.
     """
 
-    def __init__(self, live: Live, *, max_pixels: int) -> None:
+    def __init__(self, live: Live, *, max_pixels: int, kept: Thumbnails) -> None:
         self._live = live
         self._max_pixels = max_pixels
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0
-        self._turn = threading.Lock()
+        self._kept = kept
 
     def read(self, item_id: str) -> bytes:
         """The file of an item.
@@ -45,11 +44,7 @@ class ServedPictures:
         Raises:
             Refused: there is no such item, or its file has gone.
         """
-        uri = self._live.entry(item_id).uri
-        try:
-            return read_bytes(uri)
-        except SourceError as error:
-            raise not_found(f"the image of {item_id[:200]!r} cannot be read") from error
+        return _bytes_of(self._live.entry(item_id))
 
     def image(self, item_id: str) -> tuple[bytes, str]:
         """An item's image as a browser shows it, and its media type."""
@@ -63,23 +58,24 @@ class ServedPictures:
         return _jpeg(decode(data, max_pixels=self._max_pixels)), _TYPES["JPEG"]
 
     def thumbnail(self, item_id: str) -> bytes:
-        """An item's image as a JPEG of at most 320 pixels a side; the last ones are kept."""
-        name = f"{self._live.entry(item_id).uri}\n{self._live.reloads}"
-        with self._turn:
-            if name in self._kept:
-                self._kept.move_to_end(name)
-                return self._kept[name]
-        side = THUMBNAIL_PIXELS
-        picture = decode(self.read(item_id), max_pixels=self._max_pixels, least_side=side)
+        """An item's image as a JPEG of at most 320 pixels a side, made once for its content."""
+        entry = self._live.entry(item_id)
+        if kept := self._kept.get(entry.key):
+            return kept
+        data, side = _bytes_of(entry), THUMBNAIL_PIXELS
+        picture = decode(data, max_pixels=self._max_pixels, least_side=side)
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         made = _jpeg(picture)
-        with self._turn:
-            if name not in self._kept:
-                self._kept[name] = made
-                self._bytes += len(made)
-            while self._bytes > _KEPT_BYTES:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
+        if hashlib.sha256(data).hexdigest() == entry.key:  # else its file has changed
+            self._kept.put(entry.key, made)
         return made
+
+
+def _bytes_of(entry: Entry) -> bytes:
+    try:
+        return read_bytes(entry.uri)
+    except SourceError as error:
+        raise not_found(f"the image of {entry.id[:200]!r} cannot be read") from error
 
 
 def _jpeg(picture: Image.Image) -> bytes:

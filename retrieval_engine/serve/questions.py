@@ -102,8 +102,9 @@ class Rerank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """Asks the captioner for sentences about an image."""
+    """Asks a captioner for sentences about an image."""
 
+    model: str
     picture: Picture
     options: DecodingOptions
 

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from retrieval_engine.engine import Engine
-from retrieval_engine.machine import usable_cores
+from retrieval_engine.machine import cache_folder, usable_cores
 from retrieval_engine.search import Hits
 from retrieval_engine.serve.answering import captioner_work, encoder_work, matcher_work, prepare
 from retrieval_engine.serve.batcher import Batcher
@@ -29,6 +30,7 @@ from retrieval_engine.serve.questions import (
 )
 from retrieval_engine.serve.refusals import Overloaded, Stopping
 from retrieval_engine.serve.settings import ServeSettings
+from retrieval_engine.serve.thumbnails import Thumbnails
 from retrieval_engine.sources.decode import decode
 
 T = TypeVar("T")
@@ -51,8 +53,10 @@ class Room:
 
     def __init__(self, engine: Engine, settings: ServeSettings, figures: Figures) -> None:
         self.settings = settings
-        self.live = Live(engine, caption_model=settings.caption_model, reload_s=settings.reload_s)
-        self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels)
+        self.live = Live(engine, caption_models=settings.caption_models, reload_s=settings.reload_s)
+        folder = Path(settings.cache) if settings.cache else cache_folder()
+        kept = Thumbnails(folder / "thumbnails", settings.cache_bytes)
+        self.pictures = ServedPictures(self.live, max_pixels=settings.max_pixels, kept=kept)
         self.encoder: Batcher[Question | Like, Hits | Vectors] = self._batcher(
             "encoder", partial(encoder_work, self.live), figures
         )

@@ -123,10 +123,10 @@ async def caption(request: Request) -> Response:
     """Sentences about one image or many; an image that cannot be read fails alone."""
     room = _room(request)
     asked, files = await read_body(request, schema.CaptionRequest)
-    captioner, rows = await caption_rows(room, asked, files)
+    rows = await caption_rows(room, asked, files)
     if asked.format != "json":
         return FORMS[asked.format](rows)
-    return Json({"model": captioner.spec.checkpoint, "images": rows})
+    return Json({"model": asked.model or room.live.caption_models[0], "images": rows})
 
 
 @_route("/api/match", schema.MatchAnswer, body_of(schema.MatchRequest, "image"))
@@ -230,7 +230,7 @@ def _store(room: Room) -> dict[str, Any]:
     return {
         "items": len(searcher.catalog),
         "model": searcher.spec.checkpoint,
-        "captioner": room.settings.caption_model or searcher.spec.checkpoint,
+        "captioners": live.caption_models,
         "failures": [{"id": f.item_id, "reason": f.reason} for f in failures[:_MOST_FAILURES]],
         "failed": len(failures),
         "index": index.manifest.recipe if index else "",

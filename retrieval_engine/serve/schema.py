@@ -23,6 +23,7 @@ def _decoded(value: Any) -> Any:
         raise ValueError("it is no base64") from error
 
 
+_WRITERS = "One of `captioners` in /api/store; the first where it is empty."
 _SENT = {"type": "string", "contentEncoding": "base64", "description": "An image file in base64."}
 Image = Annotated[bytes, BeforeValidator(_decoded), WithJsonSchema(_SENT)]
 Text = Annotated[str, Field(min_length=1, max_length=MOST_TEXT, pattern=r"\S")]
@@ -94,6 +95,7 @@ class CaptionRequest(Body):
         None, ge=0.1, le=2, description="Draw words at random; higher is bolder."
     )
     seed: int = Field(0, ge=0, le=2**31, description="Of what is drawn at random.")
+    model: str = Field("", max_length=999, examples=["vlre-tiny"], description=_WRITERS)
     prompt: str | None = Field(None, max_length=200, description="Beginning of every sentence.")
     format: Literal["json", "csv", "coco", "xml"] = "json"
     example: ClassVar[dict[str, Any]] = {"ids": ["12"], "n": 3, "beams": 3, "length": 30}
@@ -254,20 +256,15 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
-    """Counted as OpenAI does; words stand for tokens here."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class EmbeddingsAnswer(BaseModel):
     """OpenAI's answer."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: dict[Literal["prompt_tokens", "total_tokens"], int] = Field(
+        description="Words stand for tokens."
+    )
 
 
 class StoreAnswer(BaseModel):
@@ -275,7 +272,7 @@ class StoreAnswer(BaseModel):
 
     items: int
     model: str
-    captioner: str
+    captioners: list[str] = Field(description="The first writes where no `model` is named.")
     failures: list[dict[str, str]] = Field(description="The first hundred.")
     failed: int
     index: str = Field("", description="Recipe of the index; empty where there is none.")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from retrieval_engine.engine import Engine
 from retrieval_engine.errors import VlreError
 from retrieval_engine.serve.app import create_app
+from retrieval_engine.serve.guard import Guard
 from retrieval_engine.serve.log import log_lines
 from retrieval_engine.serve.settings import ServeSettings
+from retrieval_engine.serve.turns import ACCEPTED_AT_ONCE, Turns
 
 _HEAD_BYTES = 32 << 10
 _GRACE_S = 30
+_MOST_UNACCEPTED = 4096
+_GO_FIRST = (b"GET /healthz ", b"GET /readyz ")
 
 
 def run_server(engine: Engine, settings: ServeSettings) -> None:
@@ -29,10 +33,10 @@ def run_server(engine: Engine, settings: ServeSettings) -> None:
         VlreError: the address cannot be listened on.
         KeyboardInterrupt: it was interrupted.
     """
-    with _listening(settings) as listener:
+    with listening(settings) as listener:
         log_lines()
-        logging.getLogger("vlre.server").info("listening on %s", _address(settings, listener))
-        _server(engine, settings).run(sockets=[listener])
+        logging.getLogger("vlre.server").info("listening on %s", address_of(settings, listener))
+        server_of(engine, settings).run(sockets=[listener])
         logging.shutdown()
 
 
@@ -46,26 +50,28 @@ def running(engine: Engine, settings: ServeSettings) -> Iterator[str]:
     Raises:
         VlreError: the address cannot be listened on.
     """
-    with _listening(settings) as listener:
-        server = _server(engine, settings)
+    with listening(settings) as listener:
+        server = server_of(engine, settings)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="vlre-serve"
         )
         thread.start()
         try:
-            yield _address(settings, listener)
+            yield address_of(settings, listener)
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
-    app = create_app(engine, settings)
-    given = {"head_s": settings.timeout_s, "refused_at_once": staticmethod(app.refused_at_once)}
-    protocol = type("Protocol", (_Patient,), given)
+def server_of(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
+    """A server that does not run yet."""
+    app, turns = create_app(engine, settings), Turns()
+    given = {"head_s": settings.timeout_s, "turns": turns, "guard": app}
     config = uvicorn.Config(
         app,
-        http=protocol,
+        http=type("Protocol", (_Patient,), given),
+        loop=turns.loop,  # type: ignore[arg-type]
+        backlog=ACCEPTED_AT_ONCE,  # as asyncio understands it; `_Fair` sets what the system keeps
         ws="none",
         lifespan="on",
         log_config=None,
@@ -75,11 +81,32 @@ def _server(engine: Engine, settings: ServeSettings) -> uvicorn.Server:
         timeout_graceful_shutdown=_GRACE_S,
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
-    return uvicorn.Server(config)
+    return _Fair(config, turns)
+
+
+class _Fair(uvicorn.Server):
+    """A server that takes new connections in each turn of its loop, and few at once."""
+
+    def __init__(self, config: uvicorn.Config, turns: Turns) -> None:
+        super().__init__(config)
+        self._turns = turns
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server`."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_MOST_UNACCEPTED)
+        files = self._turns.get_map().values()  # listeners, and what other threads wake the loop by
+        self._turns.first.update(key.fd for key in files)
 
 
 @contextmanager
-def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
+def listening(settings: ServeSettings) -> Iterator[socket.socket]:
+    """A socket that listens where the settings say.
+
+    Raises:
+        VlreError: the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,11 +117,12 @@ def _listening(settings: ServeSettings) -> Iterator[socket.socket]:
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
                 hint="another `port` may be free; `port=0` takes any",
             ) from error
-        listener.listen(1024)
+        listener.listen(_MOST_UNACCEPTED)
         yield listener
 
 
-def _address(settings: ServeSettings, listener: socket.socket) -> str:
+def address_of(settings: ServeSettings, listener: socket.socket) -> str:
+    """Where a socket listens, for a browser."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{listener.getsockname()[1]}"
 
@@ -103,7 +131,8 @@ class _Patient(H11Protocol):
     """Closes a connection on which no whole head of a request came in time."""
 
     head_s = 20.0
-    refused_at_once: Callable[[bytes], bytes | None]
+    turns: Turns
+    guard: Guard
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -116,11 +145,13 @@ class _Patient(H11Protocol):
         has_begun = bool(self.cycle)  # None before the first request, whatever its type says
         is_idle = not has_begun or self.cycle.response_complete
         is_idle = is_idle and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-        if is_idle and (answer := self.refused_at_once(data)):
+        if is_idle and (answer := self.guard.refused_at_once(data, self.turns.is_behind)):
             self._unset_keepalive_if_required()
             self.transport.write(answer)
             self._wait_for_head()
             return
+        if data.startswith(_GO_FIRST):
+            self.turns.first.add(self.transport.get_extra_info("socket").fileno())
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,7 +172,9 @@ class _Patient(H11Protocol):
 
     def _end_if_waiting(self) -> None:
         has_begun = bool(self.cycle)
-        if not has_begun or self.cycle.response_complete:
+        if self.turns.is_behind:  # the head may be there, and nobody has come to read it
+            self._wait_for_head()
+        elif not has_begun or self.cycle.response_complete:
             self.transport.close()
 
 

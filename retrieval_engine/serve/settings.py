@@ -18,7 +18,8 @@ class ServeSettings:
         port: 0 lets the system choose one.
         token: what requests must carry as `Authorization: Bearer …`; none by default.
         allowed_hosts: names by which it may be called besides `host` and this machine's own.
-        caption_model: checkpoint of the captioner; by default the store's.
+        caption_models: checkpoints of the captioners that a request may choose from, the first where
+            it does not; by default the store's model.
         rate: requests a second from one address, 5 s of them at once; 0 is no limit. None is no
             limit on this machine's own address, else 50.
         max_body_bytes: of one request.
@@ -30,6 +31,10 @@ class ServeSettings:
         max_requests: requests at work at once; beyond it they are refused with 503.
         reload_s: how often the store and the index are looked at for changes.
         allow_adding: whether images may be added to the store.
+        processes: how many serve beside each other; each answer then says from which it is.
+        cache: folder in which small images are kept; by default the user's own, see
+            `machine.cache_folder`.
+        cache_bytes: of those at most; 0 keeps none.
         mcp: whether there are tools for assistants at `/mcp` (extra `mcp`).
 
     Raises:
@@ -40,7 +45,7 @@ class ServeSettings:
     port: int = 8000
     token: str = ""
     allowed_hosts: tuple[str, ...] = ()
-    caption_model: str = ""
+    caption_models: tuple[str, ...] = ()
     rate: float | None = None
     max_body_bytes: int = 32 << 20
     max_held_bytes: int = 512 << 20
@@ -51,18 +56,24 @@ class ServeSettings:
     max_requests: int = 512
     reload_s: float = 0.5
     allow_adding: bool = False
+    processes: int = 1
+    cache: str = ""
+    cache_bytes: int = 1 << 30
     mcp: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or unsafe."""
-        for name in ("max_body_bytes", "max_held_bytes", "max_pixels", "max_batch", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least 1")
+        least = dict.fromkeys(("max_body_bytes", "max_held_bytes", "max_pixels"), 1)
+        for name, value in {**least, "max_batch": 1, "max_waiting": 1, "cache_bytes": 0}.items():
+            if getattr(self, name) < value:
+                raise UsageError(f"`{name}` is {getattr(self, name)}, must be at least {value}")
         for name in ("max_requests", "timeout_s", "reload_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"`{name}` is {getattr(self, name)}, must be above 0")
         if self.rate is not None and not 0 <= self.rate < math.inf:
             raise UsageError(f"`rate` is {self.rate}, must be a number from 0 on; 0 is no limit")
+        if not all(self.caption_models) or len(set(self.caption_models)) < len(self.caption_models):
+            raise UsageError("`caption_models` holds one twice, or an empty one")
         if not 0 <= self.port < 65536:
             raise UsageError(f"`port` is {self.port}, must be 0 to 65535")
         if self.token and (not self.token.isascii() or len(self.token) < 8):

@@ -1,5 +1,6 @@
 """`vlre serve`: a web page and an HTTP API over a store."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from retrieval_engine.cli.options import (
 @head_option
 @split_option
 @moved_model_option
-@click.option("--caption-model", default="", help="Writes captions; default: the store's model.")
+@click.option(
+    "--caption-model",
+    "caption_models",
+    multiple=True,
+    help="Writes captions; give several to choose from and compare. Default: the store's model.",
+)
 @device_option
+@click.option(
+    "--devices",
+    help="A process for each, behind one port: all; cuda:0,cuda:1; cpu:2 for two on the CPU.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others need --token.")
 @click.option("--port", default=8000, show_default=True, help="0 takes any that is free.")
 @click.option(
@@ -41,6 +51,15 @@ from retrieval_engine.cli.options import (
     show_default=True,
     help="Questions that wait for a model; more are refused with 429.",
 )
+@click.option(
+    "--cache",
+    default="",
+    envvar="VLRE_CACHE",
+    help="Folder for small images; default: the user's. [env: VLRE_CACHE]",
+)
+@click.option(
+    "--cache-bytes", default=1 << 30, show_default=True, help="Of small images; 0 keeps none."
+)
 @click.option("--allow-adding", is_flag=True, help="Let images be added: POST /api/items.")
 @click.option(
     "--mcp",
@@ -56,6 +75,7 @@ def command(
     split: str | None,
     model: str,
     device: str,
+    devices: str | None,
     mcp: str | None,
     **limits: Any,
 ) -> None:
@@ -65,15 +85,24 @@ def command(
     is found within a second. The log on stderr is one JSON object a line.
     """
     from retrieval_engine import Engine
-    from retrieval_engine.errors import MissingExtra
+    from retrieval_engine.errors import MissingExtra, UsageError
+    from retrieval_engine.machine import devices_of
 
     try:
-        from retrieval_engine.serve import ServeSettings, run_server
+        from retrieval_engine.serve import ServeSettings, run_processes, run_server
     except ModuleNotFoundError as error:
         raise MissingExtra(str(error.name), "serve") from error
     settings = ServeSettings(**limits, mcp=mcp == "http")
-    engine = Engine(store=store, index=index, head=head, split=split, model=model, device=device)
+    named = devices_of(devices) if devices else []
+    if named and (mcp == "stdio" or device != "auto"):
+        raise UsageError("`devices` goes neither with `device` nor with `mcp='stdio'`")
+    opened = partial(Engine, store=store, index=index, head=head, split=split, model=model)
+    engine = opened(device=device)
     engine.searcher()  # what is wrong with the store or the index is said now, and ends it
+    if named:
+        engine.close()
+        run_processes(opened, settings, named)
+        return
     if mcp != "stdio":
         run_server(engine, settings)
         return

@@ -45,11 +45,12 @@ async function run(asked) {
         text,
         score: one.scores[i],
         temperature: asked[n].temperature ?? null,
+        model: answers[n].model,
       })));
       return { image: name, src, sentences, error: found[0].error };
     });
     show();
-    say(said, `Written by ${answers[0].model}.`);
+    say(said, `Written by ${[...new Set(answers.map(({ model }) => model))].join(" and ")}.`);
   } catch (error) {
     say(said, error.message, true);
   }
@@ -58,7 +59,13 @@ async function run(asked) {
 const value = (id) => Number(byId(id).value);
 
 function write() {
-  return run([{ length: value("length"), beams: value("beams") }]);
+  return run([{ length: value("length"), beams: value("beams"), model: byId("model").value }]);
+}
+
+// The same images by every model, side by side.
+function compare() {
+  const models = [...byId("model").options].map((option) => option.value);
+  return run(models.map((model) => ({ length: value("length"), beams: value("beams"), model })));
 }
 
 function vary() {
@@ -67,7 +74,20 @@ function vary() {
     length: value("length"),
     temperature: Math.min(2, lowest + more).toFixed(2),
     seed,
+    model: byId("model").value,
   })));
+}
+
+// What the server may write with; one alone is no choice.
+export async function offer() {
+  if (byId("model").options.length) return;
+  try {
+    const { captioners } = await ask("/api/store");
+    byId("model").replaceChildren(...captioners.map((name) => make("option", { value: name, text: name })));
+    byId("models").hidden = captioners.length < 2;
+  } catch (error) {
+    say(byId("captions-said"), error.message, true);
+  }
 }
 
 function line({ text, temperature }) {
@@ -84,9 +104,12 @@ function line({ text, temperature }) {
 
 function show() {
   byId("written").replaceChildren(...rows.map(({ image, src, sentences, error }) => {
-    const list = make("ol", {}, ...sentences.map(line));
-    if (error) list.append(make("li", { text: error, className: "bad" }));
-    return make("li", {}, make("img", { src, alt: sentences[0]?.text ?? image }), list);
+    const models = [...new Set(sentences.map(({ model }) => model))];
+    const lists = models.map((model) => make("ol", {}, ...sentences.filter((one) => one.model === model).map(line)));
+    if (error) lists.push(make("ol", {}, make("li", { text: error, className: "bad" })));
+    const titled = (list, place) => make("div", {}, make("h3", { text: models[place] }), list);
+    const beside = models.length > 1 ? [make("div", { className: "sides" }, ...lists.map(titled))] : lists;
+    return make("li", {}, make("img", { src, alt: sentences[0]?.text ?? image }), ...beside);
   }));
   byId("to-csv").disabled = byId("to-json").disabled = !rows.length;
 }
@@ -96,8 +119,8 @@ const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).repla
 
 function toCsv() {
   const lines = rows.flatMap(({ image, sentences, error }) => (sentences.length ? sentences : [{ text: "", score: "" }])
-    .map(({ text, score, temperature }) => [cell(image), cell(text), score, temperature ?? "", cell(error ?? "")].join(",")));
-  save("captions.csv", "text/csv", ["image,caption,score,temperature,error", ...lines, ""].join("\r\n"));
+    .map(({ text, score, temperature, model }) => [cell(image), cell(text), score, temperature ?? "", cell(model ?? ""), cell(error ?? "")].join(",")));
+  save("captions.csv", "text/csv", ["image,caption,score,temperature,model,error", ...lines, ""].join("\r\n"));
 }
 
 function toJson() {
@@ -126,6 +149,7 @@ export function begin() {
     write();
   });
   byId("variations").addEventListener("click", vary);
+  byId("compare").addEventListener("click", compare);
   byId("to-csv").addEventListener("click", toCsv);
   byId("to-json").addEventListener("click", toJson);
   for (const output of document.querySelectorAll("output")) {

@@ -15,6 +15,7 @@ function open(tab) {
   }
   history.replaceState(null, "", `#${tab.getAttribute("aria-controls")}`);
   if (tab.id === "tab-store") showStore();
+  if (tab.id === "tab-captions") captions.offer();
 }
 
 for (const [place, tab] of tabs.entries()) {
@@ -36,7 +37,7 @@ async function showStore() {
     const lines = {
       Images: store.items.toLocaleString(),
       Encoder: store.model,
-      Captioner: store.captioner,
+      Captioners: store.captioners.join(", "),
       Index: store.index || "none: every image is compared",
       "Recall@10 of the index": recall === null ? "exact" : `${(100 * recall).toFixed(1)} % of exact search`,
       "Could not be encoded": store.failed.toLocaleString(),
