@@ -34,7 +34,7 @@ from retrieval_engine.records import (
     Item,
     Modality,
 )
-from retrieval_engine.sources import EmptySource, Source, open_source
+from retrieval_engine.sources import EmptySource, Source, open_source, readers_for
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
@@ -94,7 +94,8 @@ def encode(
         run = _Run(source, encoder, options, progress, writer, behind, report)
         progress.start("encoding", expected)
         load = Load(encoder.preprocessor, run.have[Modality.IMAGES])
-        with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
+        workers = options.workers or readers_for(source.name)
+        with open_pool(options.worker_kind, workers, ahead=2 * run.batch_size) as pool:
             steps = run.steps(pool.imap(load, run.changed_items()))
             for step, found in _computed(encoder, steps, report, progress):
                 run.write(step, found)

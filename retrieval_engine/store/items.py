@@ -74,6 +74,7 @@ def item_state(item: Item, source: str) -> bytes:
         item.split,
         [(caption.id, caption.text) for caption in item.captions],
         dict(item.meta),
+        *([item.version] if item.version else []),  # states of before there were any stay
     ]
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
