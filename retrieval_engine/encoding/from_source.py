@@ -36,6 +36,7 @@ from retrieval_engine.records import (
 )
 from retrieval_engine.sources import EmptySource, Source, open_source, readers_for
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
+from retrieval_engine.store.mirror import shown_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
@@ -82,7 +83,7 @@ def encode(
     expected = items_expected(source, options)
     if options.overwrite and next(_wanted(source, options), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
-    report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
+    report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (
         StoreWriter.open(
             store, spec=encoder.spec, features=features, overwrite=options.overwrite

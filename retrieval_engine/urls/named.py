@@ -46,7 +46,7 @@ def name_url(url: str) -> None:
     parts = urlsplit(url)
     if "::" in url or ":" in parts.netloc.rpartition("@")[0]:
         raise UsageError(
-            f"an address of {parts.scheme}:// has a password or a chain `::` in it",
+            f"an address of {parts.scheme}:// has a password or a chain :: in it",
             hint="give credentials by the environment: an address is written down in stores",
         )
     root = fixed_part(url)

@@ -66,7 +66,7 @@ def _options(scheme: str) -> dict[str, Any]:
             "client_kwargs": {"timeout": limit, "raise_for_status": _refuse_redirection},
             "allow_redirects": False,
         }
-    return {}
+    return {"auto_mkdir": True} if scheme in {"file", "local"} else {}
 
 
 async def _refuse_redirection(answer: Any) -> None:
@@ -91,17 +91,19 @@ def telling(url: str) -> Iterator[None]:
     except (UrlFailure, MissingExtra, UsageError):
         raise
     except Exception as error:  # botocore, aiohttp, … have each their own tree
-        told = _reason(error)
+        told = reason_of(error)
         kind = UrlMissing if told is None else UrlFailure
         reason, hint = told or ("there is nothing", "")
         raise kind(f"cannot read {url}: {reason}", hint=hint) from error
 
 
-def _reason(error: BaseException) -> tuple[str, str] | None:
+def reason_of(error: BaseException) -> tuple[str, str] | None:
     """Why, and what to do about it; None where nothing is there."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
-        return _reason(cause) if cause else None  # fsspec says of every failure that it is missing
+        return (
+            reason_of(cause) if cause else None
+        )  # fsspec says of every failure that it is missing
     if isinstance(error, UrlFailure):
         return error.message, error.hint
     kinds = {kind.__name__ for kind in type(error).__mro__}
