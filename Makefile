@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean install
+.PHONY: demo test test-whole check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Recipes, studies and the scripts of benchmarks/ from end to end, at tiny sizes: about a minute.
+test-whole: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
