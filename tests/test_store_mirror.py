@@ -1,6 +1,7 @@
 """Stores behind addresses: the same as on this machine, whole at every moment, one writer."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,17 @@ def test_a_store_made_anew_is_not_mistaken_for_the_old(
     new = everything(open_store(URL))
     monkeypatch.setenv("VLRE_CACHE", str(tmp_path / "cache"))
     assert everything(open_store(URL)) == new
+
+
+def test_a_strangers_store_cannot_name_an_address(tmp_path: Path, memory: Any) -> None:
+    written(URL)
+    (strange,) = (tmp_path / "cache" / "stores").iterdir()
+    planted = tmp_path / "stores" / strange.name
+    shutil.copytree(strange, planted)
+    (next((planted / "shards").glob("images-*"))).unlink()
+    memory.store.clear()
+    with pytest.raises(StoreDamaged, match="is missing"):
+        everything(open_store(planted))
 
 
 def test_other_writers_work_there_too(tmp_path: Path, memory: Any) -> None:

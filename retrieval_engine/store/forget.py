@@ -42,7 +42,12 @@ def _known_as(path: Path, source: str) -> str:
     if not colon or "/" in kind:
         kind, place = "folder", source
     given = Path(place.partition("?")[0]).expanduser()
-    for name in (source, f"{kind}:{given.absolute()}", f"{kind}:{given.resolve()}"):
+    for name in (
+        source,
+        f"folder:{source.rstrip('/')}",
+        f"{kind}:{given.absolute()}",
+        f"{kind}:{given.resolve()}",
+    ):
         if name in names:
             return name
     listed = ", ".join(f"{name} ({count:,})" for name, count in known.items())

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retrieval_engine.durable import partial_of, refuse_url, replace_file
+from retrieval_engine.durable import partial_of, replace_file
 from retrieval_engine.errors import StoreDamaged, StoreError, UrlFailure, UrlMissing
 from retrieval_engine.locks import FileLock, Taken
 from retrieval_engine.machine import cache_folder
@@ -26,8 +26,8 @@ from retrieval_engine.urls import Url, as_url, file_system, name_url
 MIRROR = "mirror.json"
 MANIFEST, LOCK, SHARDS = "manifest.json", "store.lock", "shards"
 _JSON = ("store.json", MANIFEST, "failures.jsonl")
-_READABLE_ONLY = frozenset(("http", "https"))
 _MOST_JSON = 1 << 30
+_opened: set[Path] = set()  # mirrors that this process was given the address of
 
 
 def local_store(place: str | os.PathLike[str]) -> Path:
@@ -45,7 +45,14 @@ def local_store(place: str | os.PathLike[str]) -> Path:
         (path / SHARDS).mkdir(parents=True, exist_ok=True)
         said = {"url": url, "mirror": secrets.token_hex(16)}
         replace_file(path / MIRROR, (json.dumps(said) + "\n").encode())
+    _opened.add(path.resolve())
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a mirror of this user's: a store may come from a stranger, marks and all."""
+    place = path.resolve()
+    return place in _opened or place.parent == (cache_folder() / "stores").resolve()
 
 
 def shown_store(path: Path) -> str:
@@ -71,14 +78,15 @@ class Mirror:
     @classmethod
     def at(cls, path: Path) -> "Mirror | None":
         """The mirror in a folder; None where the folder is a store itself."""
+        if not _is_ours(path):
+            return None
         try:
             said = json.loads((path / MIRROR).read_bytes())
-            name_url(said["url"])  # a mirror is in the user's own cache, made when it was named
+            name_url(said["url"])  # it was made when that was named
             return cls(path, Url(said["url"]), said["mirror"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
-            refuse_url(path, "a store")
             raise StoreError(f"{path / MIRROR} cannot be read: {error}") from error
 
     @cached_property
