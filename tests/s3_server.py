@@ -36,7 +36,7 @@ class Served:
         self.requests.append((method, path))
         fault = self.fault(method, path)
         if fault == "slow":
-            time.sleep(1.5)
+            time.sleep(1.2)
         if fault in {"503", "403"}:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             code = "SlowDown" if fault == "503" else "AccessDenied"
@@ -74,7 +74,7 @@ def s3_server() -> Iterator[Served]:
     served = Served(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, served, threaded=True, request_handler=_Quiet)
     served.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield served

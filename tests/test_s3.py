@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from retrieval_engine.cli import main
 from retrieval_engine.encoding import EncodeOptions, encode
 from retrieval_engine.errors import StoreError, StoreNotFound, UrlFailure
 from retrieval_engine.models import Encoder, open_encoder
@@ -43,6 +47,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             monkeypatch.setenv(name, value)
         systems._file_system.cache_clear()
         system = systems.file_system("s3")
+        monkeypatch.setattr(type(system), "retries", 3)
         system.mkdir(BUCKET)
         yield served
         served.fault = lambda method, path: ""
@@ -87,7 +92,7 @@ def test_an_s3_store_equals_a_local_one_whatever_fails(
 ) -> None:
     here = tmp_path / "store"
     encode("scenes:24?seed=3", here, encoder=tiny, options=SMALL_PARTS)
-    s3.fault = now_and_then(5, "503", "half", "lost", "slow")
+    s3.fault = now_and_then(5, "503", "half", "lost", "slow", every=8)
     for _ in range(20):  # the same command, until it comes to its end
         with suppress(StoreError):
             report = encode("scenes:24?seed=3", STORE, encoder=tiny, options=SMALL_PARTS)
@@ -96,6 +101,22 @@ def test_an_s3_store_equals_a_local_one_whatever_fails(
     s3.fault = lambda method, path: ""
     assert content(open_store(STORE)) == content(open_store(here))
     assert open_store(STORE).verify() == []
+
+
+def test_killed_by_signal_9_the_same_command_goes_on(tmp_path: Path, s3: Served) -> None:
+    command = ["encode", "scenes:12?seed=3", "--store", STORE, "--shard-rows", "4"]
+    child = subprocess.Popen([sys.executable, str(Path(__file__).parents[1] / "cli.py"), *command])
+    while not s3.count("PUT", "images-00001.h5") and child.poll() is None:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    kept = len(open_store(STORE).items())
+    done = CliRunner().invoke(main, [*command, "--json"])
+    report = json.loads(done.stdout)
+    assert (report["images"]["encoded"], report["images"]["reused"]) == (12 - kept, kept)
+    assert 4 <= kept < 12
+    CliRunner().invoke(main, [*command[:2], "--store", str(tmp_path / "s"), *command[4:]])
+    assert content(open_store(STORE)) == content(open_store(tmp_path / "s"))
 
 
 def test_every_request_that_fails_for_good_leaves_a_whole_store(

@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -253,3 +256,55 @@ def test_pictures_of_a_table_are_read_in_any_order(tmp_path: Path, memory: str) 
     put(tmp_path, memory)
     items = list(open_source(f"parquet:{memory}/a.parquet").items())
     assert [read_item(items[n]) for n in (39, 0, 17)] == [rows[n] for n in (39, 0, 17)]
+
+
+class _Redirecting(SimpleHTTPRequestHandler):
+    """Files of a folder; what is called `away` is elsewhere, and `secret` is not for everybody."""
+
+    def do_GET(self) -> None:
+        if "away" in self.path:
+            self.send_response(302)
+            self.send_header("Location", "/pets/val/0.jpg")
+            self.end_headers()
+        elif "secret" in self.path:
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    handler = partial(_Redirecting, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[6]])
+def test_a_web_server_is_a_source_too(spec: str, tmp_path: Path, web: str) -> None:
+    write_data(tmp_path)
+    here, there = (open_source(spec.format(place, place)) for place in (tmp_path, web))
+    assert items_of(there) == items_of(here) != []
+    items = list(there.items())
+    assert items == list(open_source(spec.format(web, web)).items())  # size and time are known
+    assert all(item.mtime_ns > 0 for item in items)
+
+
+def test_redirections_are_not_followed(tmp_path: Path, web: str) -> None:
+    write_data(tmp_path)
+    (tmp_path / "pets" / "val" / "away.jpg").write_bytes(jpeg(9))
+    open_source(f"folder:{web}/pets/val")
+    with pytest.raises(UrlFailure, match="redirected to another address, which is not followed"):
+        read_bytes(f"{web}/pets/val/away.jpg")
+    with pytest.raises(UrlFailure, match=r"secret.jpg: access is refused"):
+        read_bytes(f"{web}/pets/val/secret.jpg")
+    with pytest.raises(UrlFailure, match=r"gone.jpg: there is nothing"):
+        read_bytes(f"{web}/pets/val/gone.jpg")
+    with pytest.raises(UrlFailure, match="nobody named it"):
+        read_bytes(f"{web}/pets/train/0.jpg")
