@@ -7,6 +7,8 @@
     ├── PluginBroken        (ImportError) another distribution's plug-in cannot be imported
     ├── SourceError                    a data source cannot be read
     │   ├── SourceEmpty                it was read, and there is nothing in it
+    │   ├── UrlFailure                 what lies behind an address cannot be had
+    │   │   └── UrlMissing             nothing does
     │   └── DecodeError                one item's bytes are no usable picture
     ├── EncoderError                   a model cannot be loaded or run
     │   ├── CheckpointNotFound         neither a directory nor a reachable hub id
@@ -92,6 +94,14 @@ class SourceEmpty(SourceError):
     def __init__(self, message: str, *, source: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.source = source
+
+
+class UrlFailure(SourceError):
+    """What lies behind an address such as `s3://bucket/key` cannot be had, or may not be asked for."""
+
+
+class UrlMissing(UrlFailure):
+    """Nothing lies behind an address."""
 
 
 class DecodeError(SourceError):

@@ -79,6 +79,7 @@ class Item:
         size_bytes: length of the file, or -1 where the bytes are no file of their own.
         mtime_ns: modification time of the file that holds the bytes, or -1. Uri, size and time
             together tell an unchanged image without reading it.
+        version: what else tells it, such as the ETag of an object; empty for files of this machine.
         meta: whatever else the source knows, JSON values only.
         fault: why the item cannot be used, known before its bytes are read; empty for most.
         facts: what its file says about itself, once that was read; sources leave it empty.
@@ -90,6 +91,7 @@ class Item:
     split: str = ""
     size_bytes: int = -1
     mtime_ns: int = -1
+    version: str = ""
     meta: Mapping[str, Json] = field(default_factory=dict)
     fault: str = ""
     facts: ImageFacts = ImageFacts()

@@ -150,7 +150,7 @@ def test_no_item_can_make_a_connection(server: str, tmp_path: Path) -> None:
 
     (item,) = open_source(f"captions:{tmp_path}/c.csv?allow_missing").items()
     assert item.id == "a.jpg"
-    with pytest.raises(SourceError, match="cannot read"):
+    with pytest.raises(SourceError, match="nobody named it"):
         read_bytes(f"{server}/picture.jpg")
 
 

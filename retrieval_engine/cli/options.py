@@ -27,13 +27,30 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+class StorePath(UserPath):
+    """Where a store is: a path, or an address, for which the folder that mirrors it stands."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """The path, or the mirror of the address."""
+        if "://" not in os.fspath(value):
+            return super().convert(value, param, ctx)
+        from retrieval_engine.store.mirror import local_store
+
+        return local_store(value)
+
+
 store_option = click.option(
     "--store",
-    type=UserPath(),
+    type=StorePath(),
     envvar="VLRE_STORE",
     default=DEFAULT_STORE,
     show_default=True,
-    help="Directory of features. [env: VLRE_STORE]",
+    help="Directory of features, or an address such as s3://bucket/store. [env: VLRE_STORE]",
 )
 index_option = click.option(
     "--index",

@@ -34,8 +34,9 @@ from retrieval_engine.records import (
     Item,
     Modality,
 )
-from retrieval_engine.sources import EmptySource, Source, open_source
+from retrieval_engine.sources import EmptySource, Source, open_source, readers_for
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
+from retrieval_engine.store.mirror import shown_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
@@ -82,7 +83,7 @@ def encode(
     expected = items_expected(source, options)
     if options.overwrite and next(_wanted(source, options), None) is None:
         raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
-    report = EncodeReport(store=str(store), fingerprint=encoder.spec.fingerprint)
+    report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (
         StoreWriter.open(
             store, spec=encoder.spec, features=features, overwrite=options.overwrite
@@ -94,7 +95,8 @@ def encode(
         run = _Run(source, encoder, options, progress, writer, behind, report)
         progress.start("encoding", expected)
         load = Load(encoder.preprocessor, run.have[Modality.IMAGES])
-        with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
+        workers = options.workers or readers_for(source.name)
+        with open_pool(options.worker_kind, workers, ahead=2 * run.batch_size) as pool:
             steps = run.steps(pool.imap(load, run.changed_items()))
             if isinstance(encoder, DevicePool):
                 run.share(steps, encoder)

@@ -18,6 +18,7 @@ from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
+from retrieval_engine.urls import only_named
 
 RECORD = "training.json"
 NEAR = 0.98  # cosine of features from which two files that cannot be read count as one image
@@ -218,11 +219,12 @@ def _source_items(
 ) -> set[tuple[str, str]]:
     """(source, id) of what a training on a source saw; no image is read."""
     try:
-        source = open_source(spec)
-        if source.name not in sources:
-            return set()
-        splits = (split,) if split else _TRAINED_SPLITS
-        return {(source.name, item.id) for item in source.items() if item.split in splits}
+        with only_named():  # a record comes with a model, and may be a stranger's
+            source = open_source(spec)
+            if source.name not in sources:
+                return set()
+            splits = (split,) if split else _TRAINED_SPLITS
+            return {(source.name, item.id) for item in source.items() if item.split in splits}
     except (SourceError, UsageError) as error:
         raise EvaluationError(
             f"{file} says the training read {spec}, which cannot be listed: {error.message}"

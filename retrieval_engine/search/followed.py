@@ -14,6 +14,7 @@ from retrieval_engine.errors import NoImages, StoreNotFound
 from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, Modality, data_frame
 from retrieval_engine.search.opened import open_searcher
 from retrieval_engine.store import Store, open_store
+from retrieval_engine.store.mirror import local_store
 
 if TYPE_CHECKING:
     from retrieval_engine.index.catalog import Entry
@@ -48,7 +49,7 @@ class FollowedStore:
         split: str | None,
         device: str,
     ) -> None:
-        self.store_path = Path(store).expanduser()
+        self.store_path = local_store(Path(store).expanduser())
         self._index = None if index is None else Path(index).expanduser()
         self._default_index = Path(os.environ.get("VLRE_INDEX") or DEFAULT_INDEX).expanduser()
         self._encoder: Encoder | None = None if isinstance(model, str) else model

@@ -17,6 +17,7 @@ from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.plugins import Plugins
 from retrieval_engine.records import Item
 from retrieval_engine.sources.reading import read_whole
+from retrieval_engine.urls import READERS, Url, is_url
 
 KINDS = Plugins(package="retrieval_engine.sources.kinds", noun="source", group="vlre.sources")
 _OPTIONS = re.compile(r"(?:[A-Za-z][\w-]*(?:=|&|$))|$")
@@ -74,7 +75,8 @@ def open_source(spec: str) -> Source:
 
     Args:
         spec: `kind:argument[?key=value&…]`, e.g. `scenes:1000?seed=7`. The path of an existing
-            directory alone means `folder:PATH`, also where it looks like another source's name.
+            directory alone means `folder:PATH`, also where it looks like another source's name; so
+            does an address, `s3://bucket/photos`. Addresses in it count as named by the user.
 
     Raises:
         UsageError: no such kind, or a malformed or unknown option.
@@ -82,7 +84,7 @@ def open_source(spec: str) -> Source:
     """
     argument, query = _argument(spec)
     kind, colon, rest = spec.partition(":")
-    if Path(argument).expanduser().is_dir():
+    if Path(argument).expanduser().is_dir() or is_url(spec):
         kind = "folder"
     elif colon and kind in KINDS.names():
         argument, query = _argument(rest)
@@ -109,7 +111,22 @@ def names_source(text: str) -> bool:
     kind, colon, _ = text.partition(":")
     if os.path.isdir(os.path.expanduser(text)):
         return True
+    if is_url(text) and kind not in {
+        "http",
+        "https",
+        "file",
+    }:  # these name one image, as a browser does
+        return "#" not in text
     return bool(colon) and kind in KINDS.names() and "#" not in text
+
+
+def readers_for(name: str) -> int:
+    """How many items of a source to read at once; 0 where a reader for each core is right.
+
+    Args:
+        name: of the source. A file behind an address is mostly waited for.
+    """
+    return READERS if is_url(name.partition(":")[2]) else 0
 
 
 def _argument(rest: str) -> tuple[str, str]:
@@ -149,7 +166,8 @@ def read_bytes(uri: str) -> bytes:
     """The bytes of an item's image.
 
     Args:
-        uri: `Item.uri`: a file path, or `kind:…` of a kind that has its own way of reading.
+        uri: `Item.uri`: a file path, or `kind:…` of a kind that has its own way of reading; an
+            address only where a person named one above it, see `urls`.
 
     Raises:
         SourceError: the bytes cannot be had; the message is the reason.
@@ -161,4 +179,4 @@ def read_bytes(uri: str) -> bytes:
             raise SourceError(f"{uri} names a source, not a picture", hint="name one file of it")
         data: bytes = module.read_bytes(uri)
         return data
-    return read_whole(uri)
+    return read_whole(Url(uri) if is_url(uri) else uri)

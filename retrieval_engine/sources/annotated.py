@@ -1,7 +1,6 @@
 """Items from an annotation and a folder of images, shared by all sources of that form."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -9,10 +8,12 @@ from typing import NamedTuple
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Caption, Item, Json
-from retrieval_engine.sources.annotation import Record, composed
+from retrieval_engine.sources.annotation import Record
 from retrieval_engine.sources.cleaning import CleanedSource
+from retrieval_engine.sources.image_folder import ImageFolder, RemoteImages
 from retrieval_engine.sources.reading import one_line
 from retrieval_engine.sources.source_name import Options
+from retrieval_engine.urls import Place
 
 OPTIONS = ("images", "split", "captions", "allow_missing")
 """Options that a source of this form knows."""
@@ -71,64 +72,6 @@ def split_of(records: Iterable[Record], name: str, known: str = "") -> str:
     return splits[0] if splits else ""
 
 
-class ImageFolder:
-    """Finds images under a folder; each directory is listed once, nothing is opened.
-
-    A name that is not there is looked for in its other Unicode form: macOS takes names apart
-    (`e` and an accent, NFD), most annotations put them together (`é`, NFC).
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._names: dict[str, Mapping[str, str]] = {}
-
-    def find(self, files: Iterable[str]) -> str | None:
-        """The first of these names that is there, as an absolute path."""
-        files = tuple(files)
-        for file in files:
-            exact = os.path.normpath(os.path.join(self.root, file))
-            directory, name = os.path.split(exact)
-            if self._listed(directory).get(name) == name:
-                return exact
-        return next((path for file in files if (path := self._composed(file))), None)
-
-    def _composed(self, file: str) -> str | None:
-        path = str(self.root)
-        for part in file.split("/"):
-            names = self._listed(path)
-            found = names.get(part) or names.get(composed(part))
-            if found is None:
-                return None
-            path = os.path.join(path, found)
-        return path
-
-    def _listed(self, directory: str) -> Mapping[str, str]:
-        """The names in a directory, by themselves and by their composed form."""
-        if directory not in self._names:
-            names = _listing(directory)
-            self._names[directory] = {composed(n): n for n in names} | {n: n for n in names}
-        return self._names[directory]
-
-
-def _listing(directory: str) -> Sequence[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except (OSError, ValueError):  # ValueError: a zero character in a name
-        return ()
-
-
-def size_and_time(path: str) -> tuple[int, int]:
-    """Length of a file and its time in nanoseconds; -1 and -1 where it is gone or leads nowhere.
-
-    Its item then fails where its bytes are read, and no other does.
-    """
-    try:
-        state = os.stat(path)
-    except OSError:
-        return -1, -1
-    return state.st_size, state.st_mtime_ns
-
-
 class _Glance(NamedTuple):
     """What a first look showed of one image."""
 
@@ -170,19 +113,20 @@ class AnnotatedImages(CleanedSource):
         *,
         name: str,
         given: Options,
-        images: Path,
+        images: Place,
         records: Callable[[], Iterable[Record]],
     ) -> None:
         super().__init__(name, given.split())
         self.missing: tuple[str, ...] = ()
-        self._images = ImageFolder(given.directory("images", images))
+        root = given.directory("images", images)
+        self._images = ImageFolder(root) if isinstance(root, Path) else RemoteImages(root)
         self._records = records
         self._captions = given.count("captions")
         self._allow_missing = given.flag("allow_missing")
         self._survey: _Survey | None = None
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The folder with the images."""
         return self._images.root
 
@@ -204,13 +148,14 @@ class AnnotatedImages(CleanedSource):
             path = self._images.find(files)
             if path is None:
                 continue
-            size_bytes, mtime_ns = size_and_time(path)
+            state = self._images.state(path)
             yield replace(
                 item,
                 uri=path,
                 captions=item.captions[: self._captions or None],
-                size_bytes=size_bytes,
-                mtime_ns=mtime_ns,
+                size_bytes=state.size_bytes,
+                mtime_ns=state.mtime_ns,
+                version=state.version,
             )
 
     def _merged(self) -> Iterator[tuple[tuple[str, ...], Item]]:

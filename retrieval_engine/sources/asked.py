@@ -1,7 +1,7 @@
 """The one picture that a person asks with: a path, an item's uri, `file://…` or `http(s)://…`.
 
 Only what a person names is fetched: `read_bytes`, which reads the items of sources and stores,
-never opens a connection, so that no data can make it do so.
+opens a connection to nothing but what lies below a source or store that a person named.
 """
 
 import http.client

@@ -11,18 +11,18 @@ All may be gzipped. UTF-8, UTF-16 or UTF-32, with or without a byte order mark, 
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotation import Fields, Record, named_record, record_of
 from retrieval_engine.sources.caption_tables import table_records
 from retrieval_engine.sources.json_stream import elements, is_list, pairs
 from retrieval_engine.sources.reading import UNREADABLE, lines, one_line, open_text, parse_json
+from retrieval_engine.urls import Place
 
 _OTHER_KINDS = frozenset(("images", "annotations", "info", "licenses", "categories"))
 
 
-def read_records(path: Path, fields: Fields | None = None) -> Iterator[Record]:
+def read_records(path: Place, fields: Fields | None = None) -> Iterator[Record]:
     """Every record of the file, in its order, one at a time; an image may come several times.
 
     Args:
@@ -45,12 +45,12 @@ def read_records(path: Path, fields: Fields | None = None) -> Iterator[Record]:
         raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def _objects(path: Path, fields: Fields) -> Iterator[Record]:
+def _objects(path: Place, fields: Fields) -> Iterator[Record]:
     for position, entry in enumerate(elements(path), 1):
         yield record_of(entry, f"{path}: object {position}", fields)
 
 
-def _by_name(path: Path, fields: Fields) -> Iterator[Record]:
+def _by_name(path: Place, fields: Fields) -> Iterator[Record]:
     """Of an object whose keys are the images' names."""
     for name, value in pairs(path):
         if name in _OTHER_KINDS:
@@ -63,7 +63,7 @@ def _by_name(path: Path, fields: Fields) -> Iterator[Record]:
         yield named_record(name, entry, fields)
 
 
-def _json_lines(path: Path, fields: Fields) -> Iterator[Record]:
+def _json_lines(path: Place, fields: Fields) -> Iterator[Record]:
     with open_text(path) as stream:
         for number, line in enumerate(lines(stream, path), 1):
             if line.strip():

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotation import (
@@ -25,6 +24,7 @@ from retrieval_engine.sources.annotation import (
 from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.reading import lines, one_line, open_text
 from retrieval_engine.sources.source_name import split_name
+from retrieval_engine.urls import Place
 
 _NUMBER_KEYS = ("comment_number", "caption_number", "number")
 _NUMBERED = re.compile(r"^(.+)#(\d+)$")
@@ -50,7 +50,7 @@ class _Form:
     split: int = -1
 
 
-def table_records(path: Path, fields: Fields) -> Iterator[Record]:
+def table_records(path: Place, fields: Fields) -> Iterator[Record]:
     """Every record of a table.
 
     Raises:
@@ -64,7 +64,7 @@ def table_records(path: Path, fields: Fields) -> Iterator[Record]:
         yield _record(_fitted(cells, form, f"{path}:{number}"), form, f"{path}:{number}")
 
 
-def _form(head: Sequence[str], fields: Fields, path: Path) -> _Form:
+def _form(head: Sequence[str], fields: Fields, path: Place) -> _Form:
     """The form of a table, from its first two lines that are not blank."""
     for delimiter in _DELIMITERS:
         form = _headed(head[0], delimiter, fields)
@@ -116,7 +116,7 @@ def _headed(line: str, delimiter: str, fields: Fields) -> _Form | None:
     )
 
 
-def _headed_by_data(head: Sequence[str], path: Path) -> _Form | None:
+def _headed_by_data(head: Sequence[str], path: Place) -> _Form | None:
     """The form where the second line names a picture and the first, in that place, does not."""
     for delimiter in _DELIMITERS:
         names, cells = (line.split(delimiter) for line in head)
@@ -155,7 +155,7 @@ def _is_picture(cell: str) -> bool:
     return name[name.rfind(".") :].partition("#")[0].lower() in picture_suffixes()
 
 
-def _is_quoted(path: Path, form: _Form) -> bool:
+def _is_quoted(path: Place, form: _Form) -> bool:
     if form.delimiter in ",;":
         return True
     if form.delimiter == "|" or not form.has_header:
@@ -166,7 +166,7 @@ def _is_quoted(path: Path, form: _Form) -> bool:
         return False
 
 
-def _quoted_rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
+def _quoted_rows(path: Place, form: _Form) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each row that is not blank; a cell may hold line breaks."""
     with open_text(path, newline="") as stream:
         reader = csv.reader(lines(stream, path), strict=True, delimiter=form.delimiter)
@@ -178,7 +178,7 @@ def _quoted_rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
             raise SourceError(f"{path}:{reader.line_num}: {one_line(error)}") from error
 
 
-def _plain_rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
+def _plain_rows(path: Place, form: _Form) -> Iterator[tuple[int, list[str]]]:
     with open_text(path) as stream:
         for number, line in enumerate(lines(stream, path), 1):
             if line.strip():

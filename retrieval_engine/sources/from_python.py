@@ -17,8 +17,8 @@ import numpy as np
 from retrieval_engine.durable import replace_file
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.records import Caption, Item, Json
-from retrieval_engine.sources.annotated import size_and_time
 from retrieval_engine.sources.annotation import CAPTION_KEYS
+from retrieval_engine.sources.image_folder import size_and_time
 from retrieval_engine.sources.image_forms import FORMS, image_bytes, is_image, is_uri
 
 NAME = "added"

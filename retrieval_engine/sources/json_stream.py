@@ -7,19 +7,19 @@ holds the whole of it as Python objects: 1.1 GB for dataset_coco.json of 144 MB.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
 from retrieval_engine.sources.reading import MAX_TEXT, UNREADABLE, one_line, open_text
+from retrieval_engine.urls import Place
 
 _CHUNK = 1 << 20
 _BLANK = " \t\r\n"
 _AFTER_VALUE = frozenset(",:]}" + _BLANK)
 
 
-def is_list(path: Path) -> bool:
+def is_list(path: Place) -> bool:
     """Whether the outermost value of the file is a list.
 
     Raises:
@@ -32,7 +32,7 @@ def is_list(path: Path) -> bool:
         raise SourceError(f"cannot read {path}: {one_line(error)}") from error
 
 
-def elements(path: Path, key: str = "") -> Iterator[Json]:
+def elements(path: Place, key: str = "") -> Iterator[Json]:
     """The elements of a list in a JSON file, in order.
 
     Args:
@@ -47,7 +47,7 @@ def elements(path: Path, key: str = "") -> Iterator[Json]:
         yield from scanner.elements() if not key else scanner.elements_of(key)
 
 
-def pairs(path: Path) -> Iterator[tuple[str, Json]]:
+def pairs(path: Place) -> Iterator[tuple[str, Json]]:
     """The keys and values of the outermost object of a JSON file, in order.
 
     Raises:
@@ -58,7 +58,7 @@ def pairs(path: Path) -> Iterator[tuple[str, Json]]:
 
 
 @contextmanager
-def _scanner(path: Path) -> Iterator["_Scanner"]:
+def _scanner(path: Place) -> Iterator["_Scanner"]:
     try:
         with open_text(path) as stream:
             yield _Scanner(stream)

@@ -15,11 +15,11 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
+from retrieval_engine.urls import Place, Url
 
 MAX_BYTES = 1 << 30
 """Largest file, table cell or member of an archive that is read as one picture."""
@@ -46,12 +46,15 @@ def one_line(error: BaseException | str) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def open_regular(path: Path | str) -> BinaryIO:
+def open_regular(path: Place | str) -> BinaryIO:
     """A file for reading that is surely a regular one; opening never waits.
 
     Raises:
         OSError: it cannot be opened, or is a folder, pipe or device.
+        UrlFailure: what an address leads to cannot be opened.
     """
+    if isinstance(path, Url):
+        return path.open()
     wait_not = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, os.O_RDONLY | wait_not)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -60,15 +63,18 @@ def open_regular(path: Path | str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_whole(path: Path | str, most: int = MAX_BYTES) -> bytes:
-    """All bytes of a regular file.
+def read_whole(path: Place | str, most: int = MAX_BYTES) -> bytes:
+    """All bytes of a regular file; a text is a path of this machine, whatever it looks like.
 
     Raises:
         SourceError: it cannot be read or holds more than `most` bytes.
     """
     try:
-        with open_regular(path) as file:
-            data = file.read(most + 1)
+        if isinstance(path, Url):
+            data = path.read(most + 1)
+        else:
+            with open_regular(path) as file:
+                data = file.read(most + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SourceError(f"cannot read {path}: {reason}") from error
@@ -78,7 +84,7 @@ def read_whole(path: Path | str, most: int = MAX_BYTES) -> bytes:
 
 
 @contextmanager
-def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+def open_text(path: Place, newline: str | None = None) -> Iterator[TextIO]:
     """A text file, gzipped or not, in UTF-8, UTF-16 or UTF-32; other bytes become U+FFFD."""
     with open_regular(path) as raw:
         data: IO[bytes] | gzip.GzipFile = raw
@@ -95,7 +101,7 @@ def decode_text(data: bytes) -> str:
     return data.decode(_encoding(data[:_PEEKED]), "replace")
 
 
-def lines(stream: TextIO, path: Path) -> Iterator[str]:
+def lines(stream: TextIO, path: Place) -> Iterator[str]:
     """The lines of an open text, with their ends; only CR, LF or both end a line.
 
     Raises:

@@ -4,9 +4,12 @@ import glob
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar, cast
 
 from retrieval_engine.errors import SourceError, UsageError
+from retrieval_engine.urls import Place, Url, is_url, name_url
 
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 _SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -63,17 +66,28 @@ class Options:
         """The split asked for under its usual name, or empty for all."""
         return split_name(self._values.get("split", ""))
 
-    def directory(self, key: str, default: Path) -> Path:
-        """A directory that exists, absolute.
+    def directory(self, key: str, default: Place) -> Place:
+        """A directory that exists, absolute; an address counts as named by the user.
 
         Raises:
             SourceError: it does not exist.
         """
-        path = Path(self._values.get(key) or default).expanduser()
-        return existing_directory(path)
+        return existing_directory(named_place(self._values.get(key) or str(default)))
 
 
-def existing_directory(path: Path) -> Path:
+def named_place(text: str) -> Place:
+    """What a person names: an address, which may be opened from now on, or a path.
+
+    Raises:
+        UsageError: the address cannot be one.
+    """
+    if not is_url(text):
+        return Path(text).expanduser()
+    name_url(text)
+    return Url(text)
+
+
+def existing_directory(path: AnyPlace) -> AnyPlace:
     """The path made absolute.
 
     Raises:
@@ -82,10 +96,10 @@ def existing_directory(path: Path) -> Path:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
         raise SourceError(f"{path} {what}")
-    return path.resolve()
+    return cast("AnyPlace", path.resolve())
 
 
-def existing_file(path: Path) -> Path:
+def existing_file(path: AnyPlace) -> AnyPlace:
     """The path made absolute.
 
     Raises:
@@ -94,24 +108,37 @@ def existing_file(path: Path) -> Path:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise SourceError(f"{path} {what}")
-    return path.resolve()
+    return cast("AnyPlace", path.resolve())
 
 
-def existing_files(pattern: str) -> list[Path]:
+def existing_files(pattern: str) -> list[Place]:
     """The files that a pattern with `{000..009}`, `{a,b}` and `*` stands for.
 
     Raises:
         SourceError: one that is named is not there, or nothing matches.
     """
-    files: list[Path] = []
+    if is_url(pattern):
+        name_url(pattern)
+    files: list[Place] = []
     for name in _expand(pattern):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        files += [Path(file) for file in found]
+        files += matching(name) if glob.has_magic(name) else [place_at(name)]
     missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
         more = f" ({len(missing):,} of {len(files):,} shards)" if len(missing) > 1 else ""
         raise SourceError(f"{missing[0] if missing else pattern} does not exist{more}")
     return files
+
+
+def place_at(text: str) -> Place:
+    """The place that a path or an address stands for; nobody has named it by that."""
+    return Url(text) if is_url(text) else Path(text)
+
+
+def matching(pattern: str) -> list[Place]:
+    """What a pattern with `*` stands for, in the order of the names."""
+    if is_url(pattern):
+        return list(Url(pattern).glob())
+    return [Path(file) for file in sorted(glob.glob(pattern, recursive=True))]
 
 
 def _expand(pattern: str) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -17,8 +17,10 @@ from retrieval_engine.sources.annotation import Record, captions_of
 from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.columns import Columns, plain_type
+from retrieval_engine.sources.image_folder import state_of
 from retrieval_engine.sources.json_stream import elements, is_list
-from retrieval_engine.sources.source_name import Options, existing_file, split_name
+from retrieval_engine.sources.source_name import Options, existing_file, named_place, split_name
+from retrieval_engine.urls import Place, State
 
 _UNIQUE = "name a column of unique ids with `?id=COLUMN`, or number the rows with `?id=row`"
 OPTIONS = ("image", "caption", "id", "split", "splits", "split_from")
@@ -37,8 +39,8 @@ class TablePart:
         table: name of the table in a file that holds several, such as a database; else empty.
     """
 
-    path: Path
-    read: Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]
+    path: Place
+    read: Callable[[Any, Sequence[str]], Iterator[pa.RecordBatch]]
     split: str = ""
     table: str = ""
 
@@ -107,7 +109,8 @@ class TableSource(CleanedSource):
         self._read_bytes = read_bytes
         self._parts = parts
         self._columns = columns
-        self._splits = split_table(Path(given.text("splits"))) if given.text("splits") else None
+        lists = given.text("splits")
+        self._splits = split_table(named_place(lists)) if lists else None
 
     def count(self) -> int:
         """Number of items; reads the ids and splits alone."""
@@ -130,7 +133,14 @@ class TableSource(CleanedSource):
             self._check_one_picture(item_id, rows)
             unlisted += self._splits is not None and not split
             item = merge([row.record for row in rows], item_id=item_id)
-            yield replace(item, uri=rows[0].uri, split=split, mtime_ns=rows[0].mtime_ns)
+            state = rows[0].state
+            yield replace(
+                item,
+                uri=rows[0].uri,
+                split=split,
+                mtime_ns=state.mtime_ns,
+                version=state.version,
+            )
         if unlisted:
             self.notes.append(f"{unlisted:,} of {len(seen):,} ids are in no split of the list")
 
@@ -158,7 +168,7 @@ class TableSource(CleanedSource):
 
     def _each(self, columns: Columns) -> Iterator["_Row"]:
         for part in self._parts:
-            mtime_ns = part.path.stat().st_mtime_ns
+            state = state_of(part.path)
             row = 0
             for batch in part.read(part.path, columns.light):
                 for values in _values(batch, columns):
@@ -169,7 +179,7 @@ class TableSource(CleanedSource):
                     yield _Row(
                         record=_record(values, columns, f"{part.path.stem}-{row}", where, part),
                         uri=cell.uri(self._kind),
-                        mtime_ns=mtime_ns,
+                        state=state,
                         where=where,
                     )
                     row += 1
@@ -179,7 +189,7 @@ class TableSource(CleanedSource):
 class _Row:
     record: Record
     uri: str
-    mtime_ns: int
+    state: State
     where: str
 
 
@@ -233,7 +243,7 @@ def _record(
     )
 
 
-def split_table(path: Path) -> dict[str, str]:
+def split_table(path: Place) -> dict[str, str]:
     """The split of each image that a file names.
 
     Args:
@@ -243,7 +253,7 @@ def split_table(path: Path) -> dict[str, str]:
     Raises:
         SourceError: the file is not there, cannot be read, or names no split.
     """
-    path = existing_file(path.expanduser())
+    path = existing_file(path)
     if ".json" in path.suffixes and not is_list(path):
         entries = (entry for entry in elements(path, "images") if isinstance(entry, dict))
         pairs = [(str(e.get("filename")), split_name(str(e.get("split") or ""))) for e in entries]

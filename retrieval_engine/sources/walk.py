@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.annotation import composed
 from retrieval_engine.sources.decode import picture_suffixes
 from retrieval_engine.sources.reading import read_whole
+from retrieval_engine.urls import Entry, Place, Url
 
+AnyEntry = os.DirEntry[str] | Entry
 # A store of ours names itself by this file; nothing in it is data.
 _STORE_FILE = "store.json"
 _STORE_KEYS = frozenset(("format_version", "spec", "fingerprint"))
@@ -29,27 +30,28 @@ class PictureFile:
 
     Attributes:
         id: path relative to the root, with `/`.
-        entry: its directory entry, whose `stat()` is cached.
-        texts: absolute paths of the text files that go with it: `a.txt`, `a.jpg.txt`.
+        entry: as its folder lists it.
+        texts: the text files that go with it: `a.txt`, `a.jpg.txt`.
     """
 
     id: str
-    entry: os.DirEntry[str]
-    texts: tuple[str, ...]
+    entry: AnyEntry
+    texts: tuple[Place, ...]
 
 
 class Walk:
     """One walk over a folder; hidden files and folders and our own output are left out.
 
     Args:
-        root: the folder, absolute.
+        root: the folder, absolute, or an address. Where a listing below an address fails the
+            walk ends with `UrlFailure`: what nobody can list is not gone.
         used: names of other files that the caller reads, which are not counted as left out.
 
     Attributes:
         skipped: what was left out and should not pass in silence, with its number.
     """
 
-    def __init__(self, root: Path, used: frozenset[str] = frozenset()) -> None:
+    def __init__(self, root: Place, used: frozenset[str] = frozenset()) -> None:
         self.root = root
         self.skipped: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
@@ -58,7 +60,7 @@ class Walk:
 
     def pictures(self) -> Iterator[PictureFile]:
         """Every picture, sorted by id as a string whatever order the file system has."""
-        yield from self._directory(str(self.root), "", frozenset())
+        yield from self._directory(self.root, "", frozenset())
 
     @property
     def unread(self) -> bool:
@@ -77,19 +79,13 @@ class Walk:
         return lines
 
     def _directory(
-        self, path: str, prefix: str, above: frozenset[tuple[int, int]]
+        self, path: Place, prefix: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[PictureFile]:
-        try:
-            state = os.stat(path)
-            with os.scandir(path) as entries:
-                found = {entry.name: entry for entry in entries}
-        except OSError:
-            self.skipped[UNREADABLE] += 1
+        listed = self._listed(path)
+        if listed is None or listed[0] in above:  # a link back up
             return
-        here = (state.st_dev, state.st_ino)
-        if here in above:  # a link back up
-            return
-        if _STORE_FILE in found and _is_store(found[_STORE_FILE].path):
+        here, found = listed
+        if _STORE_FILE in found and _is_store(path / _STORE_FILE):
             self.skipped["folders are stores of features"] += 1
             return
         texts = {n: e for n, e in found.items() if n.lower().endswith(_SIDECAR)}
@@ -101,16 +97,28 @@ class Walk:
             if name.startswith("."):
                 self._hidden(name)
             elif name.endswith("/"):
-                yield from self._directory(entry.path, prefix + name, above | {here})
+                yield from self._directory(path / entry.name, prefix + name, above | {here})
             elif self._is_picture(entry):
                 own = _sidecars(name, texts)
                 used.update(text.name for text in own)
-                paths = tuple(text.path for text in own)
+                paths = tuple(path / text.name for text in own)
                 yield PictureFile(id=prefix + name, entry=entry, texts=paths)
         for name, entry in order:
             self._other(name, entry, used)
 
-    def _is_picture(self, entry: os.DirEntry[str]) -> bool:
+    def _listed(self, path: Place) -> tuple[tuple[int, int], dict[str, AnyEntry]] | None:
+        """Which folder it truly is, and what lies in it by name."""
+        if isinstance(path, Url):
+            return (len(str(path)), -1), {entry.name: entry for entry in path.entries()}
+        try:
+            state = path.stat()
+            with os.scandir(path) as entries:
+                return (state.st_dev, state.st_ino), {entry.name: entry for entry in entries}
+        except OSError:
+            self.skipped[UNREADABLE] += 1
+            return None
+
+    def _is_picture(self, entry: AnyEntry) -> bool:
         if os.path.splitext(entry.name)[1].lower() not in self._suffixes:
             return False
         if not _is_file(entry):
@@ -128,7 +136,7 @@ class Walk:
         elif os.path.splitext(name)[1].lower() in self._suffixes and not name.startswith("._"):
             self.skipped["hidden pictures"] += 1
 
-    def _other(self, name: str, entry: os.DirEntry[str], used: set[str]) -> None:
+    def _other(self, name: str, entry: AnyEntry, used: set[str]) -> None:
         ending = os.path.splitext(name)[1].lower()
         if name.startswith(".") or name.endswith("/") or ending in self._suffixes:
             return
@@ -138,28 +146,28 @@ class Walk:
             self.others[ending or "(none)"] += 1
 
 
-def _sidecars(name: str, texts: Mapping[str, os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+def _sidecars(name: str, texts: Mapping[str, AnyEntry]) -> list[AnyEntry]:
     """The text files of a picture: `a.txt` and `a.jpg.txt`, in letters of either case."""
     wanted = [f"{part}{_SIDECAR}" for part in (os.path.splitext(name)[0], name)]
     found = [texts.get(text) or texts.get(composed(text).lower()) for text in wanted]
     return [entry for entry in found if entry is not None and not _is_dir(entry)]
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def _is_dir(entry: AnyEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def _is_file(entry: AnyEntry) -> bool:
     try:
         return entry.is_file()
     except OSError:
         return False
 
 
-def _is_store(path: str) -> bool:
+def _is_store(path: Place) -> bool:
     """Whether a `store.json` is of a store of ours; a user may have one of their own."""
     try:
         value = json.loads(read_whole(path, _STORE_BYTES))

@@ -26,8 +26,10 @@ from retrieval_engine.store.manifest import (
     write_header,
     write_manifest,
 )
+from retrieval_engine.store.mirror import MIRROR, Mirror, shown_store
+from retrieval_engine.store.send import SendingLock, drop, drop_unlisted
 
-_OURS = {HEADER, MANIFEST, FAILURES, LOCK, SHARDS}
+_OURS = {HEADER, MANIFEST, FAILURES, LOCK, SHARDS, MIRROR, "mirror.lock"}
 # Names that a writer gives; whatever else lies in a store is somebody's, and stays.
 _SHARD = r"((images|captions)-\d+\.h5|items-\d+\.parquet)"
 _PARTIAL = r"(\.[0-9a-f]{8})?\.partial"
@@ -42,10 +44,10 @@ def lock_store(path: Path) -> FileLock:
         StoreError: another writer holds it (the message says which), or locks do not work there.
     """
     try:
-        return FileLock(path / LOCK)
+        return SendingLock(mirror) if (mirror := Mirror.at(path)) else FileLock(path / LOCK)
     except Taken as error:
         raise StoreError(
-            f"{path} is being written by {error.owner}",
+            f"{shown_store(path)} is being written by {error.owner}",
             hint="wait for it to end, or write to another `store`",
         ) from error
     except OSError as error:
@@ -93,6 +95,8 @@ def unmake(path: Path, made: Iterable[Path]) -> None:
     """Take away a store that was made in vain; whatever else came to lie there stays."""
     with contextlib.suppress(OSError):
         for name in (HEADER, MANIFEST, FAILURES, LOCK):
+            if name != LOCK:
+                drop(path, name)
             (path / name).unlink(missing_ok=True)
         for folder in (path / SHARDS, *made):
             folder.rmdir()
@@ -200,6 +204,7 @@ def _start_anew(path: Path, *, overwrite: bool) -> None:
             )
         next_part = next_free(path, before)
     write_manifest(path, Manifest(next_part=next_part))
+    drop(path, FAILURES)
     (path / FAILURES).unlink(missing_ok=True)
 
 
@@ -222,7 +227,8 @@ def sweep(path: Path, manifest: Manifest) -> list[str]:
     left += _ours(path, _OUR_PARTIAL)
     for file in left:
         file.unlink()
-    return sorted(file.name for file in left)
+    sent = drop_unlisted(path, _OUR_SHARD, listed)
+    return sorted({*sent, *(file.name for file in left)})
 
 
 def _ours(folder: Path, names: re.Pattern[str]) -> list[Path]:

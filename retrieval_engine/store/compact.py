@@ -24,6 +24,7 @@ from retrieval_engine.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.reader import Store
 from retrieval_engine.store.shard import ShardWriter
 
@@ -69,7 +70,7 @@ def compact_store(path: str | Path, *, part_bytes: int = _PART_BYTES) -> Compact
         StoreDamaged: a row that is needed cannot be read; the store is as it was.
         StoreError: a writer is at work, or the disk refuses.
     """
-    path = Path(path)
+    path = local_store(path)
     header = read_header(path)
     lock = lock_store(path)
     try:

@@ -6,6 +6,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.store.items import live_items, sources
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import read_header, read_manifest
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.writer import StoreWriter
 
 
@@ -27,7 +28,7 @@ def forget_source(path: str | Path, source: str) -> int:
         StoreNotFound: there is no store.
         StoreError: a writer is at work.
     """
-    path = Path(path)
+    path = local_store(path)
     read_header(path)
     name = _known_as(path, source)
     with StoreWriter.reopen(path) as writer:
@@ -41,7 +42,12 @@ def _known_as(path: Path, source: str) -> str:
     if not colon or "/" in kind:
         kind, place = "folder", source
     given = Path(place.partition("?")[0]).expanduser()
-    for name in (source, f"{kind}:{given.absolute()}", f"{kind}:{given.resolve()}"):
+    for name in (
+        source,
+        f"folder:{source.rstrip('/')}",
+        f"{kind}:{given.absolute()}",
+        f"{kind}:{given.resolve()}",
+    ):
         if name in names:
             return name
     listed = ", ".join(f"{name} ({count:,})" for name, count in known.items())

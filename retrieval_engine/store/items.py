@@ -23,7 +23,7 @@ from retrieval_engine.store.manifest import (
     FileKind,
     Manifest,
 )
-from retrieval_engine.store.shard_reader import is_missing
+from retrieval_engine.store.shard_reader import have_file, is_missing
 
 # 64-bit offsets, so that a table of a hundred million captions can still be one array.
 CAPTION = pa.struct(
@@ -74,6 +74,7 @@ def item_state(item: Item, source: str) -> bytes:
         item.split,
         [(caption.id, caption.text) for caption in item.captions],
         dict(item.meta),
+        *([item.version] if item.version else []),  # states of before there were any stay
     ]
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
@@ -214,7 +215,7 @@ def _numbers(column: Any) -> NDArray[Any]:
 def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
     path = root / SHARDS / entry.name
     try:
-        data = path.read_bytes()
+        data = have_file(root, entry).read_bytes()
         if len(data) != entry.size_bytes:
             raise OSError(f"{len(data)} bytes, the manifest says {entry.size_bytes}")
         # The footer has no checksum of its own. Hashing takes a tenth of the time of decoding.

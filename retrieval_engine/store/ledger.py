@@ -10,6 +10,7 @@ from retrieval_engine.errors import StoreDamaged
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.records import Failure
 from retrieval_engine.store.manifest import FAILURES
+from retrieval_engine.store.send import send
 from retrieval_engine.strict_json import loads
 
 
@@ -48,7 +49,9 @@ def update_failures(
         after[failure.source, failure.item_id] = failure
     if list(after.values()) != before:
         lines = [json.dumps(_signed(failure)) + "\n" for failure in after.values()]
-        replace_file(path / FAILURES, "".join(lines).encode())
+        data = "".join(lines).encode()
+        send(path, FAILURES, data)
+        replace_file(path / FAILURES, data)
 
 
 def _signed(failure: Failure) -> dict[str, str]:

@@ -17,6 +17,8 @@ from retrieval_engine.fingerprint import EncoderSpec, digest
 from retrieval_engine.machine import version_of
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store.job_shards import ShardPass
+from retrieval_engine.store.mirror import Mirror, shown_store
+from retrieval_engine.store.send import send, send_shards
 from retrieval_engine.strict_json import loads
 
 FORMAT_VERSION = 1
@@ -131,9 +133,11 @@ def read_header(path: Path) -> Header:
         StoreError: a newer vlre made the store.
     """
     refuse_url(path, "a store")
+    if mirror := Mirror.at(path):
+        mirror.pull()
     if not (path / HEADER).is_file():
         raise StoreNotFound(
-            f"no store at {path}",
+            f"no store at {shown_store(path)}",
             hint="make one with `encode(source, store=PATH)`, or name another `store`",
         )
     value = _read_json(path / HEADER)
@@ -192,6 +196,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest: from this moment its files, and no others, exist."""
+    send_shards(path, [(e.name, e.size_bytes, e.sha256) for e in manifest.files()])
     shards = [entry.to_json() for entry in manifest.shards]
     value = {"next_part": manifest.next_part, "parts": parts_json(manifest)}
     _write_json(path / MANIFEST, {**value, "shards": shards} if shards else value)
@@ -261,7 +266,9 @@ def _entry_json(entry: FileEntry) -> dict[str, Json]:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps({"format_version": FORMAT_VERSION, **value}))
     signed = {**plain, "checksum": digest(plain)}
-    replace_file(path, (json.dumps(signed, indent=1, ensure_ascii=False) + "\n").encode())
+    data = (json.dumps(signed, indent=1, ensure_ascii=False) + "\n").encode()
+    send(path.parent, path.name, data)
+    replace_file(path, data)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -48,9 +48,10 @@ from retrieval_engine.store.manifest import (
     write_manifest,
 )
 from retrieval_engine.store.merge_plan import ItemPlan, check_alike, plan_items
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.reader import Store, open_store
 from retrieval_engine.store.rows import RowMap
-from retrieval_engine.store.shard_reader import ShardReader, check_file, is_missing
+from retrieval_engine.store.shard_reader import ShardReader, check_file, have_file, is_missing
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,8 +105,9 @@ def merge_stores(
             became visible.
         StoreDamaged: a file is not as it was written.
     """
-    path = Path(store)
-    came = [open_store(part) for part in {Path(part).resolve(): part for part in parts}.values()]
+    path = local_store(store)
+    alike = {local_store(part).resolve(): part for part in parts}
+    came = [open_store(part) for part in alike.values()]
     if path.exists() and any(part.path.samefile(path) for part in came):
         raise UsageError(f"{path} is among the parts, and the `store` that they become")
     check_alike(came)
@@ -244,7 +246,7 @@ class _Merger:
 
     def _take_file(self, part: Store, entry: FileEntry) -> FileEntry:
         """Link or copy one file, and check that it is as it was written."""
-        file, final = part.path / SHARDS / entry.name, self._new(entry.kind, "h5")
+        file, final = have_file(part.path, entry), self._new(entry.kind, "h5")
         taken = replace(entry, name=final.name)
         try:
             os.link(file.resolve(), final)  # of a link the file behind it

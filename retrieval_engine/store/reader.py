@@ -16,6 +16,7 @@ from retrieval_engine.store.items import PUBLIC, choose_split, live_items
 from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import Header, Manifest, read_header, read_manifest
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.rows import RowMap
 from retrieval_engine.store.shard_reader import ShardReader, check_files
 
@@ -24,7 +25,7 @@ _CHEAP_BYTES = 200_000_000
 
 
 def open_store(path: str | Path) -> "Store":
-    """The store in a directory, as its manifest stands now.
+    """The store in a directory or behind an address, as its manifest stands now.
 
     A store being written can be opened; parts committed later are seen by opening it again.
 
@@ -34,7 +35,7 @@ def open_store(path: str | Path) -> "Store":
     """
     # The two are read one after the other, and that is enough: rows are served by the form of
     # their features, so a manifest newer than its header shows too little, never something wrong.
-    path = Path(path)
+    path = local_store(path)
     return Store(path, read_header(path), read_manifest(path))
 
 

@@ -10,6 +10,7 @@ from retrieval_engine.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.shard_reader import check_file
 
 
@@ -37,7 +38,7 @@ def repair_store(path: str | Path) -> Repaired:
         StoreDamaged: the manifest itself cannot be understood.
         StoreError: a writer is at work.
     """
-    path = Path(path)
+    path = local_store(path)
     read_header(path)
     lock = lock_store(path)
     try:

@@ -24,6 +24,7 @@ from retrieval_engine.store.manifest import (
     Manifest,
     read_manifest,
 )
+from retrieval_engine.store.mirror import Mirror
 from retrieval_engine.store.shard import KEY
 
 _SLAB_BYTES = 32 << 20
@@ -91,7 +92,7 @@ class ShardReader:
         if entry.name in self._files:
             self._files.move_to_end(entry.name)
             return self._files[entry.name]
-        path = self._root / SHARDS / entry.name
+        path = have_file(self._root, entry)
         size_bytes = path.stat().st_size
         if size_bytes != entry.size_bytes:
             raise OSError(f"{size_bytes} bytes, the manifest says {entry.size_bytes}")
@@ -159,6 +160,18 @@ def _reading(root: Path, entry: FileEntry) -> Iterator[None]:
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
 
 
+def have_file(root: Path, entry: FileEntry) -> Path:
+    """A file of a store; of one behind an address it is fetched when it is first asked for.
+
+    Raises:
+        FileNotFoundError, StoreDamaged, StoreError: as `Mirror.fetch`.
+    """
+    path = root / SHARDS / entry.name
+    if not path.exists() and (mirror := Mirror.at(root)):
+        mirror.fetch(entry.name, entry.size_bytes, entry.sha256)
+    return path
+
+
 def is_missing(path: Path, entry: FileEntry) -> StoreError:
     """The error for a file that is not there: the store is damaged, or was replaced meanwhile.
 
@@ -167,6 +180,8 @@ def is_missing(path: Path, entry: FileEntry) -> StoreError:
         entry: what a manifest, read earlier, says of the file.
     """
     file = path / SHARDS / entry.name
+    if mirror := Mirror.at(path):
+        mirror.pull()
     if (path / MANIFEST).is_file() and entry not in read_manifest(path).files():
         return StoreChanged(
             f"{path} was overwritten or compacted while it was being read",
@@ -183,6 +198,8 @@ def check_files(root: Path, manifest: Manifest) -> list[str]:
 
 def check_file(root: Path, entry: FileEntry) -> str:
     """What is wrong with one file, or an empty string."""
+    if mirror := Mirror.at(root):
+        return mirror.check(entry.name, entry.size_bytes, entry.sha256)
     path = root / SHARDS / entry.name
     try:
         size_bytes = path.stat().st_size

@@ -39,6 +39,7 @@ from retrieval_engine.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from retrieval_engine.store.mirror import local_store
 from retrieval_engine.store.moved import COLUMNS, moved_items
 from retrieval_engine.store.part import PartWriter
 from retrieval_engine.store.shard import KEY
@@ -88,7 +89,7 @@ class StoreWriter:
         """Open a store for writing; make it where there is none.
 
         Args:
-            path: its directory.
+            path: its directory, or an address.
             spec: the encoder whose features will be added.
             features: form of the features each added image and caption will have. What is
                 `unchanged` or `present` is judged by these.
@@ -97,11 +98,10 @@ class StoreWriter:
                 than declared here are no longer served; those that did not change stay.
 
         Raises:
-            FingerprintMismatch: the store is another encoder's.
-            ShapeError: a feature is stored in another shape or dtype.
+            FingerprintMismatch, ShapeError: what it holds is another encoder's, or of another form.
             StoreError: another writer is at work, or the directory holds something else.
         """
-        path = Path(path)
+        path = local_store(path)
         forms = {m: {form.name: form for form in features.get(m, ())} for m in Modality}
         if any(KEY in by_name for by_name in forms.values()):
             raise UsageError(f"no feature can be called {KEY!r}: shards keep the cache keys there")
@@ -127,7 +127,7 @@ class StoreWriter:
             StoreNotFound: there is none.
             StoreError: another writer is at work.
         """
-        path = Path(path)
+        path = local_store(path)
         header = read_header(path)
         lock = lock_store(path)
         try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from retrieval_engine.cli.options import UserPath, example, json_option, store_option
+from retrieval_engine.cli.options import StorePath, example, json_option, store_option
 
 
 @click.group(epilog=example("vlre store info --store embeddings"))
@@ -35,6 +35,7 @@ def verify(store: Path, as_json: bool) -> None:
     from retrieval_engine.cli.output import emit, tell
     from retrieval_engine.errors import StoreDamaged
     from retrieval_engine.store import REPAIR_HINT, open_store
+    from retrieval_engine.store.mirror import shown_store
 
     opened = open_store(store)
     files = opened.manifest.files()
@@ -43,7 +44,9 @@ def verify(store: Path, as_json: bool) -> None:
     if as_json:
         emit({"store": str(store), "files": len(files), "bytes": size_bytes, "problems": problems})
     elif not problems:
-        tell(f"{store}: {len(files)} files, {size_bytes:,} bytes, all as they were written")
+        tell(
+            f"{shown_store(store)}: {len(files)} files, {size_bytes:,} bytes, all as they were written"
+        )
     if problems:
         raise StoreDamaged("\n".join(problems), hint=REPAIR_HINT)
 
@@ -116,7 +119,7 @@ def forget(source: str, store: Path, as_json: bool) -> None:
 
 
 @command.command(epilog=example("vlre store merge embeddings-*-of-8 --store embeddings"))
-@click.argument("parts", nargs=-1, required=True, type=UserPath(), metavar="PART…")
+@click.argument("parts", nargs=-1, required=True, type=StorePath(), metavar="PART…")
 @store_option
 @json_option
 def merge(parts: tuple[Path, ...], store: Path, as_json: bool) -> None:

@@ -12,12 +12,11 @@ the image folder; a column or key `split` is the item's split, all others are me
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Fields
 from retrieval_engine.sources.caption_files import read_records
-from retrieval_engine.sources.source_name import Options, existing_file
+from retrieval_engine.sources.source_name import Options, existing_file, named_place
 
 
 def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
@@ -35,7 +34,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
     given = Options("captions", options, (*OPTIONS, "image", "caption"))
     captions = tuple(name.strip() for name in given.text("caption").split(",") if name.strip())
     fields = Fields(image=given.text("image"), captions=captions)
-    path = existing_file(Path(argument).expanduser())
+    path = existing_file(named_place(argument))
     return AnnotatedImages(
         name=f"captions:{path}",
         given=given,

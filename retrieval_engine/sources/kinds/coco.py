@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
@@ -21,7 +20,8 @@ from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Record, image_name
 from retrieval_engine.sources.json_stream import elements
 from retrieval_engine.sources.kinds.karpathy import coco_files
-from retrieval_engine.sources.source_name import Options, existing_file
+from retrieval_engine.sources.source_name import Options, existing_file, named_place
+from retrieval_engine.urls import Place
 
 _FOLDER = re.compile(r"(?:/|COCO_)((train|val|test)20\d\d)(?:/|_)")
 
@@ -39,7 +39,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         SourceError: the file or the images are not there, or it is another kind of file.
     """
     given = Options("coco", options, OPTIONS)
-    path = existing_file(Path(argument).expanduser())
+    path = existing_file(named_place(argument))
     beside = path.parent.parent if path.parent.name == "annotations" else path.parent
     notes: list[str] = []
     source = AnnotatedImages(
@@ -60,7 +60,7 @@ class _Said:
     fault: str = ""
 
 
-def _records(path: Path, notes: list[str]) -> Iterator[Record]:
+def _records(path: Place, notes: list[str]) -> Iterator[Record]:
     said, homeless = _annotations(path)
     is_empty = True
     for entry in elements(path, "images"):
@@ -86,7 +86,7 @@ def _records(path: Path, notes: list[str]) -> Iterator[Record]:
             notes.append(line)
 
 
-def _annotations(path: Path) -> tuple[dict[str, _Said], int]:
+def _annotations(path: Place) -> tuple[dict[str, _Said], int]:
     """What is said of each image, by its id; and how many annotations name none.
 
     Raises:
@@ -126,7 +126,7 @@ def _same(image_id: Json) -> str:
     return str(image_id) if is_id else ""
 
 
-def _image(entry: Json, path: Path) -> tuple[Json, str, re.Match[str] | None]:
+def _image(entry: Json, path: Place) -> tuple[Json, str, re.Match[str] | None]:
     """Id and file name of one image, and where its record says which part of COCO it is of."""
     if isinstance(entry, dict):
         number, name = entry.get("id"), entry.get("file_name")

@@ -15,14 +15,21 @@ from pathlib import Path
 
 from retrieval_engine.errors import SourceEmpty, SourceError, UsageError
 from retrieval_engine.records import Item
-from retrieval_engine.sources.annotated import merge, size_and_time
+from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.annotation import Record, composed, image_name
 from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.image_folder import state_of
 from retrieval_engine.sources.reading import MAX_TEXT, decode_text, read_whole, split_lines
-from retrieval_engine.sources.source_name import Options, existing_directory, split_name
+from retrieval_engine.sources.source_name import (
+    Options,
+    existing_directory,
+    named_place,
+    split_name,
+)
 from retrieval_engine.sources.walk import UNREADABLE, PictureFile, Walk, path_matcher
+from retrieval_engine.urls import Entry, Place
 
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.txt")
 _SHOWN = 10
@@ -43,7 +50,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> "FolderSource":
     if given.text("split_from", "folder") != "folder":
         raise UsageError(f"folder: split_from={given.text('split_from')}; allowed: folder")
     source = FolderSource(
-        root=existing_directory(Path(argument).expanduser()),
+        root=existing_directory(named_place(argument)),
         glob=given.text("glob", "**"),
         split=given.split(),
         split_from_folder=bool(given.text("split_from")),
@@ -68,13 +75,13 @@ class FolderSource(CleanedSource):
     Only one directory's names and the caption files on the way to it are in memory.
 
     Args:
-        root: the folder, absolute.
+        root: the folder, absolute, or an address.
         glob: pattern that ids must match, `**` for all.
         split: only items of this split, or empty.
         split_from_folder: the top-level folder names the split, where no caption file does.
     """
 
-    def __init__(self, *, root: Path, glob: str, split: str, split_from_folder: bool) -> None:
+    def __init__(self, *, root: Place, glob: str, split: str, split_from_folder: bool) -> None:
         super().__init__(f"folder:{root}", split, is_partial=glob != "**")
         self.root = root
         self._matches = path_matcher(glob)
@@ -103,13 +110,15 @@ class FolderSource(CleanedSource):
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
         beside = [_beside(picture.id, text) for text in picture.texts]
         item = merge([Record(image=picture.id, captions=()), *beside, *records], item_id=picture.id)
-        size_bytes, mtime_ns = size_and_time(picture.entry.path)
+        entry = picture.entry
+        state = entry.state() if isinstance(entry, Entry) else state_of(Path(entry.path))
         return replace(
             item,
-            uri=picture.entry.path,
+            uri=entry.path,
             split=item.split or self._folder_split(picture.id),
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
+            size_bytes=state.size_bytes,
+            mtime_ns=state.mtime_ns,
+            version=state.version,
         )
 
     def _folder_split(self, item_id: str) -> str:
@@ -118,7 +127,7 @@ class FolderSource(CleanedSource):
         return split if split in {"train", "val", "test"} else ""
 
 
-def _beside(item_id: str, path: str) -> Record:
+def _beside(item_id: str, path: Place) -> Record:
     """What the text file beside a picture says."""
     try:
         text = decode_text(read_whole(path, MAX_TEXT))
@@ -131,7 +140,7 @@ def _beside(item_id: str, path: str) -> Record:
 class _FolderCaptions:
     """The caption files of the folders on the way to the current picture."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self._root = root
         self._tables: dict[str, _Table] = {}
         self._unused: list[str] = []
@@ -185,7 +194,7 @@ class _Table:
         records: of the file.
     """
 
-    def __init__(self, place: Path, records: Iterable[Record]) -> None:
+    def __init__(self, place: Place, records: Iterable[Record]) -> None:
         self.records: dict[str, list[Record]] = {}
         self._place = place
         for record in records:

@@ -13,14 +13,14 @@ pictures are found under their names of 2014 (`val2014/COCO_val2014_000000391895
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Json
 from retrieval_engine.sources.annotated import OPTIONS, AnnotatedImages
 from retrieval_engine.sources.annotation import Record, captions_of, image_name, record_of
 from retrieval_engine.sources.json_stream import elements, is_list
-from retrieval_engine.sources.source_name import Options, existing_file, split_name
+from retrieval_engine.sources.source_name import Options, existing_file, named_place, split_name
+from retrieval_engine.urls import Place
 
 _COCO_NAME = re.compile(r"COCO_\w+_(\d{12}\.jpg)")
 _BLIP_LIST = re.compile(r"\w*?_?(train|val|test)\.json(?:\.gz)?")
@@ -39,7 +39,7 @@ def open_source(argument: str, options: Mapping[str, str]) -> AnnotatedImages:
         SourceError: the file or the images are not there, or it is another kind of file.
     """
     given = Options("karpathy", options, OPTIONS)
-    path = existing_file(Path(argument).expanduser())
+    path = existing_file(named_place(argument))
     return AnnotatedImages(
         name=f"karpathy:{path}",
         given=given,
@@ -57,7 +57,7 @@ def coco_files(name: str, folder: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*files, name, short, *spread]))
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Place) -> Iterator[Record]:
     for position, image in enumerate(elements(path, "images"), 1):
         where = f"{path}: image {position:,}"
         if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
@@ -74,7 +74,7 @@ def _records(path: Path) -> Iterator[Record]:
         )
 
 
-def _blip_records(path: Path) -> Iterator[Record]:
+def _blip_records(path: Place) -> Iterator[Record]:
     """Of a list with one object for each image or caption, as BLIP's repository has it."""
     named = _BLIP_LIST.fullmatch(path.name)
     for position, entry in enumerate(elements(path), 1):

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +24,9 @@ import pyarrow.parquet as pq
 from retrieval_engine.errors import SourceError
 from retrieval_engine.sources.columns import choose_columns, same_form
 from retrieval_engine.sources.reading import MAX_BYTES, one_line
-from retrieval_engine.sources.source_name import Options
+from retrieval_engine.sources.source_name import Options, matching, named_place, place_at
 from retrieval_engine.sources.tables import OPTIONS, Cell, TablePart, TableSource
+from retrieval_engine.urls import Place
 
 _BATCH_ROWS = 16
 _KEPT_BATCHES = 16
@@ -49,7 +51,8 @@ def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
     for file in files[1:]:
         if not same_form(_schema(file), schema):
             raise SourceError(f"{file} has other columns than {files[0]}")
-    names = ",".join(str(Path(part).expanduser().absolute()) for part in argument.split(","))
+    parts = [named_place(part) for part in argument.split(",")]
+    names = ",".join(str(p.absolute() if isinstance(p, Path) else p) for p in parts)
     return TableSource(
         name=f"parquet:{names}",
         kind="parquet",
@@ -60,28 +63,37 @@ def open_source(argument: str, options: Mapping[str, str]) -> TableSource:
     )
 
 
-def _files(argument: str) -> list[Path]:
-    files: list[Path] = []
+def _files(argument: str) -> list[Place]:
+    files: list[Place] = []
     for part in argument.split(","):
-        path = Path(part).expanduser()
-        pattern = path / "**" / "*.parquet" if path.is_dir() else path
-        found = [path] if path.is_file() else glob.glob(str(pattern), recursive=True)
-        if not found:
-            raise SourceError(f"no Parquet file matches {pattern}")
-        files += sorted(Path(file).absolute() for file in found)
+        path = named_place(part)
+        if not glob.has_magic(part) and path.is_file():
+            found = [path]
+        else:
+            is_folder = not glob.has_magic(part) and path.is_dir()
+            pattern = path / "**" / "*.parquet" if is_folder else path
+            found = matching(str(pattern))
+            if not found:
+                raise SourceError(f"no Parquet file matches {pattern}")
+        files += [file.absolute() if isinstance(file, Path) else file for file in found]
     return files
 
 
-def _schema(path: Path) -> pa.Schema:
+def _schema(path: Place) -> pa.Schema:
     try:
-        return pq.read_schema(path).remove_metadata()
+        return pq.read_schema(_opened(path)).remove_metadata()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise SourceError(f"{path} is no whole Parquet file: {one_line(error)}") from error
 
 
-def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _opened(path: Place) -> Any:
+    """What pyarrow reads the file from: of an address a block or two at a time."""
+    return path if isinstance(path, Path) else path.open()
+
+
+def _batches(path: Place, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(_opened(path), pre_buffer=False, buffer_size=1 << 20) as file:
             for group in range(file.metadata.num_row_groups):
                 _check_sizes(file, group, columns)
             yield from file.iter_batches(batch_size=1024, columns=list(columns))
@@ -115,14 +127,16 @@ def read_bytes(uri: str) -> bytes:
     """The picture in one row.
 
     Args:
-        uri: `parquet:FILE#ROW,COLUMN`.
+        uri: `parquet:FILE#ROW,COLUMN`; an address only where a person named it.
 
     Raises:
         SourceError: the file changed or is gone, or the row holds no bytes.
     """
     cell = Cell.of(uri)
     try:
-        mtime_ns = Path(cell.path).stat().st_mtime_ns
+        place = place_at(cell.path)
+        # an object that is replaced while it is read says so
+        mtime_ns = place.stat().st_mtime_ns if isinstance(place, Path) else 0
         value = _cursor(cell.path, mtime_ns, cell.column).value(cell.row)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
@@ -144,7 +158,7 @@ def bytes_in(value: object, uri: str) -> bytes:
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _cursor(path: str, mtime_ns: int, column: str) -> "_Cursor":
-    return _Cursor(path, column)
+    return _Cursor(place_at(path), column)
 
 
 class _Cursor:
@@ -155,8 +169,8 @@ class _Cursor:
     unit is a page, which pyarrow writes with up to 1,024 rows: that much is held at once.
     """
 
-    def __init__(self, path: str, column: str) -> None:
-        self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    def __init__(self, path: Place, column: str) -> None:
+        self._file = pq.ParquetFile(_opened(path), pre_buffer=False, buffer_size=1 << 20)
         self._column = column
         groups = self._file.metadata
         self._sizes = [groups.row_group(g).num_rows for g in range(groups.num_row_groups)]

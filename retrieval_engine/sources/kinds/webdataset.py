@@ -24,10 +24,11 @@ from typing import BinaryIO
 
 from retrieval_engine.errors import SourceError, UsageError
 from retrieval_engine.records import Item, Json
-from retrieval_engine.sources.annotated import merge, size_and_time
+from retrieval_engine.sources.annotated import merge
 from retrieval_engine.sources.annotation import CAPTION_KEYS, Record, captions_of
 from retrieval_engine.sources.cleaning import CleanedSource, clean_text
 from retrieval_engine.sources.decode import picture_suffixes
+from retrieval_engine.sources.image_folder import state_of
 from retrieval_engine.sources.reading import (
     MAX_BYTES,
     MAX_TEXT,
@@ -37,7 +38,9 @@ from retrieval_engine.sources.reading import (
     parse_json,
     split_lines,
 )
-from retrieval_engine.sources.source_name import Options, existing_files, split_name
+from retrieval_engine.sources.source_name import Options, existing_files, place_at, split_name
+from retrieval_engine.sources.spool import local_copy, read_piece
+from retrieval_engine.urls import Place, is_url
 
 _TEXTS = (".txt", ".caption")
 _BLOCK = 512
@@ -58,9 +61,10 @@ def open_source(argument: str, options: Mapping[str, str]) -> "WebDatasetSource"
     given = Options("webdataset", options, ("split", "id"))
     if given.text("id", "shard") != "shard":
         raise UsageError(f"webdataset: id={given.text('id')}; allowed: shard")
+    pattern = argument if is_url(argument) else str(Path(argument).expanduser().absolute())
     return WebDatasetSource(
-        name=f"webdataset:{Path(argument).expanduser().absolute()}",
-        shards=existing_files(str(Path(argument).expanduser().absolute())),
+        name=f"webdataset:{pattern}",
+        shards=existing_files(pattern),
         split=given.split(),
         shard_in_id=bool(given.text("id")),
     )
@@ -107,7 +111,7 @@ class _Sample:
 class WebDatasetSource(CleanedSource):
     """Items in tar shards, one shard after the other."""
 
-    def __init__(self, *, name: str, shards: list[Path], split: str, shard_in_id: bool) -> None:
+    def __init__(self, *, name: str, shards: list[Place], split: str, shard_in_id: bool) -> None:
         super().__init__(name, split)
         self._shards = shards
         self._shard_in_id = shard_in_id
@@ -118,16 +122,17 @@ class WebDatasetSource(CleanedSource):
     def _items(self) -> Iterator[Item]:
         self.notes.clear()
         left = _Left()
-        seen: dict[str, Path] = {}
+        seen: dict[str, Place] = {}
         for shard in self._shards:
-            mtime_ns = size_and_time(str(shard))[1]
+            state = state_of(shard)
             prefix = f"{shard.stem}/" if self._shard_in_id else ""
             for (offset, size), record in _shard_records(shard, prefix, left):
                 if before := seen.get(record.image):
                     raise _comes_back(record.image, shard, before, self._shard_in_id)
                 seen[record.image] = shard
                 uri = f"webdataset:{shard}#{offset},{size}"
-                yield replace(merge([record]), uri=uri, mtime_ns=mtime_ns)
+                item = replace(merge([record]), uri=uri)
+                yield replace(item, mtime_ns=state.mtime_ns, version=state.version)
         self.notes += left.notes()
 
 
@@ -154,7 +159,7 @@ class _Left:
         return lines
 
 
-def _comes_back(item_id: str, shard: Path, before: Path, shard_in_id: bool) -> SourceError:
+def _comes_back(item_id: str, shard: Place, before: Place, shard_in_id: bool) -> SourceError:
     hint = "write the shard again with a name of its own for each member"
     if shard != before and shard_in_id:
         hint = "two shards have one name: rename one"
@@ -164,11 +169,11 @@ def _comes_back(item_id: str, shard: Path, before: Path, shard_in_id: bool) -> S
 
 
 def _shard_records(
-    shard: Path, prefix: str, left: _Left
+    shard: Place, prefix: str, left: _Left
 ) -> Iterator[tuple[tuple[int, int], Record]]:
     """Place of each picture of a shard, and what is said of it; ids begin with the prefix."""
     try:
-        with open_regular(shard) as file:
+        with open_regular(local_copy(shard)) as file:
             for key, sample in _samples(file, shard, left).items():
                 if not sample.pictures:
                     left.samples.append(key)
@@ -184,7 +189,7 @@ def _shard_records(
         ) from error
 
 
-def _samples(file: BinaryIO, shard: Path, left: _Left) -> dict[str, _Sample]:
+def _samples(file: BinaryIO, shard: Place, left: _Left) -> dict[str, _Sample]:
     """The samples of a shard by their key; the data of its members are passed over."""
     size_bytes = os.fstat(file.fileno()).st_size
     samples: dict[str, _Sample] = {}
@@ -287,9 +292,7 @@ def read_bytes(uri: str) -> bytes:
     if size.isdecimal() and int(size) > MAX_BYTES:
         raise SourceError(f"cannot read {uri}: at most {MAX_BYTES:,} bytes are read")
     try:
-        with open_regular(path) as file:
-            file.seek(int(offset))
-            data = file.read(int(size))
+        data = read_piece(place_at(path), int(offset), int(size))
     except (OSError, ValueError) as error:
         raise SourceError(f"cannot read {uri}: {one_line(error)}") from error
     if len(data) != int(size):
