@@ -140,14 +140,19 @@ class Engine(FollowedStore):
         return report
 
     def build_index(
-        self, recipe: str = "auto", *, feature: str = "itc", progress: "Progress | None" = None
+        self,
+        recipe: str = "auto",
+        *,
+        feature: str = "itc",
+        uri: str = "",
+        progress: "Progress | None" = None,
     ) -> "IndexReport":
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
         store, index, split = self._seen_store(), self.index_path, self._split
         return build_index(
-            store, index, recipe=recipe, split=split, feature=feature, progress=progress
+            store, index, recipe=recipe, split=split, feature=feature, uri=uri, progress=progress
         )
 
     def update_index(self, *, progress: "Progress | None" = None) -> "UpdateReport":

@@ -1,0 +1,38 @@
+"""The contract of an index, kept by Milvus through a real server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retrieval_engine.fingerprint import digest
+from retrieval_engine.testing import BackendContract
+from tests.milvus_lite import milvus_server
+
+pytestmark = pytest.mark.service
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
+        yield address
+
+
+class TestMilvus(BackendContract):
+    tolerance = 1e-3
+    agreement = 0.97
+
+    @pytest.fixture(autouse=True)
+    def _server(self, uri: str) -> None:
+        self._uri = uri
+
+    def recipe(self, folder: Path) -> str:
+        options = {
+            "uri": f'"{self._uri}"',
+            "collection": f'"c{digest(str(folder))[:12]}"',
+            "keep_old_s": 0,
+        }
+        lines = (f"{name} = {value}" for name, value in options.items())
+        text = "\n".join(('backend = "milvus"', "[options]", *lines))
+        (folder / "milvus.toml").write_text(text)
+        return str(folder / "milvus.toml")
