@@ -7,7 +7,7 @@ import pytest
 
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.testing import BackendContract
-from tests.milvus_lite import milvus_server
+from retrieval_engine.testing.milvus_lite import milvus_server
 
 pytestmark = pytest.mark.service
 

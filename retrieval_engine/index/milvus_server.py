@@ -30,8 +30,9 @@ def import_pymilvus() -> Any:
         import pymilvus
     except ModuleNotFoundError as error:
         raise MissingExtra("pymilvus", "milvus") from error
-    # It prints a traceback for every call that fails, before it raises.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    # They print a traceback for every call that fails, before it raises.
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
 
@@ -96,9 +97,7 @@ class Server:
         except failures as error:
             raise IndexFailure(
                 f"Milvus at {self.uri} cannot {what}: {_reason(error)}",
-                hint=f"is it running, and is {TOKEN} right where it wants one?"
-                if what == "be reached"
-                else "",
+                hint=_how_to_reach(self.uri) if what == "be reached" else "",
             ) from error
 
     def described(self, name: str) -> tuple[str, dict[str, str]] | None:
@@ -168,6 +167,12 @@ class Server:
 def _client(uri: str, timeout_s: float, token: str, _process: int) -> Any:
     """One client for each address: a file can be opened once, and threads may share it."""
     return import_pymilvus().MilvusClient(uri, token=token, timeout=timeout_s)
+
+
+def _how_to_reach(uri: str) -> str:
+    if uri.endswith(".db"):
+        return "one process at a time opens a file; `milvus-lite server` lets several in"
+    return f"is it running, and is {TOKEN} right where it wants one?"
 
 
 def _reason(error: BaseException) -> str:
