@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean install
+.PHONY: demo test test-services check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Servers and clusters, each started by its own tests on this machine.
+test-services: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

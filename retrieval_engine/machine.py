@@ -7,8 +7,6 @@ from pathlib import Path
 
 from retrieval_engine.errors import UsageError
 
-from retrieval_engine.errors import UsageError
-
 
 def usable_cores() -> int:
     """Cores that this process may run on; of a container or `taskset`, where the system tells."""

@@ -1,6 +1,8 @@
 """Milvus as it is used: exact, filtered, resumed, replaced under readers, updated, refused."""
 
+import importlib
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,12 +16,12 @@ from click.testing import CliRunner
 from retrieval_engine import Engine, build_index, open_index, open_store, update_index
 from retrieval_engine.cli import main
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure, MissingExtra, UsageError
-from retrieval_engine.index import ExactIndex, backends, milvus_server
+from retrieval_engine.index import ExactIndex, SavedIndex, backends, measured, milvus_server
 from retrieval_engine.index.fresh import FreshIndex, fresh_index
 from retrieval_engine.index.grouping import GroupedIndex
 from retrieval_engine.index.measured import expect, recall_at_10
 from retrieval_engine.index.milvus_server import Server
-from retrieval_engine.index.recipes import Recipe
+from retrieval_engine.index.recipes import Recipe, read_recipe
 from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.store import Store, StoreWriter
 from retrieval_engine.testing.milvus_lite import milvus_server as served
@@ -33,6 +35,13 @@ pytestmark = pytest.mark.service
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with served(tmp_path_factory.mktemp("milvus") / "data") as address:
         yield address
+
+
+@pytest.fixture(autouse=True)
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build asks fewer queries of the server to know its recall and speed."""
+    monkeypatch.setattr(measured, "_MAX_QUERIES", 100)
+    monkeypatch.setattr(measured, "_TIMED_QUERIES", 5)
 
 
 @pytest.fixture
@@ -215,9 +224,9 @@ def grown(path: Path, vectors: int) -> tuple[Store, Store]:
     return old, open_store(path)
 
 
-def names(index: FreshIndex | object, queries: np.ndarray, k: int) -> list[list[str]]:
-    _, items = index.search(queries, k)  # type: ignore[attr-defined]
-    return [[e.id for e in index.catalog.entries(row[row >= 0])] for row in items]  # type: ignore[attr-defined]
+def names(index: FreshIndex | SavedIndex, queries: np.ndarray, k: int) -> list[list[str]]:
+    _, items = index.search(queries, k)
+    return [[e.id for e in index.catalog.entries(row[row >= 0])] for row in items]
 
 
 @pytest.mark.parametrize("vectors", [1, 4])
@@ -315,3 +324,32 @@ def test_commands_and_engine_use_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     result = run(["index", "--update", "--uri", "vectors.db"])
     assert result.exit_code == 2
     assert "--uri is for building" in result.stderr
+
+
+def test_the_benchmark_runs_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["milvus", "--tiny"])
+    importlib.import_module("benchmarks.milvus").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["way"] for line in lines} == {"milvus-flat", "flat-fp16"}
+    assert all(line["recall_at_10"] == 1.0 for line in lines)
+    assert all(line["p50_ms"] > 0 for line in lines)
+    assert "pymilvus" in lines[0]["versions"]
+
+
+def test_the_page_works_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "milvus.md").read_text(encoding="utf-8")
+    lines = page.partition("```sh\n")[2].partition("```")[0].splitlines()
+    shown = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("vlre ")]
+    assert len(shown) == 7
+    for words in shown:
+        words = [uri if word == "http://127.0.0.1:19530" else word for word in words]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, f"vlre {words}\n{result.output}"
+    options = page.partition("[options]\n")[2].partition("```")[0]
+    (tmp_path / "page.toml").write_text(f'backend = "milvus"\n[options]\n{options}')
+    assert read_recipe(tmp_path / "page.toml").options["collection"] == "photos"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.index import measured
 from retrieval_engine.testing import BackendContract
 from retrieval_engine.testing.milvus_lite import milvus_server
 
@@ -16,6 +17,13 @@ pytestmark = pytest.mark.service
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
         yield address
+
+
+@pytest.fixture(autouse=True)
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build asks fewer queries of the server to know its recall and speed."""
+    monkeypatch.setattr(measured, "_MAX_QUERIES", 100)
+    monkeypatch.setattr(measured, "_TIMED_QUERIES", 5)
 
 
 class TestMilvus(BackendContract):

@@ -106,6 +106,10 @@ def test_filters_find_what_the_library_finds(client: httpx.Client, engine: Engin
     reranked = client.post("/api/search", json={**asked, "rerank": 24})
     hits = engine.search("a dog", 24, rerank=24, where=where)
     assert ids(reranked) == [hit.item_id for hit in hits]
+    like = client.get(f"/api/similar/{expected[0]}", params={"k": 5, "where": where})
+    hits = engine.similar(expected[0], 5, where)
+    assert 0 < len(ids(like)) == len(hits)
+    assert ids(like) == [hit.item_id for hit in hits]
     nothing = client.post("/api/search", json={**asked, "where": "subjects contains 'zebu'"})
     assert ids(nothing) == []
     assert "subjects contains 'zebu' holds for none" in nothing.json()["note"]
@@ -121,11 +125,15 @@ def test_filters_find_what_the_library_finds(client: httpx.Client, engine: Engin
     ],
 )
 def test_a_filter_that_cannot_be_is_refused(client: httpx.Client, where: str, said: str) -> None:
-    answer = client.post("/api/search", json={"text": "a dog", "where": where})
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert said in error["message"]
-    assert set(error) == {"code", "message", "hint", "request_id"}
+    answers = [
+        client.post("/api/search", json={"text": "a dog", "where": where}),
+        client.get("/api/similar/scene-7-000000", params={"where": where}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert said in error["message"]
+        assert set(error) == {"code", "message", "hint", "request_id"}
 
 
 def test_captions_of_several_images_and_one_that_is_broken(

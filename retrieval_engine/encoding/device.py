@@ -196,7 +196,7 @@ def _begin(
 def _compute(encoder: Encoder, batch: Batch) -> tuple[Arrays, float]:
     """Arrays of a batch that a store will take, and the seconds they took."""
     start = time.perf_counter()
-    arrays = batch.computed(encoder)
+    arrays = batch.kept(batch.asked_of(encoder)())
     keys, what = raw_keys(list(batch.keys)), batch.modality.removesuffix("s")
     for form in batch.forms:
         check_block(what, form, arrays[form.name], keys)

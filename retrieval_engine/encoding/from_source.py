@@ -96,8 +96,16 @@ def encode(
         load = Load(encoder.preprocessor, run.have[Modality.IMAGES])
         with open_pool(options.worker_kind, options.workers, ahead=2 * run.batch_size) as pool:
             steps = run.steps(pool.imap(load, run.changed_items()))
-            for step, found in _computed(encoder, steps, report, progress):
-                run.write(step, found)
+            if isinstance(encoder, DevicePool):
+                run.share(steps, encoder)
+            else:
+                for step in steps:
+                    found = None
+                    if isinstance(step, Batch):
+                        with report.timing():
+                            arrays = step.kept(step.asked_of(encoder)())
+                        found = Computed(keys=step.keys, arrays=arrays)
+                    run.write(step, found)
             run.finish()
     progress.stop()
     report.seconds = time.perf_counter() - start
@@ -232,6 +240,15 @@ class _Run:
             )
             yield from batch.pieces(_TEXTS)
 
+    def share(self, steps: Iterator[Step], devices: DevicePool) -> None:
+        """Have the devices compute the steps, and write what they make of them in order."""
+        for step, found in devices.imap(steps, self.progress):
+            self.progress.detail(devices.rates)
+            self.write(step, found)
+        self.report.devices = devices.tallies
+        self.report.model_seconds = sum(tally.model_seconds for tally in devices.tallies)
+        self.report.transfer_seconds = sum(tally.transfer_seconds for tally in devices.tallies)
+
     def write(self, step: Step, found: Computed | None) -> None:
         """Hand what was computed to the writer; at the end of a part publish it."""
         self.part = self.part or self.writer.part()
@@ -275,23 +292,3 @@ class _Run:
         )
         if whole:
             self.report.moved = self.writer.take_moved(self.source.name, self.seen)
-
-
-def _computed(
-    encoder: Encoder | DevicePool, steps: Iterator[Step], report: EncodeReport, progress: Progress
-) -> Iterator[tuple[Step, Computed | None]]:
-    """Each step with what the models make of it, in order."""
-    if isinstance(encoder, DevicePool):
-        for step, found in encoder.imap(steps, progress):
-            progress.detail(encoder.rates)
-            yield step, found
-        report.devices = encoder.tallies
-        report.model_seconds = sum(tally.model_seconds for tally in report.devices)
-        report.transfer_seconds = sum(tally.transfer_seconds for tally in report.devices)
-        return
-    for step in steps:
-        found = None
-        if isinstance(step, Batch):
-            with report.timing():
-                found = Computed(keys=step.keys, arrays=step.computed(encoder))
-        yield step, found

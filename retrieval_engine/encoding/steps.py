@@ -4,8 +4,9 @@ Where a batch ends depends on the source alone, never on what computes it: the s
 same batches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -71,13 +72,15 @@ class Batch:
             some = slice(start, start + size)
             yield replace(self, keys=self.keys[some], inputs=self.inputs[some])
 
-    def computed(self, encoder: Encoder) -> Arrays:
-        """By name: (n, *shape) arrays in the dtypes they are kept in."""
+    def asked_of(self, encoder: Encoder) -> Callable[[], Arrays]:
+        """The call of an encoder that computes it."""
         names = [form.name for form in self.forms]
         if isinstance(self.inputs, np.ndarray):
-            arrays = encoder.encode_images(self.inputs, names)
-        else:
-            arrays = encoder.encode_texts(self.inputs, names)
+            return partial(encoder.encode_images, self.inputs, names)
+        return partial(encoder.encode_texts, self.inputs, names)
+
+    def kept(self, arrays: Arrays) -> Arrays:
+        """By name: (n, *shape) arrays in the dtypes they are kept in."""
         with np.errstate(over="ignore"):  # becomes infinity, which no store takes
             return {
                 form.name: arrays[form.name].astype(form.dtype, copy=False) for form in self.forms

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import MissingExtra
 from retrieval_engine.index.grouping import Allowed, Items, Scores
+from retrieval_engine.index.short_codes import search_allowed
 
 REFINED = "k_factor_rf"
 """How many times the rows wanted are taken from short codes, to be compared whole."""
@@ -17,9 +18,6 @@ EFFORTS = {"nprobe": 1, "efSearch": 16, REFINED: 4}
 WIDENING = "widening"
 """How long a search among lists may take under a filter, in hundredths of one without."""
 WIDENINGS = (135, 400, 10_000)  # the last: through all lists, but where half the rows are left
-# Below this share, comparing each allowed row whole is quicker than scanning all short codes, and
-# exact; measured (benchmarks/LOG.md).
-_FEW_OF_A_SCAN = 0.1
 # Rows that a graph compares for each of its efSearch places, measured (benchmarks/LOG.md).
 _COMPARED_A_PLACE = 10
 _NO_PARAMETERS = "param"  # stands in what faiss says of kinds that take no selector
@@ -68,7 +66,7 @@ class Selector:
     without a filter, or a multiple that the build measured to be needed: rows that are left out
     cost little, so that of few allowed rows all lists are looked through, which is exact. A graph
     has to walk through what is left out: it goes 1 / share as wide, and below a share every
-    allowed row is compared instead.
+    allowed row is compared instead. For short codes see `short_codes`.
 
     Attributes:
         share: of all rows, above 0.
@@ -77,7 +75,7 @@ class Selector:
 
     def __init__(self, allowed: Allowed) -> None:
         self.share = max(1, int(np.count_nonzero(allowed))) / max(1, len(allowed))
-        self._allowed = allowed
+        self._allowed, self._rows = allowed, np.flatnonzero(allowed)
         self._bits = np.packbits(allowed, bitorder="little")
         pointer = import_faiss().swig_ptr(self._bits)
         self.faiss = import_faiss().IDSelectorBitmap(len(allowed), pointer)
@@ -86,6 +84,9 @@ class Selector:
         self, index: Any, queries: NDArray[np.float32], fetch: int, effort: Mapping[str, int]
     ) -> tuple[Scores, Items]:
         """The best of these rows for each query, as `RowSearch.search_rows`."""
+        if has_short_codes(index):
+            wider = effort.get(WIDENING, WIDENINGS[0]) / WIDENINGS[0]
+            return search_allowed(index, queries, fetch, self._allowed, self._rows, wider)
         if storage := _storage_if_quicker(index, self.share):
             index = storage
         try:
@@ -98,14 +99,10 @@ class Selector:
 
     def _sifted(self, index: Any, queries: NDArray[np.float32], fetch: int) -> tuple[Scores, Items]:
         """Of more answers those allowed, for kinds that take no selector: flat product quantisers."""
-        faiss, how = import_faiss(), None
         n = int(2 * fetch / self.share) + 64
         while True:
             n = min(n, index.ntotal)
-            if isinstance(index, faiss.IndexRefine):
-                factor = max(1.0, index.k_factor * fetch / (self.share * n))
-                how = faiss.IndexRefineSearchParameters(k_factor=factor)
-            scores, rows = index.search(queries, n, params=how)
+            scores, rows = index.search(queries, n)
             there = (rows >= 0) & self._allowed[rows]
             if n == index.ntotal or (there.sum(axis=1) >= fetch).all():
                 order = np.argsort(~there, axis=1, kind="stable")[:, :fetch]
@@ -126,17 +123,26 @@ def _time_of_a_list(share: float) -> float:
     return 0.12 + 1.63 * float(share**0.65)
 
 
-def _storage_if_quicker(index: Any, share: float) -> Any:
-    """The rows beside a graph or short codes, where comparing each allowed one is quicker; or None."""
+def has_short_codes(index: Any) -> bool:
+    """Whether all rows' codes are scanned, and the best compared whole."""
     faiss = import_faiss()
     index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexHNSW):
-        walked = _COMPARED_A_PLACE * index.hnsw.efSearch / share
-        return faiss.downcast_index(index.storage) if share * index.ntotal <= walked else None
-    if not isinstance(index, faiss.IndexRefine) or share > _FEW_OF_A_SCAN:
+    whole = (faiss.IndexScalarQuantizer, faiss.IndexFlat)
+    return (
+        isinstance(index, faiss.IndexRefine)
+        and not faiss.try_extract_index_ivf(index.base_index)
+        and isinstance(faiss.downcast_index(index.refine_index), whole)
+    )
+
+
+def _storage_if_quicker(index: Any, share: float) -> Any:
+    """A graph's rows, where comparing each allowed one takes less time than walking; else None."""
+    graph = import_faiss().downcast_index(index)
+    if not isinstance(graph, import_faiss().IndexHNSW):
         return None
-    lists = faiss.try_extract_index_ivf(index.base_index)  # these know filters themselves
-    return None if lists else faiss.downcast_index(index.refine_index)
+    if share * graph.ntotal > _COMPARED_A_PLACE * graph.hnsw.efSearch / share:
+        return None
+    return import_faiss().downcast_index(graph.storage)
 
 
 def search_parameters(

@@ -171,7 +171,9 @@ def _client(uri: str, timeout_s: float, token: str, _process: int) -> Any:
 
 def _how_to_reach(uri: str) -> str:
     if uri.endswith(".db"):
-        return "one process at a time opens a file; `milvus-lite server` lets several in"
+        return (
+            "one process at a time opens a file; a server over it lets several in (docs/milvus.md)"
+        )
     return f"is it running, and is {TOKEN} right where it wants one?"
 
 

@@ -235,10 +235,11 @@ def load_tokenizer(kind: type[Tokenizer], checkpoint: Checkpoint, *, rows: int) 
             five-token tokenizer in silence where the vocabulary is missing), or it has ids that the
             word embeddings lack.
     """
-    files = [checkpoint.path / name for name in ("tokenizer.json", "vocab.txt")]
+    files = [checkpoint.path / name for name in ("tokenizer.json", "vocab.txt", "spiece.model")]
     if not any(file.is_file() for file in files):
         raise CheckpointInvalid(
-            f"{checkpoint.name} has no tokenizer", hint="expected tokenizer.json or vocab.txt"
+            f"{checkpoint.name} has no tokenizer",
+            hint="expected tokenizer.json, vocab.txt or spiece.model",
         )
     loader: Any = kind
     try:

@@ -64,12 +64,14 @@ class SquashToSquare:
         std: of each channel, on the scale 0-1.
         draft: a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long
             as no side falls below `image_size`.
+        bilinear: by Pillow's bilinear filter instead of the bicubic one, as SigLIP 2's.
     """
 
     image_size: int
     mean: Channels = CLIP_MEAN
     std: Channels = CLIP_STD
     draft: bool = False
+    bilinear: bool = False
 
     @property
     def least_side(self) -> int:
@@ -80,7 +82,8 @@ class SquashToSquare:
     def name(self) -> str:
         """Name and version for the fingerprint: all that decides the normalised pixels."""
         numbers = ",".join(f"{v:g}" for v in (*self.mean, *self.std))
-        return f"{VERSION}({numbers})" + ("+draft" if self.draft else "")
+        version = VERSION.replace("bicubic", "bilinear") if self.bilinear else VERSION
+        return f"{version}({numbers})" + ("+draft" if self.draft else "")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An image as the model reads it.
@@ -93,7 +96,8 @@ class SquashToSquare:
         """
         side = self.image_size
         if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
+            way = Image.Resampling.BILINEAR if self.bilinear else Image.Resampling.BICUBIC
+            image = image.resize((side, side), way)
         return np.asarray(image, dtype=np.uint8)
 
 
@@ -109,7 +113,7 @@ def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
             for pixels that are made in another way.
     """
     said = said_by_files(checkpoint)
-    _refuse_others(checkpoint, said)
+    refuse_others(checkpoint, said)
     mean, std = normalisation(checkpoint, said)
     draft = said.get("decode") == "draft"
     return SquashToSquare(image_size=image_size, mean=mean, std=std, draft=draft)
@@ -180,7 +184,7 @@ def preprocessor_config(
     }
 
 
-def _refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:
+def refuse_others(checkpoint: Path, said: Mapping[str, Any]) -> None:
     """Refuse what changes pixels and is not done here: crops, padding, other filters."""
     size = said.get("size")
     asks = {

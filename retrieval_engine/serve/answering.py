@@ -79,7 +79,7 @@ def _answers(
     for number, question in enumerate(questions):
         if isinstance(question, Like):
             item = live.number(question.item_id, searcher.catalog)
-            answers[number] = searcher.similar(item, question.k)
+            answers[number] = searcher.similar(item, question.k, question.where)
     encoded = _encoded(searcher, [question for _, question in mixed])
     together: dict[tuple[int, int, str], list[int]] = {}
     for (number, question), vectors in zip(mixed, encoded, strict=True):

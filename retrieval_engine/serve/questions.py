@@ -53,6 +53,7 @@ class Like:
 
     item_id: str
     k: int
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

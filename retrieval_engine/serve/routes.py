@@ -110,12 +110,14 @@ def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
 
 
 @router.get("/api/similar/{item_id:path}", responses=says(schema.SearchAnswer))
-async def similar(request: Request, item_id: str, k: int = 20) -> Response:
-    """The images most like one of the store's, without itself and its copies."""
+async def similar(request: Request, item_id: str, k: int = 20, where: str = "") -> Response:
+    """The images most like one of the store's, without itself and its copies; `where` as above."""
     if not 1 <= k <= schema.MOST_HITS:
         raise UsageError(f"`k` is {k}; it must be 1 to {schema.MOST_HITS}")
+    if len(where) > schema.MOST_TEXT:
+        raise UsageError(f"`where` has {len(where):,} characters; at most {schema.MOST_TEXT:,}")
     room = _room(request)
-    return _hits(room, item_id, 0, await room.encoder.ask(Like(item_id, k)))
+    return _hits(room, item_id, 0, await room.encoder.ask(Like(item_id, k, where)))
 
 
 @_route("/api/caption", schema.CaptionAnswer, body_of(schema.CaptionRequest, "images"))

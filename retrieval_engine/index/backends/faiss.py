@@ -18,6 +18,7 @@ from retrieval_engine.index.faiss_parameters import (
     WIDENINGS,
     Selector,
     effort_name,
+    has_short_codes,
     import_faiss,
     list_count,
     search_parameters,
@@ -88,7 +89,7 @@ class FaissRows:
     def filter_efforts(self) -> Iterator[Mapping[str, int]]:
         """The setting in force as it may be with filters, from quick to thorough."""
         yield self.effort
-        if "nprobe" in self._effort:
+        if "nprobe" in self._effort or has_short_codes(self._index):
             yield from ({**self._effort, WIDENING: more} for more in WIDENINGS[1:])
 
     def set_effort(self, effort: Mapping[str, int]) -> None:
