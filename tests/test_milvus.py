@@ -152,6 +152,33 @@ def test_a_killed_build_is_gone_on_with(uri: str, recipe: str, tmp_path: Path) -
     assert collections(uri, out) == [half]
 
 
+def test_a_build_killed_while_it_is_measured_is_gone_on_with(
+    uri: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path / "store", clustered(300, 16), dtype="float16")
+    out = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval_engine.index.build._tune", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_index(store, out, recipe=recipe, uri=uri)
+    [whole] = collections(uri, out)
+    monkeypatch.setattr("retrieval_engine.index.milvus_rows.write", None)
+    assert build_index(store, out, recipe=recipe, uri=uri).recall_at_10 == 1.0
+    assert of_folder(out)["collection"] == whole
+    # Of another state of the store nothing is gone on with, and what is left goes.
+    monkeypatch.undo()
+    grown = write_store(tmp_path / "store", clustered(40, 16, seed=2), first=300, dtype="float16")
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval_engine.index.build._tune", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build_index(grown, out, recipe=recipe, uri=uri)
+    assert open_index(out).items == 300
+    assert len(collections(uri, out)) == 2
+    more = write_store(tmp_path / "store", clustered(5, 16, seed=3), first=340, dtype="float16")
+    assert build_index(more, out, recipe=recipe, uri=uri).items == 345
+    assert collections(uri, out) == [of_folder(out)["collection"]]
+
+
 def test_readers_are_not_disturbed_by_a_rebuild(uri: str, tmp_path: Path) -> None:
     out, recipe = tmp_path / "index", tmp_path / "slow.toml"
     recipe.write_text('backend = "milvus"\noptions = { keep_old_s = 0.5 }\n')

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +18,7 @@ TOKEN = "MILVUS_TOKEN"
 VECTOR, ROW, ITEM = "vector", "row", "item"
 """Fields of a collection; row r of item i is i * vectors an item + r."""
 OURS = "vlre."  # what names of our properties begin with
+_LOOK_S = 0.2  # between two looks at what takes long
 _GONE = (100, 4)  # what servers answer of collections that are not there
 
 
@@ -145,12 +147,37 @@ class Server:
         return int(found[0]["count(*)"])
 
     def make_searchable(self, name: str, index_type: str, parameters: Mapping[str, int]) -> None:
-        """Index the vectors of a collection and have it answer."""
+        """Index the vectors of a collection, where a killed build has not, and have it answer.
+
+        Raises:
+            IndexFailure: the server cannot index them.
+        """
         self.call("flush", name)
-        wanted = self._client.prepare_index_params()
-        wanted.add_index(VECTOR, index_type=index_type, metric_type="IP", params=dict(parameters))
-        self.call("create_index", name, wanted)
-        self.call("load_collection", name)
+        if VECTOR not in self.call("list_indexes", name):
+            wanted = self._client.prepare_index_params()
+            wanted.add_index(
+                VECTOR,
+                index_name=VECTOR,
+                index_type=index_type,
+                metric_type="IP",
+                params=dict(parameters),
+            )
+            self.call("create_index", name, wanted, sync=False)
+        # Hours for many rows: each look ends in time, the whole has none.
+        while True:
+            found = self.call("describe_index", name, VECTOR)
+            if found["state"] == "Failed":
+                raise IndexFailure(f"Milvus at {self.uri} cannot index {name}: {found}")
+            if found["state"] == "Finished" and not found["pending_index_rows"]:
+                break
+            time.sleep(_LOOK_S)
+        self.load(name)
+
+    def load(self, name: str) -> None:
+        """Have a collection in the memory of the server."""
+        self.call("load_collection", name, _async=True)
+        while str(self.call("get_load_state", name)["state"]) != "Loaded":
+            time.sleep(_LOOK_S)
 
     def point(self, alias: str, name: str) -> str:
         """Have an alias stand for a collection; the name of the one it stood for, or empty."""

@@ -212,7 +212,7 @@ def open_rows(folder: Path, effort: Mapping[str, int]) -> MilvusRows:
     if theirs.get("state") != WHOLE:
         raise IndexFailure(f"{what} is half built", hint=again)
     keys = np.load(folder / KEYS, mmap_mode="r")
-    server.call("load_collection", place.collection)
+    server.load(place.collection)
     rows = MilvusRows(server, place, keys, effort)
     if (held := server.count(place.collection)) < rows.rows:
         raise IndexFailure(f"{what} holds {held:,} rows, not {rows.rows:,}", hint=again)
