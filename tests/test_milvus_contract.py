@@ -1,6 +1,5 @@
 """The contract of an index, kept by Milvus through a real server."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,8 @@ import pytest
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.index import measured
 from retrieval_engine.testing import BackendContract
-from retrieval_engine.testing.milvus_lite import milvus_server
 
 pytestmark = pytest.mark.service
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
-        yield address
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +23,8 @@ class TestMilvus(BackendContract):
     agreement = 0.97
 
     @pytest.fixture(autouse=True)
-    def _server(self, uri: str) -> None:
-        self._uri = uri
+    def _server(self, milvus_uri: str) -> None:
+        self._uri = milvus_uri
 
     def recipe(self, folder: Path) -> str:
         options = {
