@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-services check clean install
+.PHONY: demo test test-services test-whole check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
@@ -16,6 +16,10 @@ test: $(STAMP)
 # Servers and clusters, each started by its own tests on this machine.
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service
+
+# Recipes, studies and the scripts of benchmarks/ from end to end, at tiny sizes: about a minute.
+test-whole: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

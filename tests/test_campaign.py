@@ -7,6 +7,7 @@ import pytest
 from tests.campaign.__main__ import FULL, SHORT, campaign
 
 
+@pytest.mark.whole
 def test_a_short_campaign_holds(tmp_path: Path) -> None:
     tally = campaign(tmp_path, SHORT, 11, "", is_full=False)
     assert tally.fell == []

@@ -219,6 +219,7 @@ def test_bad_input_is_one_clear_line(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.whole
 def test_the_benchmark_of_quality_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

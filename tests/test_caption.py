@@ -446,6 +446,7 @@ def test_requests_refuse_what_has_no_effect() -> None:
         CaptionRequest(explain=Path("x.png"))
 
 
+@pytest.mark.whole
 def test_the_benchmark_runs_at_a_tiny_size(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,7 @@ def test_the_command_says_it_in_options(tmp_path: Path) -> None:
         study_collapse(str(model), ["scenes:3?seed=4"], store=tmp_path / "none", device="cpu")
 
 
+@pytest.mark.whole
 def test_the_benchmark_trains_once_and_prints_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_the_report_of_vectors_without_pictures(place: Path, tmp_path: Path) -> 
     assert all(path.stat().st_size > 3000 for path in written.plots)
 
 
+@pytest.mark.whole
 def test_the_whole_study(tmp_path: Path) -> None:
     checkpoint = save_blip(tmp_path / "model")
     plan = HeadStudy(source="scenes:110?seed=3", model=str(checkpoint), train_size=60, test_size=30)

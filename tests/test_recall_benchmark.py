@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import recall
 
+pytestmark = pytest.mark.whole
+
 
 def test_the_benchmark_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

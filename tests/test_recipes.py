@@ -22,6 +22,8 @@ from tests import tiny
 from tests.golden import CHECKPOINTS, GOLDEN, VOCAB
 from tests.tiny_blip2 import save_blip2_opt, save_blip2_t5
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 HUB = {

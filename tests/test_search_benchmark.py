@@ -7,6 +7,8 @@ import pytest
 from benchmarks import fresh, search
 from retrieval_engine.index.recipes import BUILT_IN
 
+pytestmark = pytest.mark.whole
+
 
 def test_each_way_is_measured_with_its_recall(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

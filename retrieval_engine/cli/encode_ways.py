@@ -173,7 +173,8 @@ def _summary(report: "Mapping[str, Json]") -> str:
     )
     steps = ("read", "decode", "transfer", "model", "write")
     spent = [f"{step} {t} s" for step in steps if (t := report.get(f"{step}_seconds"))]
-    lines.append(f"spent     {', '.join(spent)}")
+    if spent:
+        lines.append(f"spent     {', '.join(spent)}")
     devices = report.get("devices")
     if isinstance(devices, list):
         lines += [_of_device(tally) for tally in devices if isinstance(tally, dict)]
