@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-whole check clean install
+.PHONY: demo test test-services test-whole check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Servers and clusters, each started by its own tests on this machine. Only files that have some
+# are read: to collect all the others takes longer than the half of these.
+test-services: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service $$(grep -l mark.service tests/test_*.py)
 
 # Recipes, studies and the scripts of benchmarks/ from end to end, at tiny sizes: about a minute.
 test-whole: $(STAMP)

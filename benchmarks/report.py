@@ -8,7 +8,16 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-LIBRARIES = ("torch", "transformers", "numpy", "h5py", "faiss-cpu", "faiss-gpu")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "h5py",
+    "faiss-cpu",
+    "faiss-gpu",
+    "pymilvus",
+    "milvus-lite",
+)
 
 
 @cache

@@ -140,15 +140,13 @@ class Engine(FollowedStore):
         return report
 
     def build_index(
-        self, recipe: str = "auto", *, feature: str = "itc", progress: "Progress | None" = None
+        self, recipe: str = "auto", *, progress: "Progress | None" = None, **how: Any
     ) -> "IndexReport":
         """Build an index over the store, which searches use from then on; see `build_index`."""
         from retrieval_engine.index import build_index
 
         store, index, split = self._seen_store(), self.index_path, self._split
-        return build_index(
-            store, index, recipe=recipe, split=split, feature=feature, progress=progress
-        )
+        return build_index(store, index, recipe=recipe, split=split, progress=progress, **how)
 
     def update_index(self, *, progress: "Progress | None" = None) -> "UpdateReport":
         """Add to the index what is newer, and take out what is gone; see `update_index`."""

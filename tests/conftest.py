@@ -1,6 +1,7 @@
 """How the suite runs: a thread a process, equal examples, no GPU test that skips in silence."""
 
 import os
+from collections.abc import Iterator
 
 # Before torch and numpy are imported. Several test processes with a thread for each core fight
 # over the cores: some tests were 60 times slower so.
@@ -29,3 +30,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("VLRE_REQUIRE_GPU") == "1":
             pytest.fail("VLRE_REQUIRE_GPU=1, and torch sees no CUDA device")
         pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Milvus server that a session's tests share, for those marked `service`."""
+    from retrieval_engine.testing.milvus_lite import milvus_server
+
+    with milvus_server(tmp_path_factory.mktemp("milvus") / "data") as address:
+        yield address

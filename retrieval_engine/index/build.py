@@ -79,13 +79,14 @@ class _Tuned(NamedTuple):
     asked: Modality  # which side the queries are of
 
 
-def build_index(
+def build_index(  # noqa: PLR0913 (what people ask for)
     store: Store,
     out: str | Path,
     *,
     recipe: str = "auto",
     split: str | None = None,
     feature: str = "itc",
+    uri: str = "",
     progress: Progress | None = None,
     seed: int = 0,
 ) -> IndexReport:
@@ -100,6 +101,7 @@ def build_index(
         recipe: see `recipes.find_recipe`.
         split: only the items of this split.
         feature: name of the image feature; of shape (vectors per item, dim).
+        uri: of the server that is to hold the rows, for a recipe whose backend has one.
         progress: told what is going on.
         seed: of the training and query samples.
 
@@ -118,6 +120,7 @@ def build_index(
     chosen, why = find_recipe(recipe, vectors.rows)
     if why:
         progress.say(why)
+    chosen = backends.placed(chosen, uri, out)
     with replacing(out) as folder:
         progress.start(f"building {chosen.name} of {vectors.rows:,} rows", None)
         backend = backends.load(chosen.backend)
@@ -134,7 +137,8 @@ def build_index(
         saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
-        progress.stop()
+    backends.settle(out, manifest)
+    progress.stop()
     return report
 
 

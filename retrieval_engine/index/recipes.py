@@ -127,6 +127,11 @@ BUILT_IN = {
         Recipe(name="ivf", factory="IVF{nlist},Flat", about=_IVF),
         Recipe(name="ivf-fp16", factory="IVF{nlist},SQfp16", about=f"{_IVF}; float16 storage"),
         Recipe(name="ivf-sq8", factory="IVF{nlist},SQ8", about=f"{_IVF}; one byte a number"),
+        Recipe(
+            name="milvus",
+            backend="milvus",
+            about="on a Milvus server, float16; exact below 200,000 rows, a graph above",
+        ),
     )
 }
 

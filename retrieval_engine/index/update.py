@@ -102,6 +102,7 @@ def update_index(
             files=tuple(describe(path) for path in sorted(folder.iterdir())),
         )
         manifest.write(folder)
+    backends.settle(out, manifest)
     progress.stop()
     return UpdateReport(
         index=str(out),

@@ -35,6 +35,16 @@ finds what is newer than its index all the same; --update makes that quick again
     help="flat, hnsw, ivf, each also as -fp16, ivf-sq8; a name in ./indices/recipes; a .toml "
     "file; factory:STRING with a faiss factory string; auto chooses by the number of vectors.",
 )
+@click.option(
+    "--backend",
+    help="faiss or milvus, or one that is plugged in: its own recipe where none is named.",
+)
+@click.option(
+    "--uri",
+    default="",
+    help="With --backend milvus: http://HOST:PORT of the server, or a FILE.db of Milvus Lite; "
+    "MILVUS_TOKEN in the environment opens it.",
+)
 @head_option
 @split_option
 @click.option("--feature", default="itc", show_default=True, help="Image feature to index.")
@@ -49,6 +59,8 @@ def command(
     store: Path,
     index: Path,
     recipe: str,
+    backend: str | None,
+    uri: str,
     head: Path | None,
     split: str | None,
     feature: str,
@@ -61,6 +73,7 @@ def command(
     from retrieval_engine.cli.output import emit, note, progress_bar
     from retrieval_engine.index import open_index
 
+    recipe = _recipe(recipe, backend, uri, builds=not (update or verify))
     if verify:
         manifest = open_index(index, verify=True).manifest
         if as_json:
@@ -83,13 +96,26 @@ def command(
             note(remark)
         return
     with progress_bar() as progress:
-        report = engine.build_index(recipe, feature=feature, progress=progress)
+        report = engine.build_index(recipe, feature=feature, uri=uri, progress=progress)
     if as_json:
         emit(report.to_json())
     else:
         _print(report)
     for remark in report.remarks:
         note(remark)
+
+
+def _recipe(recipe: str, backend: str | None, uri: str, *, builds: bool) -> str:
+    """The recipe that a backend stands for where none is named."""
+    from retrieval_engine.errors import UsageError
+
+    if uri and not builds:
+        raise UsageError("`uri` is for building: an index knows where its rows are")
+    if backend in (None, "faiss"):
+        return recipe
+    if recipe != "auto":
+        raise UsageError("a recipe names its backend; leave out `backend` or `recipe`")
+    return str(backend)
 
 
 def _print(report: "IndexReport") -> None:

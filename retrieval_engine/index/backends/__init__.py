@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from retrieval_engine.errors import UsageError
+from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.grouping import RowSearch
 from retrieval_engine.index.recipes import BACKENDS, Recipe
 from retrieval_engine.index.vectors import StoredVectors
@@ -58,6 +59,14 @@ class Backend(Protocol):
     #     """The rows in a folder that are to be kept, in their order, and those of the blocks
     #     behind them; IndexFailure where this kind of index cannot."""
 
+    # One whose rows are elsewhere than in the folder has these as well:
+    #
+    # def placed(self, recipe: Recipe, uri: str, out: Path) -> Recipe:
+    #     """The recipe for an index folder, with options for where its rows go."""
+    #
+    # def settle(self, folder: Path, manifest: IndexManifest) -> None:
+    #     """Clear away what nobody needs, now that a manifest names the folder."""
+
     def version(self) -> str:
         """Version of the library."""
 
@@ -90,3 +99,33 @@ def load(name: str) -> Backend:
         UsageError: there is none.
     """
     return cast(Backend, BACKENDS.load(name))
+
+
+def placed(recipe: Recipe, uri: str, out: Path) -> Recipe:
+    """A recipe for an index folder.
+
+    Args:
+        recipe: as found.
+        uri: of the server that holds the rows; empty for the recipe's own, or none.
+        out: the folder.
+
+    Raises:
+        UsageError: the backend has no server.
+    """
+    place = getattr(load(recipe.backend), "placed", None)
+    if place is not None:
+        found: Recipe = place(recipe, uri, out)
+        return found
+    if uri:
+        raise UsageError(
+            f"`uri` is {uri!r}, and recipe {recipe.name} is of {recipe.backend}, which has no server",
+            hint="take a recipe of a backend that has one: `recipe='milvus'`",
+        )
+    return recipe
+
+
+def settle(out: Path, manifest: IndexManifest) -> None:
+    """What a backend has still to do once a manifest is in its place."""
+    act = getattr(load(manifest.backend), "settle", None)
+    if act is not None:
+        act(out / manifest.folder, manifest)
