@@ -7,11 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure
+from retrieval_engine.index.backends.faiss import every_row
 from retrieval_engine.index.build_record import contents_of
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex
 from retrieval_engine.index.exact import Block, ExactIndex
-from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores, read_only
+from retrieval_engine.index.grouping import (
+    Allowed,
+    GroupedIndex,
+    Index,
+    Items,
+    PerMask,
+    Scores,
+    read_only,
+)
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
@@ -127,23 +136,31 @@ def _exact(
     feature = saved.manifest.feature
     shape = store.features(Modality.IMAGES)[feature].shape
     if 4 * len(rows) * int(np.prod(shape)) <= _HELD_BYTES:
-        return _Held(store.read(Modality.IMAGES, feature, rows))
+        held = store.read(Modality.IMAGES, feature, rows)
+        if saved.manifest.backend != "faiss":
+            return _Held(held)
+        every = GroupedIndex(every_row(held.reshape(-1, shape[-1])), shape[0])
+        return _ranked(every)
 
     def blocks(size: int) -> Iterator[Block]:
         for start in range(0, len(rows), size):
             yield start, store.read(Modality.IMAGES, feature, rows[start : start + size])
 
-    index = ExactIndex.streaming(blocks, len(rows), shape)
+    return _ranked(ExactIndex.streaming(blocks, len(rows), shape))
 
-    def stream(queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> Iterator[Best]:
-        for scores, items in zip(*index.search(queries, min(k, len(rows)), allowed), strict=True):
+
+def _ranked(index: Index) -> Rest:
+    """The best of an index for each query, without empty places."""
+
+    def best(queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> Iterator[Best]:
+        for scores, items in zip(*index.search(queries, min(k, index.items), allowed), strict=True):
             yield scores[items >= 0], items[items >= 0]
 
-    return stream
+    return best
 
 
 class _Held:
-    """A few vectors in memory: for a single query quicker than a search that can read blocks.
+    """A few vectors in memory, where faiss may not be installed.
 
     Args:
         vectors: (n, v, d).
