@@ -18,7 +18,7 @@ test: $(STAMP)
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service $$(grep -l mark.service tests/test_*.py)
 
-# Recipes, studies and the scripts of benchmarks/ from end to end, at tiny sizes: about a minute.
+# The README's tour, recipes, studies and the scripts of benchmarks/ from end to end: two minutes.
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 

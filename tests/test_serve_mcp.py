@@ -42,6 +42,7 @@ async def used(server: str | StdioServerParameters) -> dict[str, Any]:
         return answers
 
 
+@pytest.mark.whole
 def test_an_assistant_searches_captions_and_finds_similar_ones(store: Path) -> None:
     index = store.with_name("index")
     code = "from retrieval_engine.cli import main; main()"

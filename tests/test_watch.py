@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
@@ -76,6 +77,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[0] == f"Error: {tmp_path / 'none'} is no folder"
 
 
+@pytest.mark.whole
 def test_up_answers_in_the_browser_and_leaves_no_process_behind(tmp_path: Path) -> None:
     folder, store = tmp_path / "pictures", tmp_path / "store"
     folder.mkdir()
