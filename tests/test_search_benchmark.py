@@ -5,7 +5,6 @@ import json
 import pytest
 
 from benchmarks import fresh, search
-from retrieval_engine.index.recipes import BUILT_IN
 
 pytestmark = pytest.mark.whole
 
@@ -16,10 +15,10 @@ def test_each_way_is_measured_with_its_recall(
     monkeypatch.setattr("sys.argv", ["search", "--tiny", "--vectors", "2"])
     search.main()
     found = {line["way"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert set(BUILT_IN) < set(found)
+    assert set(search.RECIPES) < set(found)
     assert found["flat"]["recall_at_10"] > 0.99
     assert found["numpy float32 in memory"]["recall_at_10"] > 0.99
-    assert all(found[name]["recall_at_build"] >= 0.95 for name in BUILT_IN)
+    assert all(found[name]["recall_at_build"] >= 0.95 for name in search.RECIPES)
     # As the real vectors that the drawn ones stand for: see the script.
     assert found["data"]["caption_own_image"] > found["data"]["caption_other"] + 0.1
 
