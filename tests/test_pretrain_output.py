@@ -133,6 +133,7 @@ def test_shipped_model_is_small_and_whole(tiny: Path) -> None:
         assert not report["missing_keys"]
 
 
+@pytest.mark.whole
 def test_shipped_model_keeps_its_promises(tiny: Path) -> None:
     """The benchmark at a small size; its figures over 1,000 scenes are in the model card."""
     found = measure(str(tiny), scenes=200, seed=987654)

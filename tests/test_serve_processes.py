@@ -44,6 +44,7 @@ def seen(address: str, before: set[int]) -> set[int]:
     return before
 
 
+@pytest.mark.whole
 def test_all_answer_and_one_that_is_killed_is_replaced(tmp_path: Path) -> None:
     store = make_store(tmp_path, 4)
     code = "from retrieval_engine.cli import main; main()"

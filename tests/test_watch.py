@@ -36,6 +36,7 @@ def until(words: str, lines: Iterable[str]) -> Iterator[str]:
     raise AssertionError(f"it ended without {words!r}")
 
 
+@pytest.mark.whole
 def test_what_comes_and_goes_is_followed_until_it_is_interrupted(tmp_path: Path) -> None:
     folder, store, index = tmp_path / "pictures", tmp_path / "pictures" / "store", tmp_path / "i"
     folder.mkdir()
