@@ -27,13 +27,7 @@ from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.checkpoint import trained_on
 from retrieval_engine.progress import Progress, Silent
-from retrieval_engine.records import (
-    DEFAULT_MODEL,
-    Caption,
-    Failure,
-    Item,
-    Modality,
-)
+from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Item, Modality
 from retrieval_engine.sources import EmptySource, Source, open_source, readers_for
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
 from retrieval_engine.store.mirror import shown_store
@@ -77,12 +71,7 @@ def encode(
     options, progress = options or EncodeOptions(), progress or Silent()
     features = options.chosen(encoder)
     start = time.perf_counter()
-    if line := _strange(encoder.spec.checkpoint, source.name):
-        progress.say(line)
-    # What makes a source fail shows here: before a store is made for it, or emptied for it.
-    expected = items_expected(source, options)
-    if options.overwrite and next(_wanted(source, options), None) is None:
-        raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
+    expected = _looked_at(source, encoder.spec.checkpoint, options, progress)
     report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (
         StoreWriter.open(
@@ -112,6 +101,18 @@ def encode(
     progress.stop()
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _looked_at(
+    source: Source, checkpoint: str, options: EncodeOptions, progress: Progress
+) -> int | None:
+    """Number of items expected. What makes a source fail shows here, before a store is touched."""
+    if line := _strange(checkpoint, source.name):
+        progress.say(line)
+    expected = items_expected(source, options)
+    if options.overwrite and next(_wanted(source, options), None) is None:
+        raise SourceError(f"{source.name} holds no items: nothing was overwritten with nothing")
+    return expected
 
 
 def _strange(checkpoint: str, source: str) -> str:

@@ -113,9 +113,8 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         FeatureMissing: the store lacks the feature, or it is no list of vectors.
         IndexFailure: nothing to index, NaN among the vectors, or the library failed.
     """
-    begin = time.perf_counter()
+    begin, contents = time.perf_counter(), contents_of(store)
     progress, out = progress or Silent(), Path(out)
-    contents = contents_of(store)
     vectors = image_vectors(store, feature, split)
     chosen, why = find_recipe(recipe, vectors.rows)
     if why:
@@ -131,9 +130,8 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         progress.start("writing", None)
         backend.save(rows, folder)
         SavedCatalog.of_store(store, split).save(folder)
-        manifest = replace(
-            _manifest(store, vectors, built, folder), contents=contents, split=split or ""
-        )
+        made = _manifest(store, vectors, built, folder)
+        manifest = replace(made, contents=contents, split=split or "")
         saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)

@@ -1,4 +1,4 @@
-"""What faiss calls its settings: those of an index, and those of one search in it."""
+"""What faiss calls its settings: those of an index, how it is trained, and those of one search."""
 
 import math
 from collections.abc import Mapping
@@ -56,6 +56,31 @@ def effort_name(index: Any) -> str:
 def list_count(index: Any) -> int:
     """Lists of an inverted file."""
     return int(import_faiss().extract_index_ivf(index).nlist)
+
+
+def keep_half_precision_whole(index: Any) -> None:
+    """Store float16 rows as they are: the rest of a row and its centroid would be rounded anew."""
+    faiss = import_faiss()
+    ivf = faiss.downcast_index(faiss.try_extract_index_ivf(index))
+    if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
+        ivf.by_residual = ivf.by_residual and ivf.sq.qtype != faiss.ScalarQuantizer.QT_fp16
+
+
+def rotate_only(index: Any, sample: NDArray[np.float32]) -> None:
+    """Train a PCA before the rest, and have it subtract no mean.
+
+    faiss moves queries by the mean of the rows as well as the rows: inner products with moved
+    queries come in another order.
+    """
+    faiss = import_faiss()
+    while isinstance(index := faiss.downcast_index(index), faiss.IndexRefine):
+        index = index.base_index
+    if not isinstance(index, faiss.IndexPreTransform):
+        return
+    first = faiss.downcast_VectorTransform(index.chain.at(0))
+    if isinstance(first, faiss.PCAMatrix):
+        first.train(sample)
+        faiss.copy_array_to_vector(np.zeros(first.d_out, np.float32), first.b)
 
 
 class Selector:

@@ -13,8 +13,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retrieval_engine.errors import StoreChanged, StoreError, UrlFailure
@@ -196,12 +196,11 @@ def send_shards(path: Path, files: Iterable[tuple[str, int, str]]) -> None:
         if f'"{name}"'.encode() in listed:
             continue
         try:
-            mirror.system.put_file(str(file), mirror.place(f"{SHARDS}/{name}"), mode="create")
+            with _told_of(url):
+                mirror.system.put_file(str(file), mirror.place(f"{SHARDS}/{name}"), mode="create")
         except FileExistsError:
             if mirror.check(name, size_bytes, sha256):
                 raise _taken_over(mirror) from None
-        except Exception as error:  # botocore, aiohttp, … have each their own tree
-            raise _cannot(url, error) from error
         with mirror.told():
             there = url.state().size_bytes
         if there != size_bytes:
@@ -211,12 +210,8 @@ def send_shards(path: Path, files: Iterable[tuple[str, int, str]]) -> None:
 def drop(path: Path, name: str) -> None:
     """Delete a file of the store that a mirror stands for, if it is there."""
     if mirror := Mirror.at(path):
-        try:
+        with suppress(FileNotFoundError), _told_of(mirror.root / name):
             mirror.system.rm_file(mirror.place(name))
-        except FileNotFoundError:
-            return
-        except Exception as error:  # botocore, aiohttp, … have each their own tree
-            raise _cannot(mirror.root / name, error) from error
 
 
 def drop_unlisted(path: Path, ours: re.Pattern[str], listed: Iterable[str]) -> list[str]:
@@ -230,6 +225,17 @@ def drop_unlisted(path: Path, ours: re.Pattern[str], listed: Iterable[str]) -> l
     for name in left:
         drop(path, f"{SHARDS}/{name}")
     return left
+
+
+@contextmanager
+def _told_of(url: Url) -> Iterator[None]:
+    """Whatever a service raises becomes one line about the address; what is or is not there passes."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except Exception as error:  # botocore, aiohttp, … have each their own tree
+        raise _cannot(url, error) from error
 
 
 def _cannot(url: Url, error: Exception) -> StoreError:

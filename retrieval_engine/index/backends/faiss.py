@@ -20,7 +20,9 @@ from retrieval_engine.index.faiss_parameters import (
     effort_name,
     has_short_codes,
     import_faiss,
+    keep_half_precision_whole,
     list_count,
+    rotate_only,
     search_parameters,
     set_parameters,
 )
@@ -169,10 +171,10 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[FaissRows,
     try:
         if recipe.ef_construction:
             set_parameters(index, {"efConstruction": recipe.ef_construction})
-        _keep_half_precision_whole(index)
+        keep_half_precision_whole(index)
         if not index.is_trained:
             sample = vectors.sample(_training_rows(factory), seed)
-            _rotate_only(index, sample)
+            rotate_only(index, sample)
             index.train(sample)
         for block in vectors.blocks():
             index.add(block)
@@ -194,31 +196,6 @@ def every_row(vectors: NDArray[Any]) -> FaissRows:
     index.train(rows)
     index.add(rows)
     return FaissRows(index, {})
-
-
-def _keep_half_precision_whole(index: Any) -> None:
-    """Store float16 rows as they are: the rest of a row and its centroid would be rounded anew."""
-    faiss = import_faiss()
-    ivf = faiss.downcast_index(faiss.try_extract_index_ivf(index))
-    if isinstance(ivf, faiss.IndexIVFScalarQuantizer):
-        ivf.by_residual = ivf.by_residual and ivf.sq.qtype != faiss.ScalarQuantizer.QT_fp16
-
-
-def _rotate_only(index: Any, sample: NDArray[np.float32]) -> None:
-    """Train a PCA before the rest, and have it subtract no mean.
-
-    faiss moves queries by the mean of the rows as well as the rows: inner products with moved
-    queries come in another order.
-    """
-    faiss = import_faiss()
-    while isinstance(index := faiss.downcast_index(index), faiss.IndexRefine):
-        index = index.base_index
-    if not isinstance(index, faiss.IndexPreTransform):
-        return
-    first = faiss.downcast_VectorTransform(index.chain.at(0))
-    if isinstance(first, faiss.PCAMatrix):
-        first.train(sample)
-        faiss.copy_array_to_vector(np.zeros(first.d_out, np.float32), first.b)
 
 
 def _training_rows(factory: str) -> int:
