@@ -69,8 +69,7 @@ def encode(
     source = open_changed(source, store) if isinstance(source, str) else source
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress = options or EncodeOptions(), progress or Silent()
-    features = options.chosen(encoder)
-    start = time.perf_counter()
+    features, start = options.chosen(encoder), time.perf_counter()
     expected = _looked_at(source, encoder.spec.checkpoint, options, progress)
     report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (
