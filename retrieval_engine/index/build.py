@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrieval_engine import __version__
 from retrieval_engine.index import backends, measured
 from retrieval_engine.index.backends import Rows
-from retrieval_engine.index.build_record import IndexManifest, contents_of, describe
+from retrieval_engine.index.build_record import IndexManifest, describe, store_as_seen
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex, replacing
 from retrieval_engine.index.grouping import GroupedIndex
@@ -63,7 +63,7 @@ class IndexReport:
 
 
 class _Built(NamedTuple):
-    """Rows in memory, and what they were made of."""
+    """Rows on disk, and what they were made of."""
 
     recipe: Recipe
     factory: str
@@ -113,7 +113,7 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         FeatureMissing: the store lacks the feature, or it is no list of vectors.
         IndexFailure: nothing to index, NaN among the vectors, or the library failed.
     """
-    begin, contents = time.perf_counter(), contents_of(store)
+    begin = time.perf_counter()
     progress, out = progress or Silent(), Path(out)
     vectors = image_vectors(store, feature, split)
     chosen, why = find_recipe(recipe, vectors.rows)
@@ -123,16 +123,17 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     with replacing(out) as folder:
         progress.start(f"building {chosen.name} of {vectors.rows:,} rows", None)
         backend = backends.load(chosen.backend)
-        rows, factory = backend.build(chosen, vectors, seed)
-        built = _Built(chosen, factory, rows)
+        factory = backend.build(chosen, vectors, folder, seed)
+        built = _Built(chosen, factory, backend.open_rows(folder, {}))
         progress.start("comparing with exact search", None)
         tuned = _tune(store, vectors, built, seed)
         progress.start("writing", None)
-        backend.save(rows, folder)
-        SavedCatalog.of_store(store, split).save(folder)
+        catalog = SavedCatalog.of_store(store, split)
+        catalog.save(folder)
         made = _manifest(store, vectors, built, folder)
-        manifest = replace(made, contents=contents, split=split or "")
-        saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
+        seen = store_as_seen(store, catalog.left_out)
+        manifest = replace(made, split=split or "", **seen)
+        saved = SavedIndex(out, manifest, built.rows)
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
     backends.settle(out, manifest)

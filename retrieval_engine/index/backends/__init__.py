@@ -41,23 +41,31 @@ class Backend(Protocol):
             UsageError: an option is unknown, missing, or cannot be meant.
         """
 
-    def build(self, recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[Rows, str]:
-        """All rows, indexed, and the recipe as the library was told it."""
+    def build(self, recipe: Recipe, vectors: StoredVectors, folder: Path, seed: int) -> str:
+        """Index all rows, in a folder.
 
-    def save(self, rows: Rows, folder: Path) -> None:
-        """Write the rows into a folder."""
+        Args:
+            recipe: what to build.
+            vectors: read block by block; a sample of them first by kinds that are trained.
+            folder: where the files go; empty.
+            seed: of the sample.
+
+        Returns:
+            The recipe as the library was told it, e.g. faiss's factory string.
+        """
 
     def open_rows(self, folder: Path, effort: Mapping[str, int]) -> Rows:
         """The rows in a folder."""
 
     # A backend whose indexes can grow and shrink has this as well:
     #
-    # def extended(
-    #     self, folder: Path, effort: Mapping[str, int], keep: NDArray[np.bool_],
+    # def extend(
+    #     self, old: Path, folder: Path, keep: NDArray[np.bool_],
     #     blocks: Iterator[NDArray[np.float32]],
-    # ) -> Rows:
-    #     """The rows in a folder that are to be kept, in their order, and those of the blocks
-    #     behind them; IndexFailure where this kind of index cannot."""
+    # ) -> None:
+    #     """Write the rows of a folder that are to be kept, in their order, and those of the
+    #     blocks behind them, into a new folder. Files that stay as they are may be linked.
+    #     IndexFailure where this kind of index cannot."""
 
     # One whose rows are elsewhere than in the folder has these as well:
     #
