@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from retrieval_engine import build_index, open_index, open_store, update_index
 from retrieval_engine.index import SavedIndex, faiss_parts
+from retrieval_engine.index.backends import Rows
 from retrieval_engine.index.behind import Behind, compare
 from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.fresh import fresh_index
@@ -54,7 +56,8 @@ def test_parts_answer_as_one_index(
     assert len(vectors_in(parts)) >= 3
     assert vectors_in(one) == ["vectors.faiss"]
     for index in (parts, one):
-        index.rows.set_effort(list(index.rows.efforts())[-1])
+        rows = cast(Rows, index.rows)
+        rows.set_effort(list(rows.efforts())[-1])
     queries, n = clustered(30, DIM, seed=1), len(made)
     for allowed in (None, np.arange(n) % 7 == 0, np.arange(n) < 40, np.arange(n) >= n - 3):
         scores, items = parts.search(queries, 10, allowed)
@@ -185,9 +188,9 @@ def test_what_was_added_is_told_from_what_was_added_alone(tmp_path: Path) -> Non
         assert not whole.grown
         assert quick.catalog.table().equals(whole.catalog.table())
         np.testing.assert_array_equal(quick.held, whole.held)
-        read = [b.store.read(Modality.IMAGES, "itc", b.rows) for b in (quick, whole)]
-        np.testing.assert_array_equal(*read)
-        assert len(read[0]) == (3 if split is None else 2)
+        read, again = (b.store.read(Modality.IMAGES, "itc", b.rows) for b in (quick, whole))
+        np.testing.assert_array_equal(read, again)
+        assert len(read) == (3 if split is None else 2)
 
 
 def test_more_than_growth_is_seen(tmp_path: Path) -> None:
