@@ -42,7 +42,7 @@ def test_it_finds_what_exact_search_finds(
         name="milvus", backend="milvus", options={"uri": milvus_uri, "collection": f"v{vectors}"}
     )
     (folder := tmp_path / "index").mkdir()
-    backend.build(recipe, stored, folder, 0)
+    backend.build(recipe, stored, folder, backends.How())
     index = GroupedIndex(backend.open_rows(folder, {}), vectors)
     queries = unit(clustered(10, 32, seed=1) + 0.1)
     for share in (None, 0.5, 0.05, 0.001):
@@ -76,7 +76,7 @@ def test_a_wide_search_is_exact_beyond_what_one_answer_holds(
     recipe = Recipe(name="m", backend="milvus", options={"uri": milvus_uri, "collection": "wide"})
     backend = backends.load("milvus")
     (folder := tmp_path / "index").mkdir()
-    backend.build(recipe, stored, folder, 0)
+    backend.build(recipe, stored, folder, backends.How())
     rows = backend.open_rows(folder, {})
     queries = clustered(2, 8, seed=3)
     for k, allowed in ((700, None), (600, np.arange(700) % 8 > 0), (90, np.arange(700) < 650)):

@@ -17,6 +17,8 @@ from retrieval_engine.index.directory import SavedIndex, replacing
 from retrieval_engine.index.grouping import GroupedIndex
 from retrieval_engine.index.recipes import Recipe, find_recipe
 from retrieval_engine.index.vectors import StoredVectors, image_vectors
+from retrieval_engine.machine import has_cuda_driver
+from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
@@ -87,6 +89,7 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     split: str | None = None,
     feature: str = "itc",
     uri: str = "",
+    device: str = "auto",
     progress: Progress | None = None,
     seed: int = 0,
 ) -> IndexReport:
@@ -102,6 +105,8 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         split: only the items of this split.
         feature: name of the image feature; of shape (vectors per item, dim).
         uri: of the server that is to hold the rows, for a recipe whose backend has one.
+        device: where exact search runs, and what the backend can do there; `auto`, or as torch
+            names it.
         progress: told what is going on.
         seed: of the training and query samples.
 
@@ -123,10 +128,11 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     with replacing(out) as folder:
         progress.start(f"building {chosen.name} of {vectors.rows:,} rows", None)
         backend = backends.load(chosen.backend)
-        factory = backend.build(chosen, vectors, folder, seed)
+        how = backends.How(seed=seed, device=_device(device), progress=progress)
+        factory = backend.build(chosen, vectors, folder, how)
         built = _Built(chosen, factory, backend.open_rows(folder, {}))
         progress.start("comparing with exact search", None)
-        tuned = _tune(store, vectors, built, seed)
+        tuned = _tune(store, vectors, built, how)
         progress.start("writing", None)
         catalog = SavedCatalog.of_store(store, split)
         catalog.save(folder)
@@ -141,14 +147,20 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     return report
 
 
-def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tuned:
+def _device(name: str) -> str:
+    if name == "auto" and not has_cuda_driver():
+        return "cpu"  # known without torch
+    return str(pick_device(name))
+
+
+def _tune(store: Store, vectors: StoredVectors, built: _Built, how: backends.How) -> _Tuned:
     """Set the search effort that the recipe's recall takes, as exact search judges it."""
-    queries, asked = measured.sample_queries(store, vectors, seed)
-    exact = vectors.exact()
+    queries, asked = measured.sample_queries(store, vectors, how.seed)
+    exact = vectors.exact(how.device)
     expected = measured.expect(exact, queries)
     index = GroupedIndex(built.rows, vectors.per_item)
     found = measured.tune(built.rows, index, expected, built.recipe.target_recall)
-    filtered = measured.tune_filters(built.rows, index, exact, queries, seed)
+    filtered = measured.tune_filters(built.rows, index, exact, queries, how.seed)
     return _Tuned(found, filtered, queries, asked)
 
 

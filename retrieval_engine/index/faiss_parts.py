@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.durable import link_or_copy
 from retrieval_engine.errors import IndexFailure
+from retrieval_engine.index.faiss_gpu import Copy, coarse_steps_by
 from retrieval_engine.index.faiss_parameters import Selector, import_faiss
 
 TRAINED = "trained.faiss"
@@ -61,23 +62,27 @@ def read_part(path: Path, *, mapped: bool) -> Any:
         ) from error
 
 
-def write_parts(empty: Any, blocks: Iterable[NDArray[np.float32]], folder: Path) -> None:
+def write_parts(
+    index: Any, blocks: Iterable[NDArray[np.float32]], folder: Path, copy: Copy | None = None
+) -> None:
     """Put rows into parts, each on disk before the next is begun.
 
     Args:
-        empty: a trained index without rows; it is left as it is on disk, as `trained.faiss`.
+        index: trained and without rows; as it is now it is written as `trained.faiss`.
         blocks: (b, dim) rows.
         folder: where the files go.
+        copy: see `faiss_gpu.coarse_steps_by`.
     """
     faiss = import_faiss()
-    faiss.write_index(empty, str(folder / TRAINED))
-    number, most = 0, max(1, PART_BYTES // (4 * empty.d))
+    faiss.write_index(index, str(folder / TRAINED))
+    number, most = 0, max(1, PART_BYTES // (4 * index.d))
     for block in blocks:
-        if empty.ntotal + len(block) > most and empty.ntotal:
-            faiss.write_index(empty, str(folder / part(number)))
-            empty, number = read_part(folder / TRAINED, mapped=False), number + 1
-        empty.add(block)
-    faiss.write_index(empty, str(folder / part(number)))
+        if index.ntotal + len(block) > most and index.ntotal:
+            faiss.write_index(index, str(folder / part(number)))
+            index, number = read_part(folder / TRAINED, mapped=False), number + 1
+        with coarse_steps_by(copy, index):
+            index.add(block)
+    faiss.write_index(index, str(folder / part(number)))
 
 
 def extend_parts(

@@ -102,13 +102,25 @@ class FaissRows:
         import_faiss().omp_set_num_threads(threads_wanted() if many else 1)
         selectors = None if allowed is None else self._selectors(allowed)
         effort = self._effort
-        scores = np.empty((len(queries), fetch), np.float32)
-        rows = np.empty((len(queries), fetch), np.int64)
+        scores = np.full((len(queries), fetch), -np.inf, np.float32)
+        rows = np.full((len(queries), fetch), -1, np.int64)
         pending = np.arange(len(queries))
         while len(pending):
             for at in range(0, len(pending), _QUERIES_AT_ONCE):
                 some = pending[at : at + _QUERIES_AT_ONCE]
-                scores[some], rows[some] = self._search(queries[some], fetch, effort, selectors)
+                found = []
+                for number, part in enumerate(self._parts):
+                    start = int(self._starts[number])
+                    if selectors is None:
+                        how = None if effort is self._effort else search_parameters(part, effort)
+                        best = part.search(queries[some], fetch, params=how)
+                    elif only := selectors[number]:
+                        best = only.search(part, queries[some], fetch, effort)
+                    else:
+                        continue
+                    found.append(best if start == 0 else _numbered_from(start, *best))
+                if found:
+                    scores[some], rows[some] = _merged(found, fetch)
             pending = pending[rows[pending, -1] < 0]
             lists = effort.get("nprobe", 0)
             if not len(pending) or not lists or lists >= list_count(self._parts[0]):
@@ -123,32 +135,18 @@ class FaissRows:
         parts = [allowed[start:stop] for start, stop in spans]
         return [Selector(some) if some.any() else None for some in parts]
 
-    def _search(
-        self,
-        queries: NDArray[np.float32],
-        fetch: int,
-        effort: Mapping[str, int],
-        selectors: Sequence[Selector | None] | None,
-    ) -> tuple[Scores, Items]:
-        """The best rows of all parts for at most `_QUERIES_AT_ONCE` queries."""
-        found = []
-        for number, part in enumerate(self._parts):
-            if selectors is None:
-                how = None if effort is self._effort else search_parameters(part, effort)
-                scores, rows = part.search(queries, fetch, params=how)
-            elif only := selectors[number]:
-                scores, rows = only.search(part, queries, fetch, effort)
-            else:
-                continue
-            found.append((scores, np.where(rows < 0, -1, rows + self._starts[number])))
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            none = np.full((len(queries), fetch), -1, np.int64)
-            return np.full(none.shape, -np.inf, np.float32), none
-        every, numbers = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
-        order = np.lexsort((numbers, -every, numbers < 0), axis=1)[:, :fetch]
-        return np.take_along_axis(every, order, 1), np.take_along_axis(numbers, order, 1)
+
+def _numbered_from(start: int, scores: Scores, rows: Items) -> tuple[Scores, Items]:
+    return scores, np.where(rows < 0, -1, rows + start)
+
+
+def _merged(found: list[tuple[Scores, Items]], fetch: int) -> tuple[Scores, Items]:
+    """The best rows of one part or several."""
+    if len(found) == 1:
+        return found[0]
+    scores, rows = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
+    order = np.lexsort((rows, -scores, rows < 0), axis=1)[:, :fetch]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def every_row(vectors: NDArray[Any]) -> FaissRows:

@@ -53,7 +53,7 @@ class BackendContract(IndexContract):
         stored = image_vectors(write_store(place / "store", vectors), "itc", None)
         recipe, _ = find_recipe(self.recipe(folder), stored.rows)
         backend = backends.load(recipe.backend)
-        assert backend.build(recipe, stored, folder, 0)
+        assert backend.build(recipe, stored, folder, backends.How())
         opened = partial(backend.open_rows, folder)
         return opened, opened({})
 

@@ -1,7 +1,7 @@
 """One file per library that can search rows; `Backend` says what the file must define."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -10,6 +10,7 @@ from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.grouping import RowSearch
 from retrieval_engine.index.recipes import BACKENDS, Recipe
 from retrieval_engine.index.vectors import StoredVectors
+from retrieval_engine.progress import Progress, Silent
 
 
 class Rows(RowSearch, Protocol):
@@ -31,6 +32,21 @@ class Rows(RowSearch, Protocol):
     #     """The setting in force as it may be with filters, from quick to thorough."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How an index is built.
+
+    Attributes:
+        seed: of samples.
+        device: where large products may be made: `cpu`, `cuda`, `cuda:1`, …
+        progress: told, where it matters to people.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
+
+
 class Backend(Protocol):
     """The functions of a file in this folder."""
 
@@ -41,14 +57,14 @@ class Backend(Protocol):
             UsageError: an option is unknown, missing, or cannot be meant.
         """
 
-    def build(self, recipe: Recipe, vectors: StoredVectors, folder: Path, seed: int) -> str:
+    def build(self, recipe: Recipe, vectors: StoredVectors, folder: Path, how: How) -> str:
         """Index all rows, in a folder.
 
         Args:
             recipe: what to build.
             vectors: read block by block; a sample of them first by kinds that are trained.
             folder: where the files go; empty.
-            seed: of the sample.
+            how: what does not change which index it is.
 
         Returns:
             The recipe as the library was told it, e.g. faiss's factory string.

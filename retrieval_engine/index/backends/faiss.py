@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure, UsageError
-from retrieval_engine.index.backends import typed_options
+from retrieval_engine.index.backends import How, typed_options
+from retrieval_engine.index.faiss_gpu import coarse_steps_by, gpu_copier
 from retrieval_engine.index.faiss_parameters import (
     import_faiss,
     keep_half_precision_whole,
@@ -47,7 +48,7 @@ def read_options(recipe: Recipe) -> FaissOptions:
     return typed_options(FaissOptions, recipe)
 
 
-def build(recipe: Recipe, vectors: StoredVectors, folder: Path, seed: int) -> str:
+def build(recipe: Recipe, vectors: StoredVectors, folder: Path, how: How) -> str:
     """As `backends.Backend.build`; memory holds one part of the index at a time.
 
     Raises:
@@ -65,12 +66,16 @@ def build(recipe: Recipe, vectors: StoredVectors, folder: Path, seed: int) -> st
         if recipe.ef_construction:
             set_parameters(index, {"efConstruction": recipe.ef_construction})
         keep_half_precision_whole(index)
+        copy, why_not = gpu_copier(how.device)
+        if why_not:
+            how.progress.say(why_not)
         if not index.is_trained:
-            sample = vectors.sample(_training_rows(factory), seed)
+            sample = vectors.sample(_training_rows(factory), how.seed)
             rotate_only(index, sample)
-            index.train(sample)
+            with coarse_steps_by(copy, index):
+                index.train(sample)
             del sample
-        write_parts(index, vectors.blocks(), folder)
+        write_parts(index, vectors.blocks(), folder, copy)
     except RuntimeError as error:
         raise IndexFailure(f"faiss cannot build {factory!r}: {reason(error)}") from error
     return factory

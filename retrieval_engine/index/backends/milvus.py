@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure, UsageError
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.index.backends import typed_options
+from retrieval_engine.index.backends import How, typed_options
 from retrieval_engine.index.build_record import IndexManifest, contents_of
 from retrieval_engine.index.milvus_rows import WHOLE, MilvusRows, Place, fill, refuse_foreign, write
 from retrieval_engine.index.milvus_server import ITEM, Server, check_uri
@@ -109,10 +109,10 @@ def _place_of(out: Path) -> Place | None:
         return None
 
 
-def build(recipe: Recipe, vectors: StoredVectors, folder: Path, seed: int) -> str:
+def build(recipe: Recipe, vectors: StoredVectors, folder: Path, how: How) -> str:
     """As `backends.Backend.build`: a new collection, and in the folder where it is.
 
-    One that a killed build of the same rows left is gone on with. The seed is of nothing here.
+    One that a killed build of the same rows left is gone on with.
 
     Raises:
         UsageError: no server is named.
