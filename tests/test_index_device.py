@@ -24,7 +24,7 @@ def test_a_device_proposes_what_the_cpu_does(vectors: int) -> None:
         ours, theirs = (make(queries, "cpu")(block, k) for make in (_candidates, Candidates))
         assert ours[0].tolist() == theirs[0].tolist()
         assert ours[1].tolist() == theirs[1].tolist()
-        np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-5)
+        np.testing.assert_allclose(ours[2], theirs[2], atol=1e-6)
     block[3] = np.nan
     assert np.isnan(Candidates(queries, "cpu")(block, 3)[2]).any()
 
