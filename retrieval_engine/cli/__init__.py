@@ -55,6 +55,10 @@ _SECTIONS = {
         "merge-adapter": "LoRA into its base",
         "import-checkpoint": "the authors' own files into Hugging Face layout",
     },
+    "The hub": {
+        "push": "a model, adapter, head, index or store to the hub",
+        "pull": "and back, checked",
+    },
     "Captions": {
         "caption": "captions of pictures, folders, sources or a store",
         "capfilt": "write captions and keep what matches (BLIP's CapFilt)",
