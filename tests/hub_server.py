@@ -119,7 +119,8 @@ class Handler(BaseHTTPRequestHandler):
             if (found := re.fullmatch(pattern, path)) and self.command in method:
                 if method in ("POST", "PUT") and self.token != TOKEN and act is not Handler.blob:
                     return self.refuse(403, "", "This token reads and does not write.")
-                return act(self, data, **found.groupdict())
+                act(self, data, **found.groupdict())
+                return None
         return self.refuse(404, "", f"no such place: {path}")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_any
@@ -240,6 +241,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "Entry not found")
         content = files[name]
         etag = hashlib.sha256(content).hexdigest() if name in found.large else git_oid(content)
+        headers: dict[str, Any]
         headers = {"X_Repo_Commit": sha, "ETag": f'"{etag}"', "Accept_Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted:

@@ -33,7 +33,7 @@ from retrieval_engine.hub.kinds import Kind, files_of
 from retrieval_engine.index import open_index
 from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.network import hub_id
-from retrieval_engine.records import Modality
+from retrieval_engine.records import Json, Modality
 from retrieval_engine.train.finetune import Task, configure, finetune
 from retrieval_engine.train.head import HeadRecipe, train_head
 from tests import tiny
@@ -67,7 +67,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = open_store(root / "store")
     train_head(store, root / "head", HeadRecipe(epochs=1, refit_below=0))
     build_index(store, root / "index", recipe="flat-fp16")
-    lora = {"lora": "r=2,alpha=4", "max_steps": 1, "batch_size": 4, "device": "cpu"}
+    lora: dict[str, Json] = {
+        "lora": "r=2,alpha=4",
+        "max_steps": 1,
+        "batch_size": 4,
+        "device": "cpu",
+    }
     config = configure(Task.RETRIEVAL, store=str(root / "store"), **lora)
     finetune(config, root / "adapter")
     assert run("eval", "--recall", "--store", root / "store")[0] == 0
@@ -130,7 +135,7 @@ def test_head_and_index_answer_by_their_hub_ids(place: Path, hub: Hub, tmp_path:
     query = open_store(place / "store").gallery().images("itc")[:3, 0]
     here, there = open_index(place / "index"), open_index("me/index@main", verify=True)
     for mine, theirs in zip(here.search(query, 5), there.search(query, 5), strict=True):
-        assert (mine == theirs).all()
+        np.testing.assert_array_equal(mine, theirs)
     of_store = ("--store", place / "store", "--model", place / "model")
     certificate = tmp_path / "metrics.json"
     for words in (

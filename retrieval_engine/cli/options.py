@@ -101,6 +101,11 @@ head_option = click.option(
     type=UserPath(),
     help="Score by what this head makes of the features (`vlre train-head`); a hub id, too.",
 )
+tracker_option = click.option(
+    "--tracker",
+    type=click.Choice(["tensorboard", "wandb", "trackio", "mlflow"]),
+    help="Follow the training there too; each is an extra of its name.",
+)
 split_option = click.option("--split", default=None, help="Only the items of this split.")
 
 

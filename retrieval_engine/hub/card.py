@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.hub.kinds import CERTIFICATE, HEAD, MANIFEST, TRAINING, Kind
+from retrieval_engine.heads.saved import RECORD as HEAD
+from retrieval_engine.hub.kinds import CERTIFICATE, TRAINING, Kind
+from retrieval_engine.index.build_record import MANIFEST
 from retrieval_engine.models.adapters import RECORD as ADAPTER
 from retrieval_engine.network import hub_id
 from retrieval_engine.store.manifest import HEADER

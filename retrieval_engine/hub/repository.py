@@ -87,7 +87,7 @@ def prepared(folder: str | Path, repo: str) -> Iterator[Prepared]:
         UsageError: the folder holds nothing of the kind, or the name is none that the hub allows.
         VlreError: it is damaged.
     """
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     folder = Path(folder)
     with explaining(repo):
