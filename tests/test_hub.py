@@ -58,8 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     model = tiny.save_blip(root / "model")
     write_checksums(model, [file.name for file in model.iterdir()])
-    record = {"config": {"source": "hf:someone/pictures"}, "report": {"mean_recall": 61.5}}
-    (model / "training.json").write_text(json.dumps(record))
+    (model / "training.json").write_text(json.dumps({"config": {"source": "scenes:5"}}))
     scenes_store(root / "store", model, scenes="scenes:24?seed=7")
     (root / "store" / "failures.jsonl").write_text("")
     (root / "store" / "thumbnails").mkdir()
@@ -257,15 +256,19 @@ def test_the_commands_of_the_page_run_as_printed(
 # The card, and the data set
 
 
-def test_the_card_tells_what_the_records_tell(place: Path, hub: Hub) -> None:
-    for kind in ("model", "adapter", "head", "index", "store"):
+def test_the_card_tells_what_the_records_tell(place: Path, hub: Hub, tmp_path: Path) -> None:
+    model = shutil.copytree(place / "model", tmp_path / "model")
+    made = {"config": {"source": "hf:someone/pictures?split=a"}, "report": {"mean_recall": 61.5}}
+    (model / "training.json").write_text(json.dumps(made))
+    send(model, "me/model")
+    for kind in ("adapter", "head", "index", "store"):
         send(place / kind, f"me/{kind}", private=True)
     fronts = {kind: front_of(hub.files(f"me/{kind}")["README.md"]) for kind in ("model", "head")}
-    model, head = fronts["model"], fronts["head"]
-    assert model["library_name"] == "transformers"
-    assert model["pipeline_tag"] == "feature-extraction"
-    assert model["datasets"] == ["someone/pictures"]
-    results = model["model-index"][0]["results"]  # type: ignore[index]
+    front, head = fronts["model"], fronts["head"]
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "feature-extraction"
+    assert front["datasets"] == ["someone/pictures"]
+    results = front["model-index"][0]["results"]  # type: ignore[index]
     assert results[0]["metrics"][0]["value"] == 61.5
     recorded = json.loads((place / "head" / "head.json").read_text())["metrics"]
     metrics = [m for r in head["model-index"][0]["results"] for m in r["metrics"]]  # type: ignore[index]
