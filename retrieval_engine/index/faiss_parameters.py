@@ -44,6 +44,16 @@ def set_parameters(index: Any, settings: Mapping[str, int]) -> None:
         import_faiss().ParameterSpace().set_index_parameter(index, name, value)
 
 
+def part_of(effort: Mapping[str, int], share: float) -> Mapping[str, int]:
+    """A setting as it is for a part with a share of the rows.
+
+    Fewer rows hide the best among their codes; yet all of the best may be in a small part.
+    """
+    if REFINED not in effort:
+        return effort
+    return {**effort, REFINED: max(EFFORTS[REFINED], math.ceil(effort[REFINED] * share**0.5))}
+
+
 def effort_name(index: Any) -> str:
     """The setting that trades time for recall, whatever wraps the index; empty without one."""
     space = import_faiss().ParameterSpace()
@@ -115,7 +125,7 @@ class Selector:
         if storage := _storage_if_quicker(index, self.share):
             index = storage
         try:
-            how = search_parameters(index, fetch, effort, self)
+            how = search_parameters(index, effort, self, fetch)
             return index.search(queries, fetch, params=how)  # type: ignore[no-any-return]
         except RuntimeError as error:
             if _NO_PARAMETERS not in str(error):
@@ -171,24 +181,24 @@ def _storage_if_quicker(index: Any, share: float) -> Any:
 
 
 def search_parameters(
-    index: Any, fetch: int, effort: Mapping[str, int], only: Selector | None
+    index: Any, effort: Mapping[str, int], only: "Selector | None" = None, fetch: int = 0
 ) -> Any:
     """Parameters of one search; the index keeps its own setting for other threads.
 
     Args:
         index: what is searched.
-        fetch: rows wanted.
         effort: its search setting, where it is another than the index's own.
         only: rows that may be answers; None for all.
+        fetch: rows wanted.
     """
     faiss = import_faiss()
     index = faiss.downcast_index(index)
     sel, share = ({"sel": only.faiss}, only.share) if only else ({}, 1.0)
     if isinstance(index, faiss.IndexPreTransform):
-        inner = search_parameters(index.index, fetch, effort, only)
+        inner = search_parameters(index.index, effort, only, fetch)
         return faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
-        inner = search_parameters(index.base_index, fetch, effort, only)
+        inner = search_parameters(index.base_index, effort, only, fetch)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
     if isinstance(index, faiss.IndexIVF):
         wider = effort.get(WIDENING, WIDENINGS[0]) / 100 / _time_of_a_list(share) if only else 1
