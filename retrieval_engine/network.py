@@ -86,8 +86,9 @@ def from_hub(what: str, name: str, patterns: Sequence[str] | None = None) -> Pat
         why = error.message if online else "the hub cannot be reached from here"
         raise HubFailure(
             f"{what} {name} is not on this machine and {why}",
-            hint=(online and error.hint)
-            or f"where there is network, run `hf download {repo} --local-dir DIR`, and copy DIR here",
+            hint=error.hint
+            if online
+            else f"where there is network, run `hf download {repo} --local-dir DIR`, and copy DIR here",
         ) from error
 
 

@@ -394,6 +394,7 @@ def test_what_the_hub_has_not_is_one_line(
         code, _, told = run(*words)
         assert code == 1
         assert "the hub has no me/none that this token may see (404)" in told.splitlines()[0]
+        assert "hf download" not in told, "there is a network"
     hub.repos["models", "me/other"] = hub.repos["models", "me/secret"]
     hub.files("me/other").clear()
     code, _, told = run("pull", "me/other", "--to", place / "nothing")
@@ -424,6 +425,7 @@ def test_without_a_network_what_is_cached_opens_and_the_rest_is_one_line(
         assert code == 1, words
         assert "cannot be reached" in told
         assert "Traceback" not in told
+        assert ("hf download" in told) == (words[0] in ("search", "encode"))
     assert not (tmp_path / "back").exists()
 
 
