@@ -243,5 +243,6 @@ def main(ctx: click.Context, debug: bool) -> None:
     from retrieval_engine.cli.output import quiet_libraries, write_any_name
 
     ctx.obj = debug
-    quiet_libraries(debug=debug)
+    talks = ctx.invoked_subcommand in ("push", "pull") and sys.stderr and sys.stderr.isatty()
+    quiet_libraries(debug=debug, transfers=bool(talks))
     write_any_name()
