@@ -1,7 +1,10 @@
 """Search over the rows of a faiss index, which may lie in several parts."""
 
 import itertools
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from retrieval_engine.index.faiss_parameters import (
     WIDENING,
     WIDENINGS,
     Selector,
-    effort_name,
+    effort_names,
     has_short_codes,
     import_faiss,
     list_count,
@@ -25,9 +28,14 @@ from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
 from retrieval_engine.machine import threads_wanted
 
 _MOST = {"efSearch": 2048, REFINED: 512}
+# Of lists of codes so many times the rows wanted are compared whole as half the lists looked through.
+_REFINED_A_LIST = 0.5
+_FEWEST_LISTS = 1 / 64
 # Below so much work more threads cost more than they give: on busy cores, ten times the time.
 _THREADED_QUERIES = 16
 _THREADED_COMPARISONS = 20_000_000
+# From so many rows on, parts are looked through by several threads even for one query.
+_PARALLEL_ROWS = 2_000_000
 # From 20 queries on faiss multiplies matrices, which rounds otherwise than one query alone.
 _QUERIES_AT_ONCE = 16
 
@@ -49,6 +57,7 @@ class FaissRows:
         self._starts = np.cumsum([0, *(part.ntotal for part in parts)])
         self._effort: dict[str, int] = {}
         self._selectors = PerMask(self._select)
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self.set_effort(effort)
 
     @property
@@ -68,17 +77,27 @@ class FaissRows:
 
     def efforts(self) -> Iterator[Mapping[str, int]]:
         """Search settings to try, from quick to thorough; one empty setting where there is none."""
-        name = effort_name(self._parts[0])
-        if not name:
+        names = effort_names(self._parts[0])
+        if not names:
             yield {}
             return
+        name = names[0]
         last = list_count(self._parts[0]) if name == "nprobe" else _MOST[name]
-        step = 2**0.5 if name == REFINED else 2  # where more of it costs at once
+        step = 2**0.5 if REFINED in names else 2  # where more of it costs at once
         value = float(EFFORTS[name])
+        if len(names) > 1:
+            value = max(value, last * _FEWEST_LISTS)
         while value < last:
-            yield {name: round(value)}
+            yield self._settings(names, round(value))
             value *= step
-        yield {name: last}
+        yield self._settings(names, last)
+
+    def _settings(self, names: list[str], value: int) -> Mapping[str, int]:
+        """The first of these settings at a value, and the second as goes with it."""
+        if len(names) == 1:
+            return {names[0]: value}
+        refined = min(_MOST[REFINED], max(EFFORTS[REFINED], math.ceil(_REFINED_A_LIST * value)))
+        return {names[0]: value, REFINED: refined}
 
     def filter_efforts(self) -> Iterator[Mapping[str, int]]:
         """The setting in force as it may be with filters, from quick to thorough."""
@@ -101,26 +120,19 @@ class FaissRows:
         # The number of threads belongs to the calling thread, so each call sets its own.
         import_faiss().omp_set_num_threads(threads_wanted() if many else 1)
         selectors = None if allowed is None else self._selectors(allowed)
-        effort = self._effort
-        scores = np.full((len(queries), fetch), -np.inf, np.float32)
-        rows = np.full((len(queries), fetch), -1, np.int64)
+        effort, part = self._effort, self._parts[0]
+        scores = np.empty((len(queries), fetch), np.float32)
+        rows = np.empty((len(queries), fetch), np.int64)
         pending = np.arange(len(queries))
         while len(pending):
             for at in range(0, len(pending), _QUERIES_AT_ONCE):
                 some = pending[at : at + _QUERIES_AT_ONCE]
-                found = []
-                for number, part in enumerate(self._parts):
-                    start = int(self._starts[number])
-                    if selectors is None:
-                        how = None if effort is self._effort else search_parameters(part, effort)
-                        best = part.search(queries[some], fetch, params=how)
-                    elif only := selectors[number]:
-                        best = only.search(part, queries[some], fetch, effort)
-                    else:
-                        continue
-                    found.append(best if start == 0 else _numbered_from(start, *best))
-                if found:
-                    scores[some], rows[some] = _merged(found, fetch)
+                if len(self._parts) > 1 or selectors:
+                    best = self._of_parts(queries[some], fetch, effort, selectors)
+                else:
+                    how = None if effort is self._effort else search_parameters(part, effort)
+                    best = part.search(queries[some], fetch, params=how)
+                scores[some], rows[some] = best
             pending = pending[rows[pending, -1] < 0]
             lists = effort.get("nprobe", 0)
             if not len(pending) or not lists or lists >= list_count(self._parts[0]):
@@ -135,16 +147,45 @@ class FaissRows:
         parts = [allowed[start:stop] for start, stop in spans]
         return [Selector(some) if some.any() else None for some in parts]
 
+    def _of_parts(
+        self,
+        queries: NDArray[np.float32],
+        fetch: int,
+        effort: Mapping[str, int],
+        selectors: Sequence[Selector | None] | None,
+    ) -> tuple[Scores, Items]:
+        """The best rows of all parts; large parts are looked through at the same time."""
+        threads = import_faiss().omp_get_max_threads()
 
-def _numbered_from(start: int, scores: Scores, rows: Items) -> tuple[Scores, Items]:
-    return scores, np.where(rows < 0, -1, rows + start)
+        def ask(number: int) -> tuple[Scores, Items] | None:
+            import_faiss().omp_set_num_threads(threads)
+            part, only = self._parts[number], selectors[number] if selectors else None
+            if only:
+                scores, rows = only.search(part, queries, fetch, effort)
+            elif selectors:
+                return None
+            else:
+                how = None if effort is self._effort else search_parameters(part, effort)
+                scores, rows = part.search(queries, fetch, params=how)
+            return scores, np.where(rows < 0, -1, rows + self._starts[number])
+
+        numbers = range(len(self._parts))
+        at_once = threads == 1 and self.rows >= _PARALLEL_ROWS
+        found = list(self._threads().map(ask, numbers) if at_once else map(ask, numbers))
+        return _merged([best for best in found if best], len(queries), fetch)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if (
+            self._pool is None or self._pool[0] != os.getpid()
+        ):  # a fork has no threads of its parent
+            self._pool = os.getpid(), ThreadPoolExecutor(threads_wanted(), "vlre-parts")
+        return self._pool[1]
 
 
-def _merged(found: list[tuple[Scores, Items]], fetch: int) -> tuple[Scores, Items]:
-    """The best rows of one part or several."""
-    if len(found) == 1:
-        return found[0]
-    scores, rows = (np.concatenate(side, axis=1) for side in zip(*found, strict=True))
+def _merged(found: list[tuple[Scores, Items]], n: int, fetch: int) -> tuple[Scores, Items]:
+    """The best rows for n queries out of those of several parts, or of none."""
+    none = np.full((n, fetch), -np.inf, np.float32), np.full((n, fetch), -1, np.int64)
+    scores, rows = (np.concatenate(side, axis=1) for side in zip(none, *found, strict=True))
     order = np.lexsort((rows, -scores, rows < 0), axis=1)[:, :fetch]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
