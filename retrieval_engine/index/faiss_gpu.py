@@ -31,7 +31,7 @@ def gpu_copier(device: str) -> tuple[Copy | None, str]:
     if not hasattr(faiss, "StandardGpuResources") or number >= faiss.get_num_gpus():
         return None, (
             f"this faiss ({faiss.__version__}) cannot use {device}: lists are made on the CPU, exact "
-            "search runs on the GPU; the extra `gpu` in place of `cpu` has a faiss that can"
+            "search runs on the GPU; faiss-gpu in place of faiss-cpu can"
         )
     resources = faiss.StandardGpuResources()
     return lambda index: faiss.index_cpu_to_gpu(resources, number, index), ""

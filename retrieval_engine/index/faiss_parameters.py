@@ -165,14 +165,12 @@ def _time_of_a_list(share: float) -> float:
 
 
 def has_short_codes(index: Any) -> bool:
-    """Whether all rows' codes are scanned, and the best compared whole."""
+    """Whether codes propose rows, and the best of those are compared whole."""
     faiss = import_faiss()
     index = faiss.downcast_index(index)
     whole = (faiss.IndexScalarQuantizer, faiss.IndexFlat)
-    return (
-        isinstance(index, faiss.IndexRefine)
-        and not faiss.try_extract_index_ivf(index.base_index)
-        and isinstance(faiss.downcast_index(index.refine_index), whole)
+    return isinstance(index, faiss.IndexRefine) and isinstance(
+        faiss.downcast_index(index.refine_index), whole
     )
 
 
