@@ -46,9 +46,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16"])
-def test_approximate_kinds_reach_their_target(
-    tmp_path: Path, narrow: Store, recipe: str
-) -> None:
+def test_approximate_kinds_reach_their_target(tmp_path: Path, narrow: Store, recipe: str) -> None:
     vectors = clustered(3000, 32)
     report = build_index(narrow, tmp_path / "index", recipe=recipe)
     assert report.recall_at_10 >= 0.95

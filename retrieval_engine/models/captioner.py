@@ -172,6 +172,16 @@ def open_captioner(
     return captioner
 
 
+def check_captioner(checkpoint: str) -> None:
+    """Refuse what `open_captioner` would not find, or no family writes captions with; nothing is loaded.
+
+    Raises:
+        CheckpointNotFound: neither a directory nor a reachable hub id.
+        CheckpointInvalid: the files are no captioning model that some family knows.
+    """
+    family_with(family_of(resolve(checkpoint)), "open_captioner", "writes captions")
+
+
 def writes_captions(checkpoint: str) -> bool:
     """Whether a checkpoint's config says that it has a decoder; nothing is loaded.
 
