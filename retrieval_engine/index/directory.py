@@ -166,6 +166,8 @@ def _sweep(out: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.stat().st_nlink > 1:  # a second name of a file that was synced under its first
+            continue
         with path.open("r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
     sync_directory(folder)
