@@ -173,12 +173,7 @@ def open_captioner(
 
 
 def check_captioner(checkpoint: str) -> None:
-    """Refuse what `open_captioner` would not find, or no family writes captions with; nothing is loaded.
-
-    Raises:
-        CheckpointNotFound: neither a directory nor a reachable hub id.
-        CheckpointInvalid: the files are no captioning model that some family knows.
-    """
+    """Raise as `open_captioner` where there is no such model or it writes nothing; load nothing."""
     family_with(family_of(resolve(checkpoint)), "open_captioner", "writes captions")
 
 
