@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests start Python dozens of times: each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-services test-whole check clean install
 
@@ -18,7 +20,7 @@ test: $(STAMP)
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service $$(grep -l mark.service tests/test_*.py)
 
-# The README's tour, recipes, studies and the scripts of benchmarks/ from end to end: two minutes.
+# The tour, CONTRIBUTING's examples, recipes, studies and benchmarks/ from end to end: two minutes.
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 

@@ -2,14 +2,14 @@
 
 from retrieval_engine.train.pretrain import PretrainConfig
 
-STEPS = 24
+STEPS = 16
 CONFIG = PretrainConfig(
-    source="scenes:260?seed=11",
+    source="scenes:130?seed=11",
     preset="micro",
     steps=STEPS,
     batch_size=24,
     concept_share=0.5,
-    eval_every=6,
+    eval_every=4,
     dtype="float32",
     seed=5,
 )

@@ -62,6 +62,14 @@ def store(root: Path, blip: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def captioner(root: Path, blip: Path) -> Path:
+    """With the tower of `blip`, whose states are stored."""
+    made = tiny.save_blip_captioner(root / "captioner")
+    copy_tower(blip, made)
+    return made
+
+
+@pytest.fixture(scope="module")
 def adapter(root: Path, blip: Path, store: Path) -> Path:
     before = hashes(blip)
     out = root / "adapter"
@@ -196,9 +204,9 @@ def test_a_store_made_without_the_adapter_is_refused_and_brought_up_to_date_with
 
 
 @pytest.mark.parametrize("spec", ["r=2", "r=2,dora", "r=2,rslora,dropout=0.1"])
-def test_captions_learn_through_every_kind(tmp_path: Path, store: Path, spec: str) -> None:
-    captioner = tiny.save_blip_captioner(tmp_path / "captioner")
-    copy_tower(Path(open_store(store).spec.checkpoint), captioner)
+def test_captions_learn_through_every_kind(
+    tmp_path: Path, store: Path, captioner: Path, spec: str
+) -> None:
     out = tmp_path / "out"
     report = train(Task.CAPTION, store, out, model=str(captioner), lora=spec, max_steps=6)
     assert report.final["caption_loss"] < report.start["caption_loss"]
@@ -330,10 +338,9 @@ def assert_same_words(tokens: torch.Tensor, adapter: Path, merged: Path, base: P
     assert float((found[0] - found[2]).abs().max()) > 1e-3
 
 
-def test_caption_takes_a_base_and_its_adapter(tmp_path: Path, store: Path) -> None:
-    model = tiny.save_blip_captioner(tmp_path / "model")
-    copy_tower(Path(open_store(store).spec.checkpoint), model)
-    train(Task.CAPTION, store, tmp_path / "out", model=str(model), lr=1e-1, max_steps=10)
+def test_caption_takes_a_base_and_its_adapter(tmp_path: Path, store: Path, captioner: Path) -> None:
+    model = captioner
+    train(Task.CAPTION, store, tmp_path / "out", model=str(model), lr=2e-1, max_steps=5)
 
     def words(*more: str) -> str:
         command = ["caption", "--store", str(store), "--limit", "2", "--beams", "1", "--prompt", ""]

@@ -40,6 +40,12 @@ def captioner(checkpoint: Path) -> Captioner:
 
 
 @pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> Any:
+    """The model as transformers has it."""
+    return BlipForConditionalGeneration.from_pretrained(checkpoint).eval()
+
+
+@pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
     return torch.from_numpy(BLIP["cap_vision_last_hidden_state"])
 
@@ -110,21 +116,20 @@ def test_the_vision_tower_is_the_authors(captioner: Captioner) -> None:
     ],
 )
 def test_blip_writes_what_transformers_writes(
-    checkpoint: Path, captioner: Captioner, tokens: torch.Tensor, beams: int, changes: Any
+    theirs: Any, captioner: Captioner, tokens: torch.Tensor, beams: int, changes: Any
 ) -> None:
     """Through their own generate, from the same vision states: every beam, in its order."""
     if beams == 1:
         changes = {k: v for k, v in changes.items() if k != "length_penalty"}
     given: dict[str, Any] = dict(changes)
     names = {"no_repeat_ngram": "no_repeat_ngram_size"}
-    theirs: dict[str, Any] = {names.get(name, name): value for name, value in given.items()}
+    asked: dict[str, Any] = {names.get(name, name): value for name, value in given.items()}
     if beams > 1:
         given["beam_rule"] = BeamRule.TRANSFORMERS
     chosen = DecodingOptions(beams=beams, num_captions=beams, max_length=16, **given)
     found = ids(write_captions(captioner, tokens, NAMES, chosen))
-    model = BlipForConditionalGeneration.from_pretrained(checkpoint).eval()
     start = torch.tensor([captioner.prompt_ids(PROMPT)]).repeat(len(tokens), 1)
-    rows = model.text_decoder.generate(
+    rows = theirs.text_decoder.generate(
         input_ids=start,
         encoder_hidden_states=tokens,
         encoder_attention_mask=torch.ones(tokens.shape[:2], dtype=torch.long),
@@ -133,7 +138,7 @@ def test_blip_writes_what_transformers_writes(
         num_beams=beams,
         num_return_sequences=beams,
         max_length=16,
-        **theirs,
+        **asked,
     ).view(len(tokens), beams, -1)
     expected = [
         [_until_end(row[start.shape[1] :], captioner.end_id) for row in group]
@@ -184,6 +189,17 @@ def save_ending(save: Any, directory: Path, kind: Any) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """A BLIP-2 of each language model."""
+    made = {}
+    for save in (tiny_blip2.save_blip2_opt, tiny_blip2.save_blip2_t5):
+        torch.manual_seed(3)
+        folder = tmp_path_factory.mktemp("ending")
+        made[save] = save_ending(save, folder, Blip2ForConditionalGeneration)
+    return made
+
+
 @pytest.mark.parametrize(
     ("save", "changes"),
     [
@@ -196,16 +212,17 @@ def save_ending(save: Any, directory: Path, kind: Any) -> Path:
         )
     ],
 )
-def test_blip2_writes_what_transformers_writes(tmp_path: Path, save: Any, changes: Any) -> None:
-    torch.manual_seed(3)
-    save_ending(save, tmp_path, Blip2ForConditionalGeneration)
-    captioner = open_captioner(str(tmp_path), device="cpu", dtype="float32")
+def test_blip2_writes_what_transformers_writes(
+    ending: dict[Any, Path], save: Any, changes: Any
+) -> None:
+    path = ending[save]
+    captioner = open_captioner(str(path), device="cpu", dtype="float32")
     tokens = captioner.encode_images(PIXELS, ["tokens"])["tokens"]
     rule = BeamRule.TRANSFORMERS if changes["beams"] > 1 else None
     chosen = DecodingOptions(**changes, beam_rule=rule, max_length=10, min_length=0)
     found = ids(write_captions(captioner, torch.from_numpy(tokens), NAMES[:6], chosen))
 
-    model = Blip2ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    model = Blip2ForConditionalGeneration.from_pretrained(path).eval()
     prompt = captioner.tokenizer(captioner.prompt)["input_ids"]  # type: ignore[attr-defined]
     images = [model.config.image_token_index] * tiny_blip2.QUERIES
     rows = model.generate(

@@ -60,6 +60,7 @@ def test_every_example_is_a_whole_file() -> None:
     assert len(set(names)) == len(names) == 13
 
 
+@pytest.mark.whole
 def test_every_example_passes_its_own_tests(lab: Path) -> None:
     told = run(lab, lambda: pytest.main(["-v", "-W", "error", "-p", "no:cacheprovider", "tests"]))
     assert "skipped" not in told

@@ -88,7 +88,7 @@ def test_an_mlp_finds_what_no_linear_map_can(tmp_path: Path) -> None:
     import_embeddings(embeddings(*bent(1200, 0)), tmp_path / "store", name="x")
     pairs, test = open_store(tmp_path / "store"), bent(200, 1)
     linear, mlp = (
-        train_head(pairs, tmp_path / kind, HeadRecipe(kind=kind, dropout=0, epochs=60)).saved.head
+        train_head(pairs, tmp_path / kind, HeadRecipe(kind=kind, dropout=0, epochs=30)).saved.head
         for kind in HeadKind
     )
     assert recall_of(linear, *test) < 10
@@ -158,9 +158,10 @@ def test_from_a_thousand_images_on_the_validation_set_shapes_the_start(tmp_path:
     assert ours > 1.5 * val_recall(a, b, torch.arange(300)).mean
 
 
-def test_equal_seeds_give_equal_heads(store: Store, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_heads(tmp_path: Path) -> None:
+    store = paired_store(tmp_path / "store", 60)
     weights = [
-        train_head(store, tmp_path / str(i), replace(QUICK, seed=seed)).saved.weights
+        train_head(store, tmp_path / str(i), replace(QUICK, epochs=2, seed=seed)).saved.weights
         for i, seed in enumerate((3, 3, 4))
     ]
     assert weights[0] == weights[1] != weights[2]

@@ -16,6 +16,7 @@ from retrieval_engine.index import ExactIndex, build_index, open_index
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
 from retrieval_engine.index.measured import expect, recall_at_10
+from retrieval_engine.store import Store
 from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
 from tests.children import in_child
 
@@ -36,12 +37,18 @@ def test_flat_finds_everything_and_says_so(tmp_path: Path) -> None:
     assert report.seconds > 0
 
 
-@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16"])
-def test_approximate_kinds_reach_their_target(tmp_path: Path, recipe: str) -> None:
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """3,000 vectors in float16 with a caption near each."""
     vectors = clustered(3000, 32)
     captions = [unit(vectors[i : i + 1] + 0.05) for i in range(3000)]
-    store = write_store(tmp_path / "store", vectors, captions, dtype="float16")
-    report = build_index(store, tmp_path / "index", recipe=recipe)
+    return write_store(tmp_path_factory.mktemp("narrow"), vectors, captions, dtype="float16")
+
+
+@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16"])
+def test_approximate_kinds_reach_their_target(tmp_path: Path, narrow: Store, recipe: str) -> None:
+    vectors = clustered(3000, 32)
+    report = build_index(narrow, tmp_path / "index", recipe=recipe)
     assert report.recall_at_10 >= 0.95
     assert (report.queries, report.queries_are, report.remarks) == (1000, "captions", ())
     effort = {"hnsw": "efSearch", "ivf": "nprobe", "scan": "k_factor_rf"}
@@ -79,11 +86,9 @@ def test_queries_are_turned_as_the_rows_are_and_not_moved(tmp_path: Path) -> Non
     assert recall_at_10(open_index(tmp_path / "index"), expected) == 1.0
 
 
-def test_a_scan_of_short_codes_knows_filters(tmp_path: Path) -> None:
+def test_a_scan_of_short_codes_knows_filters(tmp_path: Path, narrow: Store) -> None:
     vectors = clustered(3000, 32)
-    captions = [unit(vectors[i : i + 1] + 0.05) for i in range(3000)]
-    store = write_store(tmp_path / "store", vectors, captions)
-    report = build_index(store, tmp_path / "index", recipe="scan-fp16")
+    report = build_index(narrow, tmp_path / "index", recipe="scan-fp16")
     assert min(report.filtered_recall_at_10.values()) >= 0.95
     index = open_index(tmp_path / "index")
     queries = unit(clustered(100, 32, seed=0) + 0.1)

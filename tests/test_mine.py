@@ -147,7 +147,7 @@ def test_training_with_them_is_harder_and_other_weights_come_of_it(
             Task.RETRIEVAL,
             store=str(store),
             negatives=given,
-            max_steps=20,
+            max_steps=8,
             batch_size=16,
             lr=1e-6,
             device="cpu",

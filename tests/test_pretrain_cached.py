@@ -358,21 +358,28 @@ def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path)
     torch.testing.assert_close(layer.crossattention.self.key.weight.data, base[encoder] + 1)
 
 
+@pytest.fixture(scope="module")
+def store(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes as the trained model sees them."""
+    path = tmp_path_factory.mktemp("scenes") / "store"
+    encode(
+        "scenes:14?seed=8",
+        path,
+        encoder=open_encoder(str(trained), device="cpu", dtype="float32"),
+        options=EncodeOptions(features=("itc", "tokens"), store_dtype="float32"),
+    )
+    return path
+
+
 @pytest.mark.parametrize(
     "task", [("retrieval", "--no-itm"), ("caption",), ("retrieval", "--from-pixels", "--no-itm")]
 )
 def test_what_was_pretrained_can_be_finetuned(
-    task: tuple[str, ...], trained: Path, tmp_path: Path
+    task: tuple[str, ...], trained: Path, store: Path, tmp_path: Path
 ) -> None:
-    store, out = tmp_path / "store", tmp_path / "out"
-    encode(
-        "scenes:24?seed=8",
-        store,
-        encoder=open_encoder(str(trained), device="cpu", dtype="float32"),
-        options=EncodeOptions(features=("itc", "tokens"), store_dtype="float32"),
-    )
+    out = tmp_path / "out"
     arguments = ["finetune", *task, "--store", str(store), "--out", str(out), "--max-steps", "2"]
-    result = CliRunner().invoke(main, [*arguments, "--batch-size", "8", "--device", "cpu"])
+    result = CliRunner().invoke(main, [*arguments, "--batch-size", "4", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     before = load_file(trained / "model.safetensors")
     after = load_file(out / "model.safetensors")

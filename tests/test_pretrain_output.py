@@ -92,9 +92,9 @@ def _facts() -> dict[str, Any]:
 def test_the_directory_says_how_it_was_made(trained: Path) -> None:
     facts = json.loads((trained / "training.json").read_text())
     assert facts["config"] == CONFIG.to_json()
-    assert facts["items"] == 247  # of 260, a twentieth is held out
+    assert facts["items"] == 123  # of 130, a twentieth is held out
     card = (trained / "README.md").read_text()
-    assert "vlre pretrain 'scenes:260?seed=11' --steps 24 --batch-size 24" in card
+    assert "vlre pretrain 'scenes:130?seed=11' --steps 16 --batch-size 24" in card
     assert " --preset 'micro' " in card
     assert (trained / "curves.png").stat().st_size > 5000
     assert not (trained / "run").exists()

@@ -41,6 +41,7 @@ def test_the_tour_works_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "sheet.html").stat().st_size > 10_000
 
 
+@pytest.mark.whole
 def test_the_python_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,7 +134,7 @@ def test_ranks_equal_the_definition(q: int, dtype: type[np.floating[Any]], ties:
     np.testing.assert_array_equal(found.text_to_image, to_image)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     q=st.integers(1, 3),

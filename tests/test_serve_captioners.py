@@ -11,6 +11,7 @@ from retrieval_engine import Engine
 from retrieval_engine.errors import UsageError
 from retrieval_engine.serve import ServeSettings
 from tests import tiny
+from tests.children import in_child, vlre
 from tests.chromium import CHROMIUM, open_page
 from tests.serving import make_store, served
 
@@ -60,6 +61,16 @@ def test_no_other_model_is_ever_opened(
         assert answer.json()["error"]["message"].endswith(f"there are {', '.join(models)}")
     with pytest.raises(UsageError, match="`caption_models` holds one twice"):
         ServeSettings(caption_models=("a", "a"))
+
+
+def test_a_captioner_that_is_not_there_is_refused_at_the_start(store: Path) -> None:
+    given = ["--caption-model", "vlre-tiny", "--caption-model", "nowhere"]
+    ended = in_child(vlre("serve", "--store", store, "--port", "0", *given), kill_after=60)
+    captioning = in_child(vlre("caption", "--store", store, "--model", "nowhere"))
+    assert ended.code == captioning.code == 1
+    [line] = [line for line in ended.output.splitlines() if line.startswith("Error: ")]
+    assert line.startswith("Error: no checkpoint 'nowhere'")
+    assert line in captioning.output
 
 
 @pytest.mark.browser

@@ -101,7 +101,7 @@ def test_killed_before_any_change_of_the_directory(
 
 
 def test_killed_at_random_moments(tmp_path: Path, begun: Path, uninterrupted: Store) -> None:
-    runs = kill("random", begun, tmp_path, 6)
+    runs = kill("random", begun, tmp_path, 4)
     _same(open_store(runs[0]["path"]), uninterrupted)
     assert any(run["ended"] == -9 for run in runs)
     for run in runs[1:]:

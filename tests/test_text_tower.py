@@ -72,8 +72,10 @@ def test_a_tower_of_base_width_is_equal_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     from transformers import BlipForImageTextRetrieval
 
-    config = tiny.blip_config(width=768)
+    config = tiny.blip_config(width=768, layers=1)  # the pictures' tower stays small
     config.text_config.num_attention_heads = 12
+    config.vision_config = tiny.blip_config(layers=1).vision_config
+    config.text_config.encoder_hidden_size = config.vision_config.hidden_size
     BlipForImageTextRetrieval(config).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     encoder = whole(tmp_path, "bfloat16")

@@ -172,6 +172,11 @@ def open_captioner(
     return captioner
 
 
+def check_captioner(checkpoint: str) -> None:
+    """Raise as `open_captioner` where there is no such model or it writes nothing; load nothing."""
+    family_with(family_of(resolve(checkpoint)), "open_captioner", "writes captions")
+
+
 def writes_captions(checkpoint: str) -> bool:
     """Whether a checkpoint's config says that it has a decoder; nothing is loaded.
 

@@ -99,6 +99,11 @@ def command(
     opened = partial(Engine, store=store, index=index, head=head, split=split, model=model)
     engine = opened(device=device)
     engine.searcher()  # what is wrong with the store or the index is said now, and ends it
+    if settings.caption_models:
+        from retrieval_engine.models.captioner import check_captioner
+
+        for name in settings.caption_models:
+            check_captioner(name)
     if named:
         engine.close()
         run_processes(opened, settings, named)
