@@ -41,14 +41,16 @@ class Inventory:
         self._turn = threading.Lock()
         self._keys = {m: _complete_keys(path, manifest, m, declared[m]) for m in Modality}
         self._optional = {m for m in Modality if not declared[m]}
-        self._added: dict[Modality, set[bytes]] = {m: set() for m in Modality}
+        # Dictionaries of plain values, which the garbage collector never walks through: a set or
+        # a dictionary of tuples it does, at ten million items for a second each time.
+        self._added: dict[Modality, dict[bytes, None]] = {m: {} for m in Modality}
         self._complete: set[bytes] | None = None
-        self._settled: dict[tuple[str, str], bytes] = {}
+        self._settled: dict[str, dict[str, bytes]] = {}
 
     def unchanged(self, item: Item, source: str) -> bool:
         """See `StoreWriter.unchanged`."""
         state = item_state(item, source)
-        settled = self._settled.get((source, item.id))
+        settled = self._settled.get(source, {}).get(item.id)
         if settled is not None:
             return settled == state
         if self._complete is None:
@@ -84,14 +86,15 @@ class Inventory:
         """Rows of these keys were added to an open part; returns those that were not there."""
         fresh = keys[~self.present(modality, keys)]
         with self._turn:
-            self._added[modality].update(_pieces(fresh))
+            self._added[modality].update(dict.fromkeys(_pieces(fresh)))
         return fresh
 
     def drop_keys(self, modality: Modality, blocks: Sequence[NDArray[np.bytes_]]) -> None:
         """Their part was discarded."""
         with self._turn:
             for block in blocks:
-                self._added[modality].difference_update(_pieces(block))
+                for piece in _pieces(block):
+                    self._added[modality].pop(piece, None)
 
     def settle(self, items: Mapping[tuple[str, str], tuple[Item, str] | None]) -> None:
         """The open part was committed.
@@ -100,7 +103,8 @@ class Inventory:
             items: by source and id, each item and its image key, or None where it is gone.
         """
         for (source, item_id), entry in items.items():
-            self._settled[source, item_id] = b"" if entry is None else self._state(source, *entry)
+            state = b"" if entry is None else self._state(source, *entry)
+            self._settled.setdefault(source, {})[item_id] = state
 
     def _state(self, source: str, item: Item, key: str) -> bytes:
         whole = self.present(Modality.IMAGES, raw_keys([key])).all()
