@@ -3,21 +3,27 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from retrieval_engine.caption import CaptionRequest
 from retrieval_engine.encoding import EncodeOptions, encode
 from retrieval_engine.encoding.device_pool import DevicePool, open_devices
+from retrieval_engine.evaluate import RecallSettings, evaluate_store
 from retrieval_engine.models import open_encoder
 from retrieval_engine.store import open_store
+from retrieval_engine.testing.images import jpeg
 from tests import fragile_encoder, tiny
 from tests.ray_nodes import kill_node, ray_nodes, start_node_after
-from tests.test_device_pool import pictures, shards  # noqa: F401 (a fixture)
+from tests.test_caption import GREEDY, captions, folder, model, store
+from tests.test_device_pool import shards
 from tests.test_processes import _wait
 
+__all__ = ["folder", "model", "store"]  # fixtures
 pytestmark = [pytest.mark.service, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 OPTIONS = EncodeOptions(part_rows=32, batch_size=2)
@@ -79,22 +85,60 @@ def test_the_store_has_the_same_bytes_when_nodes_are_killed(
     assert capfd.readouterr().out == ""
 
 
-def test_what_kills_hangs_or_raises_is_in_the_ledger_alone(
-    tmp_path: Path,
-    pictures: Path,  # noqa: F811
-    checkpoint: str,
+def test_what_kills_or_hangs_is_in_the_ledger_alone(
+    tmp_path: Path, checkpoint: str, cluster: Any
+) -> None:
+    pictures, place = tmp_path / "pictures", tmp_path / "place"
+    pictures.mkdir()
+    for i in range(3):
+        (pictures / f"{i}.jpg").write_bytes(jpeg(i))
+    fragile_encoder.save(pictures / "hangs.png", fragile_encoder.HANGS)
+    (pictures / "2.txt").write_text(f"a {fragile_encoder.DEADLY} dog\n")
+    open_model = partial(fragile_encoder.open_fragile, checkpoint)
+    with open_devices("cpu:1", open_model, on=cluster.address, least_s=1.0) as pool:
+        report = encode(f"folder:{pictures}", place, encoder=pool, options=OPTIONS)
+    reasons = {failure.item_id: failure.reason for failure in open_store(place).failures()}
+    assert set(reasons) == {"hangs.png", "2.jpg"}
+    assert "did not answer" in reasons["hangs.png"]
+    assert "died" in reasons["2.jpg"]
+    assert report.devices[0].restarts >= 5
+    assert open_store(place).verify() == []
+
+
+def test_captions_are_those_of_this_machine(
+    model: Path,
+    folder: Path,
+    store: Path,
     cluster: Any,
 ) -> None:
-    fragile_encoder.save(pictures / "09-hangs.png", fragile_encoder.HANGS)
-    fragile_encoder.save(pictures / "09-raises.png", fragile_encoder.RAISES)
-    (pictures / "21.txt").write_text(f"a {fragile_encoder.DEADLY} dog\na cat on grass\n")
-    open_model, store = partial(fragile_encoder.open_fragile, checkpoint), tmp_path / "store"
-    with open_devices("cpu:1", open_model, on=cluster.address, least_s=1.0) as pool:
-        report = encode(f"folder:{pictures}", store, encoder=pool, options=OPTIONS)
-    reasons = {failure.item_id: failure.reason for failure in open_store(store).failures()}
-    assert set(reasons) == {"07.jpg", "09-hangs.png", "09-raises.png", "21.jpg"}
-    assert "did not answer" in reasons["09-hangs.png"]
-    assert "illegal memory access" in reasons["09-raises.png"]
-    assert "died" in reasons["21.jpg"]
-    assert report.images.encoded == 23
-    assert open_store(store).verify() == []
+    common: dict[str, Any] = {
+        "model": str(model),
+        "options": GREEDY,
+        "dtype": "float32",
+        "batch_size": 3,
+    }
+    ways: list[dict[str, Any]] = [
+        {"targets": (str(folder),), "rank": True},
+        {"store": store, "limit": 5},
+    ]
+    for how in ways:
+        expected, here = captions(CaptionRequest(**common, **how))
+        found, there = captions(CaptionRequest(**common, **how, on=cluster.address))
+        assert found == expected
+        assert (there.captioned, there.encoded) == (here.captioned, here.encoded)
+
+
+def test_reranked_recall_is_that_of_this_machine(
+    tmp_path: Path, checkpoint: str, cluster: Any
+) -> None:
+    encoder = open_encoder(checkpoint, device="cpu", dtype="float32")
+    for features in (("itc", "tokens"), ("itc",)):
+        place = tmp_path / str(len(features))
+        encode("scenes:24?seed=5", place, encoder=encoder, options=EncodeOptions(features=features))
+        settings = RecallSettings(rerank=8, device="cpu")
+        here = evaluate_store(open_store(place), settings).to_json()
+        there = evaluate_store(open_store(place), replace(settings, on=cluster.address)).to_json()
+        for found in (here, there):
+            assert isinstance(found["reranked"], dict)
+            del found["reranked"]["seconds"]
+        assert here == there

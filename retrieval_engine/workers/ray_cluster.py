@@ -217,13 +217,14 @@ class Actor(Generic[Word, Input, Output]):
         self._class = ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Opened)
         self._actor: Any = None
         self._opening: Any = None
-        self._pid, self._where = 0, ""
+        self._pid: int | None = None
+        self._where = ""
         self._lock = threading.Lock()
         self._retired = False
 
     @property
     def pid(self) -> int | None:
-        """See `Keeper`; 0 until it is open."""
+        """See `Keeper`; none until it is open."""
         return None if self._actor is None else self._pid
 
     @property
@@ -248,7 +249,7 @@ class Actor(Generic[Word, Input, Output]):
         """See `Keeper`."""
         with self._lock:
             if self._actor is None and not self._retired:
-                self._pid, self._actor = 0, self._class.remote(__version__)
+                self._pid, self._actor = None, self._class.remote(__version__)
                 self._opening = self._actor.open.remote(self._begin)
 
     def opened(self, within_s: float | None = None) -> Word | Failed:
