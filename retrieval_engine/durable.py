@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,3 +124,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        os.link(source.resolve(), target)  # of a link the file behind it
+    except OSError:  # another file system, or one that has no links
+        shutil.copyfile(source, target)

@@ -5,6 +5,7 @@
     ├── ShapeError          (ValueError)  an array has another shape or dtype than promised
     ├── MissingExtra        (ImportError) an optional library is not installed
     ├── PluginBroken        (ImportError) another distribution's plug-in cannot be imported
+    ├── HubFailure                     the hub refuses, has it not, or is out of reach
     ├── SourceError                    a data source cannot be read
     │   ├── SourceEmpty                it was read, and there is nothing in it
     │   ├── UrlFailure                 what lies behind an address cannot be had
@@ -77,6 +78,10 @@ class MissingExtra(VlreError, ImportError):
 
 class PluginBroken(VlreError, ImportError):
     """A plug-in of another distribution cannot be imported."""
+
+
+class HubFailure(VlreError):
+    """The hub refuses something, does not have it, or cannot be reached."""
 
 
 class SourceError(VlreError):

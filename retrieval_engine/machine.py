@@ -53,6 +53,17 @@ def devices_of(text: str) -> list[str]:
     return found
 
 
+def has_cuda_driver() -> bool:
+    """Whether NVIDIA's driver is on this machine; torch need not be imported to know."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def free_memory() -> int | None:
     """Bytes of memory that nobody uses, or None where the system does not tell without a library."""
     try:

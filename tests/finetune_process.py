@@ -35,7 +35,7 @@ def one_step_of_each(options: str, out: str) -> None:
     """
     runs = []
     for task, given in json.loads(options).items():
-        run = FinetuneRun(configure(Task(task), **given), Path(out) / task, Silent())
+        run = FinetuneRun(configure(Task(task), **given), Path(out) / task, Silent(), "tensorboard")
         found, losses = gradients(run)
         if run.processes.is_first:
             torch.save({"gradients": found, "losses": losses}, Path(out) / f"{task}.pt")

@@ -401,10 +401,10 @@ def test_presets_are_complete_and_say_what_differs(name: str) -> None:
             marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is"),
         ),
         pytest.param(
-            ["--tensorboard"],
+            ["--tracker", "mlflow"],
             1,
-            "tensorboard is not installed",
-            marks=pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is"),
+            "mlflow is not installed",
+            marks=pytest.mark.skipif(find_spec("mlflow") is not None, reason="it is"),
         ),
         (["--freeze-vision"], 2, "--freeze-vision and --checkpointing need --from-pixels"),
         (["--model", "no-such"], 1, "no checkpoint 'no-such'"),

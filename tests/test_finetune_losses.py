@@ -343,6 +343,8 @@ def test_two_processes_with_half_the_batch_have_the_gradients_of_one_with_the_wh
     for ended in in_children(partial(half, 0), partial(half, 1)):
         assert ended.code == 0, ended.output
     for task, own in given.items():
+        board = tmp_path / task / "tensorboard" / task
+        assert len(list(board.glob("events.out.*"))) == 1, "the first process alone tells a tracker"
         saved = torch.load(tmp_path / f"{task}.pt", weights_only=True)
         whole = one_step(task, tmp_path / f"{task} alone", own)
         assert_equal(whole, (saved["gradients"], saved["losses"]))

@@ -125,7 +125,7 @@ def test_the_folder_describes_itself(tmp_path: Path) -> None:
     assert (manifest.items, manifest.rows_per_item, manifest.rows, manifest.dim) == (30, 4, 120, 8)
     assert manifest.fingerprint == store.fingerprint == manifest.encoder.fingerprint
     assert manifest.feature_fingerprint == spec().part("vision", "image")
-    assert {f.name for f in manifest.files} == {"vectors.faiss", "items.arrow"}
+    assert {f.name for f in manifest.files} == {"vectors.faiss", "trained.faiss", "items.arrow"}
     entry = index.catalog.entries([7])[0]
     assert (entry.id, entry.uri, entry.source) == ("item-7", "/pictures/item-7.jpg", "vectors")
     assert [c.text for c in entry.captions] == ["item-7 says 0", "item-7 says 1"]

@@ -41,8 +41,10 @@ def test_it_finds_what_exact_search_finds(
     recipe = Recipe(
         name="milvus", backend="milvus", options={"uri": milvus_uri, "collection": f"v{vectors}"}
     )
-    rows, _ = backend.build(recipe, stored, 0)
-    index, queries = GroupedIndex(rows, vectors), unit(clustered(10, 32, seed=1) + 0.1)
+    (folder := tmp_path / "index").mkdir()
+    backend.build(recipe, stored, folder, backends.How())
+    index = GroupedIndex(backend.open_rows(folder, {}), vectors)
+    queries = unit(clustered(10, 32, seed=1) + 0.1)
     for share in (None, 0.5, 0.05, 0.001):
         allowed = None if share is None else np.random.default_rng(0).random(items) < share
         right = expect(ExactIndex(made), queries, allowed)
@@ -72,7 +74,10 @@ def test_a_wide_search_is_exact_beyond_what_one_answer_holds(
     made = clustered(700 * 4, 8).reshape(700, 4, 8).astype(np.float16)
     stored = image_vectors(write_store(tmp_path / "store", made, dtype="float16"), "itc", None)
     recipe = Recipe(name="m", backend="milvus", options={"uri": milvus_uri, "collection": "wide"})
-    rows, _ = backends.load("milvus").build(recipe, stored, 0)
+    backend = backends.load("milvus")
+    (folder := tmp_path / "index").mkdir()
+    backend.build(recipe, stored, folder, backends.How())
+    rows = backend.open_rows(folder, {})
     queries = clustered(2, 8, seed=3)
     for k, allowed in ((700, None), (600, np.arange(700) % 8 > 0), (90, np.arange(700) < 650)):
         _, found = GroupedIndex(rows, 4).search(queries, k, allowed)

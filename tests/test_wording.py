@@ -17,7 +17,7 @@ PACKAGE = Path(retrieval_engine.__file__).parent
 # A style sheet has `--names` of its own; a model card says with which command the model was made.
 NO_MESSAGES = (
     *("cli/", "search/contact_sheet.py", "duplicates/duplicate_page.py"),
-    *("train/pretrain/export.py", "train/pretrain/cached/write_model.py"),
+    *("train/pretrain/export.py", "train/pretrain/cached/write_model.py", "hub/card.py"),
 )
 # Other tools' commands, and options in a source's name (`?id=COLUMN`): typed alike everywhere.
 ALIKE = re.compile(r"`((hf|pip|if) |\?)[^`]*`")
@@ -45,6 +45,7 @@ EXPRESSION = re.compile(r"`([^`\n]+)`")
         ("finetune retrieval", "train with `from_pixels`", "train with --from-pixels"),
         ("eval", "`meteor=False`, `dataset`", "--no-meteor, --published"),
         ("merge-adapter", "`base=DIR`", "--model DIR"),
+        ("push", "`private=False`, `private`", "--public, --private"),
         ("search", "`train_head(out=DIR)`", "`vlre train-head --out DIR`"),
         ("search", "`store.verify()`", "`vlre store verify`"),
         ("search", "`build_index(store='a', out='b')`", "`vlre index --store a --index b`"),

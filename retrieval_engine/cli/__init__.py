@@ -55,6 +55,10 @@ _SECTIONS = {
         "merge-adapter": "LoRA into its base",
         "import-checkpoint": "the authors' own files into Hugging Face layout",
     },
+    "The hub": {
+        "push": "a model, adapter, head, index or store to the hub",
+        "pull": "and back, checked",
+    },
     "Captions": {
         "caption": "captions of pictures, folders, sources or a store",
         "capfilt": "write captions and keep what matches (BLIP's CapFilt)",
@@ -239,5 +243,6 @@ def main(ctx: click.Context, debug: bool) -> None:
     from retrieval_engine.cli.output import quiet_libraries, write_any_name
 
     ctx.obj = debug
-    quiet_libraries(debug=debug)
+    talks = ctx.invoked_subcommand in ("push", "pull") and sys.stderr and sys.stderr.isatty()
+    quiet_libraries(debug=debug, transfers=bool(talks))
     write_any_name()

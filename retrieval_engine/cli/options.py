@@ -58,7 +58,7 @@ index_option = click.option(
     envvar="VLRE_INDEX",
     default=DEFAULT_INDEX,
     show_default=True,
-    help="Directory of the index. [env: VLRE_INDEX]",
+    help="Directory of the index, or its hub id. [env: VLRE_INDEX]",
 )
 model_option = click.option(
     "--model",
@@ -68,7 +68,9 @@ model_option = click.option(
     help="Directory or hub id of a checkpoint, e.g. Salesforce/blip-itm-base-coco. "
     "[env: VLRE_MODEL]",
 )
-adapter_option = click.option("--adapter", default="", help="Directory of an adapter for --model.")
+adapter_option = click.option(
+    "--adapter", default="", help="Directory or hub id of an adapter for --model."
+)
 moved_model_option = click.option(
     "--model", default="", help="Where the store's model is now, if it has moved."
 )
@@ -111,7 +113,12 @@ json_option = click.option(
 head_option = click.option(
     "--head",
     type=UserPath(),
-    help="Score by what this head makes of the features (`vlre train-head`).",
+    help="Score by what this head makes of the features (`vlre train-head`); a hub id, too.",
+)
+tracker_option = click.option(
+    "--tracker",
+    type=click.Choice(["tensorboard", "wandb", "trackio", "mlflow"]),
+    help="Follow the training there too; each is an extra of its name.",
 )
 split_option = click.option("--split", default=None, help="Only the items of this split.")
 

@@ -130,15 +130,21 @@ def interval_range(interval: "Interval | None", scale: float) -> str:
     return f" [dim]({low:.1f}-{high:.1f})[/]"
 
 
-def quiet_libraries(*, debug: bool) -> None:
-    """Keep the libraries' own talk from people unless they ask for it."""
+def quiet_libraries(*, debug: bool, transfers: bool = False) -> None:
+    """Keep the libraries' own talk from people unless they ask for it.
+
+    Args:
+        debug: all of it is wanted.
+        transfers: the hub's client shows how far it has come.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve busy machines
     if debug:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not transfers:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore")
 
 

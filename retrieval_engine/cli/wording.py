@@ -89,6 +89,8 @@ def _spellings(command: click.Command) -> dict[str, str]:
     for known in command.params:
         for option in (*known.opts, *known.secondary_opts):
             found[option.lstrip("-").replace("-", "_")] = option
+        for option in known.secondary_opts:
+            found[f"no_{known.name}"] = option
         is_word = isinstance(known, click.Argument)
         found[str(known.name)] = known.human_readable_name if is_word else max(known.opts, key=len)
     return found

@@ -18,10 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from retrieval_engine.durable import replacing_file
-from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, FingerprintMismatch
+from retrieval_engine.errors import (
+    CheckpointInvalid,
+    CheckpointNotFound,
+    FingerprintMismatch,
+    HubFailure,
+)
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.heads.head import Head
 from retrieval_engine.heads.projection import HeadConfig
+from retrieval_engine.network import from_hub, hub_id
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.strict_json import loads
 
@@ -203,16 +209,24 @@ def save_head(saved: SavedHead, trained_on: TrainedOn) -> SavedHead:
 
 
 def load_head(path: str | Path) -> SavedHead:
-    """The head in a directory, on the CPU.
+    """A head, on the CPU.
+
+    Args:
+        path: its directory, or the hub id of one that was pushed.
 
     Raises:
         CheckpointNotFound: there is none.
         CheckpointInvalid: its files do not belong together or cannot be understood.
     """
-    path = Path(path)
+    path, why = Path(path), f"{RECORD} is not there"
+    if name := hub_id(path):
+        try:
+            path = from_hub("head", name, (RECORD, WEIGHTS, ITEMS))
+        except HubFailure as error:
+            why = error.message
     if not (path / RECORD).is_file():
         raise CheckpointNotFound(
-            f"no head at {path}: {RECORD} is not there",
+            f"no head at {name or path}: {why}",
             hint="train one with `train_head(out=DIR)`",
         )
     try:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from retrieval_engine import __version__
 from retrieval_engine.index import backends, measured
 from retrieval_engine.index.backends import Rows
-from retrieval_engine.index.build_record import IndexManifest, contents_of, describe
+from retrieval_engine.index.build_record import IndexManifest, describe, store_as_seen
 from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex, replacing
 from retrieval_engine.index.grouping import GroupedIndex
 from retrieval_engine.index.recipes import Recipe, find_recipe
 from retrieval_engine.index.vectors import StoredVectors, image_vectors
+from retrieval_engine.machine import has_cuda_driver
+from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
@@ -63,7 +65,7 @@ class IndexReport:
 
 
 class _Built(NamedTuple):
-    """Rows in memory, and what they were made of."""
+    """Rows on disk, and what they were made of."""
 
     recipe: Recipe
     factory: str
@@ -87,6 +89,7 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     split: str | None = None,
     feature: str = "itc",
     uri: str = "",
+    device: str = "auto",
     progress: Progress | None = None,
     seed: int = 0,
 ) -> IndexReport:
@@ -102,6 +105,8 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         split: only the items of this split.
         feature: name of the image feature; of shape (vectors per item, dim).
         uri: of the server that is to hold the rows, for a recipe whose backend has one.
+        device: where exact search runs, and what the backend can do there; `auto`, or as torch
+            names it.
         progress: told what is going on.
         seed: of the training and query samples.
 
@@ -113,7 +118,7 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         FeatureMissing: the store lacks the feature, or it is no list of vectors.
         IndexFailure: nothing to index, NaN among the vectors, or the library failed.
     """
-    begin, contents = time.perf_counter(), contents_of(store)
+    begin = time.perf_counter()
     progress, out = progress or Silent(), Path(out)
     vectors = image_vectors(store, feature, split)
     chosen, why = find_recipe(recipe, vectors.rows)
@@ -123,16 +128,18 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     with replacing(out) as folder:
         progress.start(f"building {chosen.name} of {vectors.rows:,} rows", None)
         backend = backends.load(chosen.backend)
-        rows, factory = backend.build(chosen, vectors, seed)
-        built = _Built(chosen, factory, rows)
+        how = backends.How(seed=seed, device=_device(device), progress=progress)
+        factory = backend.build(chosen, vectors, folder, how)
+        built = _Built(chosen, factory, backend.open_rows(folder, {}))
         progress.start("comparing with exact search", None)
-        tuned = _tune(store, vectors, built, seed)
+        tuned = _tune(store, vectors, built, how)
         progress.start("writing", None)
-        backend.save(rows, folder)
-        SavedCatalog.of_store(store, split).save(folder)
+        catalog = SavedCatalog.of_store(store, split)
+        catalog.save(folder)
         made = _manifest(store, vectors, built, folder)
-        manifest = replace(made, contents=contents, split=split or "")
-        saved = SavedIndex(out, manifest, backend.open_rows(folder, manifest.effort))
+        seen = store_as_seen(store, catalog.left_out)
+        manifest = replace(made, split=split or "", **seen)
+        saved = SavedIndex(out, manifest, built.rows)
         report = _report(out, built, tuned, saved, begin)
         replace(manifest, report=report.to_json()).write(folder)
     backends.settle(out, manifest)
@@ -140,14 +147,20 @@ def build_index(  # noqa: PLR0913 (what people ask for)
     return report
 
 
-def _tune(store: Store, vectors: StoredVectors, built: _Built, seed: int) -> _Tuned:
+def _device(name: str) -> str:
+    if name == "auto" and not has_cuda_driver():
+        return "cpu"  # known without torch
+    return str(pick_device(name))
+
+
+def _tune(store: Store, vectors: StoredVectors, built: _Built, how: backends.How) -> _Tuned:
     """Set the search effort that the recipe's recall takes, as exact search judges it."""
-    queries, asked = measured.sample_queries(store, vectors, seed)
-    exact = vectors.exact()
+    queries, asked = measured.sample_queries(store, vectors, how.seed)
+    exact = vectors.exact(how.device)
     expected = measured.expect(exact, queries)
     index = GroupedIndex(built.rows, vectors.per_item)
     found = measured.tune(built.rows, index, expected, built.recipe.target_recall)
-    filtered = measured.tune_filters(built.rows, index, exact, queries, seed)
+    filtered = measured.tune_filters(built.rows, index, exact, queries, how.seed)
     return _Tuned(found, filtered, queries, asked)
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.fingerprint import EncoderSpec, digest
@@ -42,6 +43,8 @@ class IndexManifest:
         effort: search settings chosen at build, e.g. `{"nprobe": 16}`.
         store: path of the store it was built from, for people.
         contents: digest of the store's contents at that time; another digest: perhaps stale.
+        store_files: sha256 of each of the store's files at that time; empty where it had items
+            that are not in the index for want of the feature, which may have got it since.
         fingerprint: of the encoder.
         spec: the encoder's spec as JSON, so that the index alone says how to encode a query.
         feature: name of the feature.
@@ -70,6 +73,7 @@ class IndexManifest:
     feature: str
     feature_fingerprint: str
     contents: str = ""
+    store_files: tuple[str, ...] = ()
     head_fingerprint: str = ""
     modality: str = "images"
     split: str = ""
@@ -131,6 +135,7 @@ class IndexManifest:
         del value["format"]
         try:
             value["files"] = tuple(IndexFile(**file) for file in value["files"])
+            value["store_files"] = tuple(value.get("store_files", ()))
             manifest = cls(**value)
             for name in (manifest.folder, *(file.name for file in manifest.files)):
                 if name != Path(name).name and name:
@@ -176,9 +181,38 @@ def describe(path: Path) -> IndexFile:
     return IndexFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
+def describe_folder(folder: Path, old: Path, known: Sequence[IndexFile]) -> tuple[IndexFile, ...]:
+    """All files of a folder; those that are files of an older one by a second name as known.
+
+    Args:
+        folder: what is described.
+        old: the older folder.
+        known: its files.
+    """
+    places = {(old / file.name).stat().st_ino: file for file in known}
+    found = []
+    for path in sorted(folder.iterdir()):
+        same = places.get(path.stat().st_ino)
+        if same and path.samefile(old / same.name):
+            found.append(replace(same, name=path.name))
+        else:
+            found.append(describe(path))
+    return tuple(found)
+
+
+def files_of(store: Store) -> tuple[str, ...]:
+    """sha256 of each file of a store as it was opened."""
+    return tuple(file.sha256 for file in store.manifest.files())
+
+
 def contents_of(store: Store) -> str:
     """Digest of all files of a store as it was opened; another one after each write to it."""
-    return digest([file.sha256 for file in store.manifest.files()])
+    return digest(list(files_of(store)))
+
+
+def store_as_seen(store: Store, left_out: int) -> dict[str, Any]:
+    """The fields of a manifest that say what the store was."""
+    return {"contents": contents_of(store), "store_files": () if left_out else files_of(store)}
 
 
 def sha256_of(path: Path) -> str:

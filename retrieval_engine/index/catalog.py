@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from retrieval_engine.durable import link_or_copy
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.records import Caption, Json, Modality
 from retrieval_engine.store import Gallery, Store
@@ -23,6 +24,7 @@ from retrieval_engine.store.items import FACTS
 from retrieval_engine.store.keys import column_keys
 
 FILE = "items.arrow"
+ADDED = "items-1.arrow"
 _COLUMNS = ["source", "id", "uri", "key", "captions", "meta", "split", "size_bytes", *FACTS.names]
 
 
@@ -132,10 +134,16 @@ class SavedCatalog:
     Args:
         table: columns source, id, uri, key, captions (list of id and text), meta (JSON text); and
             what filters can name, which indexes before 2026-11-26 lack.
+        left_out: see below.
+
+    Attributes:
+        left_out: number of items of the store it was made of that are not in it, for want of the
+            feature; 0 when it was opened from a folder.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, left_out: int = 0) -> None:
         self._table = table
+        self.left_out = left_out
 
     @classmethod
     def of_store(cls, store: Store, split: str | None) -> "SavedCatalog":
@@ -144,7 +152,30 @@ class SavedCatalog:
         there = store.rows(Modality.IMAGES, column_keys(table["key"])) >= 0
         if not there.all():
             table = table.filter(pa.array(there))
-        return cls(table.select(_COLUMNS))
+        return cls(table.select(_COLUMNS), int((~there).sum()))
+
+    def grown(self, store: Store, newer: Store, split: str | None) -> "SavedCatalog | None":
+        """These items and newer ones behind them; None where one of those is an old one changed.
+
+        Args:
+            store: where all of them are.
+            newer: the part of it that was added since.
+            split: only items of this one, or of all.
+        """
+        table = newer.items()
+        old = self._table.select(["source", "id"])
+        alike = old.filter(pc.is_in(old["id"], value_set=table["id"].combine_chunks()))
+        if _names(alike) & _names(table) or self._table.schema != table.select(_COLUMNS).schema:
+            return None
+        if split is not None:
+            table = table.filter(pc.equal(table["split"], split))
+        keys = column_keys(table["key"])
+        there = newer.rows(Modality.IMAGES, keys) >= 0
+        if not there.all():  # some have the content of an old one
+            there |= store.rows(Modality.IMAGES, keys) >= 0
+            table = table.filter(pa.array(there))
+        every = pa.concat_tables([self._table, table.select(_COLUMNS)])
+        return SavedCatalog(every, int((~there).sum()))
 
     @classmethod
     def open(cls, folder: Path) -> "SavedCatalog":
@@ -153,21 +184,24 @@ class SavedCatalog:
         Raises:
             IndexFailure: the file is missing or is no Arrow file.
         """
-        try:
-            with pa.memory_map(str(folder / FILE)) as file:
-                return cls(pa.ipc.open_file(file).read_all())
-        except (OSError, pa.ArrowInvalid) as error:
-            raise IndexFailure(
-                f"cannot read {folder / FILE}: {error}", hint="build the index again"
-            ) from error
+        added = [folder / ADDED] if (folder / ADDED).exists() else []
+        return cls(pa.concat_tables([_read(path) for path in (folder / FILE, *added)]))
 
     def save(self, folder: Path) -> None:
         """Write the catalogue into a folder."""
-        with (
-            pa.OSFile(str(folder / FILE), "wb") as file,
-            pa.ipc.new_file(file, self._table.schema) as writer,
-        ):
-            writer.write_table(self._table)
+        _write(self._table, folder / FILE)
+
+    def save_behind(self, old: Path, folder: Path) -> None:
+        """Write the catalogue into a folder, where it begins with all items of another one.
+
+        Args:
+            old: the other one's folder; the larger file of it is linked.
+            folder: of this one.
+        """
+        link_or_copy(old / FILE, folder / FILE)
+        linked = len(_read(old / FILE))
+        if len(self) > linked:
+            _write(self._table.slice(linked), folder / ADDED)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -222,10 +256,10 @@ class SavedCatalog:
             places = np.full(len(other), -1, np.int64)  # items were added and nothing else
             places[:n] = np.arange(n)
             return places
-        found = pc.index_in(other._names(), value_set=self._names())
+        found = pc.index_in(other._identities(), value_set=self._identities())
         return np.from_dlpack(pc.fill_null(found, -1)).astype(np.int64)
 
-    def _names(self) -> Any:
+    def _identities(self) -> Any:
         """Source, id and key of every item in one string."""
         columns = [self._table[name].cast(pa.large_string()) for name in ("source", "id", "key")]
         names = pc.binary_join_element_wise(*columns, pa.scalar("\n", pa.large_string()))
@@ -238,4 +272,22 @@ class SavedCatalog:
         # `pa.array` would import pandas where it is installed: half a second.
         buffers = [None, pa.py_buffer(np.ascontiguousarray(numbers, np.int64))]
         places = pa.Array.from_buffers(pa.int64(), len(numbers), buffers)
-        return SavedCatalog(self._table.take(places))
+        return SavedCatalog(self._table.take(places), self.left_out)
+
+
+def _names(table: Any) -> set[tuple[str, str]]:
+    """Source and id of every item."""
+    return set(zip(table["source"].to_pylist(), table["id"].to_pylist(), strict=True))
+
+
+def _read(path: Path) -> Any:
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IndexFailure(f"cannot read {path}: {error}", hint="build the index again") from error
+
+
+def _write(table: Any, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retrieval_engine.durable import refuse_url, sync_directory
-from retrieval_engine.errors import IndexFailure, UsageError, one_line
+from retrieval_engine.errors import HubFailure, IndexFailure, UsageError, one_line
 from retrieval_engine.index import backends
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.catalog import SavedCatalog
@@ -23,6 +23,7 @@ from retrieval_engine.index.grouping import (
     RowSearch,
 )
 from retrieval_engine.locks import FileLock, Taken
+from retrieval_engine.network import from_hub, hub_id
 
 # Up to this many bytes an index is hashed when it is opened: a tenth of a second at most.
 _CHEAP_BYTES = 200_000_000
@@ -59,7 +60,7 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
     Its vectors are mapped into memory, so that opening takes milliseconds at any size.
 
     Args:
-        path: the folder.
+        path: the folder, or the hub id of one that was pushed.
         verify: compare the files with their checksums, about a second a gigabyte. None does so up
             to 200 MB and compares lengths alone above.
 
@@ -68,6 +69,14 @@ def open_index(path: str | Path, *, verify: bool | None = None) -> SavedIndex:
     """
     path = Path(path)
     refuse_url(path, "an index")
+    if name := hub_id(path):
+        try:
+            path = from_hub("index", name)
+        except HubFailure as error:
+            raise IndexFailure(
+                f"no index at {name}: {error.message}",
+                hint=error.hint or "build one with `build_index()`",
+            ) from error
     for _ in range(_TRIES):
         manifest = IndexManifest.read(path)
         try:
@@ -166,6 +175,8 @@ def _sweep(out: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.stat().st_nlink > 1:  # a second name of a file that was synced under its first
+            continue
         with path.open("r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
     sync_directory(folder)

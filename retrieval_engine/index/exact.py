@@ -11,6 +11,7 @@ from retrieval_engine.index.grouping import Allowed, Items, Scores, check_querie
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
 Keys = NDArray[np.uint64]
+Candidates = Callable[[NDArray[np.floating], int], tuple[Items, Items, Scores]]
 
 _BLOCK_BYTES = 1 << 26
 # Queries are multiplied so many at a time, zeros in empty places: a product of another shape
@@ -41,10 +42,15 @@ class ExactIndex:
         self._blocks: Callable[[int], Iterator[Block]] = blocks
         self._items = len(vectors)
         self._shape: tuple[int, int] = (vectors.shape[1], vectors.shape[2])
+        self._device = "cpu"
 
     @classmethod
     def streaming(
-        cls, blocks: Callable[[int], Iterator[Block]], items: int, shape: tuple[int, ...]
+        cls,
+        blocks: Callable[[int], Iterator[Block]],
+        items: int,
+        shape: tuple[int, ...],
+        device: str = "cpu",
     ) -> "ExactIndex":
         """An index that keeps nothing: each search asks for the blocks anew.
 
@@ -52,11 +58,13 @@ class ExactIndex:
             blocks: gives (first item, (b, q, d) vectors) for a number of items a block.
             items: number of items in all blocks.
             shape: (q, d) of one item.
+            device: where the products are made; `cpu`, or as torch names a CUDA device.
         """
         index = cls.__new__(cls)
         index._blocks = blocks
         index._items = items
         index._shape = (shape[0], shape[1])
+        index._device = device
         return index
 
     @property
@@ -82,6 +90,7 @@ class ExactIndex:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         items = np.full((len(queries), k), -1, dtype=np.int64)
         best = np.empty((len(queries), 0), dtype=np.uint64)
+        candidates = _candidates(queries, self._device)
         for start, block in self._blocks(self._block_items()):
             numbers = np.arange(start, start + len(block))
             if allowed is not None:
@@ -89,12 +98,12 @@ class ExactIndex:
                 block = block[numbers - start]
             if not len(numbers):
                 continue
-            block_scores = _best_of_rows(queries, block)
-            if np.isnan(block_scores).any():
+            query, column, found = candidates(block, k)
+            if np.isnan(found).any():
                 raise ShapeError(f"a vector among items {start} to {numbers[-1]} is NaN")
-            best = _merged(best, block_scores, numbers, k)
-        found = best.shape[1]
-        scores[:, :found], items[:, :found] = _from_keys(best)
+            best = _merged(best, query, _ordered_keys(found, numbers[column]), k)
+        n = best.shape[1]
+        scores[:, :n], items[:, :n] = _from_keys(best)
         return scores, items
 
     def _block_items(self) -> int:
@@ -118,27 +127,43 @@ def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> 
     return best
 
 
-def _merged(best: Keys, scores: Scores, numbers: Items, k: int) -> Keys:
-    """The k best so far, in order, after another block.
+def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
+    """As `metrics.candidates.Candidates`, whose work on the CPU is done here.
 
     Only what reaches the block's own k-th place is looked at closely: sorting or partitioning
     whole keys would take longer than the inner products.
+    """
+    if device != "cpu":
+        from retrieval_engine.metrics.candidates import Candidates
+
+        return Candidates(queries, device)
+
+    def candidates(block: NDArray[np.floating], k: int) -> tuple[Items, Items, Scores]:
+        scores = _best_of_rows(queries, block)
+        size = scores.shape[1]
+        floor = np.full(len(scores), -np.inf)
+        if size > k:
+            floor = np.partition(scores, size - k, axis=1)[:, size - k]
+        query, column = np.nonzero(~(scores < floor[:, None]))
+        return query, column, scores[query, column]
+
+    return candidates
+
+
+def _merged(best: Keys, query: Items, keys: Keys, k: int) -> Keys:
+    """The k best so far, in order, after another block.
 
     Args:
         best: (q, at most k) keys, descending.
-        scores: (q, b) of the block.
-        numbers: (b,) of the block's items.
+        query: (n,) whose candidates they are.
+        keys: (n,) of the block's candidates.
         k: how many are wanted.
     """
-    n, size = scores.shape
-    floor = np.full(n, -np.inf)
-    if size > k:
-        floor = np.partition(scores, size - k, axis=1)[:, size - k]
-    queries, columns = np.nonzero(scores >= floor[:, None])
-    keys = np.concatenate([best.ravel(), _ordered_keys(scores[queries, columns], numbers[columns])])
-    queries = np.concatenate([np.repeat(np.arange(n), best.shape[1]), queries])
-    order = np.lexsort((~keys, queries))
-    counts = np.bincount(queries, minlength=n)
+    n = len(best)
+    keys = np.concatenate([best.ravel(), keys])
+    query = np.concatenate([np.repeat(np.arange(n), best.shape[1]), query])
+    order = np.lexsort((~keys, query))
+    counts = np.bincount(query, minlength=n)
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return keys[order[place < k]].reshape(n, -1)  # as many of each query: min(k, seen so far)
 

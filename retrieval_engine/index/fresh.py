@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import IndexFailure
-from retrieval_engine.index.backends.faiss import every_row
+from retrieval_engine.index.behind import Behind, compare
 from retrieval_engine.index.build_record import contents_of
-from retrieval_engine.index.catalog import SavedCatalog
 from retrieval_engine.index.directory import SavedIndex
 from retrieval_engine.index.exact import Block, ExactIndex
+from retrieval_engine.index.faiss_rows import every_row
 from retrieval_engine.index.grouping import (
     Allowed,
     GroupedIndex,
@@ -36,27 +36,24 @@ class FreshIndex:
     Args:
         saved: an index over the store as it was.
         store: as it is.
-        catalog: its items.
-        held: (items,) the number of each item in the saved index, -1 for one that is newer.
+        behind: what tells the two apart.
 
     Attributes:
-        catalog: as given.
+        catalog: the items of the store.
         newer: number of items that the saved index lacks; each is compared exactly.
         gone: number of its items that are no more.
     """
 
-    def __init__(
-        self, saved: SavedIndex, store: Store, catalog: SavedCatalog, held: NDArray[np.int64]
-    ) -> None:
-        self.catalog = catalog
+    def __init__(self, saved: SavedIndex, store: Store, behind: Behind) -> None:
+        self.catalog, held = behind.catalog, behind.held
         self._saved, self._store = saved, store
         self._now = np.full(saved.items, -1, np.int64)  # number now of each saved item
         self._now[held[held >= 0]] = np.flatnonzero(held >= 0)
         self._there = read_only(self._now >= 0)
         self._there_and = PerMask(lambda allowed: read_only(self._there & allowed[self._now]))
-        self._newer = np.flatnonzero(held < 0)
+        self._newer = behind.newer
         self.newer, self.gone = len(self._newer), int((self._now < 0).sum())
-        self._rest = _exact(store, saved, catalog, self._newer) if self.newer else None
+        self._rest = _exact(saved, behind) if self.newer else None
 
     @property
     def items(self) -> int:
@@ -117,22 +114,19 @@ def fresh_index(saved: SavedIndex, store: Store, split: str | None) -> FreshInde
     """
     if saved.manifest.contents == contents_of(store):
         return None
-    catalog = SavedCatalog.of_store(store, split)
-    held = saved.catalog.positions(catalog)
-    if len(catalog) and (held < 0).all():
+    behind = compare(saved, store, split)
+    if len(behind.catalog) and (behind.held < 0).all():
         raise IndexFailure(
             f"{saved.path} was built from {saved.manifest.store} and holds none of the items of "
             f"{store.path}",
             hint=f"build one with `build_index(store={str(store.path)!r}, out=OUT)`",
         )
-    return FreshIndex(saved, store, catalog, held)
+    return FreshIndex(saved, store, behind)
 
 
-def _exact(
-    store: Store, saved: SavedIndex, catalog: SavedCatalog, numbers: NDArray[np.int64]
-) -> Rest:
-    """Exact search over some items of a store."""
-    rows = catalog.image_rows(store, numbers)
+def _exact(saved: SavedIndex, behind: Behind) -> Rest:
+    """Exact search over the newer items."""
+    store, rows = behind.store, behind.rows
     feature = saved.manifest.feature
     shape = store.features(Modality.IMAGES)[feature].shape
     if 4 * len(rows) * int(np.prod(shape)) <= _HELD_BYTES:

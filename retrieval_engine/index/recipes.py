@@ -22,6 +22,7 @@ RECIPE_FOLDER = Path("indices/recipes")
 FACTORY = "factory:"
 
 _FLAT_ROWS = 200_000
+_SCAN_ROWS = 2_000_000
 # faiss wants at least this many training points a centroid, and warns below.
 _POINTS_PER_LIST = 39
 _ROWS_FOR_CODES = 16 * _POINTS_PER_LIST  # four bits a code
@@ -39,8 +40,8 @@ class Recipe:
     Attributes:
         name: what it is called in the manifest.
         factory: faiss factory string; `{nlist}` is replaced by the number of lists that suits
-            the number of rows, `{half}` and `{quarter}` by so much of the length of a row. Empty
-            for a backend that knows no such strings.
+            the number of rows, `{cells}` by its root, `{half}` and `{quarter}` by so much of the
+            length of a row. Empty for a backend that knows no such strings.
         backend: file name in `index/backends/`.
         target_recall: the effort of a search (nprobe, efSearch) is doubled at build until
             recall@10 against exact search reaches this, in (0, 1].
@@ -76,7 +77,8 @@ class Recipe:
             factory = factory.removeprefix("IVF{nlist},")
         if "{quarter}" in factory and (rows < _ROWS_FOR_CODES or not quarter):
             factory = factory.rpartition("Refine(")[2].rstrip(")")
-        sizes = {"{nlist}": nlist, "{half}": 2 * quarter, "{quarter}": quarter}
+        cells = max(1, round(math.sqrt(rows)))
+        sizes = {"{nlist}": nlist, "{cells}": cells, "{half}": 2 * quarter, "{quarter}": quarter}
         for name, size in sizes.items():
             factory = factory.replace(name, str(size))
         return factory
@@ -114,8 +116,13 @@ BUILT_IN = {
         Recipe(name="flat-fp16", factory="SQfp16", about="every row compared, float16 storage"),
         Recipe(
             name="scan-fp16",
-            factory="PCAR{half},PQ{quarter}x4fs,Refine(SQfp16)",
+            factory="PCA{half},PQ{quarter}x4fs,Refine(SQfp16)",
             about=f"{_SCAN}; float16 storage",
+        ),
+        Recipe(
+            name="ivf-scan-fp16",
+            factory="PCA{half},IVF{cells},PQ{quarter}x4fs,Refine(SQfp16)",
+            about="short codes in lists, for millions of rows; float16 storage",
         ),
         Recipe(name="hnsw", factory="HNSW32,Flat", ef_construction=80, about=_HNSW),
         Recipe(
@@ -157,9 +164,12 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
     """
     if name == "auto":
         chosen = automatic(rows)
-        few = f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
-        many = f"from {_FLAT_ROWS:,} on, short codes are much faster than whole rows"
-        return chosen, f"recipe {chosen.name}: {rows:,} rows; {few if rows < _FLAT_ROWS else many}"
+        why = f"from {_SCAN_ROWS:,} on, lists spare most of the codes"
+        if rows < _SCAN_ROWS:
+            why = f"from {_FLAT_ROWS:,} on, short codes are much faster than whole rows"
+        if rows < _FLAT_ROWS:
+            why = f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
+        return chosen, f"recipe {chosen.name}: {rows:,} rows; {why}"
     if name.startswith(FACTORY):
         return Recipe(name=name, factory=name.removeprefix(FACTORY)), ""
     for path in (Path(name), RECIPE_FOLDER / f"{name}.toml"):
@@ -177,10 +187,12 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
 def automatic(rows: int) -> Recipe:
     """The recipe for so many rows where none is named: few are compared whole, of more short codes.
 
-    Neither lists nor a graph: captions lie apart from images, and what is nearest to them is spread
-    over many lists and far apart in a graph (benchmarks/LOG.md).
+    No graph, and lists only of codes: captions lie apart from images, and what is nearest to them is
+    far apart in a graph and spread over a quarter of all lists (benchmarks/LOG.md).
     """
-    return BUILT_IN["flat-fp16" if rows < _FLAT_ROWS else "scan-fp16"]
+    if rows < _FLAT_ROWS:
+        return BUILT_IN["flat-fp16"]
+    return BUILT_IN["scan-fp16" if rows < _SCAN_ROWS else "ivf-scan-fp16"]
 
 
 def read_recipe(path: Path) -> Recipe:

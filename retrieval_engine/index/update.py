@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure
 from retrieval_engine.index import backends
-from retrieval_engine.index.backends import Rows
-from retrieval_engine.index.build_record import IndexManifest, contents_of, describe
-from retrieval_engine.index.catalog import SavedCatalog
+from retrieval_engine.index.behind import Behind, compare
+from retrieval_engine.index.build_record import IndexManifest, describe_folder, store_as_seen
 from retrieval_engine.index.directory import SavedIndex, open_index, replacing
 from retrieval_engine.index.recipes import automatic
 from retrieval_engine.progress import Progress, Silent
@@ -74,32 +73,33 @@ def update_index(
     begin = time.perf_counter()
     progress, out = progress or Silent(), Path(out)
     IndexManifest.read(out)  # before a folder is made where none is
-    contents = contents_of(store)
     with replacing(out) as folder:
         saved = open_index(out)
         _check_vectors(saved, store)
-        catalog = SavedCatalog.of_store(store, saved.manifest.split or None)
-        held = saved.catalog.positions(catalog)
-        new = np.flatnonzero(held < 0)
+        behind = compare(saved, store, saved.manifest.split or None)
         now = np.full(saved.items, -1, np.int64)  # number in the store of each item here
-        now[held[held >= 0]] = np.flatnonzero(held >= 0)
+        now[behind.held[behind.held >= 0]] = np.flatnonzero(behind.held >= 0)
         kept = now >= 0
-        if not kept.any() and not len(new):
+        if not kept.any() and not len(behind.newer):
             raise IndexFailure(f"{store.path} holds none of the items of {out} any more")
-        progress.start(f"adding {len(new):,} items", None)
-        rows = _extended(saved, out, kept, _blocks(store, saved, catalog, new))
+        progress.start(f"adding {len(behind.newer):,} items", None)
+        old = out / saved.manifest.folder
+        _extend(saved, old, folder, kept, behind)
         progress.start("writing", None)
-        backends.load(saved.manifest.backend).save(rows, folder)
-        catalog.take(np.concatenate([now[kept], new])).save(folder)
-        changed = saved.manifest.changed_since_build + len(new) + int((~kept).sum())
+        catalog = behind.catalog.take(np.concatenate([now[kept], behind.newer]))
+        if behind.grown:
+            catalog.save_behind(old, folder)
+        else:
+            catalog.save(folder)
+        changed = saved.manifest.changed_since_build + len(behind.newer) + int((~kept).sum())
         manifest = replace(
             saved.manifest,
-            items=int(kept.sum()) + len(new),
-            contents=contents,
+            items=int(kept.sum()) + len(behind.newer),
+            **store_as_seen(store, catalog.left_out),
             changed_since_build=changed,
             store=str(store.path),
             folder=folder.name,
-            files=tuple(describe(path) for path in sorted(folder.iterdir())),
+            files=describe_folder(folder, old, saved.manifest.files),
         )
         manifest.write(folder)
     backends.settle(out, manifest)
@@ -107,7 +107,7 @@ def update_index(
     return UpdateReport(
         index=str(out),
         recipe=manifest.recipe,
-        added=len(new),
+        added=len(behind.newer),
         removed=int((~kept).sum()),
         items=manifest.items,
         changed_since_build=changed,
@@ -127,33 +127,26 @@ def _check_vectors(saved: SavedIndex, store: Store) -> None:
         )
 
 
-def _blocks(
-    store: Store, saved: SavedIndex, catalog: SavedCatalog, numbers: NDArray[np.int64]
-) -> Iterator[NDArray[np.float32]]:
-    """(b, dim) float32 rows of some items, in order."""
-    rows = catalog.image_rows(store, numbers)
-    step = max(1, _BLOCK_ROWS // saved.rows_per_item)
-    for start in range(0, len(rows), step):
-        block = store.read(Modality.IMAGES, saved.manifest.feature, rows[start : start + step])
-        yield np.ascontiguousarray(block.reshape(-1, saved.dim), dtype=np.float32)
-
-
-def _extended(
-    saved: SavedIndex,
-    out: Path,
-    kept: NDArray[np.bool_],
-    blocks: Iterator[NDArray[np.float32]],
-) -> Rows:
+def _extend(
+    saved: SavedIndex, old: Path, folder: Path, kept: NDArray[np.bool_], behind: Behind
+) -> None:
     manifest = saved.manifest
-    extended = getattr(backends.load(manifest.backend), "extended", None)
-    if extended is None:
+    extend = getattr(backends.load(manifest.backend), "extend", None)
+    if extend is None:
         raise IndexFailure(
             f"an index of {manifest.backend} cannot be updated",
             hint="build it again with `build_index()`",
         )
-    keep = np.repeat(kept, manifest.rows_per_item)
-    rows: Rows = extended(out / manifest.folder, manifest.effort, keep, blocks)
-    return rows
+    extend(old, folder, np.repeat(kept, manifest.rows_per_item), _blocks(saved, behind))
+
+
+def _blocks(saved: SavedIndex, behind: Behind) -> Iterator[NDArray[np.float32]]:
+    """(b, dim) float32 rows of the newer items, in order."""
+    step = max(1, _BLOCK_ROWS // saved.rows_per_item)
+    for start in range(0, len(behind.rows), step):
+        rows = behind.rows[start : start + step]
+        block = behind.store.read(Modality.IMAGES, saved.manifest.feature, rows)
+        yield np.ascontiguousarray(block.reshape(-1, saved.dim), dtype=np.float32)
 
 
 def _remarks(manifest: IndexManifest, store: Store, out: Path) -> tuple[str, ...]:

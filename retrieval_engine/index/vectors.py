@@ -46,10 +46,10 @@ class StoredVectors:
             start += len(block)
         return np.concatenate(parts)
 
-    def exact(self) -> ExactIndex:
-        """Exact search over the same vectors, which reads them at each call."""
+    def exact(self, device: str = "cpu") -> ExactIndex:
+        """Exact search over the same vectors, which reads them at each call; see `ExactIndex`."""
         blocks = partial(self.gallery.image_blocks, self.feature.name)
-        return ExactIndex.streaming(blocks, self.items, self.feature.shape)
+        return ExactIndex.streaming(blocks, self.items, self.feature.shape, device)
 
 
 def image_vectors(store: Store, feature: str, split: str | None) -> StoredVectors:

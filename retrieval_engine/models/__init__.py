@@ -41,7 +41,7 @@ def open_encoder(
         dtype: arithmetic of the towers: `float32`, `bfloat16`, `float16`, or `auto` for half
             precision where the device is fast at it.
         family: name of a folder in `models/`, or `auto` to tell from the checkpoint's config.
-        adapter: directory of an adapter for the checkpoint; it changes the fingerprint.
+        adapter: directory or hub id of an adapter for the checkpoint; it changes the fingerprint.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
@@ -50,7 +50,7 @@ def open_encoder(
     """
     found = resolve(checkpoint)
     if adapter:
-        found = with_adapter(found, Path(adapter).resolve())
+        found = with_adapter(found, adapter)
     return open_checkpoint(found, device=device, dtype=dtype, family=family)
 
 

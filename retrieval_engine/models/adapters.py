@@ -27,6 +27,7 @@ from retrieval_engine.models.checkpoint import (
     without_wrappers,
 )
 from retrieval_engine.models.checksums import check_checksums
+from retrieval_engine.network import hub_id
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
 
@@ -174,7 +175,7 @@ def _settings(config: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def resolve(name: str) -> Checkpoint:
-    """Find a checkpoint as `find_model` does, or an adapter's directory and the base it names.
+    """Find a checkpoint as `find_model` does, or an adapter as well and the base it names.
 
     Raises:
         CheckpointNotFound: neither a directory nor shipped nor on a hub that can be reached.
@@ -183,14 +184,17 @@ def resolve(name: str) -> Checkpoint:
     """
     path = Path(name).expanduser().resolve()
     if not is_adapter(path):
-        return find_model(name)
+        found = find_model(name)
+        if not is_adapter(found.path):  # of the hub
+            return found
+        path = found.path
     adapter = read_adapter(path)
     if not adapter.base:
         raise CheckpointInvalid(
             f"the adapter in {path} does not say what it was trained on",
             hint="name the base as `model` and the directory as its `adapter`",
         )
-    return with_adapter(resolve(adapter.base), path)
+    return with_adapter(resolve(adapter.base), name if hub_id(name) else path)
 
 
 def base_digest(path: Path) -> str:
@@ -198,13 +202,20 @@ def base_digest(path: Path) -> str:
     return weight_digests(path, lambda name: "all", {"all": ""})["all"]
 
 
-def with_adapter(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+def with_adapter(checkpoint: Checkpoint, place: str | Path) -> Checkpoint:
     """A checkpoint that is loaded with an adapter.
 
+    Args:
+        checkpoint: the base.
+        place: the adapter's directory, or its hub id.
+
     Raises:
+        CheckpointNotFound: it is a hub id, and the hub has it not or is out of reach.
         CheckpointInvalid: there is no adapter at the path, or it belongs to another architecture.
         FingerprintMismatch: the adapter was trained on other weights.
     """
+    known = find_model(name) if (name := hub_id(place)) else None
+    path = known.path if known else Path(place).resolve()
     adapter = read_adapter(path)
     if adapter.base_digest:
         found = base_digest(checkpoint.path)
@@ -216,7 +227,14 @@ def with_adapter(checkpoint: Checkpoint, path: Path) -> Checkpoint:
                 hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
             )
     check_homes(adapter, tensor_names(checkpoint.path))
-    return replace(checkpoint, name=str(path), adapter=path)
+    return replace(
+        checkpoint,
+        name=known.name if known else str(path),
+        revision=known.revision
+        if known
+        else "",  # of the name, as `recorded_name` puts them together
+        adapter=path,
+    )
 
 
 def check_homes(adapter: Adapter, names: Iterable[str]) -> None:

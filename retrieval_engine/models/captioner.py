@@ -155,7 +155,7 @@ def open_captioner(
             see `models.open_encoder`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: as of `models.open_encoder`.
-        adapter: directory of an adapter for the checkpoint.
+        adapter: directory or hub id of an adapter for the checkpoint.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
@@ -164,7 +164,7 @@ def open_captioner(
     """
     found = resolve(checkpoint)
     if adapter:
-        found = with_adapter(found, Path(adapter).resolve())
+        found = with_adapter(found, adapter)
     known = family_with(family_of(found), "open_captioner", "writes captions")
     captioner: Captioner = known.open_captioner(found, device=device, dtype=dtype)
     if found.adapter is not None:

@@ -12,10 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound
+from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, HubFailure
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.checksums import check_checksums
-from retrieval_engine.network import hub_is_reachable
+from retrieval_engine.network import from_hub
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
 
@@ -94,33 +94,18 @@ def find_model(name: str) -> Checkpoint:
 
 
 def _from_hub(name: str) -> Checkpoint:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repo, _, revision = name.partition("@")
-    online = hub_is_reachable()
-
-    def download(patterns: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision or None,
-                allow_patterns=patterns,
-                local_files_only=not online,
-            )
-        )
-
     try:
-        path = download([*_SMALL_FILES, "*.safetensors"])
+        path = from_hub("checkpoint", name, [*_SMALL_FILES, "*.safetensors"])
         if not list(path.glob("*.safetensors")):
-            path = download([*_SMALL_FILES, "*.bin"])
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = f"the hub answered: {error}" if online else "the hub cannot be reached from here"
+            path = from_hub("checkpoint", name, [*_SMALL_FILES, "*.bin"])
+    except HubFailure as error:
         raise CheckpointNotFound(
-            f"checkpoint {name} is not on this machine and {why.splitlines()[0]}",
-            hint=f"where there is network, run `hf download {repo} --local-dir DIR`, "
-            "copy DIR here and use `model=DIR`; or use the default, `model='vlre-photo'`",
+            error.message,
+            hint=f"{error.hint}; use `model=DIR`, or the default, `model='vlre-photo'`".lstrip(
+                "; "
+            ),
         ) from error
+    check_checksums(path)
     return Checkpoint(name=name, path=path, revision=path.name)
 
 

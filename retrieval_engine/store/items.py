@@ -181,6 +181,12 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
     return (table if chosen is None else table.take(chosen)).select(tops)
 
 
+def any_removed(root: Path, manifest: Manifest) -> bool:
+    """Whether a file of the items table takes items away that came before."""
+    files = manifest.files(FileKind.ITEMS)
+    return any(pc.any(_read(root, entry, ["removed"])["removed"]).as_py() for entry in files)
+
+
 def _latest(table: Any) -> NDArray[np.int64] | None:
     # None where every row stays: no copy is made then. Dictionary codes are ten times faster to
     # group by than the strings themselves.

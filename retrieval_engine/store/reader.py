@@ -1,6 +1,6 @@
 """Reading a store: which rows there are, and their features, gathered in any order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from retrieval_engine.errors import FeatureMissing, FingerprintMismatch, StoreEr
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Modality
 from retrieval_engine.store.gallery import Gallery
-from retrieval_engine.store.items import PUBLIC, choose_split, live_items
+from retrieval_engine.store.items import PUBLIC, any_removed, choose_split, live_items
 from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import Header, Manifest, read_header, read_manifest
@@ -232,6 +232,21 @@ class Store:
             UsageError: no item has this split.
         """
         return Gallery.of(self, split)
+
+    def since(self, files: Sequence[str]) -> "Store | None":
+        """What was added to it after some time.
+
+        Args:
+            files: sha256 of each of its files at that time, in order.
+
+        Returns:
+            A store of the newer parts alone; None where other files are before them, or items were
+            removed.
+        """
+        newer = self.manifest.after(files)
+        if newer is None or any_removed(self.path, newer):
+            return None
+        return Store(self.path, self.header, newer)
 
     def close(self) -> None:
         """Close open files; reading opens them again."""

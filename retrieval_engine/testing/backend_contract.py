@@ -1,7 +1,9 @@
 """What every index backend must do: the contract of an index, through a store and a folder."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.index import SavedIndex, backends, build_index, open_index
-from retrieval_engine.index.backends import Backend, Rows
+from retrieval_engine.index.backends import Rows
 from retrieval_engine.index.recipes import find_recipe
 from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.testing.index_contract import IndexContract, Vectors, brute_force
@@ -45,25 +47,23 @@ class BackendContract(IndexContract):
         rows.set_effort(list(rows.efforts())[-1])
         return SavedIndex(index.path, index.manifest, rows)
 
-    def _rows(self, vectors: Vectors) -> tuple[Backend, Rows]:
-        """The backend, and vectors indexed by it in memory alone."""
-        folder = self._new_folder("rows")
-        stored = image_vectors(write_store(folder / "store", vectors), "itc", None)
+    def _rows(self, vectors: Vectors) -> tuple[Callable[[Mapping[str, int]], Rows], Rows]:
+        """A function that opens vectors the backend indexed, and what it opened."""
+        folder, place = self._new_folder("rows"), self._new_folder("store")
+        stored = image_vectors(write_store(place / "store", vectors), "itc", None)
         recipe, _ = find_recipe(self.recipe(folder), stored.rows)
         backend = backends.load(recipe.backend)
-        rows, _ = backend.build(recipe, stored, 0)
-        return backend, rows
+        assert backend.build(recipe, stored, folder, backends.How())
+        opened = partial(backend.open_rows, folder)
+        return opened, opened({})
 
-    def test_saved_rows_answer_as_they_did_in_memory(self) -> None:
-        backend, rows = self._rows(clustered(400, 16, seed=7)[:, None])
+    def test_rows_opened_with_a_setting_answer_as_those_it_was_set_on(self) -> None:
+        open_rows, rows = self._rows(clustered(400, 16, seed=7)[:, None])
         queries = clustered(20, 16, seed=8)
         for effort in rows.efforts():
             rows.set_effort(effort)
             scores, numbers = rows.search_rows(queries, 12)
-            folder = self._new_folder("saved")
-            backend.save(rows, folder)
-            assert any(folder.iterdir())
-            opened = backend.open_rows(folder, effort)
+            opened = open_rows(effort)
             assert (opened.rows, opened.dim, opened.effort) == (400, 16, effort)
             found_scores, found = opened.search_rows(queries, 12)
             np.testing.assert_array_equal(found, numbers)

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object per line, TensorBoard's files when asked for, and a plot."""
+"""The log of a run: one JSON object per line, the same to a tracker when asked for, and a plot."""
 
 import importlib.util
 import io
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from retrieval_engine.durable import replacing_file, writing
-from retrieval_engine.errors import MissingExtra
 from retrieval_engine.records import Json
+from retrieval_engine.train.trackers import RunTracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +34,8 @@ class RunLog:
     Args:
         path: the file.
         keep_steps: lines of later steps are dropped; 0 starts anew.
-        tensorboard: folder that gets TensorBoard's files too; None writes none.
+        tracker: gets every line too.
         is_kept: False in all processes of a run but the first: two would drop each other's lines.
-
-    Raises:
-        MissingExtra: TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -46,11 +43,10 @@ class RunLog:
         path: Path,
         *,
         keep_steps: int = 0,
-        tensorboard: Path | None = None,
+        tracker: RunTracker | None = None,
         is_kept: bool = True,
     ) -> None:
-        self._path, self._is_kept = path, is_kept
-        self._board = _open_board(tensorboard) if tensorboard and is_kept else None
+        self._path, self._is_kept, self._tracker = path, is_kept, tracker
         if not is_kept:
             return
         lines = read_log(path) if keep_steps and path.exists() else []
@@ -64,24 +60,13 @@ class RunLog:
             return
         with writing(self._path), self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, value in line.items():
-            if self._board is not None and isinstance(value, float):
-                self._board.add_scalar(name, value, line["step"])
+        if self._tracker is not None:
+            self._tracker.log(line, int(str(line["step"])))
 
     def close(self) -> None:
-        """Let TensorBoard write what it holds back."""
-        if self._board is not None:
-            self._board.close()
-
-
-def _open_board(folder: Path) -> Any:
-    """A writer of TensorBoard's files, or `MissingExtra` where it is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MissingExtra("tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter
-    return writer(str(folder))
+        """Let the tracker write what it holds back."""
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
+from retrieval_engine.cli.options import (
+    UserPath,
+    device_option,
+    example,
+    json_option,
+    store_option,
+    tracker_option,
+)
 
 if TYPE_CHECKING:
     from retrieval_engine.train.finetune import Task
@@ -64,7 +71,7 @@ _SHARED = (
     click.option("--patience", type=int, default=None, help="Validations without gain; 0 is off."),
     click.option("--keep-every", type=int, default=None, metavar="PASSES", help="Kept models."),
     click.option("--seed", type=int, default=None),
-    click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too."),
+    tracker_option,
     click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -140,10 +147,10 @@ def _run(task: "Task", options: dict[str, Any]) -> None:
     from retrieval_engine.cli.output import emit, progress_bar
     from retrieval_engine.train.finetune import configure, finetune
 
-    out, as_json = options.pop("out"), options.pop("as_json")
+    out, as_json, tracker = (options.pop(name) for name in ("out", "as_json", "tracker"))
     config = configure(task, store=str(options.pop("store")), **_given(options))
     with progress_bar() as progress:
-        report = finetune(config, out, progress=progress)
+        report = finetune(config, out, tracker=tracker or "", progress=progress)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes under torchrun; the first one tells
     if as_json:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from retrieval_engine.cli.options import (
+    device_option,
     example,
     head_option,
     index_option,
@@ -48,6 +49,7 @@ finds what is newer than its index all the same; --update makes that quick again
 @head_option
 @split_option
 @click.option("--feature", default="itc", show_default=True, help="Image feature to index.")
+@device_option
 @click.option(
     "--update",
     is_flag=True,
@@ -64,6 +66,7 @@ def command(
     head: Path | None,
     split: str | None,
     feature: str,
+    device: str,
     update: bool,
     verify: bool,
     as_json: bool,
@@ -96,7 +99,9 @@ def command(
             note(remark)
         return
     with progress_bar() as progress:
-        report = engine.build_index(recipe, feature=feature, uri=uri, progress=progress)
+        report = engine.build_index(
+            recipe, feature=feature, uri=uri, device=device, progress=progress
+        )
     if as_json:
         emit(report.to_json())
     else:

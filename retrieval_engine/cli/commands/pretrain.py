@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from retrieval_engine.cli.options import UserPath, device_option, json_option
+from retrieval_engine.cli.options import UserPath, device_option, json_option, tracker_option
 
 _HELP = """Train a BLIP from scratch on SOURCE, any source with captions.
 
@@ -137,9 +137,16 @@ def _options(function: Any) -> Any:
     default=None,
     help="Keep the drawn pictures here for other runs.",
 )
+@tracker_option
 @json_option
 def command(
-    source: str, out: Path, resume: bool, cache: Path | None, as_json: bool, **recipe: Any
+    source: str,
+    out: Path,
+    resume: bool,
+    cache: Path | None,
+    tracker: str | None,
+    as_json: bool,
+    **recipe: Any,
 ) -> None:
     """See the help text above."""
     from dataclasses import asdict
@@ -148,6 +155,7 @@ def command(
 
     with progress_bar() as progress:
         run: dict[str, Any] = {"resume": resume, "cache": cache, "progress": progress}
+        run["tracker"] = tracker or ""
         if recipe["backbone"]:
             report = _from_backbone(source, recipe, out, run)
         else:

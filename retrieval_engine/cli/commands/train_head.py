@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from retrieval_engine.cli.options import UserPath, device_option, example, json_option, store_option
+from retrieval_engine.cli.options import (
+    UserPath,
+    device_option,
+    example,
+    json_option,
+    store_option,
+    tracker_option,
+)
 
 if TYPE_CHECKING:
     from retrieval_engine.train.head import HeadReport
@@ -54,6 +61,7 @@ Captions of one image are its positives and never its negatives. Use it with `vl
     "--refit-below", type=int, help="Below so many images train on all in the end.  [default: 500]"
 )
 @click.option("--seed", type=int, help="[default: 0]")
+@tracker_option
 @device_option
 @json_option
 @click.pass_context
@@ -64,6 +72,7 @@ def command(
     out: Path | None,
     preset: str,
     device: str,
+    tracker: str | None,
     as_json: bool,
     **choices: object,
 ) -> None:
@@ -83,7 +92,8 @@ def command(
         recipe = notebook_recipe(recipe)
     out = out or Path("heads") / str(choices["kind"])
     with progress_bar() as progress:
-        report = train_head(open_store(store), out, recipe, device=device, progress=progress)
+        how = {"device": device, "tracker": tracker or ""}
+        report = train_head(open_store(store), out, recipe, progress=progress, **how)
     if as_json:
         emit(report.to_json())
     else:

@@ -1,7 +1,7 @@
 """One file per library that can search rows; `Backend` says what the file must define."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
@@ -10,6 +10,7 @@ from retrieval_engine.index.build_record import IndexManifest
 from retrieval_engine.index.grouping import RowSearch
 from retrieval_engine.index.recipes import BACKENDS, Recipe
 from retrieval_engine.index.vectors import StoredVectors
+from retrieval_engine.progress import Progress, Silent
 
 
 class Rows(RowSearch, Protocol):
@@ -31,6 +32,21 @@ class Rows(RowSearch, Protocol):
     #     """The setting in force as it may be with filters, from quick to thorough."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How an index is built.
+
+    Attributes:
+        seed: of samples.
+        device: where large products may be made: `cpu`, `cuda`, `cuda:1`, …
+        progress: told, where it matters to people.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Silent)
+
+
 class Backend(Protocol):
     """The functions of a file in this folder."""
 
@@ -41,23 +57,31 @@ class Backend(Protocol):
             UsageError: an option is unknown, missing, or cannot be meant.
         """
 
-    def build(self, recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[Rows, str]:
-        """All rows, indexed, and the recipe as the library was told it."""
+    def build(self, recipe: Recipe, vectors: StoredVectors, folder: Path, how: How) -> str:
+        """Index all rows, in a folder.
 
-    def save(self, rows: Rows, folder: Path) -> None:
-        """Write the rows into a folder."""
+        Args:
+            recipe: what to build.
+            vectors: read block by block; a sample of them first by kinds that are trained.
+            folder: where the files go; empty.
+            how: what does not change which index it is.
+
+        Returns:
+            The recipe as the library was told it, e.g. faiss's factory string.
+        """
 
     def open_rows(self, folder: Path, effort: Mapping[str, int]) -> Rows:
         """The rows in a folder."""
 
     # A backend whose indexes can grow and shrink has this as well:
     #
-    # def extended(
-    #     self, folder: Path, effort: Mapping[str, int], keep: NDArray[np.bool_],
+    # def extend(
+    #     self, old: Path, folder: Path, keep: NDArray[np.bool_],
     #     blocks: Iterator[NDArray[np.float32]],
-    # ) -> Rows:
-    #     """The rows in a folder that are to be kept, in their order, and those of the blocks
-    #     behind them; IndexFailure where this kind of index cannot."""
+    # ) -> None:
+    #     """Write the rows of a folder that are to be kept, in their order, and those of the
+    #     blocks behind them, into a new folder. Files that stay as they are may be linked.
+    #     IndexFailure where this kind of index cannot."""
 
     # One whose rows are elsewhere than in the folder has these as well:
     #

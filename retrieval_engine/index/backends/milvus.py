@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import FingerprintMismatch, IndexFailure, UsageError
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.index.backends import typed_options
+from retrieval_engine.index.backends import How, typed_options
 from retrieval_engine.index.build_record import IndexManifest, contents_of
 from retrieval_engine.index.milvus_rows import WHOLE, MilvusRows, Place, fill, refuse_foreign, write
 from retrieval_engine.index.milvus_server import ITEM, Server, check_uri
@@ -109,16 +109,10 @@ def _place_of(out: Path) -> Place | None:
         return None
 
 
-def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[MilvusRows, str]:
-    """A new collection with all rows; one that a killed build of the same rows left is gone on with.
+def build(recipe: Recipe, vectors: StoredVectors, folder: Path, how: How) -> str:
+    """As `backends.Backend.build`: a new collection, and in the folder where it is.
 
-    Args:
-        recipe: what to build, and where.
-        vectors: read block by block.
-        seed: of nothing here.
-
-    Returns:
-        The collection, and what it was made as.
+    One that a killed build of the same rows left is gone on with.
 
     Raises:
         UsageError: no server is named.
@@ -142,8 +136,8 @@ def build(recipe: Recipe, vectors: StoredVectors, seed: int) -> tuple[MilvusRows
         )
     server.mark(place.collection, {"state": WHOLE})
     kind = "float32" if server.is_lite else "float16"
-    rows = MilvusRows(server, place, np.arange(vectors.items, dtype=np.int64), {})
-    return rows, f"{place.index_type},{kind}"
+    _save(MilvusRows(server, place, np.arange(vectors.items, dtype=np.int64), {}), folder)
+    return f"{place.index_type},{kind}"
 
 
 def _new_place(options: MilvusOptions, vectors: StoredVectors, server: Server) -> Place:
@@ -172,7 +166,7 @@ def _new_place(options: MilvusOptions, vectors: StoredVectors, server: Server) -
     return replace(place, collection=f"{name}_2" if name == options.replaces else name)
 
 
-def save(rows: MilvusRows, folder: Path) -> None:
+def _save(rows: MilvusRows, folder: Path) -> None:
     """Write down where the rows are."""
     text = json.dumps(asdict(rows.place), indent=2, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -219,25 +213,16 @@ def open_rows(folder: Path, effort: Mapping[str, int]) -> MilvusRows:
     return rows
 
 
-def extended(
-    folder: Path,
-    effort: Mapping[str, int],
-    keep: NDArray[np.bool_],
-    blocks: Iterator[NDArray[np.float32]],
-) -> MilvusRows:
-    """The rows of a folder that are to be kept, in their order, and new ones behind them.
+def extend(
+    old: Path, folder: Path, keep: NDArray[np.bool_], blocks: Iterator[NDArray[np.float32]]
+) -> None:
+    """As `backends.Backend.extend`.
 
     New rows get keys that no manifest knows yet, and what goes is deleted by `settle`: readers of
     the folder as it is are not disturbed, and a killed update changes nothing that is found.
-
-    Args:
-        folder: of the index.
-        effort: its search setting.
-        keep: (rows,) which of its rows stay.
-        blocks: (b, dim) new rows.
     """
-    old = open_rows(folder, effort)
-    place, server = old.place, old.server
+    was = open_rows(old, {})
+    place, server = was.place, was.server
     kept = keep[:: place.per_item]
     at = place.next_key * place.per_item
     server.mark(place.collection, {"changed": "yes"})  # no build goes on with it
@@ -245,10 +230,10 @@ def extended(
         write(server, place, block, at, "upsert")
         at += len(block)
     server.call("flush", place.collection)
-    keys = np.concatenate([old.keys[kept], np.arange(place.next_key, at // place.per_item)])
-    gone = np.concatenate([np.load(folder / GONE), old.keys[~kept]])
+    keys = np.concatenate([was.keys[kept], np.arange(place.next_key, at // place.per_item)])
+    gone = np.concatenate([np.load(old / GONE), was.keys[~kept]])
     place = replace(place, next_key=at // place.per_item, replaces="")
-    return MilvusRows(server, place, keys, effort, gone)
+    _save(MilvusRows(server, place, keys, {}, gone), folder)
 
 
 def settle(folder: Path, manifest: IndexManifest) -> None:

@@ -60,7 +60,6 @@ class FinetuneConfig:
         keep_every: passes between kept models in `out/epoch-N`; 0 keeps none.
         negatives: Parquet of mined hard negatives, which share a batch with their captions.
         seed: of order, augmentation, negatives and adapters.
-        tensorboard: write the log for TensorBoard too, into `out/tensorboard`.
         dtype: arithmetic under autocast: `auto`, `bfloat16`, `float16` or `float32`.
         device: `auto`, `cpu`, `cuda`, …
     """
@@ -96,7 +95,6 @@ class FinetuneConfig:
     keep_every: int = 0
     negatives: str = ""
     seed: int = 0
-    tensorboard: bool = False
     dtype: str = "auto"
     device: str = "auto"
 

@@ -40,6 +40,7 @@ from retrieval_engine.train.lora import refuse_dead
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
 from retrieval_engine.train.runlog import RunLog
 from retrieval_engine.train.schedule import step_factor
+from retrieval_engine.train.trackers import RUN, RunTracker, check_tracker
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10
@@ -50,6 +51,7 @@ def finetune(
     config: FinetuneConfig,
     out: Path,
     *,
+    tracker: str = "",
     progress: Progress | None = None,
 ) -> FinetuneReport:
     """Fine-tune a model and write it as a directory that `open_encoder` or a captioner opens.
@@ -58,6 +60,7 @@ def finetune(
         config: store, task and recipe.
         out: directory of the model or adapter; `out/run` holds what a killed run goes on from and
             is gone when the run is complete.
+        tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
 
     Raises:
@@ -65,8 +68,10 @@ def finetune(
         FeatureMissing: training from the cache of a store without `tokens`.
         FingerprintMismatch: the model's vision tower did not make the store's states.
         UsageError: an option that cannot be.
+        MissingExtra: the tracker is not installed.
     """
-    run = FinetuneRun(config, out, progress or Silent())
+    check_tracker(tracker)
+    run = FinetuneRun(config, out, progress or Silent(), tracker)
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             run.train()
@@ -78,7 +83,9 @@ def finetune(
 class FinetuneRun:
     """One fine-tuning, from the store to the directory."""
 
-    def __init__(self, config: FinetuneConfig, out: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: FinetuneConfig, out: Path, progress: Progress, tracker: str = ""
+    ) -> None:
         if (out / "training.json").exists():
             raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         self.config, self.out = config, out
@@ -109,9 +116,15 @@ class FinetuneRun:
         self.log = RunLog(
             out / "log.jsonl",
             keep_steps=self.state.step,
-            tensorboard=out / "tensorboard" if config.tensorboard else None,
+            tracker=self._tracker(tracker),
             is_kept=self.processes.is_first,
         )
+
+    def _tracker(self, name: str) -> RunTracker | None:
+        if not name or not self.processes.is_first:
+            return None
+        kept, step = self.out / "run" / RUN, self.state.step
+        return RunTracker(name, self.out, self.config.to_json(), kept=kept, from_step=step)
 
     # The loop
 

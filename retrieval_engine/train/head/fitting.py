@@ -23,6 +23,7 @@ from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
 from retrieval_engine.train.head.val_recall import ValRecall, val_recall
+from retrieval_engine.train.trackers import RunTracker
 
 _WARM_UP = 0.1
 _SCALE_BATCH = 256
@@ -40,6 +41,7 @@ class HeadRun:
         log: file that gets a line an epoch added.
         progress: told about every epoch.
         began: `time.perf_counter()` from which the log counts seconds.
+        tracker: gets the lines too, an epoch a step.
 
     Attributes:
         first: validation recall before the first step.
@@ -56,9 +58,11 @@ class HeadRun:
         log: Path,
         progress: Progress,
         began: float,
+        tracker: RunTracker | None = None,
     ) -> None:
         self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
         self.log, self.progress, self.began = log, progress, began
+        self.tracker = tracker
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
@@ -189,6 +193,8 @@ class HeadRun:
         }
         with writing(self.log), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self.tracker:
+            self.tracker.log(line, self.epochs)
         return found
 
     def _pace(self, steps: int) -> Callable[[int], float]:

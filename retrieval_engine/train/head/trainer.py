@@ -22,6 +22,7 @@ from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_t
 from retrieval_engine.train.head.recipe import HeadRecipe
 from retrieval_engine.train.head.val_recall import ValRecall
 from retrieval_engine.train.runlog import Panel, draw_curves
+from retrieval_engine.train.trackers import RunTracker, check_tracker
 
 LOG = "log.jsonl"
 CURVES = "curves.png"
@@ -105,6 +106,7 @@ def train_head(
     recipe: HeadRecipe | None = None,
     *,
     device: str = "auto",
+    tracker: str = "",
     progress: Progress | None = None,
 ) -> HeadReport:
     """Train a head on the features of a store and save it.
@@ -114,14 +116,17 @@ def train_head(
         out: directory of the head, made when absent.
         recipe: every choice.
         device: see `pick_device`.
+        tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about every epoch.
 
     Raises:
+        MissingExtra: the tracker is not installed.
         FeatureMissing: the store lacks the feature.
         TrainingError: too few images, no validation, or the loss is no number.
         UsageError: a split or a choice makes no sense here.
     """
     began = time.perf_counter()
+    check_tracker(tracker)
     recipe, progress, out = recipe or HeadRecipe(), progress or Silent(), Path(out)
     where = pick_device(device)
     data = read_training_data(store, recipe, where)
@@ -132,8 +137,13 @@ def train_head(
         (out / LOG).unlink(missing_ok=True)
 
         head = Head(_config(recipe, data.train)).to(where)
-        run = HeadRun(recipe, data, head, out / LOG, progress, began)
-        run.fit()
+        followed = RunTracker(tracker, out, recipe.to_json()) if tracker else None
+        try:
+            run = HeadRun(recipe, data, head, out / LOG, progress, began, followed)
+            run.fit()
+        finally:
+            if followed:
+                followed.close()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)

@@ -22,6 +22,7 @@ from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
 from retrieval_engine.train.pretrain.run_config import RunConfig
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
 from retrieval_engine.train.runlog import RunLog, draw_curves
+from retrieval_engine.train.trackers import RUN, RunTracker
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10
@@ -71,8 +72,8 @@ class PretrainRun(ABC):
     model: nn.Module
     state: RunState
 
-    def __init__(self, out: Path, progress: Progress, *, resume: bool) -> None:
-        self.out, self.progress = out, progress
+    def __init__(self, out: Path, progress: Progress, *, resume: bool, tracker: str = "") -> None:
+        self.out, self.progress, self._tracker = out, progress, tracker
         self._checkpoint, self._best = out / "run" / "checkpoint.pt", out / "run" / "best.pt"
         if resume:
             return
@@ -92,7 +93,11 @@ class PretrainRun(ABC):
             for name, part in self._parts().items():
                 part.load_state_dict(saved[name])
             self.progress.say(f"going on from step {self.state.step:,}")
-        self.log = RunLog(self.out / "log.jsonl", keep_steps=self.state.step)
+        step, tracker = self.state.step, None
+        if name := self._tracker:
+            kept, settings = self.out / "run" / RUN, self.config.to_json()
+            tracker = RunTracker(name, self.out, settings, kept=kept, from_step=step)
+        self.log = RunLog(self.out / "log.jsonl", keep_steps=step, tracker=tracker)
 
     def _stand(self, at: Mapping[str, Any]) -> None:
         """Set `state` to where the checkpoint's run stood."""
@@ -112,7 +117,19 @@ class PretrainRun(ABC):
     def _parts(self) -> Mapping[str, Stateful]:
         """What the checkpoint keeps besides `state`, which is set before."""
 
+    @abstractmethod
+    def finish(self) -> PretrainReport:
+        """Write the weights that were kept as a model directory."""
+
     # The loop
+
+    def run(self) -> PretrainReport:
+        """Train and finish; the tracker is closed however it ends."""
+        try:
+            self.train()
+            return self.finish()
+        finally:
+            self.log.close()
 
     def train(self) -> None:
         """Run the steps that are left."""

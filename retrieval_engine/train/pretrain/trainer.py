@@ -32,6 +32,7 @@ from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
 from retrieval_engine.train.pretrain.training_set import load_sets
 from retrieval_engine.train.pretrain.validation import validate
 from retrieval_engine.train.schedule import step_factor
+from retrieval_engine.train.trackers import check_tracker
 
 _CONCEPT_FLOOR = 0.2  # the concept stage ends at a fifth of its step: the joint stage goes on
 _NOISE = 0.25  # per cent of mean recall that two validations may differ by chance
@@ -45,6 +46,7 @@ def pretrain(
     *,
     resume: bool = False,
     cache: Path | None = None,
+    tracker: str = "",
     progress: Progress | None = None,
 ) -> PretrainReport:
     """Train a BLIP and write it as one directory that transformers loads.
@@ -55,17 +57,19 @@ def pretrain(
             and goes when the run is complete.
         resume: go on where an interrupted run of the same config stopped.
         cache: where the drawn pictures are kept for other runs; `out/run` by default.
+        tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
 
     Raises:
+        MissingExtra: the tracker is not installed.
         TrainingError: no captions, too few items, a run that cannot be resumed, a loss that is
             not finite, or `out` already holds a model.
         UsageError: an option that cannot be.
         SourceError: the source cannot be read.
     """
-    run = Run(config, out, cache or out / "run" / "cache", progress or Silent(), resume=resume)
-    run.train()
-    return run.finish()
+    check_tracker(tracker)
+    cache, progress = cache or out / "run" / "cache", progress or Silent()
+    return Run(config, out, cache, progress, resume=resume, tracker=tracker).run()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,9 +95,16 @@ class Run(PretrainRun):
     state: ScratchState
 
     def __init__(
-        self, config: PretrainConfig, out: Path, cache: Path, progress: Progress, *, resume: bool
+        self,
+        config: PretrainConfig,
+        out: Path,
+        cache: Path,
+        progress: Progress,
+        *,
+        resume: bool,
+        tracker: str = "",
     ) -> None:
-        super().__init__(out, progress, resume=resume)
+        super().__init__(out, progress, resume=resume, tracker=tracker)
         self.device = pick_device(config.device)
         self.train_set, self.val_set = load_sets(config, cache, progress)
         if config.epochs:

@@ -39,6 +39,7 @@ from retrieval_engine.train.pretrain.report import PretrainReport, record
 from retrieval_engine.train.pretrain.run import PretrainRun, RunState, Stateful
 from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.schedule import step_factor
+from retrieval_engine.train.trackers import check_tracker
 
 _TEXT_LENGTH = PRESETS["tiny"].text_length
 _ROWS = 256
@@ -63,6 +64,7 @@ def pretrain_cached(
     *,
     resume: bool = False,
     cache: Path | None = None,
+    tracker: str = "",
     progress: Progress | None = None,
 ) -> PretrainReport:
     """Train a BLIP on a backbone's states and write it as one directory.
@@ -73,17 +75,19 @@ def pretrain_cached(
             and goes when the run is complete.
         resume: go on where an interrupted run of the same config stopped.
         cache: where the states are kept for other runs; `out/run/cache` by default.
+        tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
 
     Raises:
+        MissingExtra: the tracker is not installed.
         TrainingError: no captions, too few items, a run that cannot be resumed, a loss that is
             not finite, or `out` already holds a model.
         UsageError: an option that cannot be, or files that are not what they should be.
         SourceError: the source cannot be read.
     """
-    run = CachedRun(config, out, cache or out / "run" / "cache", progress or Silent(), resume)
-    run.train()
-    return run.finish()
+    check_tracker(tracker)
+    cache, progress = cache or out / "run" / "cache", progress or Silent()
+    return CachedRun(config, out, cache, progress, resume, tracker).run()
 
 
 class CachedRun(PretrainRun):
@@ -94,9 +98,15 @@ class CachedRun(PretrainRun):
     state: CachedRunState
 
     def __init__(
-        self, config: CachedConfig, out: Path, cache: Path, progress: Progress, resume: bool
+        self,
+        config: CachedConfig,
+        out: Path,
+        cache: Path,
+        progress: Progress,
+        resume: bool,
+        tracker: str = "",
     ) -> None:
-        super().__init__(out, progress, resume=resume)
+        super().__init__(out, progress, resume=resume, tracker=tracker)
         self.config = config
         self.device = pick_device(config.device)
         self.backbone, rows = open_backbone(config)

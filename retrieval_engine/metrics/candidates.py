@@ -1,0 +1,53 @@
+"""Products of exact search on a CUDA device, of which only the best of a block come back."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float32]
+Items = NDArray[np.int64]
+
+
+class Candidates:
+    """Finds, block by block, what may be among the best.
+
+    Products are of float32, never of TF32, whose ten bits would order near scores otherwise.
+
+    Args:
+        queries: (q, d) float32.
+        device: as torch names it.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], device: str) -> None:
+        import torch
+
+        self._queries = torch.from_numpy(queries).to(device)
+
+    def __call__(self, block: NDArray[np.floating], k: int) -> tuple[Items, Items, Scores]:
+        """The scores that reach the k-th of a block.
+
+        Args:
+            block: (b, v, d) vectors.
+            k: how many are wanted for each query.
+
+        Returns:
+            (n,) query, (n,) item of the block, and (n,) score, of at least k items a query.
+        """
+        import torch
+
+        b, v, d = block.shape
+        flat: Any = torch.from_numpy(np.ascontiguousarray(block)).to(self._queries.device)
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            scores = self._queries @ flat.reshape(b * v, d).float().T
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        scores = scores.reshape(len(scores), b, v).amax(dim=2)
+        floor = scores.topk(min(k, b), dim=1).values[:, -1:]
+        # NaN is below nothing: it comes back with the best, and the caller sees it.
+        query, item = (~(scores < floor)).nonzero(as_tuple=True)
+        found = (query, item, scores[query, item])
+        query, item, best = (each.cpu().numpy() for each in found)
+        return query, item, best
