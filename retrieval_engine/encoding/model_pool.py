@@ -190,7 +190,7 @@ class ModelPool(Generic[Told]):
 def _no_room() -> ClusterFailure:
     return ClusterFailure(
         f"no node of the cluster has had room for a model for {_PLACE_S:.0f} s",
-        hint="`ray status` tells what is taken; ask for fewer `devices`, or add nodes",
+        hint="ask for fewer `devices`, or add nodes",
     )
 
 

@@ -137,8 +137,8 @@ def _look(address: str, host: str, port: int) -> None:
 
 def _how_to_reach(address: str) -> str:
     if address.startswith(_CLIENT):
-        return "`ray start --head` listens for clients on port 10001; ray://HOST:10001"
-    return "`ray start --head` tells the address; from outside the cluster it is ray://HOST:10001"
+        return "the head of a cluster listens for clients on port 10001: ray://HOST:10001"
+    return "Ray tells the address when it starts; from outside the cluster it is ray://HOST:10001"
 
 
 def _connect(ray: Any, where: str, **how: Any) -> None:
