@@ -93,6 +93,7 @@ class Engine(FollowedStore):
         meta: Iterable[Mapping[str, Json]] | Mapping[str, Json] | None = None,
         *,
         options: "EncodeOptions | None" = None,
+        on: str = "",
         progress: "Progress | None" = None,
     ) -> "EncodeReport":
         """Encode images that the store does not hold yet.
@@ -105,6 +106,7 @@ class Engine(FollowedStore):
             ids: of each image; by default its path, else a digest of its content.
             meta: of each image a mapping of plain values.
             options: see `EncodeOptions`; by default as the store is.
+            on: a Ray cluster to encode on, see `encode`.
             progress: told about every item.
 
         Returns:
@@ -128,8 +130,8 @@ class Engine(FollowedStore):
         with self._lock:
             encoder, there = self._base_encoder(), self._store()
             how = options or (EncodeOptions.like(there, encoder) if there else EncodeOptions())
-            store = self.store_path
-            report = encode(source, store, encoder=encoder, options=how, progress=progress)
+            where = self.store_path
+            report = encode(source, where, encoder=encoder, options=how, on=on, progress=progress)
             self._added_name = source.name
             if self._scope:
                 self._scope |= {source.name}

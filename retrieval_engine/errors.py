@@ -11,6 +11,7 @@
     │   ├── UrlFailure                 what lies behind an address cannot be had
     │   │   └── UrlMissing             nothing does
     │   └── DecodeError                one item's bytes are no usable picture
+    ├── ClusterFailure                 a cluster cannot be reached, or has no room
     ├── EncoderError                   a model cannot be loaded or run
     │   ├── CheckpointNotFound         neither a directory nor a reachable hub id
     │   └── CheckpointInvalid          found, but not what it must be
@@ -111,6 +112,10 @@ class UrlMissing(UrlFailure):
 
 class DecodeError(SourceError):
     """The bytes of one item are no picture that can be used; the message is the reason."""
+
+
+class ClusterFailure(VlreError):
+    """A cluster cannot be reached, fits not what is installed here, or has no room."""
 
 
 class EncoderError(VlreError):

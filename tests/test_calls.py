@@ -91,6 +91,7 @@ def test_a_caption_begins_after_five_calls() -> None:
     assert chain(into("BlipCaptioner.begin"), "caption") == [
         "CaptionJob.run",
         "CaptionRun.write",
+        "Author.compute",
         "write_captions",
         "BlipCaptioner.begin",
     ]

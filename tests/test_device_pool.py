@@ -16,9 +16,9 @@ import torch
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
-from retrieval_engine.encoding import EncodeOptions, device_pool, encode
-from retrieval_engine.encoding.device import PRELOAD
+from retrieval_engine.encoding import EncodeOptions, encode, model_pool
 from retrieval_engine.encoding.device_pool import DevicePool, open_devices
+from retrieval_engine.encoding.places import PRELOAD
 from retrieval_engine.errors import EncoderError, FingerprintMismatch, UsageError
 from retrieval_engine.machine import devices_of
 from retrieval_engine.models import open_encoder
@@ -165,7 +165,7 @@ def test_a_process_that_hangs_is_replaced(tmp_path: Path, checkpoint: str) -> No
 def test_a_model_that_always_fails_ends_the_run(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_pool, "_MOST_AT_FIRST", 4)
+    monkeypatch.setattr(model_pool, "_MOST_AT_FIRST", 4)
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(4):
@@ -182,7 +182,7 @@ def test_a_model_that_always_fails_ends_the_run(
 def test_a_device_that_is_lost_leaves_its_work_to_others(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_pool, "_MOST_UNOPENED", 1)
+    monkeypatch.setattr(model_pool, "_MOST_UNOPENED", 1)
 
     class Heard(Silent):
         lines: ClassVar[list[str]] = []

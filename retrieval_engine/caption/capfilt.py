@@ -106,11 +106,11 @@ class CapFiltJob:
         """
         request, progress = self.request, progress or Silent()
         store, asked = request.find()
-        captioner = request.captioner(store)
-        run = request.open_run(captioner, request.options, store, is_judged=True, judge_own=True)
-        self.notes += [*asked.notes, *states_notes(run, store, request.model)]
         failures: list[Failure] = []
         with ExitStack() as stack:
+            opened = request.opened_run(store, request.options, is_judged=True, judge_own=True)
+            run = stack.enter_context(opened)
+            self.notes += [*asked.notes, *states_notes(run, store, request.model)]
             file = stack.enter_context(
                 CaptionWriter(
                     request.out / DECISIONS,

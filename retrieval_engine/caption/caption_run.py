@@ -5,17 +5,20 @@ images ──► load (look up, or read and decode: a pool of workers, ahead of 
        ──► sentences (a batch at a time) ──► ranked by the judge, where there is one
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from retrieval_engine.caption.author import WRITTEN, Author, AuthorFacts, CaptionWork, Written
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.generating import complete, write_captions
 from retrieval_engine.caption.ranking import Judge
 from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage
 from retrieval_engine.encoding.image_tokens import VisionStates
+from retrieval_engine.encoding.model_pool import ModelPool
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.captioner import Captioner
 from retrieval_engine.progress import Progress, Silent
@@ -63,7 +66,8 @@ class CaptionRun:
     """Writes captions for images.
 
     Args:
-        captioner: the model.
+        captioner: the model; or a pool of devices that each hold an `Author`, whose options and
+            judge then count.
         options: how to choose words.
         store: its `tokens` are used when the captioner's tower made them.
         judge: orders the sentences of an image.
@@ -77,7 +81,7 @@ class CaptionRun:
 
     def __init__(
         self,
-        captioner: Captioner,
+        captioner: Captioner | ModelPool[AuthorFacts],
         options: DecodingOptions,
         *,
         store: Store | None = None,
@@ -86,29 +90,34 @@ class CaptionRun:
         batch_size: int = 0,
         workers: int = 0,
     ) -> None:
-        self._captioner = captioner
-        self._options = complete(options, captioner)
-        self._judge = judge
+        self._pool: ModelPool[AuthorFacts] | None = None
+        if isinstance(captioner, ModelPool):
+            self._pool, facts = captioner, captioner.facts
+            models: list[Any] = [facts.captioner, facts.judge]
+        else:
+            self._author = Author(captioner, options, judge)
+            facts, models = self._author.facts, [captioner, judge.encoder if judge else None]
+        self.facts = facts
         self._judge_own = judge_own
         self._workers = workers
-        self._batch_size = batch_size or max(1, captioner.captions_at_once // options.width)
-        self.states = VisionStates(captioner, store)
+        self._batch_size = batch_size or max(1, facts.at_once // facts.options.width)
+        self.states = VisionStates(models[0], store)
         self._sides = [self.states]
-        if judge is not None:
-            own = VisionStates(judge.encoder, store)
+        if models[1] is not None:
+            own = VisionStates(models[1], store)
             if own.fingerprint != self.states.fingerprint:
                 self._sides.append(own)
 
     @property
     def settings(self) -> dict[str, Json]:
         """All that decides the captions, and where it came from."""
-        spec = self._captioner.spec
-        judge = self._judge.encoder.spec if self._judge else None
+        spec = self.facts.captioner.spec
+        judge = self.facts.judge.spec if self.facts.judge else None
         return {
             "model": spec.checkpoint,
             "revision": spec.revision,
             "fingerprint": spec.fingerprint,
-            "decoding": self._options.to_json(),
+            "decoding": self.facts.options.to_json(),
             "judge": judge.checkpoint if judge else None,
             "judge_fingerprint": judge.fingerprint if judge else None,
         }
@@ -128,7 +137,34 @@ class CaptionRun:
             images: read lazily, a bounded number ahead.
             progress: told about every image.
         """
-        return map(self.write, self._batches(images, progress or Silent()))
+        progress = progress or Silent()
+        batches = self._batches(images, progress)
+        if self._pool is None:
+            return map(self.write, batches)
+        return self._shared(self._pool, batches, progress)
+
+    def _shared(
+        self, pool: ModelPool[AuthorFacts], batches: Iterator[_Batch], progress: Progress
+    ) -> Iterator[Done]:
+        """What the devices of a pool make of batches, in order."""
+        given: deque[_Batch] = deque()
+
+        def works() -> Iterator[CaptionWork | None]:
+            for batch in batches:
+                given.append(batch)
+                yield self._work(batch)
+
+        for _, found in pool.imap(works(), progress):
+            progress.detail(pool.rates)
+            loaded, failures = given.popleft()
+            if found is None:
+                yield Done(captioned=[], failures=failures)
+                continue
+            bad = [image for image, _ in loaded if image.name in found.bad]
+            failures += [Failure.of(i.item, i.source, found.bad[i.name]) for i in bad]
+            images = [image for image, _ in loaded if image.name not in found.bad]
+            written: Iterable[Written] = found.arrays[WRITTEN] if images else ()
+            yield Done(captioned=_captioned(images, written), failures=failures)
 
     def _batches(self, images: Iterable[SourceImage], progress: Progress) -> Iterator[_Batch]:
         """Images as they are loaded, and those that could not be."""
@@ -167,45 +203,37 @@ class CaptionRun:
     def write(self, loaded: _Batch) -> Done:
         """Caption the images of one batch."""
         batch, failures = loaded
-        if not batch:
+        if (work := self._work(loaded)) is None:
             return Done(captioned=[], failures=failures)
+        written = self._author.compute(work)[WRITTEN]
+        images = [image for image, _ in batch]
+        return Done(captioned=_captioned(images, written), failures=failures)
+
+    def _work(self, loaded: _Batch) -> CaptionWork | None:
+        """What an author needs for a batch; None where there is nothing to do."""
+        batch, _ = loaded
+        if not batch:
+            return None
         rows = np.array([loaded.row for _, loaded in batch], dtype=np.int64)
-        states = [
-            side.read(rows, [loaded.pixels[number] for _, loaded in batch])
+        sides = [
+            side.gathered(rows, [loaded.pixels[number] for _, loaded in batch])
             for number, side in enumerate(self._sides)
         ]
-        names = [image.name for image, _ in batch]
-        found = write_captions(self._captioner, torch.from_numpy(states[0]), names, self._options)
-        prompt = self._options.prompt or ""
-        texts = [
-            tuple(self._captioner.text(s.ids, prompt).strip() for s in sentences)
-            for sentences in found
-        ]
-        scores = [tuple(sentence.score for sentence in sentences) for sentences in found]
-        captioned = [
-            Captioned(image=image, captions=captions, scores=own)
-            for (image, _), captions, own in zip(batch, texts, scores, strict=True)
-        ]
-        if self._judge is None:
-            return Done(captioned=captioned, failures=failures)
         own = [
             tuple(caption.text for caption in image.item.captions) if self._judge_own else ()
             for image, _ in batch
         ]
-        both = [(*written, *given) for written, given in zip(texts, own, strict=True)]
-        found_matches = self._judge.probabilities(states[-1], both)
-        captioned = [_ranked(c, m) for c, m in zip(captioned, found_matches, strict=True)]
-        return Done(captioned=captioned, failures=failures)
+        return CaptionWork(keys=[image.name for image, _ in batch], sides=sides, own=own)
 
 
-def _ranked(captioned: Captioned, matches: Sequence[float]) -> Captioned:
-    """The same with its sentences ordered by the judge; of equals the likelier comes first."""
-    n = len(captioned.captions)
-    order = sorted(range(n), key=lambda i: -matches[i])
-    return replace(
-        captioned,
-        captions=tuple(captioned.captions[i] for i in order),
-        scores=tuple(captioned.scores[i] for i in order),
-        matches=tuple(matches[i] for i in order),
-        own_matches=tuple(matches[n:]),
-    )
+def _captioned(images: Iterable[SourceImage], written: Iterable[Written]) -> list[Captioned]:
+    return [
+        Captioned(
+            image=image,
+            captions=found.captions,
+            scores=found.scores,
+            matches=found.matches,
+            own_matches=found.own_matches,
+        )
+        for image, found in zip(images, written, strict=True)
+    ]

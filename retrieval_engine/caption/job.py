@@ -91,9 +91,14 @@ class CaptionJob:
         request, progress = self.request, progress or Silent()
         store, asked = request.find()
         self.notes.extend(asked.notes)
-        run = self._open(store)
-        start = time.perf_counter()
         with ExitStack() as stack:
+            run = stack.enter_context(
+                request.opened_run(
+                    store, request.options, adapter=request.adapter, is_judged=request.rank
+                )
+            )
+            self._remark(run, store)
+            start = time.perf_counter()
             file = texts = None
             if request.out:
                 file = stack.enter_context(
@@ -129,18 +134,15 @@ class CaptionJob:
                 "written beside them"
             )
 
-    def _open(self, store: Store | None) -> CaptionRun:
-        request = self.request
-        captioner = request.captioner(store, adapter=request.adapter)
-        run = request.open_run(captioner, request.options, store, is_judged=request.rank)
-        if request.options.prompt is None and not captioner.says_prompt:
+    def _remark(self, run: CaptionRun, store: Store | None) -> None:
+        request, facts = self.request, run.facts
+        if request.options.prompt is None and not facts.says_prompt:
             self.notes.append(
                 f"{request.model} does not say what prompt it was trained with: its authors' is "
-                f"taken, {captioner.prompt!r}; `prompt=''` is none"
+                f"taken, {facts.prompt!r}; `prompt=''` is none"
             )
         if not request.is_single:
             self.notes.extend(states_notes(run, store, request.model))
-        return run
 
     def explain(self) -> str:
         """Caption the one image and draw where the model looked; the caption.

@@ -1,14 +1,19 @@
 """What every request for captions says, and the models opened so that stored states fit."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from retrieval_engine.caption.author import Author, AuthorFacts
 from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.ranking import Judge
 from retrieval_engine.caption.source_images import Asked
+from retrieval_engine.encoding.model_pool import ModelPool
+from retrieval_engine.encoding.places import placed
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError, VlreError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import Captioner, open_captioner, writes_captions
@@ -47,6 +52,8 @@ class ImagesRequest:
         dtype: arithmetic; `auto` follows the store.
         batch_size: images at once; None lets the device decide.
         workers: decode workers; None means one for each core.
+        devices: a process and the models on each of several; see `open_devices`.
+        on: a Ray cluster whose devices those are; see `open_devices`.
     """
 
     targets: tuple[str, ...] = ()
@@ -60,6 +67,8 @@ class ImagesRequest:
     dtype: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
+    devices: str = ""
+    on: str = ""
 
     def find(self) -> tuple[Store | None, Asked]:
         """The store, None where there is none and none is needed; and the images asked for.
@@ -86,28 +95,53 @@ class ImagesRequest:
         dtype = arithmetic(self.dtype, store)
         return open_captioner(self.model, device=self.device, dtype=dtype, adapter=adapter)
 
-    def open_run(
+    @contextmanager
+    def opened_run(
         self,
-        captioner: Captioner,
-        options: DecodingOptions,
         store: Store | None,
+        options: DecodingOptions,
         *,
-        is_judged: bool,
+        adapter: str = "",
+        is_judged: bool = False,
         judge_own: bool = False,
-    ) -> CaptionRun:
-        """A run of the captioner with these options, and with the judge where one is wanted."""
-        judge = None
-        if is_judged:
-            judge = open_judge(self.ranker, self.model, store, device=self.device, dtype=self.dtype)
-        return CaptionRun(
-            captioner,
-            options,
-            store=store,
-            judge=judge,
-            judge_own=judge_own,
-            batch_size=self.batch_size or 0,
-            workers=self.workers or 0,
-        )
+    ) -> Iterator[CaptionRun]:
+        """A run with these options, and with the judge where one is wanted; here or on devices.
+
+        Raises:
+            CheckpointNotFound, CheckpointInvalid, UsageError: as `captioner` and `open_judge`.
+            ClusterFailure: `on` cannot be reached, or has no room.
+        """
+        how: dict[str, Any] = {"judge_own": judge_own, "batch_size": self.batch_size or 0}
+        how |= {"store": store, "workers": self.workers or 0}
+        dtype = arithmetic(self.dtype, store)
+        judges = judges_of(self.ranker, self.model, store) if is_judged else []
+        if self.on or self.devices:
+            open_models = partial(_open_author, self.model, dtype, adapter, options, judges)
+            with (
+                placed(self.devices or "all", open_models, on=self.on) as found,
+                ModelPool[AuthorFacts](found) as pool,
+            ):
+                yield CaptionRun(pool, options, **how)
+            return
+        captioner = self.captioner(store, adapter=adapter)
+        named = self.ranker is not None
+        judge = _judge(judges, self.device, dtype, is_named=named) if is_judged else None
+        yield CaptionRun(captioner, options, judge=judge, **how)
+
+
+def _open_author(
+    model: str,
+    dtype: str,
+    adapter: str,
+    options: DecodingOptions,
+    judges: Sequence[str],
+    *,
+    device: str,
+) -> Author:
+    """In the process of a device: captioner and judge."""
+    captioner = open_captioner(model, device=device, dtype=dtype, adapter=adapter)
+    judge = _judge(judges, device, dtype, is_named=len(judges) == 1) if judges else None
+    return Author(captioner, options, judge)
 
 
 def arithmetic(dtype: str, store: Store | None) -> str:
@@ -137,15 +171,24 @@ def open_judge(
     Raises:
         UsageError: none of them has a matching head.
     """
-    dtype = arithmetic(dtype, store)
+    judges, dtype = judges_of(ranker, model, store), arithmetic(dtype, store)
+    return _judge(judges, device, dtype, is_named=ranker is not None)
+
+
+def judges_of(ranker: str | None, model: str, store: Store | None) -> list[str]:
+    """Checkpoints of which the first with a matching head judges; see `open_judge`."""
     if ranker is not None:
-        return Judge(open_encoder(ranker, device=device, dtype=dtype))
-    tried = list(dict.fromkeys([model, *([store.spec.checkpoint] if store else [])]))
+        return [ranker]
+    return list(dict.fromkeys([model, *([store.spec.checkpoint] if store else [])]))
+
+
+def _judge(tried: Sequence[str], device: str, dtype: str, *, is_named: bool) -> Judge:
     for checkpoint in tried:
         try:
             return Judge(open_encoder(checkpoint, device=device, dtype=dtype))
         except (CheckpointInvalid, UsageError):
-            continue
+            if is_named:
+                raise
     raise UsageError(
         f"nothing can judge captions: {' and '.join(tried)} have no matching head",
         hint="name a retrieval checkpoint as `ranker`, e.g. Salesforce/blip-itm-base-coco",

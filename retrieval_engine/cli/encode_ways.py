@@ -73,15 +73,14 @@ def _model(
     from functools import partial
 
     from retrieval_engine.encoding import open_devices
-    from retrieval_engine.machine import devices_of
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
 
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if features == ("tokens",) else open_encoder
     open_model = partial(opener, given["model"], dtype=given["dtype"], adapter=given["adapter"])
-    if given["devices"]:
-        return open_devices(devices_of(given["devices"]), open_model)
+    if given["devices"] or given["on"]:
+        return open_devices(given["devices"], open_model, on=given["on"])
     return nullcontext(open_model(device=given["device"]))
 
 

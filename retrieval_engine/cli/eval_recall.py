@@ -38,20 +38,21 @@ def checkpoint_of(model: str) -> str:
     return str(imported_beside(Path(model)))
 
 
-def encode_missing(engine: "Engine", source: str, *, tokens: bool) -> str:
+def encode_missing(engine: "Engine", source: str, *, tokens: bool, on: str = "") -> str:
     """Encode what of a source the store lacks; the source's name as the store has it.
 
     Args:
         engine: over the store, which is made where there is none.
         source: its name.
         tokens: whether they are needed too.
+        on: a Ray cluster to encode on.
     """
     from retrieval_engine.encoding import EncodeOptions, open_changed
 
     opened = open_changed(source, engine.store_path)
     options = EncodeOptions(features=("itc", "tokens") if tokens else ("itc",))
     with progress_bar() as progress:
-        report = engine.add(opened, options=options, progress=progress)
+        report = engine.add(opened, options=options, on=on, progress=progress)
     note_failures(report.failures)
     return opened.name
 

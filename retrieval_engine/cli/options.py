@@ -86,6 +86,20 @@ device_option = click.option(
     show_default=True,
     help="auto, cpu, cuda, cuda:1, … [env: VLRE_DEVICE]",
 )
+devices_option = click.option(
+    "--devices",
+    default="",
+    help="A process and a model on each of several devices: all, cuda:0,cuda:1 or cpu:2 (two on the "
+    "CPU, of one thread each). With --on: all (the default), gpu:8, cpu:16. Results are the same "
+    "whatever their number.",
+)
+on_option = click.option(
+    "--on",
+    metavar="CLUSTER",
+    default="",
+    help="Run models on a Ray cluster (extra ray): HOST:PORT from one of its nodes, "
+    "ray://HOST:PORT from anywhere, or ray: the one that RAY_ADDRESS names, else one on this machine.",
+)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -1,39 +1,73 @@
-"""A device with a process and a model of its own, that computes one batch after another."""
+"""A device with a process and models of its own, that does one piece of work after another."""
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from typing import Any, Protocol
 
-from retrieval_engine.encoding.steps import Batch
+from retrieval_engine.encoding.steps import Described, Work
 from retrieval_engine.errors import FingerprintMismatch
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.machine import threads_wanted
-from retrieval_engine.models import Arrays, Encoder
+from retrieval_engine.models import Arrays
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Json, Modality
-from retrieval_engine.store.keys import raw_keys
-from retrieval_engine.store.shard import check_block
-from retrieval_engine.workers import Failed
-from retrieval_engine.workers.supervised import Supervised
+from retrieval_engine.workers import Failed, Keeper
 
-OpenModel = Callable[..., Encoder]
-"""`open_model(device=NAME)` opens the same model on any device; it can be pickled."""
-# With torch and transformers they take seconds, which each process would spend anew.
-PRELOAD = (__name__, "retrieval_engine.models.blip.encoder")
 _FIRST_S, _LEAST_S, _PATIENCE = 600.0, 60.0, 10
 _RECENT = 8
 
 
+class AnyFacts(Protocol):
+    """What a process says of what it has opened: at least which models those are."""
+
+    @property
+    def specs(self) -> Sequence[EncoderSpec]:
+        """All that decides the numbers of each."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a process says of the model it has opened; see `steps.Described`."""
+    """What a process says of the encoder it has opened; see `steps.Described`."""
 
     spec: EncoderSpec
     preprocessor: ImagePreprocessor
     default_batch_size: int
     offered: dict[Modality, dict[str, Feature]]
+
+    @classmethod
+    def of(cls, encoder: Described) -> "Facts":
+        """The facts of an encoder, which can travel."""
+        return cls(
+            spec=encoder.spec,
+            preprocessor=encoder.preprocessor,
+            default_batch_size=encoder.default_batch_size,
+            offered={modality: encoder.features(modality) for modality in Modality},
+        )
+
+    @property
+    def specs(self) -> Sequence[EncoderSpec]:
+        """See `AnyFacts`."""
+        return [self.spec]
+
+    def features(self, modality: Modality) -> dict[str, Feature]:
+        """See `Described`."""
+        return self.offered[modality]
+
+
+class Opened(Protocol):
+    """Models that are open, in the process of a device."""
+
+    @property
+    def facts(self) -> AnyFacts:
+        """What they are."""
+
+    def compute(self, work: Any) -> Arrays:
+        """Arrays by name with a row for each input of some work."""
+
+
+Open = Callable[..., Opened]
+"""`open_models(device=NAME)` opens the same models on any device; it can be pickled."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,9 +76,9 @@ class DeviceTally:
 
     Attributes:
         device: its name.
-        images: that it encoded.
+        images: that it computed something of.
         captions: likewise.
-        model_seconds: inside the encoder.
+        model_seconds: inside the models.
         transfer_seconds: between the processes.
         restarts: how often its process was replaced.
     """
@@ -68,35 +102,41 @@ class Device:
 
     Args:
         name: as torch has it.
-        open_model: see `OpenModel`.
-        least_s: the least time that a batch has, once one was computed. A batch has ten times as
-            long as the slowest before it, by their sizes, and the first ten minutes.
+        process: where its models are; what it begins is `begin`.
+        least_s: the least time that work has, once some was done. It has ten times as long as the
+            slowest before it, by their sizes, and the first ten minutes.
 
     Attributes:
+        name: as torch has it, and where it is, `cuda:0@10.0.0.3`, where that is another machine.
         tally: what it did in this run.
-        failed: how often in a row a batch failed, or its process died before one.
-        unopened: how often in a row its model could not be opened.
+        expected: what its models must be, once that is known.
+        failed: how often in a row work failed, or its process died before any.
+        unopened: how often in a row its models could not be opened.
     """
 
-    def __init__(self, name: str, open_model: OpenModel, *, least_s: float = _LEAST_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: Keeper[AnyFacts, Work, tuple[Arrays, float]],
+        *,
+        least_s: float = _LEAST_S,
+    ) -> None:
         self.name = name
         self.tally = DeviceTally(device=name)
         self.failed = self.unopened = 0
-        # A CUDA context does not survive a fork: those processes begin from nothing.
-        self.process: Supervised[Facts, Batch, tuple[Arrays, float]] = Supervised(
-            partial(_begin, open_model, name), preload=PRELOAD if name == "cpu" else ()
-        )
+        self.process = process
+        self.expected: AnyFacts | None = None
         self._least_s = least_s
         self._slowest: dict[Modality, float] = {}  # seconds an input
         self._reopen_s: float | None = None  # that a replaced process has
-        self._facts: Facts | None = None
+        self._facts: AnyFacts | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
 
-    def open(self) -> Facts | Failed:
-        """What its model is; a process that was lost is replaced.
+    def open(self) -> AnyFacts | Failed:
+        """What its models are; a process that was lost is replaced.
 
         Raises:
-            FingerprintMismatch: the new process has another model than the one before.
+            FingerprintMismatch: the process has other models than are expected.
         """
         if self._facts is not None and self.process.pid is not None:
             return self._facts
@@ -104,6 +144,7 @@ class Device:
         self.process.start()
         facts = self.process.opened(within_s)
         seconds = time.perf_counter() - begun
+        self._say_where()
         if isinstance(facts, Failed):
             # Killed while it began is bad luck, as with a batch; an error will come again.
             comes_again = facts.details or (within_s is not None and seconds >= within_s)
@@ -113,39 +154,44 @@ class Device:
         self._reopen_s = self._reopen_s or _FIRST_S + _PATIENCE * seconds
         if self._facts is not None:
             self.tally.restarts += 1
-            check_same(facts, self._facts, self.name)
+        check_same(facts, self._facts or self.expected or facts, self.name)
         self.unopened, self._facts = 0, facts
         return facts
 
-    def compute(self, batch: Batch) -> Arrays | Failed:
-        """The arrays of a batch; after a `Failed` the next `open` replaces the process."""
+    def _say_where(self) -> None:
+        if self.process.where:
+            self.name = f"{self.name.partition('@')[0]}@{self.process.where}"
+            self.tally.device = self.name
+
+    def compute(self, work: Work) -> Arrays | Failed:
+        """The arrays of some work; after a `Failed` the next `open` replaces the process."""
         start = time.perf_counter()
-        answer = self.process.call(batch, self._patience_s(batch))
+        answer = self.process.call(work, self._patience_s(work))
         if isinstance(answer, Failed):
             self.failed += 1
             return answer
         self.failed = 0
         seconds = time.perf_counter() - start
         arrays, model_seconds = answer
-        pace = seconds / len(batch)
-        self._slowest[batch.modality] = max(pace, self._slowest.get(batch.modality, 0.0))
-        self._count(batch, model_seconds, seconds - model_seconds)
+        pace = seconds / len(work)
+        self._slowest[work.modality] = max(pace, self._slowest.get(work.modality, 0.0))
+        self._count(work, model_seconds, seconds - model_seconds)
         return arrays
 
-    def _patience_s(self, batch: Batch) -> float:
-        slowest = self._slowest.get(batch.modality)
+    def _patience_s(self, work: Work) -> float:
+        slowest = self._slowest.get(work.modality)
         if slowest is None:
             return _FIRST_S
-        return max(self._least_s, _PATIENCE * slowest * len(batch))
+        return max(self._least_s, _PATIENCE * slowest * len(work))
 
-    def _count(self, batch: Batch, model_seconds: float, transfer_seconds: float) -> None:
+    def _count(self, work: Work, model_seconds: float, transfer_seconds: float) -> None:
         self.tally.model_seconds += model_seconds
         self.tally.transfer_seconds += transfer_seconds
-        if batch.modality is Modality.IMAGES:
-            self.tally.images += len(batch)
-            self._recent.append((time.perf_counter(), len(batch)))
+        if work.modality is Modality.IMAGES:
+            self.tally.images += len(work)
+            self._recent.append((time.perf_counter(), len(work)))
         else:
-            self.tally.captions += len(batch)
+            self.tally.captions += len(work)
 
     @property
     def images_per_s(self) -> float:
@@ -156,48 +202,46 @@ class Device:
         return sum(n for _, n in recent[1:]) / max(time.perf_counter() - recent[0][0], 1e-9)
 
 
-def check_same(facts: Facts, expected: Facts, name: str) -> None:
-    """Refuse a process whose model is another than that of the pool.
+def check_same(facts: AnyFacts, expected: AnyFacts, name: str) -> None:
+    """Refuse a process whose models are others than those of the pool.
 
     Raises:
-        FingerprintMismatch: it is.
+        FingerprintMismatch: they are.
     """
-    seen, wanted = facts.spec.fingerprint, expected.spec.fingerprint
-    if seen != wanted:
-        hint = "the checkpoint has changed meanwhile"
-        if facts.spec.dtype != expected.spec.dtype:
-            both = f"{expected.spec.dtype} and {facts.spec.dtype}"
-            hint = f"devices of several kinds compute in {both}: name one `dtype` for all"
-        raise FingerprintMismatch(
-            f"what device {name} computes", seen=seen, expected=wanted, hint=hint
-        )
+    for seen, wanted in zip(facts.specs, expected.specs, strict=True):
+        if seen.fingerprint != wanted.fingerprint:
+            hint = "the checkpoint has changed meanwhile"
+            if seen.dtype != wanted.dtype:
+                both = f"{wanted.dtype} and {seen.dtype}"
+                hint = f"devices of several kinds compute in {both}: name one `dtype` for all"
+            raise FingerprintMismatch(
+                f"what device {name} computes",
+                seen=seen.fingerprint,
+                expected=wanted.fingerprint,
+                hint=hint,
+            )
 
 
-def _begin(
-    open_model: OpenModel, name: str
-) -> tuple[Facts, Callable[[Batch], tuple[Arrays, float]]]:
-    """In the process: open the model, say what it is, and give what computes a batch."""
+def begin(
+    open_models: Open, name: str, threads: int
+) -> tuple[AnyFacts, Callable[[Work], tuple[Arrays, float]]]:
+    """In the process: open the models, say what they are, and give what computes.
+
+    Args:
+        open_models: see `Open`.
+        name: of the device, as torch has it.
+        threads: for a sum on a CPU. How many share it decides its last bits: it may not depend on
+            how many processes there are.
+    """
     import torch
 
     if name == "cpu":
-        # How many threads share a sum decides its last bits: it may not depend on how many
-        # processes there are.
-        torch.set_num_threads(threads_wanted(1))
-    encoder = open_model(device=name)
-    facts = Facts(
-        spec=encoder.spec,
-        preprocessor=encoder.preprocessor,
-        default_batch_size=encoder.default_batch_size,
-        offered={modality: encoder.features(modality) for modality in Modality},
-    )
-    return facts, partial(_compute, encoder)
+        torch.set_num_threads(threads)
+    opened = open_models(device=name)
 
+    def compute(work: Work) -> tuple[Arrays, float]:
+        start = time.perf_counter()
+        arrays = opened.compute(work)
+        return arrays, time.perf_counter() - start
 
-def _compute(encoder: Encoder, batch: Batch) -> tuple[Arrays, float]:
-    """Arrays of a batch that a store will take, and the seconds they took."""
-    start = time.perf_counter()
-    arrays = batch.kept(batch.asked_of(encoder)())
-    keys, what = raw_keys(list(batch.keys)), batch.modality.removesuffix("s")
-    for form in batch.forms:
-        check_block(what, form, arrays[form.name], keys)
-    return arrays, time.perf_counter() - start
+    return opened.facts, compute

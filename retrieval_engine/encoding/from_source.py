@@ -1,8 +1,7 @@
 """Turns the items of a source into the features of a store.
 
     source ──► load (read, hash, decode, resize: a pool of workers, ahead of the model)
-           ──► encoder (batches of new images, then the part's new captions; in this process, or
-               each in the next free one of a pool of devices)
+           ──► encoder (batches of new images, then the part's new captions; here or on devices)
            ──► store (a writer thread, behind the model; one part at a time is whole or absent)
 
 An item is looked at only as far as needed: an unchanged file is told by its size and time, a moved
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.encoding.device_pool import DevicePool
+from retrieval_engine.encoding.device_pool import DevicePool, open_on
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
 from retrieval_engine.encoding.load import Load, Loaded
 from retrieval_engine.encoding.steps import Batch, Computed, Described, PartEnd, Step
@@ -46,6 +45,7 @@ def encode(
     *,
     encoder: Encoder | DevicePool | str = DEFAULT_MODEL,
     options: EncodeOptions | None = None,
+    on: str = "",
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encode what the store does not hold yet.
@@ -56,6 +56,7 @@ def encode(
         encoder: an encoder, the name of its checkpoint, or models on several devices
             (`device_pool.open_devices`): the store is the same whatever their number.
         options: see `EncodeOptions`.
+        on: a Ray cluster, whose devices open the encoder by its name; see `open_devices`.
         progress: told about every item.
 
     Returns:
@@ -67,6 +68,9 @@ def encode(
         SourceError: the source cannot be read.
     """
     source = open_changed(source, store) if isinstance(source, str) else source
+    if on:
+        with open_on(on, encoder) as pool:
+            return encode(source, store, encoder=pool, options=options, progress=progress)
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress = options or EncodeOptions(), progress or Silent()
     features, start = options.chosen(encoder), time.perf_counter()

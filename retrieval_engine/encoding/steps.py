@@ -1,13 +1,14 @@
-"""The steps of an encode run, in the source's order: batches for a model, and the ends of parts.
+"""Work for models, and the steps of an encode run: batches for a model, and the ends of parts.
 
 Where a batch ends depends on the source alone, never on what computes it: the same numbers need the
 same batches.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,19 +39,40 @@ class Described(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What a model computes at once.
+class Work(ABC):
+    """What a model does at once, wherever it is: something with each of some inputs.
 
     Attributes:
-        modality: of what.
-        keys: n cache keys.
+        modality: of the inputs.
+        keys: n names of them.
+    """
+
+    modality: Modality
+    keys: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @abstractmethod
+    def part(self, some: slice) -> Self:
+        """The same with some of its inputs."""
+
+    def pieces(self, size: int) -> Iterator[Self]:
+        """The same in pieces of at most so many inputs."""
+        for start in range(0, len(self), size):
+            yield self.part(slice(start, start + size))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Work):
+    """What an encoder computes at once; the keys are those of the cache.
+
+    Attributes:
         inputs: (n, s, s, 3) uint8 pixels, or n texts.
         forms: the features wanted, in the dtypes they are kept in.
         items: of the source that are done with, once this is; see `PartEnd`.
     """
 
-    modality: Modality
-    keys: Sequence[str]
     inputs: NDArray[np.uint8] | Sequence[str]
     forms: Sequence[Feature]
     items: int = 0
@@ -63,14 +85,9 @@ class Batch:
         keys, stacked = list(pixels), np.stack(list(pixels.values()))
         return cls(modality=Modality.IMAGES, keys=keys, inputs=stacked, forms=forms, items=items)
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def pieces(self, size: int) -> Iterator["Batch"]:
-        """The same in pieces of at most so many inputs."""
-        for start in range(0, len(self), size):
-            some = slice(start, start + size)
-            yield replace(self, keys=self.keys[some], inputs=self.inputs[some])
+    def part(self, some: slice) -> Self:
+        """See `Work`."""
+        return replace(self, keys=self.keys[some], inputs=self.inputs[some])
 
     def asked_of(self, encoder: Encoder) -> Callable[[], Arrays]:
         """The call of an encoder that computes it."""
@@ -112,10 +129,10 @@ Step = Batch | PartEnd
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What became of a batch.
+    """What became of some work.
 
     Attributes:
-        keys: of what could be computed, in the batch's order.
+        keys: of what could be computed, in the order of the work.
         arrays: by name, a row for each of them.
         bad: why the others could not, by key.
     """

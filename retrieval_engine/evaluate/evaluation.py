@@ -1,13 +1,17 @@
 """One evaluation of a store from end to end: recall, its intervals, leaks, certificate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from retrieval_engine.encoding.model_pool import ModelPool
+from retrieval_engine.encoding.places import placed
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
@@ -17,6 +21,7 @@ from retrieval_engine.evaluate.leaks import (
     find_leaks,
     known_training_records,
 )
+from retrieval_engine.evaluate.matching_pool import MatcherFacts, opener_of
 from retrieval_engine.evaluate.positives import (
     ExtendedRecall,
     extended_recall,
@@ -29,7 +34,7 @@ from retrieval_engine.metrics.bootstrap import Bootstrap
 from retrieval_engine.metrics.intervals import RecallIntervals, recall_intervals
 from retrieval_engine.metrics.race import Ties
 from retrieval_engine.metrics.recall import KS, RecallReport
-from retrieval_engine.models import reopen_encoder
+from retrieval_engine.models import Encoder, reopen_encoder
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
@@ -47,6 +52,8 @@ class RecallSettings:
         device: where products and, for re-ranking, the model run.
         rerank: candidates per query that the cross-encoder re-ranks as well; 0 for none.
         model: where the store's checkpoint is now, if it has moved.
+        devices: a process and a model for re-ranking on each of several; see `open_devices`.
+        on: a Ray cluster whose devices those are; see `open_devices`.
         trained_on: records of what the model was trained on, beside those that are found.
         keep_trained: with a head, leave in the gallery what it was trained on.
         positives: files that say what matches besides; see `read_positives`.
@@ -60,6 +67,8 @@ class RecallSettings:
     device: str = "auto"
     rerank: int = 0
     model: str = ""
+    devices: str = ""
+    on: str = ""
     trained_on: tuple[Path, ...] = ()
     keep_trained: bool = False
     positives: tuple[Path, ...] = ()
@@ -178,17 +187,14 @@ def evaluate_store(
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
-    encoder = None
-    if settings.rerank:  # what cannot match says so before any work
-        encoder = reopen_encoder(store.spec, device=settings.device, model=settings.model)
-        encoder.matcher()
-    report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
-    results = [(protocol, report)]
-    if encoder:
-        found = rerank_recall(
-            gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress
-        )
-        results.append((_protocol_of(found), found.recall))
+    with _matcher(gallery, settings) as encoder:  # what cannot match says so before any work
+        report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
+        results = [(protocol, report)]
+        if encoder:
+            found = rerank_recall(
+                gallery, encoder, k=settings.rerank, ks=settings.ks, progress=progress
+            )
+            results.append((_protocol_of(found), found.recall))
     extended = None
     if settings.positives:
         extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
@@ -203,6 +209,27 @@ def evaluate_store(
         head=head,
         extended=extended,
     )
+
+
+@contextmanager
+def _matcher(
+    gallery: Gallery, settings: RecallSettings
+) -> Iterator[Encoder | ModelPool[MatcherFacts] | None]:
+    """What re-ranks, here or on devices; None where nothing does."""
+    spec, model = gallery.store.spec, settings.model
+    if not settings.rerank:
+        yield None
+    elif settings.on or settings.devices:
+        opener = opener_of(partial(reopen_encoder, spec, model=model), gallery.caption_texts)
+        with (
+            placed(settings.devices or "all", opener, on=settings.on) as devices,
+            ModelPool[MatcherFacts](devices) as pool,
+        ):
+            yield pool
+    else:
+        encoder = reopen_encoder(spec, device=settings.device, model=model)
+        encoder.matcher()
+        yield encoder
 
 
 def _protocol_of(found: RerankReport) -> Protocol:

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval_engine.encoding.image_tokens import ImageTokens
+from retrieval_engine.encoding.model_pool import ModelPool
 from retrieval_engine.errors import UsageError
+from retrieval_engine.evaluate.matching_pool import MatcherFacts, scores_of_pool
 from retrieval_engine.metrics.pair_scores import Ints
 from retrieval_engine.metrics.ranks import NO_QUERY, Ranks
 from retrieval_engine.metrics.recall import KS, RecallReport
@@ -46,7 +48,7 @@ class RerankReport:
 
 def rerank_recall(
     gallery: Gallery,
-    encoder: Encoder,
+    encoder: Encoder | ModelPool[MatcherFacts],
     *,
     k: int,
     ks: tuple[int, ...] = KS,
@@ -56,7 +58,8 @@ def rerank_recall(
 
     Args:
         gallery: images and captions with `itc` features; with stored `tokens` no image is read.
-        encoder: the one the store was made with.
+        encoder: the one the store was made with, or a pool of devices that each hold its matcher
+            and the gallery's captions.
         k: candidates per query; 128 (Flickr30k) and 256 (COCO) in the BLIP paper's code.
         ks: cutoffs.
         progress: told about every scored pair.
@@ -67,7 +70,9 @@ def rerank_recall(
     """
     if k < 1:
         raise UsageError(f"`rerank` is {k}, must be at least 1")
-    gallery.store.check_fingerprint(f"encoder {encoder.spec.checkpoint}", encoder.spec.fingerprint)
+    reader = encoder.facts.encoder if isinstance(encoder, ModelPool) else encoder
+    spec = reader.spec
+    gallery.store.check_fingerprint(f"encoder {spec.checkpoint}", spec.fingerprint)
     progress = progress or Silent()
     images = torch.from_numpy(gallery.images("itc"))  # (n, q, d)
     captions = torch.from_numpy(gallery.captions("itc"))[:, 0]  # (m, d)
@@ -76,11 +81,13 @@ def rerank_recall(
     both = np.concatenate([to_text, to_image])
     pairs, where = np.unique(both, axis=0, return_inverse=True)
     start = time.perf_counter()
-    tokens = ImageTokens(gallery.store, gallery.image_rows, gallery.uris, encoder)
+    tokens = ImageTokens(gallery.store, gallery.image_rows, gallery.uris, reader)
     progress.start("re-ranking", len(pairs))
-    logits = encoder.matcher().score_pairs(
-        tokens, gallery.caption_texts, pairs, advance=progress.advance
-    )
+    if isinstance(encoder, ModelPool):
+        logits = scores_of_pool(encoder, tokens, pairs, progress)
+    else:
+        texts, advance = gallery.caption_texts, progress.advance
+        logits = encoder.matcher().score_pairs(tokens, texts, pairs, advance=advance)
     progress.stop()
     seconds = time.perf_counter() - start
     scores = logits + _itc(images, captions, pairs)
@@ -93,7 +100,7 @@ def rerank_recall(
         text_to_image=_ranks_of_captions(to_image[:, ::-1], of_image, own, gallery.image_rows),
     )
     return RerankReport(
-        recall=RecallReport.of(ranks, own, ks=ks, fingerprint=encoder.spec.fingerprint),
+        recall=RecallReport.of(ranks, own, ks=ks, fingerprint=spec.fingerprint),
         k=k,
         n_pairs=len(pairs),
         n_encoded=tokens.encoded,

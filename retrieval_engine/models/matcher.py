@@ -68,10 +68,9 @@ class ExplainingCrossEncoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Pairs that are scored in one go: n texts for each of i images, some of them fillers."""
 
-    images: NDArray[np.int64]  # (i,)
     texts: NDArray[np.int64]  # (i, n)
     pairs: NDArray[np.int64]  # (i, n) position in the caller's list, -1 for fillers
 
@@ -104,7 +103,7 @@ class Matcher:
         self._pieces = pieces
         self._device = device
         self._dtype = dtype
-        self._texts_at_once = _CUDA_TEXTS if device.type == "cuda" else _CPU_TEXTS
+        self.texts_at_once = _CUDA_TEXTS if device.type == "cuda" else _CPU_TEXTS
 
     def score_pairs(
         self,
@@ -127,21 +126,46 @@ class Matcher:
         Returns:
             (p,) float32 logits, or probabilities; larger is a better match.
         """
-        ids = self._tokenize(texts)
-        lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
+        ids = self.tokenized(texts)
         scores = np.empty(len(pairs), dtype=np.float32)
+        groups = by_images(pairs, [len(tokens) for tokens in ids], self.texts_at_once)
         # One autocast context for all: it keeps the half-precision weights it has made.
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            for images, blocks in _by_images(pairs, lengths, self._texts_at_once):
-                tokens = torch.from_numpy(read_tokens(images)).to(self._device, self._dtype)
-                seen = self._cross.keys_values(tokens)
-                for block in blocks:
+            for images, blocks in groups:
+                found = self._group_logits(read_tokens(images), ids, blocks)
+                for block, logits in zip(blocks, found, strict=True):
                     wanted = block.pairs >= 0
-                    logits = self._block_logits(seen, ids, block)
-                    found = logits.softmax(-1) if as_probability else logits
-                    scores[block.pairs[wanted]] = found[..., 1].cpu().numpy()[wanted]
+                    values = logits.softmax(-1) if as_probability else logits
+                    scores[block.pairs[wanted]] = values[..., 1].cpu().numpy()[wanted]
                     advance(int(wanted.sum()))
         return scores
+
+    def tokenized(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as people wrote them."""
+        return self._tokenize(texts)
+
+    def score_group(
+        self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
+    ) -> list[NDArray[np.float32]]:
+        """The match logits of one of the groups that `by_images` gives.
+
+        Args:
+            tokens: (i, t, w) vision states of its images.
+            ids: of all texts, as `tokenized` gives them.
+            blocks: of the group.
+
+        Returns:
+            (i, n) of each block; those of its fillers mean nothing.
+        """
+        with torch.inference_mode(), autocast(self._device, self._dtype):
+            found = self._group_logits(tokens, ids, blocks)
+            return [logits[..., 1].cpu().numpy() for logits in found]
+
+    def _group_logits(
+        self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
+    ) -> Iterator[torch.Tensor]:
+        seen = self._cross.keys_values(torch.from_numpy(tokens).to(self._device, self._dtype))
+        return (self._block_logits(seen, ids, block) for block in blocks)
 
     def relevance(self, tokens: NDArray[Any], text: str) -> list[tuple[str, NDArray[np.float32]]]:
         """Where an image mattered to each word of a text, for the two to match.
@@ -169,7 +193,7 @@ class Matcher:
         return maps_of_words(self._pieces(ids[1:-1]), inner)
 
     def _block_logits(
-        self, seen: KeysValues, ids: Sequence[Sequence[int]], block: _Block
+        self, seen: KeysValues, ids: Sequence[Sequence[int]], block: Block
     ) -> torch.Tensor:
         rows = [ids[text] for text in block.texts.ravel().tolist()]
         padded, mask = pad_tokens(rows, max(map(len, rows)), pad=self._pad)
@@ -182,15 +206,15 @@ class Matcher:
         return logits.float()
 
 
-def _by_images(
-    pairs: NDArray[np.int64], lengths: NDArray[np.int64], texts_at_once: int
-) -> Iterator[tuple[NDArray[np.int64], list[_Block]]]:
+def by_images(
+    pairs: NDArray[np.int64], lengths: Sequence[int], texts_at_once: int
+) -> Iterator[tuple[NDArray[np.int64], list[Block]]]:
     """Groups of images with about equally many texts, and the blocks each group is scored in.
 
     An image with many texts is a group of its own, its texts cut into blocks by length; images
     with few texts share a block of `texts_at_once` pairs.
     """
-    order = np.lexsort((lengths[pairs[:, 1]], pairs[:, 0]))  # by image, then by length
+    order = np.lexsort((np.asarray(lengths)[pairs[:, 1]], pairs[:, 0]))  # by image, then by length
     starts = np.flatnonzero(np.diff(pairs[order, 0], prepend=-1))
     counts = np.diff(np.append(starts, len(order)))
     by_count = np.argsort(-counts, kind="stable")
@@ -205,8 +229,7 @@ def _by_images(
             table[row, : len(member)] = member
         filled = np.where(table >= 0, table, table[:, :1])  # fillers repeat the first text
         blocks = [
-            _Block(
-                images=pairs[table[:, 0], 0],
+            Block(
                 texts=pairs[filled[:, cut : cut + texts_at_once], 1],
                 pairs=table[:, cut : cut + texts_at_once],
             )

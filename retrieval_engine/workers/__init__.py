@@ -1,15 +1,17 @@
 """Ordered, bounded maps over threads or processes; they know nothing of embeddings.
 
-A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`. `supervised` has a
-process that keeps something open from call to call, and is begun anew when it is lost.
+A kind is one file in `kinds/` with `open_pool(workers: int, ahead: int) -> Pool`. A `Keeper` keeps
+something open from call to call, and is begun anew when it is lost: `supervised` has a process of
+this machine, `ray_cluster` an actor on a node of a cluster.
 """
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from retrieval_engine.errors import VlreError
 from retrieval_engine.machine import usable_cores
 from retrieval_engine.plugins import Plugins
 
@@ -18,6 +20,10 @@ AHEAD_PER_WORKER = 16
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+Word = TypeVar("Word")
+_Word = TypeVar("_Word", covariant=True)
+_Input = TypeVar("_Input", contravariant=True)
+_Output = TypeVar("_Output", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,41 @@ class Pool(Protocol):
         """
 
 
+class Keeper(Protocol[_Word, _Input, _Output]):
+    """A process, wherever it is, that answers one call after another for one thread.
+
+    What it needs it opens before its first call. A call whose process dies, raises or does not
+    answer in time gives a `Failed`, and costs nobody but that process.
+    """
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, or None when there is none."""
+
+    @property
+    def where(self) -> str:
+        """The node that it is on; empty for this machine."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is worth asking: it began long enough ago, or begins at once."""
+
+    def start(self) -> None:
+        """Begin a process where there is none; it opens what it needs while the caller goes on."""
+
+    def opened(self, within_s: float | None = None) -> _Word | Failed:
+        """What a process that has just been started says when it is ready; once for each."""
+
+    def call(self, value: _Input, within_s: float) -> _Output | Failed:
+        """The answer to one call. After a `Failed` there is no process until the next `start`."""
+
+    def retire(self) -> None:
+        """Kill the process, and begin no other; a call that waits for it is told so. For any thread."""
+
+    def end(self) -> None:
+        """End the process and wait for it."""
+
+
 def open_pool(kind: str, workers: int = 0, *, ahead: int = 0) -> AbstractContextManager[Pool]:
     """A pool of workers; leaving the context ends them.
 
@@ -68,6 +109,11 @@ def open_pool(kind: str, workers: int = 0, *, ahead: int = 0) -> AbstractContext
         count, max(ahead, count * AHEAD_PER_WORKER)
     )
     return pool
+
+
+def portable(failed: Failed) -> Failed:
+    """An exception of a third library may not survive the journey; its text does."""
+    return failed if isinstance(failed.error, VlreError) else replace(failed, error=None)
 
 
 def attempt(task: Callable[[Input], Output], value: Input) -> Output | Failed:

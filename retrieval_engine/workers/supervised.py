@@ -1,7 +1,6 @@
-"""A process that answers one call after another, and is begun anew when it is lost.
+"""A process of this machine that answers one call after another, and is begun anew when it is lost.
 
-For work that must open something large before its first call, such as a model. A call whose process
-dies, raises or does not answer in time gives a `Failed`, and costs nobody but that process.
+For work that must open something large before its first call, such as a model; see `Keeper`.
 """
 
 import multiprocessing
@@ -9,20 +8,17 @@ import pickle
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-from retrieval_engine.errors import VlreError
-from retrieval_engine.workers import Failed, Input, Output, attempt
+from retrieval_engine.workers import Failed, Input, Output, Word, attempt, portable
 from retrieval_engine.workers.parent import end_with_parent, signals_kept
 
-Word = TypeVar("Word")
 _GONE = (EOFError, OSError)  # what a connection says whose other side is dead
 
 
 class Supervised(Generic[Word, Input, Output]):
-    """One process for one thread that calls; only `retire` is for others.
+    """See `Keeper`.
 
     Args:
         begin: opens what the calls need, in the process; gives a word about it, and what answers
@@ -46,11 +42,21 @@ class Supervised(Generic[Word, Input, Output]):
 
     @property
     def pid(self) -> int | None:
-        """Of the process, or None when there is none."""
+        """See `Keeper`."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def where(self) -> str:
+        """See `Keeper`."""
+        return ""
+
+    @property
+    def is_ready(self) -> bool:
+        """See `Keeper`; this machine has a place for every process."""
+        return True
+
     def start(self) -> None:
-        """Begin a process where there is none; it opens what it needs while the caller goes on."""
+        """See `Keeper`."""
         with self._lock:
             if self._process is not None or self._retired:
                 return
@@ -66,24 +72,24 @@ class Supervised(Generic[Word, Input, Output]):
             self._process = process
 
     def opened(self, within_s: float | None = None) -> Word | Failed:
-        """What a process that has just been started says when it is ready; once for each."""
+        """See `Keeper`."""
         answer: Word | Failed = self._exchange((), within_s)
         return answer
 
     def call(self, value: Input, within_s: float) -> Output | Failed:
-        """The answer to one call. After a `Failed` there is no process until the next `start`."""
+        """See `Keeper`."""
         answer: Output | Failed = self._exchange((value,), within_s)
         return answer
 
     def retire(self) -> None:
-        """Kill the process, and begin no other; a call that waits for it is told so."""
+        """See `Keeper`."""
         with self._lock:
             self._retired = True
             if self._process is not None:
                 self._process.kill()
 
     def end(self) -> None:
-        """End the process and wait for it."""
+        """See `Keeper`."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -126,18 +132,13 @@ def _serve(begin: Callable[[], tuple[Any, Callable[[Any], Any]]], connection: Co
     opened = attempt(lambda _: begin(), None)
     with suppress(*_GONE):
         if isinstance(opened, Failed):
-            _send(connection, _portable(opened))
+            _send(connection, portable(opened))
             return
         word, answer = opened
         _send(connection, word)
         while True:
             result = attempt(answer, _receive(connection))
-            _send(connection, _portable(result) if isinstance(result, Failed) else result)
-
-
-def _portable(failed: Failed) -> Failed:
-    """An exception of a third library may not survive the journey; its text does."""
-    return failed if isinstance(failed.error, VlreError) else replace(failed, error=None)
+            _send(connection, portable(result) if isinstance(result, Failed) else result)
 
 
 def _send(connection: Connection, value: Any) -> None:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval_engine.cli.decoding_options import captioning_options, choose_model, read_decoding
-from retrieval_engine.cli.options import UserPath, adapter_option, example
+from retrieval_engine.cli.options import (
+    UserPath,
+    adapter_option,
+    devices_option,
+    example,
+    on_option,
+)
 from retrieval_engine.cli.output import SOME_FAILED
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     help="Draw where the model looked at each word; one picture.",
 )
 @captioning_options
+@devices_option
+@on_option
 @click.pass_context
 def command(
     ctx: click.Context, /, targets: tuple[str, ...], beside: str, as_json: bool, **given: Any

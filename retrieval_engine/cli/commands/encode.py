@@ -8,11 +8,13 @@ import click
 from retrieval_engine.cli.options import (
     adapter_option,
     device_option,
+    devices_option,
     dtype_option,
     example,
     head_option,
     json_option,
     model_option,
+    on_option,
     split_option,
     store_option,
 )
@@ -41,12 +43,8 @@ from retrieval_engine.cli.output import SOME_FAILED
     "SLURM_ARRAY_TASK_ID or RANK says.",
 )
 @device_option
-@click.option(
-    "--devices",
-    default="",
-    help="A process and a model on each of several devices: all, cuda:0,cuda:1 or cpu:2 (two on the "
-    "CPU, of one thread each). The store is the same whatever their number.",
-)
+@devices_option
+@on_option
 @dtype_option
 @click.option(
     "--store-dtype",
@@ -114,8 +112,8 @@ def command(
         return
     if (source is None) != only_stale:
         raise click.UsageError("Give either a SOURCE or --only-stale.")
-    if source is None and (given["devices"] or given["dry_run"]):
-        raise click.UsageError("--devices and --dry-run are for a SOURCE.")
+    if source is None and (given["devices"] or given["on"] or given["dry_run"]):
+        raise click.UsageError("--devices, --on and --dry-run are for a SOURCE.")
     given["shard"] = shard_of(shard)
     store = store_of(given["shard"], store, ctx)
     if source is not None and given["dry_run"]:

@@ -8,9 +8,11 @@ import click
 from retrieval_engine.cli.options import (
     UserPath,
     device_option,
+    devices_option,
     example,
     head_option,
     json_option,
+    on_option,
     split_option,
     store_option,
 )
@@ -59,6 +61,8 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
     "moved.",
 )
 @device_option
+@devices_option
+@on_option
 @click.option(
     "--trained-on",
     type=UserPath(),
@@ -113,6 +117,8 @@ def command(
         raise click.UsageError("say what to measure: --recall, or --captions with --references")
     if captions and source:
         raise click.UsageError(f"SOURCE {source!r} is of --recall; captions have --references")
+    if (given["on"] or given["devices"]) and not (recall and given["rerank"]):
+        raise click.UsageError("--on and --devices are for --recall with --rerank")
     if captions and not references:
         raise click.UsageError("--captions needs --references: what people wrote")
     of_captions = {name: given.pop(name) for name in ("allow_missing", "meteor", "per_image")}
@@ -128,7 +134,9 @@ def command(
 
     given["model"] = checkpoint_of(given["model"])
     with Engine(store=store, head=head, model=given["model"], device=given["device"]) as engine:
-        name = encode_missing(engine, source, tokens=bool(given["rerank"])) if source else ""
+        name = ""
+        if source:
+            name = encode_missing(engine, source, tokens=bool(given["rerank"]), on=given["on"])
         given["ks"] = tuple(sorted(set(given["ks"])))
         given["ties"], given["rerank"] = Ties(given["ties"]), given["rerank"] or 0
         measure_recall(engine, RecallSettings(source=name, **given), out=out, **shown)

@@ -1,0 +1,341 @@
+"""A Ray cluster, and processes on its nodes: actors that are begun anew when they are lost.
+
+Where an actor runs is Ray's to decide. A cluster on this machine is started where none is named; it
+listens on the loopback alone, and ends with whoever started it, however that ended.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Generic
+
+from retrieval_engine import __version__
+from retrieval_engine.errors import ClusterFailure, MissingExtra, UsageError, one_line
+from retrieval_engine.workers import Failed, Input, Output, Word, attempt, portable
+
+HERE = "ray"
+_REACH_S = 5.0
+_CLIENT = "ray://"
+# How HTTP/2, which Ray speaks, begins, and an empty frame of settings; the answer has its own.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@contextmanager
+def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
+    """A connection to a cluster; leaving the context ends it, and all actors begun through it.
+
+    A program that is connected already goes on with its own connection.
+
+    Args:
+        address: `ray`, the cluster that `RAY_ADDRESS` names, else one that is started on this
+            machine; `HOST:PORT`, from a node of the cluster; or `ray://HOST:PORT`, from anywhere.
+        cpus: that a cluster which is started here has; 0 for the cores there are.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UsageError: `address` is none of these.
+        ClusterFailure: nothing answers there, or it is of another version.
+    """
+    named = address if address != HERE else os.environ.get("RAY_ADDRESS", "")
+    host, port = _host_and_port(named) if named else ("", 0)
+    ray = _import_ray()
+    if ray.is_initialized():
+        yield Cluster(ray)
+        return
+    place = "" if named else tempfile.mkdtemp(prefix="vlre-ray-", dir=_short_folder())
+    try:
+        if named:
+            _look(named, host, port)
+            _connect(ray, named, address=named)
+        else:
+            with _loopback():
+                _connect(
+                    ray,
+                    "on this machine",
+                    address="local",
+                    num_cpus=cpus or None,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=place,
+                )
+        yield Cluster(ray)
+    finally:
+        ray.shutdown()
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise MissingExtra("ray", "ray") from error
+    return ray
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UsageError(
+            f"`on` is {address!r}; known: ray, HOST:PORT from a node of the cluster, and "
+            "ray://HOST:PORT from anywhere"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _short_folder() -> str | None:
+    """Sockets lie in it, whose paths may have 107 bytes."""
+    return "/tmp" if Path("/tmp").is_dir() else None
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for a slip, and listens everywhere, but where it knows no clusters."""
+    from ray._private import ray_constants
+
+    name, before = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
+    set_before = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if set_before is not None:
+            os.environ[name] = set_before
+
+
+def _look(address: str, host: str, port: int) -> None:
+    """Whether anything of Ray's kind answers; Ray itself would ask for minutes.
+
+    Raises:
+        ClusterFailure: nothing does.
+    """
+    try:
+        with socket.create_connection((host, port), timeout=_REACH_S) as connection:
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except OSError as error:
+        raise ClusterFailure(
+            f"no Ray cluster answers at {address}: {one_line(error)}", hint=_how_to_reach(address)
+        ) from error
+    if answer[3:4] != b"\x04":
+        raise ClusterFailure(
+            f"what answers at {address} is no Ray cluster", hint=_how_to_reach(address)
+        )
+
+
+def _how_to_reach(address: str) -> str:
+    if address.startswith(_CLIENT):
+        return "the head of a cluster listens for clients on port 10001: ray://HOST:10001"
+    return "Ray tells the address when it starts; from outside the cluster it is ray://HOST:10001"
+
+
+def _connect(ray: Any, where: str, **how: Any) -> None:
+    # It prints to stdout what befalls any node, and whether or not that was asked for.
+    ray._private.worker.print_to_stdstream = lambda *said, **how: None
+    try:
+        with warnings.catch_warnings(), _sigterm_kept():
+            warnings.simplefilter("ignore")
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=True,
+                **how,
+            )
+    except Exception as error:
+        said = one_line(error)
+        if "ersion mismatch" in str(error):
+            import platform
+
+            said = (
+                f"another version runs there than Ray {ray.__version__} on Python "
+                f"{platform.python_version()}, which are here: {said}"
+            )
+        raise ClusterFailure(f"cannot join the Ray cluster {where}: {said}") from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray would end the program without a word at SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+class Cluster:
+    """What a run needs of a cluster; see `joined`."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+
+    def keeper(
+        self,
+        begin: Callable[[], tuple[Word, Callable[[Input], Output]]],
+        *,
+        cpus: float = 0,
+        gpus: float = 0,
+    ) -> "Actor[Word, Input, Output]":
+        """A process on some node; see `Keeper`, and `Supervised` for what `begin` is."""
+        return Actor(self._ray, begin, {"num_cpus": cpus, "num_gpus": gpus})
+
+    def resources(self) -> Mapping[str, float]:
+        """What all nodes together have, as `CPU` and `GPU`."""
+        found: Mapping[str, float] = self._ray.cluster_resources()
+        return found
+
+
+class Actor(Generic[Word, Input, Output]):
+    """An actor of Ray's as a `Keeper`.
+
+    Args:
+        ray: the library, connected.
+        begin: see `Supervised`.
+        needs: CPUs and GPUs that a node must have free for it.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        begin: Callable[[], tuple[Word, Callable[[Input], Output]]],
+        needs: Mapping[str, float],
+    ) -> None:
+        self._ray, self._begin = ray, begin
+        self._class = ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Opened)
+        self._actor: Any = None
+        self._opening: Any = None
+        self._pid: int | None = None
+        self._where = ""
+        self._lock = threading.Lock()
+        self._retired = False
+
+    @property
+    def pid(self) -> int | None:
+        """See `Keeper`; none until it is open."""
+        return None if self._actor is None else self._pid
+
+    @property
+    def where(self) -> str:
+        """See `Keeper`; its address, once it was open."""
+        return self._where
+
+    @property
+    def is_ready(self) -> bool:
+        """See `Keeper`; no sooner than a node had a place for it, and it has opened."""
+        self.start()
+        with self._lock:
+            opening = self._opening
+        if opening is None:
+            return True
+        try:
+            return bool(self._ray.wait([opening], timeout=0)[0])
+        except (self._ray.exceptions.RayError, ConnectionError):
+            return True  # asked, it will say what is wrong
+
+    def start(self) -> None:
+        """See `Keeper`."""
+        with self._lock:
+            if self._actor is None and not self._retired:
+                self._pid, self._actor = None, self._class.remote(__version__)
+                self._opening = self._actor.open.remote(self._begin)
+
+    def opened(self, within_s: float | None = None) -> Word | Failed:
+        """See `Keeper`."""
+        with self._lock:
+            opening = self._opening
+        answer = self._answer(opening, within_s)
+        if isinstance(answer, Failed):
+            return answer
+        self._pid, self._where, word = answer
+        if isinstance(word, Failed):
+            self.end()
+        found: Word | Failed = word
+        return found
+
+    def call(self, value: Input, within_s: float) -> Output | Failed:
+        """See `Keeper`."""
+        with self._lock:
+            asked = None if self._actor is None else self._actor.call.remote(value)
+        answer: Output | Failed = self._answer(asked, within_s)
+        if isinstance(answer, Failed):
+            self.end()
+        return answer
+
+    def retire(self) -> None:
+        """See `Keeper`."""
+        with self._lock:
+            self._retired = True
+            self._kill()
+
+    def end(self) -> None:
+        """See `Keeper`."""
+        with self._lock:
+            self._kill()
+            self._actor = self._opening = None
+
+    def _kill(self) -> None:
+        if self._actor is not None:
+            with suppress(Exception):  # it is dead already, or the cluster is
+                self._ray.kill(self._actor)
+
+    def _answer(self, asked: Any, within_s: float | None) -> Any:
+        if asked is None:
+            return Failed(error=None, reason="there is no process any more")
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(asked, timeout=within_s)
+        except errors.GetTimeoutError:
+            failed = Failed(error=None, reason=f"its actor did not answer within {within_s:.0f} s")
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError):
+            failed = Failed(error=None, reason="its actor or its node died (out of memory?)")
+        except (errors.RayError, ConnectionError) as error:
+            # An exception of `_Opened` is in `answer`; what comes here kept it from running.
+            said = one_line(getattr(error, "cause", None) or error)
+            failed = Failed(error=None, reason=f"its node cannot run it: {said}", details=said)
+        self.end()
+        return failed
+
+
+class _Opened:
+    """What is in the actor's process.
+
+    Args:
+        version: of the package where the run is.
+    """
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._call: Callable[[Any], Any]
+
+    def open(self, begin: Callable[[], tuple[Any, Callable[[Any], Any]]]) -> tuple[int, str, Any]:
+        """Process, node, and what `begin` says, or the `Failed` it became."""
+        import ray
+
+        node = ray.util.get_node_ip_address()
+        if self._version != __version__:
+            said = f"node {node} has vlre {__version__}, and {self._version} runs here"
+            error = ClusterFailure(said, hint="install one version everywhere")
+            return os.getpid(), node, Failed(error=error, reason=said, details=said)
+        opened = attempt(lambda _: begin(), None)
+        if isinstance(opened, Failed):
+            return os.getpid(), node, portable(opened)
+        word, self._call = opened
+        return os.getpid(), node, word
+
+    def call(self, value: Any) -> Any:
+        """The answer to one call."""
+        result = attempt(self._call, value)
+        return portable(result) if isinstance(result, Failed) else result
