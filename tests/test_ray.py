@@ -1,5 +1,8 @@
 """`--on`: models on a real Ray cluster of two nodes, one of which is killed; results are the local ones."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from retrieval_engine.caption import CaptionRequest
@@ -142,3 +146,27 @@ def test_reranked_recall_is_that_of_this_machine(
             assert isinstance(found["reranked"], dict)
             del found["reranked"]["seconds"], found["seconds"]
         assert here == there
+
+
+def test_an_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
+    line = ["encode", "scenes:5000?seed=3", "--on", "ray", "--devices", "cpu:1"]
+    command = [sys.executable, "-c", "from retrieval_engine.cli import main; main()", *line]
+    with subprocess.Popen(
+        [*command, "--store", str(tmp_path / "store")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stderr is not None
+        heard = ""
+        while "/s (" not in heard:  # it encodes
+            heard = process.stderr.readline()
+            assert heard, process.wait()
+        theirs = psutil.Process(process.pid).children(recursive=True)
+        assert any("ray" in " ".join(child.cmdline()) for child in theirs)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read().splitlines()[-1] == "interrupted"
+    _, left = psutil.wait_procs(theirs, timeout=30)
+    assert not left
