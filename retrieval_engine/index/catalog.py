@@ -143,6 +143,7 @@ class SavedCatalog:
 
     def __init__(self, table: Any, left_out: int = 0) -> None:
         self._table = table
+        self._shown = table.select(["source", "id", "uri", "key", "captions", "meta"])
         self.left_out = left_out
 
     @classmethod
@@ -212,7 +213,7 @@ class SavedCatalog:
 
     def _entry(self, number: int) -> Entry:
         # One row at a time: `take` would first join the chunks of each column, all of them.
-        row = self._table.slice(number, 1).to_pylist()[0]
+        row = self._shown.slice(number, 1).to_pylist()[0]
         return Entry(
             source=row["source"],
             id=row["id"],
