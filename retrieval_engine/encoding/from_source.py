@@ -48,19 +48,14 @@ def encode(
     on: str = "",
     progress: Progress | None = None,
 ) -> EncodeReport:
-    """Encode what the store does not hold yet.
+    """Encode what the store does not hold yet, and say what came of it.
 
     Args:
         source: a source or its name, e.g. `folder:photos`.
         store: directory of the store, made when absent.
-        encoder: an encoder, the name of its checkpoint, or models on several devices
-            (`device_pool.open_devices`): the store is the same whatever their number.
+        encoder: an encoder, the name of its checkpoint, or models of `open_devices`.
         options: see `EncodeOptions`.
-        on: a Ray cluster, whose devices open the encoder by its name; see `open_devices`.
-        progress: told about every item.
-
-    Returns:
-        Counts, times, and one `Failure` per item that could not be encoded.
+        on: a Ray cluster, see `open_devices`. `progress` is told about every item.
 
     Raises:
         FingerprintMismatch: the store was made by another encoder.
@@ -72,8 +67,8 @@ def encode(
         with open_on(on, encoder) as pool:
             return encode(source, store, encoder=pool, options=options, progress=progress)
     encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
-    options, progress = options or EncodeOptions(), progress or Silent()
-    features, start = options.chosen(encoder), time.perf_counter()
+    options, progress, start = options or EncodeOptions(), progress or Silent(), time.perf_counter()
+    features = options.chosen(encoder)
     expected = _looked_at(source, encoder.spec.checkpoint, options, progress)
     report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (

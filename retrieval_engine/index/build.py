@@ -105,8 +105,7 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         split: only the items of this split.
         feature: name of the image feature; of shape (vectors per item, dim).
         uri: of the server that is to hold the rows, for a recipe whose backend has one.
-        device: where exact search runs, and what the backend can do there; `auto`, or as torch
-            names it.
+        device: of exact search, and of what the backend can do there; `auto`, or torch's name.
         progress: told what is going on.
         seed: of the training and query samples.
 
@@ -136,11 +135,8 @@ def build_index(  # noqa: PLR0913 (what people ask for)
         progress.start("writing", None)
         catalog = SavedCatalog.of_store(store, split)
         catalog.save(folder)
-        made = _manifest(store, vectors, built, folder)
-        seen = store_as_seen(store, catalog.left_out)
-        manifest = replace(made, split=split or "", **seen)
-        saved = SavedIndex(out, manifest, built.rows)
-        report = _report(out, built, tuned, saved, begin)
+        manifest = _manifest(store, vectors, built, folder, catalog.left_out)
+        report = _report(out, built, tuned, SavedIndex(out, manifest, built.rows), begin)
         replace(manifest, report=report.to_json()).write(folder)
     backends.settle(out, manifest)
     progress.stop()
@@ -164,7 +160,9 @@ def _tune(store: Store, vectors: StoredVectors, built: _Built, how: backends.How
     return _Tuned(found, filtered, queries, asked)
 
 
-def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path) -> IndexManifest:
+def _manifest(
+    store: Store, vectors: StoredVectors, built: _Built, folder: Path, left_out: int
+) -> IndexManifest:
     recipe = built.recipe
     return IndexManifest(
         recipe=recipe.name,
@@ -173,6 +171,8 @@ def _manifest(store: Store, vectors: StoredVectors, built: _Built, folder: Path)
         effort=built.rows.effort,
         store=str(store.path),
         fingerprint=store.fingerprint,
+        split=vectors.gallery.split or "",
+        **store_as_seen(store, left_out),
         spec=store.spec.to_json(),
         feature=vectors.feature.name,
         feature_fingerprint=vectors.feature.fingerprint,

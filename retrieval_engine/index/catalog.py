@@ -188,19 +188,18 @@ class SavedCatalog:
         added = [folder / ADDED] if (folder / ADDED).exists() else []
         return cls(pa.concat_tables([_read(path) for path in (folder / FILE, *added)]))
 
-    def save(self, folder: Path) -> None:
-        """Write the catalogue into a folder."""
-        _write(self._table, folder / FILE)
-
-    def save_behind(self, old: Path, folder: Path) -> None:
-        """Write the catalogue into a folder, where it begins with all items of another one.
+    def save(self, folder: Path, *, behind: Path | None = None) -> None:
+        """Write the catalogue into a folder.
 
         Args:
-            old: the other one's folder; the larger file of it is linked.
-            folder: of this one.
+            folder: where to.
+            behind: folder of one that this begins with; the larger file of it is linked.
         """
-        link_or_copy(old / FILE, folder / FILE)
-        linked = len(_read(old / FILE))
+        if behind is None:
+            _write(self._table, folder / FILE)
+            return
+        link_or_copy(behind / FILE, folder / FILE)
+        linked = len(_read(behind / FILE))
         if len(self) > linked:
             _write(self._table.slice(linked), folder / ADDED)
 

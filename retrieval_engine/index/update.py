@@ -87,10 +87,7 @@ def update_index(
         _extend(saved, old, folder, kept, behind)
         progress.start("writing", None)
         catalog = behind.catalog.take(np.concatenate([now[kept], behind.newer]))
-        if behind.grown:
-            catalog.save_behind(old, folder)
-        else:
-            catalog.save(folder)
+        catalog.save(folder, behind=old if behind.grown else None)
         changed = saved.manifest.changed_since_build + len(behind.newer) + int((~kept).sum())
         manifest = replace(
             saved.manifest,

@@ -227,22 +227,13 @@ def with_adapter(checkpoint: Checkpoint, place: str | Path) -> Checkpoint:
                 hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
             )
     check_homes(adapter, tensor_names(checkpoint.path))
-    return replace(
-        checkpoint,
-        name=known.name if known else str(path),
-        revision=known.revision
-        if known
-        else "",  # of the name, as `recorded_name` puts them together
-        adapter=path,
-    )
+    # The revision is of the name, as `recorded_name` puts them together.
+    name, revision = (known.name, known.revision) if known else (str(path), "")
+    return replace(checkpoint, name=name, revision=revision, adapter=path)
 
 
 def check_homes(adapter: Adapter, names: Iterable[str]) -> None:
-    """Make sure that every tensor of an adapter belongs to something in its base.
-
-    Args:
-        adapter: its names are compared.
-        names: of the base's tensors.
+    """Make sure that every tensor of an adapter belongs to one of its base's, given by their names.
 
     Raises:
         CheckpointInvalid: one belongs to nothing; the message has its name.
@@ -284,8 +275,7 @@ def adapted(spec: EncoderSpec, path: Path, part_of: Callable[[str], str | None])
     """The spec of a model with an adapter: another fingerprint for each part it touches.
 
     Args:
-        spec: of the base.
-        path: the adapter's directory.
+        spec: of the base; `path` is the adapter's directory.
         part_of: part that a tensor of the base decides; None for one that decides nothing.
     """
     import torch

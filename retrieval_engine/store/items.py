@@ -172,19 +172,13 @@ def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
     """
     identity = ["source", "id", "removed"]
     wanted = [*columns, *(name for name in identity if name not in columns)]
-    tables = [_read(root, entry, wanted) for entry in manifest.files(FileKind.ITEMS)]
+    tables = [read_items(root, entry, wanted) for entry in manifest.files(FileKind.ITEMS)]
     tops = list(dict.fromkeys(name.partition(".")[0] for name in columns))
     if not tables:
         return SCHEMA.empty_table().select(tops)
     table = pa.concat_tables(tables)
     chosen = _latest(table)
     return (table if chosen is None else table.take(chosen)).select(tops)
-
-
-def any_removed(root: Path, manifest: Manifest) -> bool:
-    """Whether a file of the items table takes items away that came before."""
-    files = manifest.files(FileKind.ITEMS)
-    return any(pc.any(_read(root, entry, ["removed"])["removed"]).as_py() for entry in files)
 
 
 def _latest(table: Any) -> NDArray[np.int64] | None:
@@ -218,7 +212,8 @@ def _numbers(column: Any) -> NDArray[Any]:
     return np.from_dlpack(array)
 
 
-def _read(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
+def read_items(root: Path, entry: FileEntry, columns: Sequence[str]) -> Any:
+    """Columns of one file of the table; see `live_items`."""
     path = root / SHARDS / entry.name
     try:
         data = have_file(root, entry).read_bytes()

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -90,14 +90,6 @@ class Manifest:
         """The files of one kind, or all, oldest first."""
         every = [entry for part in self.parts for entry in part.files]
         return [entry for entry in every if kind is None or entry.kind == kind]
-
-    def after(self, files: Sequence[str]) -> "Manifest | None":
-        """The parts behind some files, by their sha256; None where those are not its first ones."""
-        known = [entry.sha256 for entry in self.files()]
-        ends = np.cumsum([0, *(len(part.files) for part in self.parts)]).tolist()
-        if known[: len(files)] != list(files) or len(files) not in ends:
-            return None
-        return replace(self, parts=self.parts[ends.index(len(files)) :])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from retrieval_engine.errors import FeatureMissing, FingerprintMismatch, StoreEr
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Modality
 from retrieval_engine.store.gallery import Gallery
-from retrieval_engine.store.items import PUBLIC, any_removed, choose_split, live_items
+from retrieval_engine.store.growth import added_since
+from retrieval_engine.store.items import PUBLIC, choose_split, live_items
 from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures
 from retrieval_engine.store.manifest import Header, Manifest, read_header, read_manifest
@@ -243,10 +244,8 @@ class Store:
             A store of the newer parts alone; None where other files are before them, or items were
             removed.
         """
-        newer = self.manifest.after(files)
-        if newer is None or any_removed(self.path, newer):
-            return None
-        return Store(self.path, self.header, newer)
+        newer = added_since(self.path, self.manifest, files)
+        return None if newer is None else Store(self.path, self.header, newer)
 
     def close(self) -> None:
         """Close open files; reading opens them again."""

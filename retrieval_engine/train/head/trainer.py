@@ -135,15 +135,10 @@ def train_head(
     with _seeded(recipe.seed):
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
-
         head = Head(_config(recipe, data.train)).to(where)
-        followed = RunTracker(tracker, out, recipe.to_json()) if tracker else None
-        try:
+        with _followed(tracker, out, recipe) as followed:
             run = HeadRun(recipe, data, head, out / LOG, progress, began, followed)
             run.fit()
-        finally:
-            if followed:
-                followed.close()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
@@ -162,11 +157,24 @@ def train_head(
         seconds=time.perf_counter() - began,
     )
     record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
-    trained_on = data.trained_on
-    if refitted:
-        trained_on = replace(trained_on, roles=["train"] * len(trained_on))
+    trained_on = _all_trained(data.trained_on) if refitted else data.trained_on
     saved = save_head(_saved(store, run.head, out, record), trained_on)
     return replace(report, saved=saved)
+
+
+def _all_trained(records: TrainedOn) -> TrainedOn:
+    return replace(records, roles=["train"] * len(records))
+
+
+@contextmanager
+def _followed(name: str, out: Path, recipe: HeadRecipe) -> Iterator[RunTracker | None]:
+    """The tracker of this name for as long as the block runs; none for an empty name."""
+    tracker = RunTracker(name, out, recipe.to_json()) if name else None
+    try:
+        yield tracker
+    finally:
+        if tracker:
+            tracker.close()
 
 
 def untrained_head(store: Store, out: str | Path, recipe: HeadRecipe) -> SavedHead:
