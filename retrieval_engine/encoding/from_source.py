@@ -55,12 +55,12 @@ def encode(
         store: directory of the store, made when absent.
         encoder: an encoder, the name of its checkpoint, or models of `open_devices`.
         options: see `EncodeOptions`.
-        on: a Ray cluster, see `open_devices`. `progress` is told about every item.
+        on: a Ray cluster, whose devices open the encoder by its name; see `open_devices`.
+        progress: told about every item.
 
     Raises:
         FingerprintMismatch: the store was made by another encoder.
-        UsageError: a feature that the encoder does not emit.
-        SourceError: the source cannot be read.
+        UsageError, SourceError: it emits no such feature; the source cannot be read.
     """
     source = open_changed(source, store) if isinstance(source, str) else source
     if on:

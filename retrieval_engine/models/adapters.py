@@ -218,8 +218,7 @@ def with_adapter(checkpoint: Checkpoint, place: str | Path) -> Checkpoint:
     path = known.path if known else Path(place).resolve()
     adapter = read_adapter(path)
     if adapter.base_digest:
-        found = base_digest(checkpoint.path)
-        if found != adapter.base_digest:
+        if (found := base_digest(checkpoint.path)) != adapter.base_digest:
             raise FingerprintMismatch(
                 f"adapter {path}",
                 seen=adapter.base_digest,
@@ -275,7 +274,8 @@ def adapted(spec: EncoderSpec, path: Path, part_of: Callable[[str], str | None])
     """The spec of a model with an adapter: another fingerprint for each part it touches.
 
     Args:
-        spec: of the base; `path` is the adapter's directory.
+        spec: of the base.
+        path: the adapter's directory.
         part_of: part that a tensor of the base decides; None for one that decides nothing.
     """
     import torch
