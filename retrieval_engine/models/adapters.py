@@ -217,14 +217,13 @@ def with_adapter(checkpoint: Checkpoint, place: str | Path) -> Checkpoint:
     known = find_model(name) if (name := hub_id(place)) else None
     path = known.path if known else Path(place).resolve()
     adapter = read_adapter(path)
-    if adapter.base_digest:
-        if (found := base_digest(checkpoint.path)) != adapter.base_digest:
-            raise FingerprintMismatch(
-                f"adapter {path}",
-                seen=adapter.base_digest,
-                expected=found,
-                hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
-            )
+    if adapter.base_digest and (found := base_digest(checkpoint.path)) != adapter.base_digest:
+        raise FingerprintMismatch(
+            f"adapter {path}",
+            seen=adapter.base_digest,
+            expected=found,
+            hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
+        )
     check_homes(adapter, tensor_names(checkpoint.path))
     # The revision is of the name, as `recorded_name` puts them together.
     name, revision = (known.name, known.revision) if known else (str(path), "")
