@@ -150,7 +150,7 @@ def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> N
         os.dup2(out, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         if file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+            limit_files(file_bytes)
         work()
         code = 0
     except SystemExit as end:
@@ -162,6 +162,15 @@ def _be_child(work: Callable[[], object], out: int, file_bytes: int | None) -> N
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def limit_files(file_bytes: int) -> None:
+    """Let no file of this process and its children grow longer: as on a full disk.
+
+    Python would write compiled modules cut short, and keep them for everybody.
+    """
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
 
 def _share_forkserver() -> None:

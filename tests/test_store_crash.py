@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import resource
 import shutil
 import threading
 import time
@@ -29,7 +28,7 @@ from retrieval_engine.testing.store_data import (
     rows,
     write,
 )
-from tests.children import in_child
+from tests.children import in_child, limit_files
 from tests.store_crash import FAILURE, ITEMS, PART_ITEMS, finish, kill
 
 
@@ -311,7 +310,7 @@ def test_a_full_disk_loses_nothing(begun: Path) -> None:
 
     def write_beyond_it() -> None:
         with StoreWriter.open(begun, spec=SPEC, features=FEATURES) as writer:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+            limit_files(50_000)
             with pytest.raises(StoreError, match="cannot write"):
                 add(writer, pictures(ITEMS).items[PART_ITEMS:])
 
