@@ -13,6 +13,9 @@ from retrieval_engine.encoding.from_source import EncodeOptions
 from retrieval_engine.encoding.from_source import encode as encode_source
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
 from retrieval_engine.heads import load_head
+from retrieval_engine.index import build_index, open_index, update_index
+from retrieval_engine.index.fresh import fresh_index
+from retrieval_engine.index.vectors import image_vectors
 from retrieval_engine.metrics.recall import recall
 from retrieval_engine.records import Modality
 from retrieval_engine.search import Searcher
@@ -152,6 +155,23 @@ def test_a_projected_store_survives_pickling(place: Path) -> None:
     assert np.array_equal(
         again.read(Modality.IMAGES, "itc", rows), store.read(Modality.IMAGES, "itc", rows)
     )
+
+
+def test_what_is_newer_than_an_index_is_seen_through_its_head(place: Path, tmp_path: Path) -> None:
+    saved = load_head(place / "head")
+    build_index(ProjectedStore(paired_store(tmp_path / "s", 40, seed=1), saved), tmp_path / "i")
+    store = ProjectedStore(paired_store(tmp_path / "s", 5, seed=2), saved)
+    vectors = image_vectors(store, "itc", None)
+    queries = np.concatenate(list(vectors.blocks()))[40:]
+    right_scores, right = vectors.exact().search(queries, 3)
+    fresh = fresh_index(open_index(tmp_path / "i"), store, None)
+    assert fresh is not None
+    assert fresh.newer == 5
+    assert update_index(store, tmp_path / "i").added == 5
+    for index in (fresh, open_index(tmp_path / "i")):
+        scores, items = index.search(queries, 3)
+        assert items.tolist() == right.tolist()
+        np.testing.assert_allclose(scores, right_scores, atol=2e-3)
 
 
 def test_index_and_search_through_a_head(place: Path, tmp_path: Path) -> None:

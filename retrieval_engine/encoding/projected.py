@@ -18,6 +18,7 @@ from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store import Gallery, Store, StoreWriter, open_store
 from retrieval_engine.store.keys import Keys
+from retrieval_engine.store.manifest import Manifest
 
 if TYPE_CHECKING:
     # Heads are torch modules; most stores are opened without one.
@@ -54,6 +55,9 @@ class ProjectedStore(Store):
 
     def __reduce__(self) -> tuple[object, ...]:
         return ProjectedStore, (Store(self.path, self.header, self.manifest), self.saved)
+
+    def _holding(self, manifest: Manifest) -> Store:
+        return ProjectedStore(super()._holding(manifest), self.saved)
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """Those of the store, with the head's in place of `itc`."""

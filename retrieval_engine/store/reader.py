@@ -245,7 +245,11 @@ class Store:
             removed.
         """
         newer = added_since(self.path, self.manifest, files)
-        return None if newer is None else Store(self.path, self.header, newer)
+        return None if newer is None else self._holding(newer)
+
+    def _holding(self, manifest: Manifest) -> "Store":
+        """The same store with these parts alone."""
+        return Store(self.path, self.header, manifest)
 
     def close(self) -> None:
         """Close open files; reading opens them again."""
