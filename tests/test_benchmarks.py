@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks import scale
+
 pytestmark = pytest.mark.whole
 
 
@@ -13,7 +15,6 @@ pytestmark = pytest.mark.whole
     ("name", "figures"),
     [
         ("encode", {"images_per_s", "plain_images_per_s", "ratio", "smallest_cosine"}),
-        ("scale", {"items", "command", "s", "peak_mb"}),
         ("full_size", {"open_s", "images_per_s", "pairs_per_s", "peak_bytes"}),
         ("heads", {"seed_s", "ours_until_seed_recall_s", "seed_test_recall", "our_test_recall"}),
         ("rerank", {"pairs_per_s", "ratio_as_shipped", "ratio_half", "largest_difference"}),
@@ -120,3 +121,15 @@ def test_the_server_under_stress_gives_right_answers_or_refuses(
     assert over["right"] > 0
     assert over["wrong"] == over["lost"] == over["ill"] == growing["failed"] == 0
     assert growing["found_after_s"] < 2
+
+
+def test_every_command_is_measured_at_scale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale", "--tiny"])
+    scale.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["command"] for line in lines] == list(scale.COMMANDS)
+    assert all(line["s"] > 0 and line["peak_mb"] > 20 for line in lines)
+    [found] = [line for line in lines if line["command"] == "search"]
+    assert found["recall_at_10"] == 1
