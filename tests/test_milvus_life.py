@@ -211,7 +211,7 @@ def test_an_update_is_seen_by_all_who_open_it_and_by_nobody_before(
     before = names(early, queries, 9)
 
     with pytest.MonkeyPatch.context() as patch:  # an update that ends before it took effect
-        patch.setattr("retrieval_engine.index.update.describe", lambda _: 1 / 0)
+        patch.setattr("retrieval_engine.index.update.describe_folder", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             update_index(now, out)
     assert names(open_index(out), queries, 9) == names(early, queries, 9) == before
