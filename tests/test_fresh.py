@@ -120,6 +120,18 @@ def test_an_update_says_when_building_again_pays(tmp_path: Path) -> None:
     assert remark.startswith("33% of the items changed since it was built: `build_index(")
 
 
+def test_an_update_says_when_another_recipe_pays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path / "store", clustered(200, 16))
+    build_index(store, tmp_path / "index")
+    assert update_index(store, tmp_path / "index").remarks == ()
+    monkeypatch.setattr("retrieval_engine.index.recipes._FLAT_ROWS", 150)
+    [remark] = update_index(store, tmp_path / "index").remarks
+    assert remark.startswith("200 rows are compared one by one: `build_index(")
+    assert remark.endswith("makes scan-fp16 of them, which is much faster")
+
+
 def test_an_index_of_other_vectors_is_not_updated(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", clustered(50, 16))
     with pytest.raises(IndexFailure, match="no index at"):

@@ -16,6 +16,7 @@ class Behind(NamedTuple):
     Attributes:
         catalog: the items as they are now.
         held: (items,) the number of each in the index, -1 for one that is newer.
+        now: (items of the index,) the number of each in the catalogue, -1 for one that is gone.
         newer: (n,) numbers of the items that the index lacks.
         store: where the vectors of those are.
         rows: (n,) their rows there.
@@ -24,6 +25,7 @@ class Behind(NamedTuple):
 
     catalog: SavedCatalog
     held: NDArray[np.int64]
+    now: NDArray[np.int64]
     newer: NDArray[np.int64]
     store: Store
     rows: NDArray[np.int64]
@@ -42,11 +44,13 @@ def compare(saved: SavedIndex, store: Store, split: str | None) -> Behind:
         split: items of this one, or of all.
     """
     catalog, held, added = _compare(saved, store, split)
-    newer = np.flatnonzero(held < 0)
+    newer, known = np.flatnonzero(held < 0), np.flatnonzero(held >= 0)
+    now = np.full(saved.items, -1, np.int64)
+    now[held[known]] = known
     rows, grown = catalog.image_rows(added, newer), added is not store
     if (rows < 0).any():  # some have the content of an old one
         added, rows = store, catalog.image_rows(store, newer)
-    return Behind(catalog, held, newer, added, rows, grown)
+    return Behind(catalog, held, now, newer, added, rows, grown)
 
 
 def _compare(

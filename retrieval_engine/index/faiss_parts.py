@@ -22,7 +22,7 @@ from retrieval_engine.index.faiss_parameters import Selector, import_faiss
 
 TRAINED = "trained.faiss"
 PART_BYTES = 1 << 31
-"""A part takes no more rows once its rows are so many bytes of float32, or half as many in fp16."""
+"""What the rows of a part would take in float32, at most: 2 million of 256, 1 GB in float16."""
 # The last part is read and written anew for rows behind it as long as it is this small, in bytes
 # or as a share of all: parts stay few, and an update writes little.
 _SMALL_BYTES = 16 << 20

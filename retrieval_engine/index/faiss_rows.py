@@ -45,7 +45,7 @@ class FaissRows:
 
     Threads: a call with little to do (fewer than 16 queries, or than 20 million comparisons) runs
     on one thread, a larger one on as many as the process may use (`OMP_NUM_THREADS`, else its
-    CPUs). `search_rows` releases the GIL and may be called from several threads at once.
+    CPUs), as are several parts of two million rows or more together. `search_rows` releases the GIL and may be called from several threads at once.
 
     Args:
         parts: indexes of one kind and training, with the inner product as their metric.
@@ -175,9 +175,8 @@ class FaissRows:
         return _merged([best for best in found if best], len(queries), fetch)
 
     def _threads(self) -> ThreadPoolExecutor:
-        if (
-            self._pool is None or self._pool[0] != os.getpid()
-        ):  # a fork has no threads of its parent
+        # A fork has no threads of its parent.
+        if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(threads_wanted(), "vlre-parts")
         return self._pool[1]
 

@@ -45,10 +45,8 @@ class FreshIndex:
     """
 
     def __init__(self, saved: SavedIndex, store: Store, behind: Behind) -> None:
-        self.catalog, held = behind.catalog, behind.held
+        self.catalog, self._now = behind.catalog, behind.now
         self._saved, self._store = saved, store
-        self._now = np.full(saved.items, -1, np.int64)  # number now of each saved item
-        self._now[held[held >= 0]] = np.flatnonzero(held >= 0)
         self._there = read_only(self._now >= 0)
         self._there_and = PerMask(lambda allowed: read_only(self._there & allowed[self._now]))
         self._newer = behind.newer

@@ -77,16 +77,14 @@ def update_index(
         saved = open_index(out)
         _check_vectors(saved, store)
         behind = compare(saved, store, saved.manifest.split or None)
-        now = np.full(saved.items, -1, np.int64)  # number in the store of each item here
-        now[behind.held[behind.held >= 0]] = np.flatnonzero(behind.held >= 0)
-        kept = now >= 0
+        kept = behind.now >= 0
         if not kept.any() and not len(behind.newer):
             raise IndexFailure(f"{store.path} holds none of the items of {out} any more")
         progress.start(f"adding {len(behind.newer):,} items", None)
         old = out / saved.manifest.folder
         _extend(saved, old, folder, kept, behind)
         progress.start("writing", None)
-        catalog = behind.catalog.take(np.concatenate([now[kept], behind.newer]))
+        catalog = behind.catalog.take(np.concatenate([behind.now[kept], behind.newer]))
         catalog.save(folder, behind=old if behind.grown else None)
         changed = saved.manifest.changed_since_build + len(behind.newer) + int((~kept).sum())
         manifest = replace(
@@ -155,9 +153,10 @@ def _remarks(manifest: IndexManifest, store: Store, out: Path) -> tuple[str, ...
         remarks.append(
             f"{share:.0%} of the items changed since it was built: {again} fits it to them"
         )
-    if not trained and automatic(manifest.rows).name.startswith("ivf"):
+    better = automatic(manifest.rows).name
+    if not trained and not better.startswith("flat"):
         remarks.append(
-            f"{manifest.rows:,} rows are compared one by one: {again} puts them into lists, which "
-            "are much faster"
+            f"{manifest.rows:,} rows are compared one by one: {again} makes {better} of them, which "
+            "is much faster"
         )
     return tuple(remarks)
