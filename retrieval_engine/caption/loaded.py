@@ -116,7 +116,9 @@ class ImagesRequest:
         dtype = arithmetic(self.dtype, store)
         judges = judges_of(self.ranker, self.model, store) if is_judged else []
         if self.on or self.devices:
-            open_models = partial(_open_author, self.model, dtype, adapter, options, judges)
+            open_models = partial(
+                _open_author, self.model, dtype, adapter, options, judges, self.ranker is not None
+            )
             with (
                 placed(self.devices or "all", open_models, on=self.on) as found,
                 ModelPool[AuthorFacts](found) as pool,
@@ -124,8 +126,9 @@ class ImagesRequest:
                 yield CaptionRun(pool, options, **how)
             return
         captioner = self.captioner(store, adapter=adapter)
-        named = self.ranker is not None
-        judge = _judge(judges, self.device, dtype, is_named=named) if is_judged else None
+        judge = None
+        if is_judged:
+            judge = _judge(judges, self.device, dtype, is_named=self.ranker is not None)
         yield CaptionRun(captioner, options, judge=judge, **how)
 
 
@@ -135,12 +138,13 @@ def _open_author(
     adapter: str,
     options: DecodingOptions,
     judges: Sequence[str],
+    judge_is_named: bool,
     *,
     device: str,
 ) -> Author:
     """In the process of a device: captioner and judge."""
     captioner = open_captioner(model, device=device, dtype=dtype, adapter=adapter)
-    judge = _judge(judges, device, dtype, is_named=len(judges) == 1) if judges else None
+    judge = _judge(judges, device, dtype, is_named=judge_is_named) if judges else None
     return Author(captioner, options, judge)
 
 
