@@ -1,6 +1,5 @@
 """A real S3 server (moto's) on a free port of this machine, which fails when it is told to."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,8 @@ from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.loopback import serving
 
 BUCKET = "photos"
 Fault = Callable[[str, str], str]
@@ -73,15 +74,8 @@ def s3_server() -> Iterator[Served]:
     """The server with an empty bucket, until the block ends."""
     served = Served(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, served, threaded=True, request_handler=_Quiet)
-    served.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(server) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def environment(served: Served) -> dict[str, str]:

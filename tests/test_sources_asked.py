@@ -1,7 +1,6 @@
 """The picture a person asks with: paths, uris, and a real server on this machine."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.asked import read_asked
 from retrieval_engine.testing.images import jpeg
 from tests import tiny
+from tests.loopback import serving
 from tests.test_sources import lay_out
 
 PICTURE = jpeg(5)
@@ -71,13 +71,10 @@ class _Pictures(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "*")
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Pictures) as listening:
-        listening.daemon_threads = True
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_address[1]}"
-        listening.shutdown()
-        thread.join()
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
+    listening.daemon_threads = True
+    with serving(listening) as address:
+        yield address
 
 
 def test_picture_of_a_server_also_after_a_redirection(server: str) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +22,7 @@ from retrieval_engine.sources.asked import read_asked
 from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import jpeg
 from retrieval_engine.urls import as_url, only_named
+from tests.loopback import serving
 from tests.remote_files import items_of, put, write_data
 
 SPECS = (
@@ -278,12 +278,8 @@ class _Redirecting(SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     handler = partial(_Redirecting, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as address:
+        yield address
 
 
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[2], SPECS[6]])
