@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -312,3 +313,27 @@ def test_a_supervised_process_answers_raises_dies_and_begins_anew() -> None:
         process.end()
     assert len(seen) == 2
     assert os.getpid() not in seen
+
+
+@pytest.mark.whole
+def test_captions_and_matches_are_the_same_on_devices(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    options = EncodeOptions(features=("itc", "tokens"))
+    encode("scenes:10?seed=3", store, encoder="vlre-tiny", options=options)
+
+    def answers(*line: str) -> list[str]:
+        ended = CliRunner().invoke(main, [*line, "--store", str(store), "--json"])
+        assert ended.exit_code == 0, ended.output
+        timeless = re.sub(r'"seconds": [\d.]+', "", ended.stdout)
+        return timeless.splitlines()
+
+    for line in (
+        ("caption", "--limit", "2", "--num-captions", "2", "--rank"),
+        ("eval", "--recall", "--rerank", "4"),
+    ):
+        alone = answers(*line)
+        capfd.readouterr()
+        assert answers(*line, "--devices", "cpu:1") == alone
+        assert "Warning" not in capfd.readouterr().err  # of the processes

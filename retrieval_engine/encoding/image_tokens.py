@@ -51,7 +51,7 @@ class Seen:
         """(n, t, w) vision states, in the store's dtype, or float32 when any had to be encoded."""
         if self.pixels is None or not len(self.pixels):
             assert self.states is not None
-            return self.states
+            return np.require(self.states, requirements="W")  # what travelled may be read-only
         size, pixels = model.default_batch_size, self.pixels
         batches = (pixels[start : start + size] for start in range(0, len(pixels), size))
         fresh = np.concatenate([model.encode_images(b, [FEATURE])[FEATURE] for b in batches])
