@@ -28,6 +28,7 @@ from retrieval_engine.errors import (
 )
 from retrieval_engine.heads import load_head
 from retrieval_engine.hub import prepared, pull, push
+from retrieval_engine.hub.card import write_card
 from retrieval_engine.hub.data_set import vector_column
 from retrieval_engine.hub.kinds import Kind, files_of
 from retrieval_engine.index import open_index
@@ -285,6 +286,16 @@ def test_the_card_tells_what_the_records_tell(place: Path, hub: Hub, tmp_path: P
     for kind in ("model", "adapter", "head", "index"):
         assert str(place) not in hub.files(f"me/{kind}")["README.md"].decode()
     assert str(place) not in card
+
+
+def test_figures_of_before_the_last_training_are_said_to_be(place: Path, tmp_path: Path) -> None:
+    head = shutil.copytree(place / "head", tmp_path / "head")
+    record = json.loads((head / "head.json").read_text())
+    assert record["refitted"] is False
+    for refitted in (False, True):
+        (head / "head.json").write_text(json.dumps({**record, "refitted": refitted}))
+        card = write_card(Kind.HEAD, head, "me/head", inside=[])
+        assert ("before it was trained once more with them" in card) == refitted
 
 
 def test_a_card_of_one_s_own_stays(place: Path, hub: Hub, tmp_path: Path) -> None:

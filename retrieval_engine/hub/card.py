@@ -188,6 +188,8 @@ def _figures(kind: Kind, folder: Path) -> Iterator[Figure]:
     """What was measured: the certificate first, then what the training saw on held-out images."""
     yield from _certified(_json(folder / CERTIFICATE))
     facts, held_out = _facts(kind, folder), "held-out images of the training data"
+    if facts.get("refitted"):
+        held_out += ", before it was trained once more with them"
     if kind is Kind.HEAD and (found := facts.get("metrics")):
         n = int((facts.get("val") or {}).get("images") or 0)
         for side in _RETRIEVAL:
