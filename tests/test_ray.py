@@ -170,3 +170,20 @@ def test_an_interrupted_command_leaves_no_process(tmp_path: Path) -> None:
         assert process.stderr.read().splitlines()[-1] == "interrupted"
     _, left = psutil.wait_procs(theirs, timeout=30)
     assert not left
+
+
+def test_a_gpu_that_is_not_here_is_not_waited_for(tmp_path: Path) -> None:
+    line = ["encode", "scenes:2", "--on", "ray", "--devices", "gpu:99"]
+    command = [sys.executable, "-c", "from retrieval_engine.cli import main; main()", *line]
+    ended = subprocess.run(
+        [*command, "--store", str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    error, hint = ended.stderr.splitlines()[-2:]
+    assert error.startswith("Error: --devices asks for 99 GPUs, and this machine has ")
+    assert hint.startswith("hint: ask for --devices cpu:2")
+    assert not (tmp_path / "store").exists()

@@ -57,6 +57,12 @@ def placed(
     asked = asked_of_cluster(devices if isinstance(devices, str) else ",".join(devices))
     cpus = threads * sum(kind == "cpu" for kind in asked)
     with joined(on, cpus=cpus) as cluster:
+        has = int(cluster.resources().get("GPU", 0))
+        if (wanted := asked.count("gpu")) > has and not cluster.can_grow:
+            raise ClusterFailure(
+                f"`devices` asks for {wanted} GPUs, and this machine has {has or 'none'}",
+                hint="ask for `devices='cpu:2'`, or name a cluster that has some",
+            )
         yield [
             _on_cluster(cluster, kind, open_models, threads, least_s)
             for kind in asked or _all_of(cluster, threads)

@@ -48,7 +48,7 @@ def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
     host, port = _host_and_port(named) if named else ("", 0)
     ray = _import_ray()
     if ray.is_initialized():
-        yield Cluster(ray)
+        yield Cluster(ray, can_grow=True)
         return
     place = "" if named else tempfile.mkdtemp(prefix="vlre-ray-", dir=_short_folder())
     try:
@@ -66,7 +66,7 @@ def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
                     _node_ip_address="127.0.0.1",
                     _temp_dir=place,
                 )
-        yield Cluster(ray)
+        yield Cluster(ray, can_grow=bool(named))
     finally:
         ray.shutdown()
         if place:
@@ -177,10 +177,18 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 class Cluster:
-    """What a run needs of a cluster; see `joined`."""
+    """What a run needs of a cluster; see `joined`.
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    Args:
+        ray: the library, connected.
+        can_grow: see below.
+
+    Attributes:
+        can_grow: whether nodes may come; not to one that was started for this run.
+    """
+
+    def __init__(self, ray: Any, *, can_grow: bool) -> None:
+        self._ray, self.can_grow = ray, can_grow
 
     def keeper(
         self,
