@@ -1,11 +1,17 @@
 """`--on`: models on a real Ray cluster of two nodes, one of which is killed; results are the local ones."""
 
+import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,3 +193,67 @@ def test_a_gpu_that_is_not_here_is_not_waited_for(tmp_path: Path) -> None:
     assert error.startswith("Error: --devices asks for 99 GPUs, and this machine has ")
     assert hint.startswith("hint: ask for --devices cpu:2")
     assert not (tmp_path / "store").exists()
+
+
+@contextmanager
+def started(home: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """A cluster as people start one, which asks for a token; its two addresses, and surroundings."""
+    with ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in bound:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in bound]
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))
+    surroundings = {
+        **os.environ,
+        "HOME": str(home),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or it would not listen on the loopback
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    surroundings.pop("RAY_AUTH_MODE", None)
+    line = f"start --head --block --node-ip-address 127.0.0.1 --port {ports[0]} --num-cpus 2"
+    line += f" --ray-client-server-port {ports[1]} --include-dashboard false"
+    line += f" --runtime-env-agent-port {ports[2]} --min-worker-port 0 --max-worker-port 0"
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as place:
+        command = [str(Path(sys.executable).parent / "ray"), *line.split(), "--temp-dir", place]
+        with subprocess.Popen(
+            command, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as head:
+            try:
+                _wait("head", lambda: all(map(_listens, ports)), 60)
+                yield f"127.0.0.1:{ports[0]}", f"ray://127.0.0.1:{ports[1]}", surroundings
+            finally:
+                theirs = psutil.Process(head.pid).children(recursive=True)
+                head.terminate()
+                for process in psutil.wait_procs(theirs, timeout=20)[1]:
+                    process.kill()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    encode("scenes:6?seed=1", tmp_path / "here", encoder="vlre-tiny")
+    line = "encode scenes:6?seed=1 --model vlre-tiny --devices cpu:1"
+    command = [sys.executable, "-c", "from retrieval_engine.cli import main; main()", *line.split()]
+
+    def encoded(on: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        more = ["--on", on, "--store", str(tmp_path / on[:3])]
+        return subprocess.run(
+            [*command, *more], env=env, capture_output=True, text=True, timeout=180, check=False
+        )
+
+    with started(tmp_path) as (direct, client, env):
+        for address in (direct, client):
+            ended = encoded(address, env)
+            assert ended.returncode == 0, ended.stderr
+            assert shards(tmp_path / address[:3]) == shards(tmp_path / "here")
+            shutil.rmtree(tmp_path / address[:3])
+        stranger = encoded(client, {**env, "HOME": str(tmp_path / "nobody")})
+        assert stranger.returncode == 1
+        assert "RAY_AUTH_TOKEN" in stranger.stderr

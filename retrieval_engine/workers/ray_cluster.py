@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
     try:
         if named:
             _look(named, host, port)
+            _show_token()
             _connect(ray, named, address=named)
         else:
             with _loopback():
@@ -162,7 +163,19 @@ def _connect(ray: Any, where: str, **how: Any) -> None:
                 f"another version runs there than Ray {ray.__version__} on Python "
                 f"{platform.python_version()}, which are here: {said}"
             )
-        raise ClusterFailure(f"cannot join the Ray cluster {where}: {said}") from error
+        hint = (
+            "a cluster that asks for a token takes RAY_AUTH_TOKEN's, or that of ~/.ray/auth_token"
+        )
+        raise ClusterFailure(f"cannot join the Ray cluster {where}: {said}", hint=hint) from error
+
+
+def _show_token() -> None:
+    """Have the token of this machine shown, if there is one; else a cluster that asks refuses."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with suppress(ImportError):  # before 2.53 there are none
+        from ray._private.authentication import authentication_token_setup as tokens
+
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager
