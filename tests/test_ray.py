@@ -23,10 +23,12 @@ import pytest
 from retrieval_engine.caption import CaptionRequest
 from retrieval_engine.encoding import EncodeOptions, encode
 from retrieval_engine.encoding.device_pool import DevicePool, open_devices
+from retrieval_engine.errors import ClusterFailure
 from retrieval_engine.evaluate import RecallSettings, evaluate_store
 from retrieval_engine.models import open_encoder
 from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import jpeg
+from retrieval_engine.workers.ray_cluster import joined
 from tests import fragile_encoder, tiny
 from tests.ray_nodes import kill_node, ray_nodes, start_node_after
 from tests.test_caption import GREEDY, captions, folder, model, store
@@ -237,6 +239,13 @@ def _listens(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_where_nothing_answers_it_is_said_at_once(address: str) -> None:
+    with pytest.raises(ClusterFailure, match=f"no Ray cluster answers at {address}: "):
+        with joined(address):
+            pass
+
+
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
     encode("scenes:6?seed=1", tmp_path / "here", encoder="vlre-tiny")
     line = "encode scenes:6?seed=1 --model vlre-tiny --devices cpu:1"
@@ -250,10 +259,15 @@ def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
 
     with started(tmp_path) as (direct, client, env):
         for address in (direct, client):
-            ended = encoded(address, env)
+            stranger = encoded(address, env)
+            assert stranger.returncode == 1
+            error, hint = stranger.stderr.splitlines()[-2:]
+            assert error == f"Error: the Ray cluster at {address} asks for a token"
+            assert hint.startswith("hint: set RAY_AUTH_MODE=token")
+            ended = encoded(address, {**env, "RAY_AUTH_MODE": "token"})
             assert ended.returncode == 0, ended.stderr
             assert shards(tmp_path / address[:3]) == shards(tmp_path / "here")
             shutil.rmtree(tmp_path / address[:3])
-        stranger = encoded(client, {**env, "HOME": str(tmp_path / "nobody")})
-        assert stranger.returncode == 1
-        assert "RAY_AUTH_TOKEN" in stranger.stderr
+        wrong = encoded(direct.replace("127", "ray://127"), env)
+        assert wrong.returncode == 1
+        assert "is no Ray cluster" in wrong.stderr

@@ -8,12 +8,11 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,11 @@ from retrieval_engine.workers.ray_actor import Actor
 HERE = "ray"
 _REACH_S = 5.0
 _CLIENT = "ray://"
-# How HTTP/2, which Ray speaks, begins, and an empty frame of settings; the answer has its own.
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+# What the head of a cluster answers to, by whether it is asked as a client.
+_ASKED = {
+    True: "/ray.rpc.RayletDriver/ClusterInfo",
+    False: "/ray.rpc.NodeInfoGcsService/GetClusterId",
+}
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
         ClusterFailure: nothing answers there, or it is of another version.
     """
     named = address if address != HERE else os.environ.get("RAY_ADDRESS", "")
-    host, port = _host_and_port(named) if named else ("", 0)
+    host = _host_and_port(named) if named else ""
     ray = _import_ray()
     if ray.is_initialized():
         yield Cluster(ray, can_grow=True)
@@ -53,8 +55,7 @@ def joined(address: str, *, cpus: int = 0) -> Iterator["Cluster"]:
     place = "" if named else tempfile.mkdtemp(prefix="vlre-ray-", dir=_short_folder())
     try:
         if named:
-            _look(named, host, port)
-            _show_token()
+            _look(named, host)
             _connect(ray, named, address=named)
         else:
             with _loopback():
@@ -84,14 +85,15 @@ def _import_ray() -> Any:
     return ray
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+def _host_and_port(address: str) -> str:
+    found = address.removeprefix(_CLIENT)
+    host, _, port = found.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise UsageError(
             f"`on` is {address!r}; known: ray, HOST:PORT from a node of the cluster, and "
             "ray://HOST:PORT from anywhere"
         )
-    return host.strip("[]"), int(port)
+    return found
 
 
 def _short_folder() -> str | None:
@@ -116,24 +118,33 @@ def _loopback() -> Iterator[None]:
             os.environ[name] = set_before
 
 
-def _look(address: str, host: str, port: int) -> None:
-    """Whether anything of Ray's kind answers; Ray itself would ask for minutes.
+def _look(address: str, host: str) -> None:
+    """Whether a cluster answers, and lets this machine in; Ray itself would ask for minutes.
 
     Raises:
-        ClusterFailure: nothing does.
+        ClusterFailure: it does not.
     """
-    try:
-        with socket.create_connection((host, port), timeout=_REACH_S) as connection:
-            connection.sendall(_HELLO)
-            answer = connection.recv(9)
-    except OSError as error:
+    import grpc
+
+    # Ray does not go through a proxy either.
+    with grpc.insecure_channel(host, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_ASKED[address.startswith(_CLIENT)])(b"", timeout=_REACH_S)
+            return
+        except grpc.RpcError as error:
+            code, said = error.code(), one_line(error.details() or "")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+            return
         raise ClusterFailure(
-            f"no Ray cluster answers at {address}: {one_line(error)}", hint=_how_to_reach(address)
-        ) from error
-    if answer[3:4] != b"\x04":
-        raise ClusterFailure(
-            f"what answers at {address} is no Ray cluster", hint=_how_to_reach(address)
+            f"the Ray cluster at {address} asks for a token",
+            hint="set RAY_AUTH_MODE=token; the token is RAY_AUTH_TOKEN's, else ~/.ray/auth_token's",
         )
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        said = f"no Ray cluster answers at {address}: {said}"
+    else:
+        said = f"what answers at {address} is no Ray cluster: {said or code.name.lower()}"
+    raise ClusterFailure(said, hint=_how_to_reach(address))
 
 
 def _how_to_reach(address: str) -> str:
@@ -163,19 +174,8 @@ def _connect(ray: Any, where: str, **how: Any) -> None:
                 f"another version runs there than Ray {ray.__version__} on Python "
                 f"{platform.python_version()}, which are here: {said}"
             )
-        hint = (
-            "a cluster that asks for a token takes RAY_AUTH_TOKEN's, or that of ~/.ray/auth_token"
-        )
+        hint = "if it asks for a token, RAY_AUTH_TOKEN or ~/.ray/auth_token must be the same there"
         raise ClusterFailure(f"cannot join the Ray cluster {where}: {said}", hint=hint) from error
-
-
-def _show_token() -> None:
-    """Have the token of this machine shown, if there is one; else a cluster that asks refuses."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    with suppress(ImportError):  # before 2.53 there are none
-        from ray._private.authentication import authentication_token_setup as tokens
-
-        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 @contextmanager
