@@ -241,9 +241,11 @@ def _listens(port: int) -> bool:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_where_nothing_answers_it_is_said_at_once(address: str) -> None:
-    with pytest.raises(ClusterFailure, match=f"no Ray cluster answers at {address}: "):
-        with joined(address):
-            pass
+    with (
+        pytest.raises(ClusterFailure, match=f"no Ray cluster answers at {address}: "),
+        joined(address),
+    ):
+        pass
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:

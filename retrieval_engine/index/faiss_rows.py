@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from retrieval_engine.index.faiss_parameters import (
     set_parameters,
 )
 from retrieval_engine.index.grouping import Allowed, Items, PerMask, Scores
+from retrieval_engine.index.threads import Threads
 from retrieval_engine.machine import threads_wanted
 
 _MOST = {"efSearch": 2048, REFINED: 512}
@@ -57,7 +56,7 @@ class FaissRows:
         self._starts = np.cumsum([0, *(part.ntotal for part in parts)])
         self._effort: dict[str, int] = {}
         self._selectors = PerMask(self._select)
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._threads = Threads()
         self.set_effort(effort)
 
     @property
@@ -173,12 +172,6 @@ class FaissRows:
         at_once = threads == 1 and self.rows >= _PARALLEL_ROWS
         found = list(self._threads().map(ask, numbers) if at_once else map(ask, numbers))
         return _merged([best for best in found if best], len(queries), fetch)
-
-    def _threads(self) -> ThreadPoolExecutor:
-        # A fork has no threads of its parent.
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(threads_wanted(), "vlre-parts")
-        return self._pool[1]
 
 
 def _merged(found: list[tuple[Scores, Items]], n: int, fetch: int) -> tuple[Scores, Items]:

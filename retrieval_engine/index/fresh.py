@@ -19,19 +19,23 @@ from retrieval_engine.index.grouping import (
     Items,
     PerMask,
     Scores,
+    best_along,
     read_only,
 )
+from retrieval_engine.index.threads import Threads
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Store
 
 Best: TypeAlias = tuple[Scores, Items]
-Rest: TypeAlias = Callable[[NDArray[np.float32], int, Allowed | None], Iterator[Best]]
+Rest: TypeAlias = Callable[[NDArray[np.float32], int, Allowed | None], list[Best]]
 # Newer vectors are held in memory up to this size, and read anew for each search above it.
 _HELD_BYTES = 256 << 20
 
 
 class FreshIndex:
     """An `Index` over the items of a store as they are now; numbers are those of `catalog`.
+
+    The newer items are compared by another thread while the index is searched.
 
     Args:
         saved: an index over the store as it was.
@@ -52,6 +56,7 @@ class FreshIndex:
         self._newer = behind.newer
         self.newer, self.gone = len(self._newer), int((self._now < 0).sum())
         self._rest = _exact(saved, behind) if self.newer else None
+        self._threads = Threads()
 
     @property
     def items(self) -> int:
@@ -86,22 +91,17 @@ class FreshIndex:
             there = self._there_and(allowed)
         elif self.gone:
             there = self._there
+        only = None if allowed is None else allowed[self._newer]
+        rest = self._rest and self._threads().submit(self._rest, queries, k, only)
         scores, items = self._saved.search(queries, k, there)
         items = np.where(items >= 0, self._now[items], -1)
-        if self._rest is None:
-            return _ordered(scores, items, k)
-        only = None if allowed is None else allowed[self._newer]
-        for row, (best, numbers) in enumerate(self._rest(queries, k, only)):
+        if rest is None:
+            return best_along(scores, items, k)
+        for row, (best, numbers) in enumerate(rest.result()):
             every = np.concatenate([scores[row], best])
             all_items = np.concatenate([items[row], self._newer[numbers]])
-            scores[row], items[row] = _ordered(every, all_items, k)
+            scores[row], items[row] = best_along(every[None], all_items[None], k)
         return scores, items
-
-
-def _ordered(scores: Scores, items: Items, k: int) -> tuple[Scores, Items]:
-    """The k best, best first, along the last axis; equal scores by item number."""
-    order = np.lexsort((items, -scores), axis=-1)[..., :k]
-    return np.take_along_axis(scores, order, -1), np.take_along_axis(items, order, -1)
 
 
 def fresh_index(saved: SavedIndex, store: Store, split: str | None) -> FreshIndex | None:
@@ -144,9 +144,9 @@ def _exact(saved: SavedIndex, behind: Behind) -> Rest:
 def _ranked(index: Index) -> Rest:
     """The best of an index for each query, without empty places."""
 
-    def best(queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> Iterator[Best]:
-        for scores, items in zip(*index.search(queries, min(k, index.items), allowed), strict=True):
-            yield scores[items >= 0], items[items >= 0]
+    def best(queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> list[Best]:
+        found = zip(*index.search(queries, min(k, index.items), allowed), strict=True)
+        return [(scores[items >= 0], items[items >= 0]) for scores, items in found]
 
     return best
 
@@ -162,14 +162,14 @@ class _Held:
         self._n, self._v, dim = vectors.shape
         self._flat = vectors.reshape(-1, dim).astype(np.float32)
 
-    def __call__(
-        self, queries: NDArray[np.float32], k: int, allowed: Allowed | None
-    ) -> Iterator[Best]:
+    def __call__(self, queries: NDArray[np.float32], k: int, allowed: Allowed | None) -> list[Best]:
         """The k best of each query, and all that equal the last of them, in no order."""
+        found = []
         for query in queries:
             scores = (self._flat @ query).reshape(self._n, self._v).max(axis=1)
             if allowed is not None:
                 scores[~allowed] = -np.inf
             floor = np.partition(scores, self._n - k)[self._n - k] if self._n > k else -np.inf
             numbers = np.flatnonzero((scores >= floor) & (scores > -np.inf))
-            yield scores[numbers], numbers
+            found.append((scores[numbers], numbers))
+        return found

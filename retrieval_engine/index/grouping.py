@@ -200,13 +200,20 @@ class GroupedIndex:
         return scores, items
 
 
+def best_along(scores: Scores, items: Items, k: int) -> tuple[Scores, Items]:
+    """The k best along the last axis of (q, n), best first; equal scores by item number."""
+    order = np.lexsort((items, -scores), axis=-1)[:, :k]
+    if len(order) == 1:  # the other way takes some 40 us, whatever the length
+        return scores[:, order[0]], items[:, order[0]]
+    return np.take_along_axis(scores, order, -1), np.take_along_axis(items, order, -1)
+
+
 def _best_items(
     scores: Scores, items: Items, wanted: int, rows_per_item: int
 ) -> tuple[Scores, Items]:
     """(q, wanted) best items of (q, fetch) rows that come with their item's number."""
     if rows_per_item == 1:
-        order = np.lexsort((items, -scores), axis=1)[:, :wanted]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+        return best_along(scores, items, wanted)
     tops = np.full((len(scores), wanted), -np.inf, dtype=np.float32)
     top_items = np.full((len(scores), wanted), -1, dtype=np.int64)
     for query in range(len(scores)):

@@ -132,7 +132,7 @@ def _look(address: str, host: str) -> None:
             channel.unary_unary(_ASKED[address.startswith(_CLIENT)])(b"", timeout=_REACH_S)
             return
         except grpc.RpcError as error:
-            code, said = error.code(), one_line(error.details() or "")
+            code, said = error.code(), " ".join(str(error.details() or "").split())
     if code is grpc.StatusCode.UNAUTHENTICATED:
         if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
             return
