@@ -69,7 +69,7 @@ def test_a_search_is_four_calls() -> None:
 
 
 def test_encoding_is_four_calls() -> None:
-    assert chain(into("BlipVisionModel.forward"), "encode", "scenes:2?seed=4") == [
+    assert chain(into("BlipEncoder.vision_tower"), "encode", "scenes:2?seed=4") == [
         "Engine.add",
         "encode",
         "ImageEncoder.encode_images",

@@ -16,7 +16,7 @@ TORCH = {"torch", "safetensors.torch"}
 MODELS = {"transformers", "peft", "accelerate", "huggingface_hub"}
 COMPILERS = {"torch._dynamo", "torch._inductor", "sympy"}
 TABLES = {"pandas", "datasets", "pyarrow.dataset", "matplotlib", "scipy", "sklearn"}
-SOURCE = "scenes:6?seed=7"
+SOURCE = "scenes:8?seed=7"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("cold")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
-        for arguments in (["encode", SOURCE, "--device", "cpu", "--dtype", "float32"], ["index"]):
+        encode = ["encode", SOURCE, "--device", "cpu", "--dtype", "float32"]
+        for arguments in ([*encode, "--features", "itc,pooled,tokens"], ["index"]):
             result = CliRunner().invoke(main, arguments)
             assert result.exit_code == 0, result.output
     return made
@@ -37,7 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("index", TORCH | MODELS | TABLES),
         ("search --image scenes:7/0", TORCH | MODELS | TABLES),
         ("search dog", TORCH | MODELS | TABLES),
-        ("eval --recall", MODELS | COMPILERS | TABLES),
+        ("search dog -k 2 --rerank 2", MODELS | COMPILERS | TABLES),
+        ("eval --recall --rerank 2", MODELS | COMPILERS | TABLES),
+        ("caption --limit 1", MODELS | COMPILERS | TABLES),
+        # What draws its curves and writes its table comes when the head is trained.
+        (
+            "train-head --out head --epochs 1 --val-size 2",
+            MODELS | COMPILERS | {"datasets", "scipy", "sklearn"},
+        ),
     ],
 )
 def test_a_command_ends_without(folder: Path, command: str, needless: set[str]) -> None:

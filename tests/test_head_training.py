@@ -24,6 +24,7 @@ from retrieval_engine.train.head import (
     train_head,
     untrained_head,
 )
+from retrieval_engine.train.head.adamw import AdamW
 from retrieval_engine.train.head.closed_form import Axes, Moments, TruePairs
 from retrieval_engine.train.head.pairs import FeaturePairs, read_training_data
 from retrieval_engine.train.head.sampler import epoch, mine
@@ -338,3 +339,30 @@ def test_heads_on_several_vectors_per_image(tmp_path: Path) -> None:
     report = train_head(store, tmp_path / "h", HeadRecipe(feature="itc", epochs=3))
     assert report.saved.config.dim == 16
     assert report.best.mean > 60
+
+
+def test_adamw_is_torch_s_bit_by_bit() -> None:
+    def trained(*, ours: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model, late = torch.nn.Linear(9, 5), torch.nn.Parameter(torch.ones(3))
+        parameters = [*model.parameters(), late]
+
+        def pace(step: int) -> float:
+            return (step + 1) / 5 if step < 5 else 0.5
+
+        mine = AdamW(parameters, rate=lambda step: 0.01 * pace(step), weight_decay=0.1)
+        optimiser = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, pace)
+        for step in range(20):
+            loss = model(torch.randn(7, 9)).square().mean() + (late.sum() if step % 3 else 0)
+            loss.backward()
+            if ours:
+                mine.step()
+            else:
+                optimiser.step()
+                schedule.step()
+                optimiser.zero_grad()
+        return [p.detach() for p in parameters]
+
+    for found, expected in zip(trained(ours=True), trained(ours=False), strict=True):
+        assert torch.equal(found, expected)

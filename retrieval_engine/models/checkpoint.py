@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from retrieval_engine.errors import CheckpointInvalid, CheckpointNotFound, HubFailure
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.checksums import check_checksums
+from retrieval_engine.models.remembered import recalled, remember
 from retrieval_engine.network import from_hub
 from retrieval_engine.records import Json
 from retrieval_engine.strict_json import loads
@@ -211,6 +212,8 @@ def weight_digests(
 
 def _safetensors(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """Name and sha256 of each tensor, read from the mapped file as the format lays it out."""
+    known = recalled(file)
+    found = dict(known)
     with (
         _opened(file) as (handle, header, first),
         mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
@@ -218,13 +221,19 @@ def _safetensors(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[st
         for name, entry in sorted(header.items()):
             if not counts(name):
                 continue
+            if name in known:
+                yield name, known[name]
+                continue
             start, end = (first + offset for offset in entry["data_offsets"])
             if end > len(mapped):
                 raise ValueError(f"ends before tensor {name}")
             value = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
             with memoryview(mapped) as view:
                 value.update(view[start:end])
-            yield name, value.hexdigest()
+            found[name] = value.hexdigest()
+            yield name, found[name]
+    if len(found) > len(known):
+        remember(file, found)
 
 
 def _pickled(file: Path, counts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ prompt is cut off the decoded text by its length in letters, so `of` + `##hos` l
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import BertTokenizer
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.attend import attend_openly, keys_values_of, split_heads
-from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
-from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
+from retrieval_engine.models.blip.hybrid_tower import HybridTower
+from retrieval_engine.models.blip.plain import plain_captioning
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
     captioner_part_of,
@@ -40,7 +40,6 @@ from retrieval_engine.models.captioner import (
 )
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
-from retrieval_engine.models.loading import load_tokenizer
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
@@ -52,28 +51,34 @@ _CPU_SENTENCES, _CUDA_SENTENCES = 48, 384
 class BlipCaptioner(ImageEncoder):
     """See `Captioner`.
 
+    Args:
+        checkpoint: where the files are.
+        device: as in `models.open_encoder`.
+        dtype: as in `models.open_encoder`.
+        plain: do without transformers where that gives the same numbers, and is sooner there.
+
     Attributes:
-        model: the transformers model in evaluation mode, with fused attention in its tower.
+        model: the model in evaluation mode, with fused attention in its tower.
         tokenizer: its WordPiece tokenizer.
     """
 
     prompt_counts = True
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        plain: bool = False,
     ) -> None:
         super().__init__(checkpoint, device=device, dtype=dtype)
-        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
-        stored = self.dtype if self.device.type == "cuda" else torch.float32
         refuse_answering(checkpoint)
-        model = _load(checkpoint, stored)
-        use_fused_attention(model)
-        self.model = model.to(self.device)
-        if isinstance(model.vision_model, HybridVisionModel):
+        found = plain_captioning(checkpoint) if plain and self.device.type == "cpu" else None
+        model, self.tokenizer = found or self._through_transformers()
+        self.model: Any = model.to(self.device)
+        if isinstance(model.vision_model, HybridTower):
             model.vision_model.quicken()
-        self.tokenizer = load_tokenizer(
-            BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
-        )
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)
@@ -92,6 +97,13 @@ class BlipCaptioner(ImageEncoder):
         text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
         text += [self.start_id, self.end_id]
         self.spec = self.spec_of("blip", part_of, {"vision": tower, "text": text})
+
+    def _through_transformers(self) -> tuple[Any, Any]:
+        from retrieval_engine.models.blip.hybrid import with_words
+
+        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
+        stored = self.dtype if self.device.type == "cuda" else torch.float32
+        return with_words(_load(self.checkpoint, stored), self.checkpoint)
 
     def image_features(self) -> list[Feature]:
         """`tokens`, which a retrieval encoder with the same tower shares."""
@@ -137,7 +149,7 @@ class BlipCaptioner(ImageEncoder):
         return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
 
-open_captioner = BlipCaptioner
+open_captioner = partial(BlipCaptioner, plain=True)
 
 
 class BlipDecodingState:
@@ -207,6 +219,8 @@ class BlipDecodingState:
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from retrieval_engine.models.blip.hybrid import load_captioning
+
     try:
         return load_captioning(checkpoint, dtype=dtype)
     except CheckpointInvalid as error:

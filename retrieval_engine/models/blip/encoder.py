@@ -6,20 +6,21 @@ text embeddings by a third; `BlipModel` would load a random text tower from the 
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import BertTokenizer
 
 from retrieval_engine.models import text
-from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
-from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_retrieval
+from retrieval_engine.models.blip.hybrid_tower import HybridTower
+from retrieval_engine.models.blip.plain import plain_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import DualEncoder
-from retrieval_engine.models.loading import load_tokenizer, vocabulary_digest
+from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.records import Feature, Modality
@@ -28,28 +29,34 @@ from retrieval_engine.records import Feature, Modality
 class BlipEncoder(DualEncoder):
     """Features of `BlipForImageTextRetrieval`: `itc` (1, d), `pooled` (h,), `tokens` (t, w).
 
+    Args:
+        checkpoint: where the files are.
+        device: as in `models.open_encoder`.
+        dtype: as in `models.open_encoder`.
+        plain: do without transformers where that gives the same numbers, and is sooner there.
+
     Attributes:
-        model: the transformers model in evaluation mode, with fused attention.
+        model: the model in evaluation mode, with fused attention.
         enc_token_id: first token of a text that is matched with an image.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        plain: bool = False,
     ) -> None:
         super().__init__(checkpoint, device=device, dtype=dtype)
-        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
-        stored = self.dtype if self.device.type == "cuda" else torch.float32
-        model = load_retrieval(checkpoint, dtype=stored)
-        use_fused_attention(model)
+        found = plain_retrieval(checkpoint) if plain and self.device.type == "cpu" else None
+        model, self.tokenizer = found or self._through_transformers()
         model.vision_proj.float()
         model.text_proj.float()
         model.itm_head.float()
-        self.model = model.to(self.device)
-        if isinstance(model.vision_model, HybridVisionModel):
+        self.model: Any = model.to(self.device)
+        if isinstance(model.vision_model, HybridTower):
             model.vision_model.quicken()
-        self.tokenizer = load_tokenizer(
-            BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
-        )
         self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
         self.preprocessor = read_preprocessor(checkpoint.path, self._settings.image_size)
@@ -59,6 +66,13 @@ class BlipEncoder(DualEncoder):
             vocabulary=vocabulary_digest(self.tokenizer),
             dtype=self.dtype,
         )
+
+    def _through_transformers(self) -> tuple[Any, Any]:
+        from retrieval_engine.models.blip.hybrid import load_retrieval, with_words
+
+        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
+        stored = self.dtype if self.device.type == "cuda" else torch.float32
+        return with_words(load_retrieval(self.checkpoint, dtype=stored), self.checkpoint)
 
     def _enc_token_id(self) -> int:
         """[ENC] where the tokenizer names it; BLIP always appends it as the last id."""
@@ -121,4 +135,4 @@ class BlipEncoder(DualEncoder):
         )
 
 
-open_encoder = BlipEncoder
+open_encoder = partial(BlipEncoder, plain=True)

@@ -12,112 +12,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip.modeling_blip import BlipEncoder, BlipPreTrainedModel
 
-from retrieval_engine.errors import CheckpointInvalid
-from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
-from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
-from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder, stated
+from retrieval_engine.models.blip.attention import use_fused_attention
+from retrieval_engine.models.blip.hybrid_tower import HybridTower, backbone_name
+from retrieval_engine.models.blip.settings import decoder_from_encoder, shares_decoder
 from retrieval_engine.models.checkpoint import Checkpoint, read_config
-from retrieval_engine.models.loading import load_model
+from retrieval_engine.models.loading import load_model, load_tokenizer
 
 
-def backbone_name(vision_config: Any) -> str:
-    """Name of the backbone that a BLIP's vision config asks for, or empty.
-
-    Args:
-        vision_config: transformers' object, or the part of a config.json.
-
-    Raises:
-        CheckpointInvalid: a backbone that is not known.
-    """
-    name = stated(stated(vision_config, "backbone") or {}, "name")
-    if not name:
-        return ""
-    if name not in SCALES:
-        raise CheckpointInvalid(
-            f"unknown backbone {name!r} in vision_config", hint=f"known: {', '.join(SCALES)}"
-        )
-    return str(name)
-
-
-class HybridEmbeddings(nn.Module):
-    """Backbone states to tokens: (n, p, c) -> (n, 1 + p, w), CLS first."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        width, places = config.hidden_size, (config.image_size // config.patch_size) ** 2
-        self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.patch_embedding = nn.Linear(HEAD_CHANNELS, width)
-        self.position_embedding = nn.Parameter(torch.zeros(1, places + 1, width))
-
-    def forward(self, states: Tensor, places: Tensor | None = None) -> Tensor:
-        """Tokens of backbone states.
-
-        Args:
-            states: (n, p, c).
-            places: (n, p) which of the grid's places they are; None for all in order.
-        """
-        positions = self.position_embedding
-        first = (self.class_embedding + positions[:, :1]).expand(len(states), -1, -1)
-        where = positions[:, 1:] if places is None else positions[0, 1:][places]
-        return torch.cat([first, self.patch_embedding(states) + where], dim=1)
-
-
-class HybridVisionModel(BlipPreTrainedModel):  # type: ignore[misc]
+class HybridVisionModel(BlipPreTrainedModel, HybridTower):  # type: ignore[misc]
     """`BlipVisionModel` that begins with a frozen backbone; same names where the parts are the same."""
 
     main_input_name = "pixel_values"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        backbone = EfficientNetLite(backbone_name(config)).requires_grad_(False)
-        self.backbone: nn.Module = backbone
-        self.embeddings = HybridEmbeddings(config)
-        self.encoder = BlipEncoder(config)
-        self.mean_projection = nn.Linear(HEAD_CHANNELS, config.hidden_size)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
+        self.add_parts(config, BlipEncoder(config))
+        self.post_init()  # type: ignore[operator]
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """(n, 3, s, s) normalised pixels -> `last_hidden_state` (n, 1 + p, w).
-
-        On a CPU the backbone computes in float32, whatever the rest does.
-        """
-        if pixel_values.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                states = self.backbone(pixel_values.float())
-        else:
-            states = self.backbone(pixel_values.to(self.post_layernorm.weight.dtype))
-        return BaseModelOutput(last_hidden_state=self.see(states))
-
-    def quicken(self) -> None:
-        """Run the backbone through ONNX Runtime where that is installed and may be used.
-
-        That is on a CPU, for encoding: nothing is trained through it.
-        """
-        on_cpu = self.post_layernorm.weight.device.type == "cpu"
-        if on_cpu and is_installed() and isinstance(self.backbone, EfficientNetLite):
-            self.backbone = OnnxBackbone(self.backbone)
-        elif on_cpu:
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def see(self, states: Tensor, places: Tensor | None = None) -> Tensor:
-        """Tokens after the final LayerNorm from backbone states.
-
-        Args:
-            states: (n, p, c) floats from `backbone`.
-            places: (n, p) which of the grid's places they are; None for all in order.
-
-        Returns:
-            (n, 1 + p, w).
-        """
-        tokens = self.encoder(inputs_embeds=self.embeddings(states, places)).last_hidden_state
-        first = tokens[:, :1] + self.mean_projection(states.mean(1, keepdim=True))
-        found: Tensor = self.post_layernorm(torch.cat([first, tokens[:, 1:]], dim=1))
-        return found
+        """(n, 3, s, s) normalised pixels -> `last_hidden_state` (n, 1 + p, w)."""
+        return BaseModelOutput(last_hidden_state=self.states_of(pixel_values))
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection, as in `BlipVisionModel`."""
@@ -165,10 +88,8 @@ def load_decoder(
     return load_model(kind, checkpoint, dtype=dtype, quantize=quantize, fill=fill)
 
 
-def decoder_from_encoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, with the encoder's under the decoder's names that are not there."""
-    filled = dict(tensors)
-    for name, tensor in tensors.items():
-        if twin := decoder_twin(name):
-            filled.setdefault(twin, tensor)
-    return filled
+def with_words(model: Any, checkpoint: Checkpoint) -> tuple[Any, BertTokenizer]:
+    """A loaded model with fused attention, and its tokenizer."""
+    use_fused_attention(model)
+    rows = model.config.text_config.vocab_size
+    return model, load_tokenizer(BertTokenizer, checkpoint, rows=rows)

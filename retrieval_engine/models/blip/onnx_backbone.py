@@ -6,6 +6,8 @@ file. Its states equal torch's to 1e-4 (a test compares), so that the fingerprin
 
 import importlib.util
 import os
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,21 +33,25 @@ class OnnxBackbone(nn.Module):
 
     def __init__(self, backbone: EfficientNetLite) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            graph(backbone), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = cache(lambda: _session(backbone))  # stored states need none
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As `EfficientNetLite.forward`."""
         given = np.ascontiguousarray(pixels.float().numpy())
         parts = [given[start : start + _BATCH] for start in range(0, len(given), _BATCH)]
-        states = [self._session.run(None, {"pixels": part})[0] for part in parts]
+        states = [self._session().run(None, {"pixels": part})[0] for part in parts]
         return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
+
+
+def _session(backbone: EfficientNetLite) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        graph(backbone), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def graph(backbone: EfficientNetLite) -> bytes:

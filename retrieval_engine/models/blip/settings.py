@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
@@ -10,6 +10,9 @@ from retrieval_engine.models import text
 from retrieval_engine.models.checkpoint import Checkpoint, tensor_names, weight_digests
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Json, Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_WORDS = 30  # BLIP's flickr30k and coco retrieval sets
 MAX_TOKENS = 35  # train_retrieval.py
@@ -72,6 +75,15 @@ def decoder_twin(name: str) -> str | None:
         ["output"],
     )
     return f"text_decoder.bert.{rest}" if shared else None
+
+
+def decoder_from_encoder(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Tensors of a checkpoint, with the encoder's under the decoder's names that are not there."""
+    filled = dict(tensors)
+    for name, tensor in tensors.items():
+        if twin := decoder_twin(name):
+            filled.setdefault(twin, tensor)
+    return filled
 
 
 def stated(part: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from retrieval_engine.metrics.pair_scores import block_scores
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.head import closed_form, sampler
+from retrieval_engine.train.head.adamw import AdamW
 from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_precision
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
@@ -89,11 +90,11 @@ class HeadRun:
     def fit(self) -> None:
         """Run the epochs; the head ends with the weights that are kept."""
         recipe = self.recipe
-        optimiser, pace = self._optimiser()
+        optimiser = self._optimiser()
         kept = deepcopy(self.head.state_dict())
         self.progress.start("epochs", recipe.epochs)
         for number in range(1, recipe.epochs + 1):
-            loss = self._epoch(optimiser, pace)
+            loss = self._epoch(optimiser)
             self.epochs = number
             now = self._validate(loss)
             if not recipe.select_best or now.rank > self.best.rank:
@@ -111,22 +112,21 @@ class HeadRun:
         first_only = self.recipe.captions is CaptionChoice.FIRST
         self.head, self.train = head, self.train.joined(self.val, first_only=first_only)
         self._start(None)
-        optimiser, pace = self._optimiser()
+        optimiser = self._optimiser()
         for _ in range(self.best_epoch):
-            self._epoch(optimiser, pace)
+            self._epoch(optimiser)
 
-    def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    def _optimiser(self) -> AdamW:
         recipe = self.recipe
-        optimiser = torch.optim.AdamW(
-            self.head.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
-        )
         steps = -(-len(self.train) // sampler.batch_size(recipe, len(self.train)))
         pace = self._pace(steps * recipe.epochs)
-        return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, pace)
+        return AdamW(
+            self.head.parameters(),
+            rate=lambda step: recipe.lr * pace(step),
+            weight_decay=recipe.weight_decay,
+        )
 
-    def _epoch(
-        self, optimiser: torch.optim.Optimizer, pace: torch.optim.lr_scheduler.LRScheduler
-    ) -> float:
+    def _epoch(self, optimiser: AdamW) -> float:
         recipe, train = self.recipe, self.train
         mined = None
         if recipe.hard_negatives:
@@ -136,10 +136,8 @@ class HeadRun:
         total, steps = 0.0, 0
         for batch in sampler.epoch(train, recipe, self.generator, mined):
             loss = self._loss(batch)
-            optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            pace.step()
             total, steps = total + float(loss.detach()), steps + 1
         if not math.isfinite(total):
             raise TrainingError(
