@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from retrieval_engine.cli.completion import models
 from retrieval_engine.cli.options import (
     device_option,
     dtype_option,
@@ -70,6 +71,7 @@ _SHARED = (
     store_option,
     click.option(
         "--model",
+        shell_complete=models,
         envvar="VLRE_MODEL",
         help="Directory or hub id of a checkpoint that writes captions.  [default: the store's, "
         f"where the whole store is meant and it does, else {DEFAULT_MODEL}; env: VLRE_MODEL]",

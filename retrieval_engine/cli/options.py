@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from retrieval_engine.cli.completion import models
 from retrieval_engine.records import DEFAULT_INDEX, DEFAULT_MODEL, DEFAULT_STORE
 
 
@@ -62,6 +63,7 @@ index_option = click.option(
 )
 model_option = click.option(
     "--model",
+    shell_complete=models,
     envvar="VLRE_MODEL",
     default=DEFAULT_MODEL,
     show_default=True,
@@ -72,11 +74,15 @@ adapter_option = click.option(
     "--adapter", default="", help="Directory or hub id of an adapter for --model."
 )
 moved_model_option = click.option(
-    "--model", default="", help="Where the store's model is now, if it has moved."
+    "--model",
+    default="",
+    shell_complete=models,
+    help="Where the store's model is now, if it has moved.",
 )
 any_model_option = click.option(
     "--model",
     default="",
+    shell_complete=models,
     help="Where the store's model is now, if it has moved; the model of a new store.",
 )
 device_option = click.option(

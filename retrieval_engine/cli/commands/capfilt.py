@@ -4,13 +4,14 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.decoding_options import captioning_options, choose_model, read_decoding
 from retrieval_engine.cli.options import UserPath, example
 from retrieval_engine.cli.output import SOME_FAILED
 
 
 @click.command(epilog=example('vlre capfilt "scenes:8?seed=7" --out cleaned --beams 3'))
-@click.argument("targets", nargs=-1, metavar="[SOURCE]...")
+@click.argument("targets", nargs=-1, metavar="[SOURCE]...", shell_complete=sources)
 @click.option(
     "--out",
     type=UserPath(file_okay=False),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.decoding_options import captioning_options, choose_model, read_decoding
 from retrieval_engine.cli.options import (
     UserPath,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=example('vlre caption "scenes:3?seed=7" --beams 1'))
-@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", shell_complete=sources)
 @adapter_option
 @click.option(
     "--out",

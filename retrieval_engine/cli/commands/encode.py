@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.options import (
     adapter_option,
     device_option,
@@ -22,7 +23,7 @@ from retrieval_engine.cli.output import SOME_FAILED
 
 
 @click.command(epilog=example('vlre encode "scenes:100?seed=7" --store scenes-store'))
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=sources)
 @store_option
 @head_option
 @model_option

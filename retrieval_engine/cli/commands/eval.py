@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import models, sources
 from retrieval_engine.cli.options import (
     UserPath,
     device_option,
@@ -37,7 +38,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 
 
 @click.command(help=_HELP, epilog=example("vlre eval --recall --published flickr8k"))
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=sources)
 @click.option("--recall", is_flag=True, help="Recall@K of the store, both directions.")
 @store_option
 @split_option
@@ -57,6 +58,7 @@ _DATASETS = ["auto", "flickr30k", "coco", "flickr8k"]
 @click.option(
     "--model",
     default="",
+    shell_complete=models,
     help="Of SOURCE, an authors' .pth file too; else where the store's model is now, if it has "
     "moved.",
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from retrieval_engine.cli.completion import backends, recipes
 from retrieval_engine.cli.options import (
     device_option,
     example,
@@ -32,12 +33,14 @@ finds what is newer than its index all the same; --update makes that quick again
 @click.option(
     "--recipe",
     default="auto",
+    shell_complete=recipes,
     show_default=True,
     help="flat, hnsw, ivf, each also as -fp16, ivf-sq8; a name in ./indices/recipes; a .toml "
     "file; factory:STRING with a faiss factory string; auto chooses by the number of vectors.",
 )
 @click.option(
     "--backend",
+    shell_complete=backends,
     help="faiss or milvus, or one that is plugged in: its own recipe where none is named.",
 )
 @click.option(

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.options import UserPath, device_option, json_option, tracker_option
 
 _HELP = """Train a BLIP from scratch on SOURCE, any source with captions.
@@ -127,7 +128,7 @@ def _options(function: Any) -> Any:
 
 
 @click.command(help=_HELP)
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @_options
 @device_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from retrieval_engine.cli.completion import models
 from retrieval_engine.cli.options import (
     UserPath,
     any_model_option,
@@ -50,6 +51,7 @@ are but for tabs and line breaks, which stand as \\t and \\n: use -0 where names
 @click.option(
     "--rerank-model",
     default="",
+    shell_complete=models,
     help="With --rerank: another model looks at those pictures, e.g. a real BLIP.",
 )
 @click.option("--distinct", is_flag=True, help="Leave out near-duplicates of a better hit.")

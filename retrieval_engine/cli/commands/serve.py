@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import models
 from retrieval_engine.cli.options import (
     device_option,
     example,
@@ -26,6 +27,7 @@ from retrieval_engine.cli.options import (
     "--caption-model",
     "caption_models",
     multiple=True,
+    shell_complete=models,
     help="Writes captions; give several to choose from and compare. Default: the store's model.",
 )
 @device_option

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.options import (
     UserPath,
     device_option,
@@ -67,7 +68,7 @@ def heads(out: Path, as_json: bool, **given: Any) -> None:
 
 
 @command.command(epilog=example('vlre study collapse "scenes:40?seed=3" --model vlre-tiny'))
-@click.argument("targets", nargs=-1, metavar="[SOURCE]...")
+@click.argument("targets", nargs=-1, metavar="[SOURCE]...", shell_complete=sources)
 @model_option
 @store_option
 @split_option
