@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start Python dozens of times: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-services test-whole check clean install
+.PHONY: demo test test-services test-whole test-min check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
@@ -24,11 +24,26 @@ test-services: $(STAMP)
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 
+# The lowest releases that pyproject.toml allows, in an environment of their own (1.6 GB), and the tests
+# that a library could break: five minutes, too long for every change, so CI does not run it.
+MIN := .venv-min
+MIN_TESTS := plain text_tower golden_blip golden_blip2 store sources sources_tables index_backends \
+  index_recipes search heads filters clip siglip completion cold_start
+
+test-min:
+	test -x $(MIN)/bin/python || $(PYTHON) -m venv $(MIN)
+	torch=$$(grep '^torch==' constraints.txt) && \
+	  $(MIN)/bin/pip install --quiet --disable-pip-version-check -c constraints-min.txt "$$torch" httpx \
+	  -e '.[cpu,data,plots,serve,siglip,watch,testing]'
+	$(MIN)/bin/pip check
+	$(MIN)/bin/python -m pytest -q $(MIN_TESTS:%=tests/test_%.py)
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pip check
 
 install: $(STAMP)
 
@@ -41,5 +56,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist demo embeddings indices/built
+	rm -rf $(VENV) $(MIN) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist demo embeddings indices/built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
