@@ -53,6 +53,7 @@ _SECTIONS = {
         "pretrain": "a BLIP from scratch, or on a frozen backbone",
         "mine": "hard negatives for finetune",
         "merge-adapter": "LoRA into its base",
+        "export": "a model as ONNX graphs for programs without torch",
         "import-checkpoint": "the authors' own files into Hugging Face layout",
     },
     "The hub": {
