@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start Python dozens of times: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-services test-whole check clean install
+.PHONY: demo docs test test-services test-whole check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
@@ -23,6 +23,10 @@ test-services: $(STAMP)
 # The tour, CONTRIBUTING's examples, recipes, studies and benchmarks/ from end to end: two minutes.
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
+
+# Offline; a link that leads nowhere is an error. To read: python -m http.server -b 127.0.0.1 -d build/site
+docs: $(STAMP)
+	$(BIN)/python docs/site_pages.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
