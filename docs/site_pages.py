@@ -48,6 +48,7 @@ def lay_out(pages: Path) -> list[str]:
             (pages / page).write_text(_turn_links(text, place, places), encoding="utf-8")
         else:
             shutil.copyfile(ROOT / place, pages / page)
+    (pages / "examples.md").write_text(_examples(), encoding="utf-8")
     commands = command_pages()
     for name, text in commands.items():
         (pages / "commands" / f"{name}.md").write_text(text, encoding="utf-8")
@@ -62,6 +63,20 @@ def _turn_links(text: str, place: str, places: dict[str, str]) -> str:
         return f"]({places.get(target, link[1])}{link[2] or ''})"
 
     return _LINK.sub(turned, text)
+
+
+def _examples() -> str:
+    """The scripts of `examples/`, whole, each below the first line of what it says of itself."""
+    lines = [
+        "# Examples",
+        "",
+        "Scripts to read from top to bottom; without arguments each runs in seconds.",
+    ]
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        title = code.partition('"""')[2].partition("\n")[0].rstrip(".")
+        lines += ["", f"## {title}", "", f'```python title="examples/{path.name}"', code, "```"]
+    return "\n".join(lines)
 
 
 def command_pages() -> dict[str, str]:
