@@ -125,10 +125,11 @@ def _text(text: str) -> Iterator[str]:
 def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     """A table of them, with what click says of defaults and ranges."""
     options = [p for p in command.get_params(context) if isinstance(p, click.Option)]
-    records = [option.get_help_record(context) for option in options]
-    yield from ("| option | |", "| --- | --- |")
-    yield from (f"| `{names}` | {_plain(told)} |" for names, told in filter(None, records))
-    yield ""
+    records = [option.get_help_record(context) for option in options if option.name != "help"]
+    if records:
+        yield from ("| option | |", "| --- | --- |")
+        yield from (f"| `{names}` | {_plain(told)} |" for names, told in filter(None, records))
+        yield ""
 
 
 def _plain(text: str) -> str:

@@ -31,6 +31,15 @@ def run(
     return capsys.readouterr().out
 
 
+def check_formats(folder: Path) -> None:
+    """Every file that was written is named in docs/formats.md."""
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w-]+\.\w+", text))
+    written = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert written
+    assert not written - named
+
+
 @pytest.mark.whole
 def test_search_photos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -40,6 +49,8 @@ def test_search_photos(
     assert told.count("5 hits of 'a dog on grass'") == 2
     assert "recall@10 1.000 of exact search" in told
     assert "data:image/" in (tmp_path / "runs/search/sheet.html").read_text()
+    for name in ("store", "index"):
+        check_formats(tmp_path / "runs/search" / name)
 
 
 @pytest.mark.whole
@@ -63,6 +74,7 @@ def test_heads(
     assert "40 images that no head has seen (60 left out)" in told
     assert re.search(r"^\| ITC \|.*\n\| linear \|.*\n\| mlp \|", told, re.MULTILINE)
     assert "mlp against itc: " in told
+    check_formats(tmp_path / "runs/heads/mlp")
 
 
 @pytest.mark.whole
@@ -74,6 +86,7 @@ def test_lora_captions(
     assert losses
     assert float(losses[2]) < float(losses[1])
     assert re.search(r"^\| before \|.*\n\| after \|", told, re.MULTILINE)
+    check_formats(tmp_path / "runs/lora/adapter")
 
 
 @pytest.mark.whole
