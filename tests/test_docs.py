@@ -88,6 +88,39 @@ def test_every_public_name_is_on_the_page_of_the_api() -> None:
     assert "`SearchEngine` is" in text
 
 
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "indices" / "README.md"],
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_commands_in_texts_have_these_options(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text("utf-8"), flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for words in re.findall(r"`(vlre [^`]+)`", text) + re.findall(
+        r"^(?:\$ )?(vlre .*)", "\n".join(lines), flags=re.M
+    ):
+        check_options(words.partition("  #")[0].split()[1:])
+
+
+def check_options(words: list[str]) -> None:
+    """Whether a command that a text shows is one, and has the options it is shown with."""
+    command: click.Command = main
+    with click.Context(main) as context:
+        for word in words:
+            if not isinstance(command, click.Group) or word.startswith("-") or word.isupper():
+                break
+            found = command.get_command(context, word)
+            assert found, f"vlre {' '.join(words)}"
+            command = found
+        known = {option for param in command.get_params(context) for option in param.opts}
+        known |= {o for param in command.get_params(context) for o in param.secondary_opts}
+    for word in words:
+        if option := re.match(r"--[a-z][a-z-]*", word):
+            assert option[0] in known, f"vlre {' '.join(words)}: {option[0]}"
+
+
 class Links(HTMLParser):
     """What a page refers to, and the places in it that can be referred to."""
 
