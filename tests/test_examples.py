@@ -63,6 +63,9 @@ def test_publishable_recall(
     assert "had it been trained on this store: 60 of 60 images" in told
     certificate = json.loads((tmp_path / "runs/recall/metrics.json").read_text())
     assert set(certificate["results"]) == {"itc", "itm+itc"}
+    concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    told_of = re.findall(r"^\| `(\w+)` \|", concepts.partition("## Certificate")[2], re.MULTILINE)
+    assert told_of == [name for name in certificate if name != "format"]
 
 
 @pytest.mark.whole
