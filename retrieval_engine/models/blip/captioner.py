@@ -24,7 +24,7 @@ from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.attend import attend_openly, keys_values_of, split_heads
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_attention import CrossAttention
-from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_captioning
+from retrieval_engine.models.blip.hybrid import load_captioning, quicken
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
     captioner_part_of,
@@ -69,8 +69,7 @@ class BlipCaptioner(ImageEncoder):
         model = _load(checkpoint, stored)
         use_fused_attention(model)
         self.model = model.to(self.device)
-        if isinstance(model.vision_model, HybridVisionModel):
-            model.vision_model.quicken()
+        quicken(self, model)
         self.tokenizer = load_tokenizer(
             BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
         )

@@ -15,7 +15,7 @@ from transformers import BertTokenizer
 from retrieval_engine.models import text
 from retrieval_engine.models.blip.attention import use_fused_attention
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
-from retrieval_engine.models.blip.hybrid import HybridVisionModel, load_retrieval
+from retrieval_engine.models.blip.hybrid import load_retrieval, quicken
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import DualEncoder
@@ -45,8 +45,7 @@ class BlipEncoder(DualEncoder):
         model.text_proj.float()
         model.itm_head.float()
         self.model = model.to(self.device)
-        if isinstance(model.vision_model, HybridVisionModel):
-            model.vision_model.quicken()
+        quicken(self, model)
         self.tokenizer = load_tokenizer(
             BertTokenizer, checkpoint, rows=model.config.text_config.vocab_size
         )
@@ -57,7 +56,7 @@ class BlipEncoder(DualEncoder):
             checkpoint,
             self.preprocessor,
             vocabulary=vocabulary_digest(self.tokenizer),
-            dtype=self.dtype,
+            dtype=self.arithmetic,
         )
 
     def _enc_token_id(self) -> int:

@@ -16,11 +16,13 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.blip.modeling_blip import BlipEncoder, BlipPreTrainedModel
 
-from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder, stated
 from retrieval_engine.models.checkpoint import Checkpoint, read_config
+from retrieval_engine.models.dual_encoder import ImageEncoder
+from retrieval_engine.models.int8 import INT8
 from retrieval_engine.models.loading import load_model
 
 
@@ -122,6 +124,23 @@ class HybridVisionModel(BlipPreTrainedModel):  # type: ignore[misc]
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection, as in `BlipVisionModel`."""
         return self.embeddings
+
+
+def quicken(owner: ImageEncoder, model: Any) -> None:
+    """Make a model's vision tower as quick as it can be for encoding.
+
+    Raises:
+        UsageError: int8 is asked of a backbone, which has hardly a linear layer.
+    """
+    if not isinstance(model.vision_model, HybridVisionModel):
+        owner.in_arithmetic(model.vision_model)
+        return
+    if owner.arithmetic == INT8:
+        raise UsageError(
+            f"{owner.checkpoint.name} sees through convolutions, which int8 makes no faster",
+            hint="leave `dtype` at auto",
+        )
+    model.vision_model.quicken()
 
 
 class HybridImageTextRetrieval(BlipForImageTextRetrieval):  # type: ignore[misc]
