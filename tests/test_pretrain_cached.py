@@ -388,3 +388,40 @@ def test_what_was_pretrained_can_be_finetuned(
     assert not [name for name in moved if ".backbone." in name]
     open_encoder(str(out), device="cpu")
     open_captioner(str(out), device="cpu", dtype="auto")
+
+
+def test_contrast_may_end_before_captions_begin(
+    recipe: CachedConfig, cache: Path, tmp_path: Path
+) -> None:
+    """From then on the vectors are those of the average; also where a resumed run goes on."""
+    config = dataclasses.replace(recipe, contrast_every=0, average=0.9)
+    run = CachedRun(config, tmp_path / "run", cache, Silent(), False)
+    at: list[dict[str, torch.Tensor]] = []
+    step = run._step
+
+    def stepped() -> dict[str, torch.Tensor]:
+        if run.state.step == 2:
+            at.append({k: v.clone() for k, v in run.averaged.module.state_dict().items()})
+        if run.state.step == 3:
+            run.save()
+            raise KeyboardInterrupt
+        return dict(step())
+
+    run._step = stepped  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    run.log.close()
+    run = CachedRun(config, tmp_path / "run", cache, Silent(), True)
+    run.train()
+    now = run.model.state_dict()
+    moved = {name for name in now if not torch.equal(now[name], at[0][name])}
+    learns = ("crossattention.", "itm_head.", "match_", "text_decoder.cls.predictions.")
+    own = "text_decoder.bert.encoder.layer.0.attention.self.query.weight"
+    assert own in moved
+    assert any("crossattention" in name for name in moved)
+    still = {
+        n for n in now if not n.startswith("text_decoder.") and not any(p in n for p in learns)
+    }
+    assert len(still) > 20
+    assert not moved & still
+    assert set(json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-2])) >= {"lm"}
