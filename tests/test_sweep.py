@@ -43,7 +43,7 @@ batch_size = {low = 8, high = 24, step = 8}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return paired_store(tmp_path_factory.mktemp("sweep") / "store", 60)
+    return paired_store(tmp_path_factory.mktemp("sweep") / "store", 40)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ class Recorded:
                 raise KeyboardInterrupt
 
         start: Any = {"start": "random", "dim": 4, "refit_below": 0, "patience": 0}
-        given: Any = {"epochs": 6, **start, **values}
+        given: Any = {"epochs": 3, **start, **values}
         return train_head(self.store, out, HeadRecipe(**given), on_validation=told).best_epoch
 
     def command(self, values: Mapping[str, Json], out: Path) -> str:
@@ -132,7 +132,7 @@ def test_a_trial_that_validates_worse_than_the_median_ends_early(
     for row in report.rows:
         logged = read_log(report.weights.with_name(f"{row.number:04d}") / "log.jsonl")
         assert row.validations == len(logged)
-        assert (len(logged) < 7) == (row.state == "pruned")
+        assert (len(logged) < 4) == (row.state == "pruned")
         assert (report.weights.with_name(f"{row.number:04d}") / "head.json").exists() == (
             row.state != "pruned"
         )

@@ -2,6 +2,7 @@
 
 import io
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from retrieval_engine import Engine, encode, open_encoder
 from retrieval_engine.encoding import EncodeOptions
-from retrieval_engine.errors import SourceEmpty, SourceError, UsageError
+from retrieval_engine.errors import MissingExtra, SourceEmpty, SourceError, UsageError
 from retrieval_engine.search.contact_sheet import render
 from retrieval_engine.sources import open_source, read_bytes, video_frames
 from retrieval_engine.sources.kinds import video
@@ -136,6 +137,31 @@ def test_what_is_broken_fails_alone(tmp_path: Path) -> None:
     for name in ("e-text.mov", "f-list.mp4", "g-empty.mkv"):
         assert faults[name].startswith("it cannot be read as a video: ")
     assert "1 other files are no videos by their endings: .txt 1" in source.notes
+
+
+def test_where_a_file_is_damaged_its_frames_fail_and_the_others_do_not(tmp_path: Path) -> None:
+    made = write_video(tmp_path / "a.mkv", shots([60]), rate=10)
+    frames, data = decoded(made), bytearray(made.read_bytes())
+    middle = slice(len(data) * 5 // 10, len(data) * 6 // 10)
+    data[middle] = np.random.default_rng(0).bytes(middle.stop - middle.start)
+    made.write_bytes(data)
+    items = [item for item in open_source(f"video:{made}?every=500ms").items() if not item.fault]
+    assert len(items) == 12
+    for item, half in zip(items, range(12), strict=True):
+        if 6 < half < 10:
+            with pytest.raises(SourceError, match=r"a\.mkv: it is damaged at 00:00:0[345]"):
+                read_bytes(item.uri)
+        else:
+            assert read_bytes(item.uri) == ppm(shown_at(frames, 500 * half))
+
+
+def test_without_pyav_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_video(tmp_path / "a.mp4", shots([2]))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtra, match="av is not installed"):
+        open_source(f"video:{made}")
 
 
 def test_options_and_places_that_cannot_be(tmp_path: Path) -> None:
