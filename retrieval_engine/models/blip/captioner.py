@@ -136,6 +136,11 @@ class BlipCaptioner(ImageEncoder):
         ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
         return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
+    def next_logits(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """(n, v) logits of the token after (n, l) ids, for images with (n, t, w) states."""
+        state = BlipDecodingState(self.model.text_decoder, tokens)
+        return state.read(ids[:, None])[:, 0]
+
 
 open_captioner = BlipCaptioner
 
@@ -202,7 +207,8 @@ class BlipDecodingState:
             before = self._past[number]
             k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
         # Tokens are read together only where nothing was read before them.
-        out = scaled_dot_product_attention(q, k, v, is_causal=not self._past and q.shape[2] > 1)
+        together = not self._past and bool(q.shape[2] > 1)
+        out = scaled_dot_product_attention(q, k, v, is_causal=together)
         return out.transpose(1, 2).flatten(2), (k, v)  # (r, h, m, d) -> (r, m, w)
 
 

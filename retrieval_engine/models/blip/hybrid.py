@@ -61,7 +61,7 @@ class HybridEmbeddings(nn.Module):
             places: (n, p) which of the grid's places they are; None for all in order.
         """
         positions = self.position_embedding
-        first = (self.class_embedding + positions[:, :1]).expand(len(states), -1, -1)
+        first = (self.class_embedding + positions[:, :1]).expand(states.shape[0], -1, -1)
         where = positions[:, 1:] if places is None else positions[0, 1:][places]
         return torch.cat([first, self.patch_embedding(states) + where], dim=1)
 
