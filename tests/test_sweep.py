@@ -350,7 +350,7 @@ def test_the_example_of_the_page_works_as_printed() -> None:
     [config] = re.findall(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     [commands] = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     Path("sweep.toml").write_text(config.replace("trials = 20", "trials = 6"))
-    for line in commands.splitlines():
-        result = CliRunner().invoke(main, shlex.split(line)[1:])
-        assert result.exit_code == 0, result.output
-    assert result.stderr.count("\ntrial ") == 6
+    lines = [shlex.split(line)[1:] for line in commands.splitlines()]
+    results = [CliRunner().invoke(main, words) for words in lines]
+    assert [result.exit_code for result in results] == [0] * len(lines), results[-1].output
+    assert results[-1].stderr.count("\ntrial ") == 6
