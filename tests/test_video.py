@@ -2,14 +2,18 @@
 
 import io
 import random
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from retrieval_engine import Engine, encode, open_encoder
+from retrieval_engine.cli import main
 from retrieval_engine.encoding import EncodeOptions
 from retrieval_engine.errors import MissingExtra, SourceEmpty, SourceError, UsageError
 from retrieval_engine.search.contact_sheet import render
@@ -221,3 +225,20 @@ def test_frames_are_encoded_once_and_found_at_their_times(
         np.asarray(Image.open(io.BytesIO(x)), int) for x in (shown, read_bytes(frame.uri))
     )
     assert np.abs(small - whole).mean() < 6  # but for what JPEG leaves out
+
+
+@pytest.mark.whole
+def test_the_commands_of_the_page_work_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    write_video(tmp_path / "clips" / "beach.mp4", shots([200, 160], seed=5))
+    text = (Path(__file__).parents[1] / "docs" / "video.md").read_text(encoding="utf-8")
+    [commands] = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
+    results = [CliRunner().invoke(main, words) for words in lines]
+    assert [result.exit_code for result in results] == [0] * 4, results[-1].output
+    found = [line.split("\t")[2] for line in results[3].stdout.splitlines()]
+    assert sorted(found) == [f"beach.mp4@00:01:{second:02}.000" for second in range(2, 12, 2)]
+    assert "beach.mp4 at 01:02</small>" in (tmp_path / "sheet.html").read_text()
