@@ -30,6 +30,8 @@ _OPTIONS = {
 }
 _MISSING_MS = 1500
 """A file that ends so much before the time it promises has been cut off."""
+_PROMISING = {"mov", "matroska", "avi", "asf"}
+"""Kinds of files that say how long they are; of others FFmpeg may have guessed it."""
 _SHOT_THRESHOLD = 10  # scdet's own; the filter's documentation calls 8 to 14 good
 _SHOT_WIDTH = 320
 _REORDERED = 17  # no codec lets more pictures overtake one
@@ -169,7 +171,8 @@ def _measured(video: Video) -> Length:
     if not video_end:
         return Length(end_ms=0, fault="it has no frames")
     fault = ""
-    if promised and end + _MISSING_MS < start + promised:
+    kinds = set(container.format.name.split(","))
+    if kinds & _PROMISING and promised and end + _MISSING_MS < start + promised:
         fault = f"it ends at {stamp(end - start)} of {stamp(promised)}: it was cut off"
     return Length(end_ms=video_end - start, fault=fault)
 

@@ -115,6 +115,8 @@ def sweep(
             if not keep_all:
                 shared.clear()
             progress.advance()
+        if not keep_all:
+            shared.clear()  # what a process left that was killed before it could
         progress.stop()
         return _report(shared, trainer)
     finally:
