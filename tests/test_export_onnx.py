@@ -1,6 +1,7 @@
 """`vlre export`: graphs that ONNX Runtime runs give the engine's own features, logits and words."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from retrieval_engine.cli import main
 from retrieval_engine.errors import EncoderError, MissingExtra, UsageError
@@ -16,7 +18,10 @@ from retrieval_engine.models import export_onnx as exporting
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.export_onnx import export_onnx
+from retrieval_engine.records import Modality
 from tests import tiny, tiny_blip2
+
+ROOT = Path(__file__).parents[1]
 
 TEXT = "a dog on the grass"
 
@@ -37,8 +42,10 @@ def pixels(count: int, side: int) -> Any:
 
 
 @pytest.mark.whole
-def test_towers_and_matcher_give_what_the_encoder_gives(blip: Path, tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "onnx"
+def test_towers_and_matcher_give_what_the_encoder_gives(
+    blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "deep" / "photo-onnx"
     result = CliRunner().invoke(
         main, ["export", "--model", str(blip), "--onnx", str(out), "--json"]
     )
@@ -68,10 +75,19 @@ def test_towers_and_matcher_give_what_the_encoder_gives(blip: Path, tmp_path: Pa
     pairs = np.array([(image, 0) for image in range(4)])
     right = encoder.matcher().score_pairs(lambda rows: found["tokens"][rows], [TEXT], pairs)
     np.testing.assert_allclose(match["logits"][:, 1], right, atol=1e-4)
-    kept = {"itc", "pooled", "tokens"}
-    assert set(facts["fingerprints"]["images"]) == kept
+    forms = encoder.features(Modality.IMAGES).values()
+    assert facts["fingerprints"]["images"] == {form.name: form.fingerprint for form in forms}
     with pytest.raises(UsageError, match="is there already"):
         export_onnx(str(blip), out)
+
+    monkeypatch.chdir(out.parent)
+    Image.fromarray(images[0]).resize((90, 70)).save("beach.jpg")
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.S)
+    known: dict[str, Any] = {}
+    exec(code, known)
+    picture = encoder.preprocessor.pixels(Image.open("beach.jpg"))
+    wanted = encoder.encode_images(picture[None], ["itc"])
+    np.testing.assert_allclose(known["itc"], wanted["itc"], atol=1e-4)
 
 
 @pytest.mark.whole

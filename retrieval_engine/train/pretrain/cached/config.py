@@ -28,8 +28,7 @@ class CachedConfig(RunConfig):
         fused_size: pictures of the caption loss among them.
         matched_size: pictures of the matching loss among those.
         contrast_every: once matching and captions have joined, the contrastive loss is a part of
-            every so manieth step; 0 is of none, and then whatever the vectors come from stays as
-            it is from there on.
+            every so manieth step.
         captions_told: captions of each of those that the decoder learns in a step.
         prototypes: in a step.
         frozen_layers: of the text side, from below, that stay as the BERT had them.
@@ -91,17 +90,8 @@ class CachedConfig(RunConfig):
                 f"`matched_size` {self.matched_size}, `fused_size` {self.fused_size} and "
                 f"`batch_size` {self.batch_size} must be 2 or more and rise in this order"
             )
-        at_least(self, 1, "vision_layers", "embed_dim", "captions_told")
-        at_least(
-            self,
-            0,
-            "contrast_every",
-            "prototypes",
-            "frozen_layers",
-            "text_lr",
-            "image_lr",
-            "fusion_lr",
-        )
+        at_least(self, 1, "contrast_every", "vision_layers", "embed_dim", "captions_told")
+        at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr", "fusion_lr")
         below_one(self, "contrast_share", "dropout", "soft_targets", "average")
 
     @property

@@ -21,8 +21,6 @@ _TEMPERATURE = 0.05
 _MATCH_SCALE, _MATCH_OFFSET = 15.0, 6.0  # where match logits start on the cosine of ITC
 _NEVER = -30.0  # bias of a piece that no caption uses
 _GROUPS = 4
-_FUSION = ("crossattention", "itm_head", "match_", "text_decoder.cls.predictions.")
-_TELLS = "text_decoder.bert.encoder."
 
 
 class CachedModel(nn.Module):
@@ -162,25 +160,16 @@ class CachedModel(nn.Module):
         logits: Tensor = linear(head.transform(x), weight, head.bias[self.said])
         return logits
 
-    def keep_vectors(self) -> None:
-        """From now on nothing is learned that a vector of an image or of a text comes from."""
-        for name, parameter in self.named_parameters():
-            if not any(part in name for part in (*_FUSION, _TELLS)):
-                parameter.requires_grad_(False)
-
-    def groups(
-        self, lrs: Sequence[float], decay: float, *, apart: bool = False
-    ) -> list[dict[str, object]]:
+    def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
         """Parameters by peak step: what the BERT had, the image side, and what fuses both.
 
         Args:
             lrs: of the three, in this order.
             decay: of matrices; vectors and embeddings have none.
-            apart: the decoder's own self-attention is trained with what fuses both.
         """
         sides: list[list[nn.Parameter]] = [[], [], []]
         image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
-        fusion = (*_FUSION, _TELLS) if apart else _FUSION
+        fusion = ("crossattention", "itm_head", "match_", "text_decoder.cls.predictions.")
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -142,7 +142,7 @@ class CachedRun(PretrainRun):
         )
         self.batcher = StateBatcher(self.train_set, self.scale, config)
         lrs = (config.text_lr, config.image_lr, config.fusion_lr)
-        groups = self.model.groups(lrs, config.weight_decay, apart=not config.contrast_every)
+        groups = self.model.groups(lrs, config.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
@@ -153,8 +153,6 @@ class CachedRun(PretrainRun):
             self._guess(means)
             self.averaged.update_parameters(self.model)
         self._begin(resume=resume)
-        if self.state.fused_from < 1 and not config.contrast_every:
-            self.model.keep_vectors()
 
     def _said(self) -> torch.Tensor:
         """Ids of the pieces that the training captions use, [SEP] among them."""
@@ -207,19 +205,16 @@ class CachedRun(PretrainRun):
         fused = done >= config.contrast_share
         if fused and state.fused_from == 1:
             state.fused_from = done
-            if not config.contrast_every:
-                self._keep_vectors()
         along = (done - state.fused_from) / (1 - state.fused_from) if fused else 0.0
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
-        every = config.contrast_every
-        contrast = not fused or (every > 0 and state.step % every == 0)
+        contrast = not fused or state.step % config.contrast_every == 0
         seen = self.batcher.batch(state.step, config.batch_size if contrast else config.fused_size)
         drawn = Draw(
             step=state.step, contrast=contrast, fused=fused, hardness=max(0.0, 1.5 * along - 0.75)
         )
         parts = self.objective.losses(seen, drawn)
         self._backward(total(parts), "lower `text_lr`, `image_lr` and `fusion_lr`")
-        overall = step_factor(done if every else done / config.contrast_share, config.warmup)
+        overall = step_factor(done, config.warmup)
         fusing = step_factor(along, config.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * (fusing if group["fuses"] else overall)
@@ -227,11 +222,6 @@ class CachedRun(PretrainRun):
         self.averaged.update_parameters(self.model)
         self.optimiser.zero_grad(set_to_none=True)
         return parts
-
-    def _keep_vectors(self) -> None:
-        """Go on from the averaged weights, and leave those that the vectors come from as they are."""
-        self.model.load_state_dict(self.averaged.module.state_dict())
-        self.model.keep_vectors()
 
     def _validate(self) -> None:
         state = self.state
