@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start Python dozens of times: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-services test-whole test-min check clean install
+.PHONY: demo docs test test-services test-whole test-min check clean install
 
 demo: $(STAMP)
 	$(BIN)/vlre demo
@@ -20,7 +20,7 @@ test: $(STAMP)
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service $$(grep -l mark.service tests/test_*.py)
 
-# The tour, CONTRIBUTING's examples, recipes, studies and benchmarks/ from end to end: two minutes.
+# The tour, examples/ and CONTRIBUTING's, recipes, studies, benchmarks/ from end to end, and the site of docs/: three minutes.
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 
@@ -37,6 +37,10 @@ test-min:
 	  -e '.[cpu,data,plots,serve,siglip,watch,testing]'
 	$(MIN)/bin/pip check
 	$(MIN)/bin/python -m pytest -q $(MIN_TESTS:%=tests/test_%.py)
+
+# Offline; a link that leads nowhere is an error. To read: python -m http.server -b 127.0.0.1 -d build/site
+docs: $(STAMP)
+	$(BIN)/python docs/site_pages.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -70,7 +70,7 @@ def main() -> None:
         BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(model)
         (root / "pictures").mkdir()
         write_pictures(root / "pictures", n)
-        for dtype in ("float32", "auto"):
+        for dtype in ("float32", "auto", "int8")[: 2 if arguments.device.startswith("cuda") else 3]:
             encoder = open_encoder(str(model), device=arguments.device, dtype=dtype)
             ours, plain, share, cosine = [], [], [], []
             for number in range(rounds):

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 class Engine(FollowedStore):
     """A searchable collection of images: a store, an index where there is one, and their model.
 
-        engine = Engine("photos")
-        engine.search("a dog on grass")
-
     What other processes add to the store or take out of it shows at the next call.
 
     Args:
@@ -55,6 +52,11 @@ class Engine(FollowedStore):
     Raises:
         UsageError: `path` is neither a folder, nor a store, nor a source.
         VlreError: the store is damaged, or of another model.
+
+    Examples:
+        >>> engine = Engine("scenes:8?seed=7", model="vlre-tiny")  # or a folder of pictures
+        >>> engine.search("a dog on grass", k=1)[0].uri
+        'scenes:7/4'
     """
 
     def __init__(  # noqa: PLR0913 (a front door)
@@ -82,8 +84,6 @@ class Engine(FollowedStore):
         if source:
             self.added = self.add(source, progress=progress)
             self._scope = frozenset({self._added_name})
-
-    # Images in
 
     def add(
         self,

@@ -37,6 +37,14 @@ class VlreError(Exception):
     Args:
         message: what was seen and what is allowed, in one line.
         hint: what to do next; shown on a line of its own.
+
+    Examples:
+        >>> from retrieval_engine import open_store
+        >>> try:
+        ...     open_store("nowhere")
+        ... except VlreError as error:
+        ...     print(f"{error.message}: {error.hint}")
+        no store at nowhere: make one with `encode(source, store=PATH)`, or name another `store`
     """
 
     exit_code = 1

@@ -46,6 +46,15 @@ class EncoderSpec:
         dtype: dtype of the towers' arithmetic, e.g. `bfloat16`.
         pooling: how `pooled` is made.
         extra: what else decides the numbers of a family's features.
+
+    Examples:
+        >>> spec = EncoderSpec(family="blip", checkpoint="here", weights={"vision": "9f2c"})
+        >>> moved = EncoderSpec(family="blip", checkpoint="elsewhere", weights={"vision": "9f2c"})
+        >>> spec.fingerprint == moved.fingerprint
+        True
+        >>> tuned = EncoderSpec(family="blip", checkpoint="here", weights={"vision": "41aa"})
+        >>> spec.fingerprint == tuned.fingerprint
+        False
     """
 
     family: str

@@ -63,6 +63,22 @@ def open_slow(checkpoint: str, *, device: str) -> Encoder:
     return cast("Encoder", encoder)
 
 
+def open_small(checkpoint: str, most: int, *, device: str) -> Encoder:
+    """The encoder on a device whose memory takes so many pictures at a time."""
+    encoder: Any = open_encoder(checkpoint, device=device, dtype="float32")
+    images, tried = encoder.encode_images, Path(checkpoint) / "tried"
+
+    def encode_images(pixels: Any, features: Any) -> Any:
+        with tried.open("a") as file:
+            file.write(f"{len(pixels)} ")
+        if len(pixels) > most:
+            raise RuntimeError("CUDA driver error: out of memory")
+        return images(pixels, features)
+
+    encoder.encode_images = encode_images
+    return cast("Encoder", encoder)
+
+
 def open_twice(checkpoint: str, *, device: str) -> Encoder:
     """The encoder for the first two processes; for others it is gone."""
     seen = Path(checkpoint) / "opened"

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.whole
     ("name", "figures"),
     [
         ("encode", {"images_per_s", "plain_images_per_s", "ratio", "smallest_cosine"}),
+        ("int8", {"dtype", "seconds_per_image", "text_to_image@1"}),
         ("full_size", {"open_s", "images_per_s", "pairs_per_s", "peak_bytes"}),
         ("heads", {"seed_s", "ours_until_seed_recall_s", "seed_test_recall", "our_test_recall"}),
         ("rerank", {"pairs_per_s", "ratio_as_shipped", "ratio_half", "largest_difference"}),

@@ -177,6 +177,7 @@ def test_the_whole_study(tmp_path: Path) -> None:
         replace(plan, test_size=1)
 
 
+@pytest.mark.whole
 def test_a_study_uses_the_splits_of_its_source(tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     for split, n in (("train", 20), ("val", 6), ("test", 8)):

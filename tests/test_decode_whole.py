@@ -210,6 +210,7 @@ def test_formats_that_need_most_memory_have_a_lower_limit() -> None:
     assert decode(encoded(picture, "PNG"), max_pixels=3000).size == (40, 30)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read there")
 @pytest.mark.parametrize("mode", ["RGB", "P", "I;16"])
 def test_peak_memory_of_the_largest_picture_is_bounded(tmp_path: Path, mode: str) -> None:

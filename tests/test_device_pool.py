@@ -206,6 +206,17 @@ def test_a_device_that_is_lost_leaves_its_work_to_others(
     assert [tally.images for tally in report.devices] == [0, 23]
 
 
+@pytest.mark.whole
+def test_what_does_not_fit_is_halved_for_good(tmp_path: Path, pictures: Path) -> None:
+    checkpoint = tiny.save_blip(tmp_path / "model")
+    with open_devices(["cpu"], partial(fragile_encoder.open_small, str(checkpoint), 2)) as pool:
+        report = encode(f"folder:{pictures}", tmp_path / "store", encoder=pool, options=OPTIONS)
+    assert (report.images.encoded, report.images.failed) == (23, 1)
+    tried = list(map(int, (checkpoint / "tried").read_text().split()))
+    assert tried[:5] == [4, 4, 2, 2, 4]
+    assert set(tried[5:]) <= {1, 2}, "what did not fit is not tried again and again"
+
+
 def test_other_weights_are_never_mixed_in(tmp_path: Path, pictures: Path, checkpoint: str) -> None:
     first = tiny.save_blip(tmp_path / "first")
     other = tiny.save_blip(tmp_path / "other", seed=9)

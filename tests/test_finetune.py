@@ -484,6 +484,7 @@ def test_the_default_step_grows_for_small_models_and_adapters(tmp_path: Path, st
     assert all(math.isfinite(peak) for peak in peaks)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("what", ["caption5", "retrieval", "blip2"])
 def test_the_benchmark_runs_and_both_ways_have_the_same_losses(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def set_scale(run: FinetuneRun, scale: float) -> None:
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": scale})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("more", [{}, {"lora": "r=4", "itm": False}, {"micro_batch": 4}])
 def test_retrieval_runs_in_float16(tmp_path: Path, store: Path, more: dict[str, Json]) -> None:
     finetune(configure(Task.RETRIEVAL, **settings(store, max_steps=20, **more)), tmp_path)

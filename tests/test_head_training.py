@@ -63,6 +63,7 @@ def ridge_recall(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) ->
     return best
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", list(HeadKind))
 @pytest.mark.parametrize(("n", "widths"), [(60, (64, 96)), (240, (24, 40))])
 def test_defaults_are_no_worse_than_the_best_ridge_regression(

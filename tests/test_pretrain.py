@@ -85,6 +85,7 @@ class Killed(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("after", [5, 13])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     trained: Path, cache: Path, tmp_path: Path, after: int

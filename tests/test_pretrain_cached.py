@@ -371,6 +371,7 @@ def store(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "task", [("retrieval", "--no-itm"), ("caption",), ("retrieval", "--from-pixels", "--no-itm")]
 )

@@ -15,19 +15,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 
 from retrieval_engine.caption import CaptionRequest
-from retrieval_engine.encoding import EncodeOptions, encode
+from retrieval_engine.encoding import EncodeOptions, encode, model_pool
 from retrieval_engine.encoding.device_pool import DevicePool, open_devices
-from retrieval_engine.errors import ClusterFailure
+from retrieval_engine.errors import ClusterFailure, MissingExtra, VlreError
 from retrieval_engine.evaluate import RecallSettings, evaluate_store
 from retrieval_engine.models import open_encoder
+from retrieval_engine.progress import Silent
 from retrieval_engine.store import open_store
 from retrieval_engine.testing.images import jpeg
+from retrieval_engine.workers import ray_actor
 from retrieval_engine.workers.ray_cluster import joined
 from tests import fragile_encoder, tiny
 from tests.ray_nodes import kill_node, ray_nodes, start_node_after
@@ -237,6 +239,53 @@ def started(home: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
 def _listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_what_a_node_lacks_is_told_with_its_address(
+    tmp_path: Path, checkpoint: str, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, another version of vlre, memory for a batch, a place."""
+    gone = partial(open_encoder, str(tmp_path / "gone"), dtype="float32")
+    with (
+        pytest.raises(VlreError, match=f"no checkpoint '{tmp_path / 'gone'}'"),
+        open_devices("cpu:1", gone, on=cluster.address),
+    ):
+        pass
+    model = partial(open_encoder, checkpoint, dtype="float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_actor, "__version__", "9.9")
+        with (
+            pytest.raises(ClusterFailure, match=r"node 127\.0\.0\.1 has vlre .*, and 9\.9 runs"),
+            open_devices("cpu:1", model, on=cluster.address),
+        ):
+            pass
+    small = partial(fragile_encoder.open_small, checkpoint, 2)
+    with open_devices("cpu:1", small, on=cluster.address) as pool:
+        options = EncodeOptions(batch_size=4)
+        report = encode("scenes:8", tmp_path / "halved", encoder=pool, options=options)
+    assert report.images.encoded == 8
+
+    class Heard(Silent):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    monkeypatch.setattr(model_pool, "_TELL_S", 0.2)
+    monkeypatch.setattr(model_pool, "_PLACE_S", 1.0)
+    with (
+        pytest.raises(ClusterFailure, match="no node of the cluster has had room"),
+        open_devices("gpu:1", model, on=cluster.address, progress=Heard()),
+    ):
+        pass
+    assert Heard.lines == ["waiting for a place on the cluster, 1 s at most"]
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match="ray is not installed") as told, joined("ray"):
+        pass
+    assert "vlre[ray]" in str(told.value.hint)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

@@ -87,6 +87,7 @@ class Killed(Silent):
         self.left = 22 if what == "pretraining" else 10**6
 
 
+@pytest.mark.whole
 def test_a_resumed_pretraining_goes_on_in_the_same_run(tmp_path: Path) -> None:
     config = PretrainConfig(
         source="scenes:60?seed=1", preset="micro", steps=30, batch_size=24, eval_every=10

@@ -94,7 +94,11 @@ class CaptionJob:
         with ExitStack() as stack:
             run = stack.enter_context(
                 request.opened_run(
-                    store, request.options, adapter=request.adapter, is_judged=request.rank
+                    store,
+                    request.options,
+                    adapter=request.adapter,
+                    is_judged=request.rank,
+                    progress=progress,
                 )
             )
             self._remark(run, store)

@@ -17,6 +17,7 @@ from retrieval_engine.encoding.places import placed
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError, VlreError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.captioner import Captioner, open_captioner, writes_captions
+from retrieval_engine.progress import Progress
 from retrieval_engine.records import DEFAULT_MODEL, Modality
 from retrieval_engine.store import Store, open_store
 
@@ -104,8 +105,11 @@ class ImagesRequest:
         adapter: str = "",
         is_judged: bool = False,
         judge_own: bool = False,
+        progress: Progress | None = None,
     ) -> Iterator[CaptionRun]:
         """A run with these options, and with the judge where one is wanted; here or on devices.
+
+        `progress` is told when a cluster has no place yet.
 
         Raises:
             CheckpointNotFound, CheckpointInvalid, UsageError: as `captioner` and `open_judge`.
@@ -121,7 +125,7 @@ class ImagesRequest:
             )
             with (
                 placed(self.devices or "all", open_models, on=self.on) as found,
-                ModelPool[AuthorFacts](found) as pool,
+                ModelPool[AuthorFacts](found, progress) as pool,
             ):
                 yield CaptionRun(pool, options, **how)
             return

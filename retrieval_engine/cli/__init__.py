@@ -27,7 +27,7 @@ _HELP = """Encode once. Everything else reads the cache.
   vlre demo                                  see all of it in a minute
   vlre search "a dog on grass" ~/Pictures    encode what is new, then search
 """
-_SECTIONS = {
+SECTIONS = {
     "Data": {
         "encode": "pictures and captions into features in a store",
         "watch": "a folder: encode what comes, forget what goes",
@@ -53,6 +53,7 @@ _SECTIONS = {
         "pretrain": "a BLIP from scratch, or on a frozen backbone",
         "mine": "hard negatives for finetune",
         "merge-adapter": "LoRA into its base",
+        "export": "a model as ONNX graphs for programs without torch",
         "import-checkpoint": "the authors' own files into Hugging Face layout",
     },
     "The hub": {
@@ -90,13 +91,13 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """All commands by what they are for, without importing one; plug-ins under their own."""
-        known = {name for section in _SECTIONS.values() for name in section}
+        known = {name for section in SECTIONS.values() for name in section}
         more = {
             name: command.get_short_help_str(60)
             for name in self.list_commands(ctx)
             if name not in known and (command := self.get_command(ctx, name))
         }
-        for title, section in {**_SECTIONS, "More": more}.items():
+        for title, section in {**SECTIONS, "More": more}.items():
             if section:
                 with formatter.section(title):
                     formatter.write_dl([(name.ljust(17), text) for name, text in section.items()])

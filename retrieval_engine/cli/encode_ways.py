@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.encoding.device_pool import DevicePool
     from retrieval_engine.models import Encoder
+    from retrieval_engine.progress import Progress
     from retrieval_engine.records import Json
     from retrieval_engine.sources import Source
 
@@ -29,8 +30,8 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
 
     opened, options = _source(source, store, given), _options(given)
     with (
-        _model(options.features, given) as model,
         progress_bar() as progress,
+        _model(options.features, given, progress) as model,
         Engine(store=store, model=cast("Encoder", model)) as engine,  # a pool can add, if no more
     ):
         report = engine.add(opened, options=options, progress=progress)
@@ -43,7 +44,7 @@ def estimate_source(source: str, store: Path, given: dict[str, Any]) -> None:
     from retrieval_engine.encoding import estimate
 
     opened, options = _source(source, store, given), _options(given)
-    with _model(options.features, given) as model, progress_bar() as progress:
+    with progress_bar() as progress, _model(options.features, given, progress) as model:
         found = estimate(opened, model, options=options, progress=progress)
     if given["as_json"]:
         emit(found.to_json())
@@ -67,7 +68,7 @@ def _source(source: str, store: Path, given: dict[str, Any]) -> "Source":
 
 
 def _model(
-    features: tuple[str, ...], given: dict[str, Any]
+    features: tuple[str, ...], given: dict[str, Any], progress: "Progress"
 ) -> "AbstractContextManager[Encoder | DevicePool]":
     """The model in this process, or one on each of the devices."""
     from functools import partial
@@ -80,7 +81,7 @@ def _model(
     opener = open_tower if features == ("tokens",) else open_encoder
     open_model = partial(opener, given["model"], dtype=given["dtype"], adapter=given["adapter"])
     if given["devices"] or given["on"]:
-        return open_devices(given["devices"], open_model, on=given["on"])
+        return open_devices(given["devices"], open_model, on=given["on"], progress=progress)
     return nullcontext(open_model(device=given["device"]))
 
 

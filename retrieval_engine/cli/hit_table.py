@@ -75,7 +75,7 @@ def _print_tables(sections: "list[Hits]") -> None:
         table.add_column("caption", no_wrap=True, overflow="ellipsis", max_width=60)
         table.add_column("uri", style="dim", no_wrap=True)
         for hit in section:
-            text = (Text(shown(cell)) for cell in (hit.name, _words(hit.sentence), hit.uri))
+            text = (Text(shown(cell)) for cell in (hit.title, _words(hit.sentence), hit.uri))
             table.add_row(str(hit.rank), f"{hit.score:.4f}", *text)
         # As wide as it takes: the terminal itself wraps a long path, and copies it in one piece.
         width = Console(width=_WIDEST).measure(table).maximum

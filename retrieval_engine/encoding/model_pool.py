@@ -33,21 +33,21 @@ _AHEAD_PER_DEVICE = 4
 _WHOLE_TRIES, _STRIKES = 2, 3
 _MOST_UNOPENED, _MOST_FAILED, _MOST_AT_FIRST = 3, 64, 16
 """A device is given up after so many failures in a row, sooner when it never gave anything."""
-_LOOK_S, _PLACE_S = 0.05, 180.0
-"""Between two looks for a place on a cluster; how long nobody may have one."""
+_LOOK_S, _TELL_S, _PLACE_S = 0.05, 10.0, 180.0
+"""Between two looks for a place on a cluster; when it is told; how long nobody may have one."""
 
 
 class ModelPool(Generic[Told]):
     """Devices that have opened the same models, between entering and leaving its context."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], progress: Progress | None = None) -> None:
         self.devices = list(devices)
         self.facts: Told
         self._executor = ThreadPoolExecutor(len(devices), thread_name_prefix="vlre-device")
         self._changed = threading.Condition()
         self._alive, self._idle = list(devices), list(devices)
         self._largest = dict.fromkeys(Modality, 1 << 30)
-        self._progress: Progress = Silent()
+        self._progress = progress or Silent()
         self._last_word = ""
 
     def __enter__(self) -> Self:
@@ -65,10 +65,14 @@ class ModelPool(Generic[Told]):
         """Wait until every device that has a place has its models, and one has."""
         for device in self.devices:
             device.process.start()
-        until = time.monotonic() + _PLACE_S
+        began, told = time.monotonic(), False
         while not (ready := [device for device in self.devices if device.process.is_ready]):
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > _PLACE_S:
                 raise _no_room()
+            if waited > _TELL_S and not told:
+                self._progress.say(f"waiting for a place on the cluster, {_PLACE_S:.0f} s at most")
+                told = True
             time.sleep(_LOOK_S)
         for device in ready:
             facts = device.open()

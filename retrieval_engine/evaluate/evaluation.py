@@ -187,7 +187,9 @@ def evaluate_store(
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)
-    with _matcher(gallery, settings) as encoder:  # what cannot match says so before any work
+    with _matcher(
+        gallery, settings, progress
+    ) as encoder:  # what cannot match says so before any work
         report = gallery_recall(gallery, ks=settings.ks, ties=settings.ties, device=settings.device)
         results = [(protocol, report)]
         if encoder:
@@ -213,7 +215,7 @@ def evaluate_store(
 
 @contextmanager
 def _matcher(
-    gallery: Gallery, settings: RecallSettings
+    gallery: Gallery, settings: RecallSettings, progress: Progress | None
 ) -> Iterator[Encoder | ModelPool[MatcherFacts] | None]:
     """What re-ranks, here or on devices; None where nothing does."""
     spec, model = gallery.store.spec, settings.model
@@ -223,7 +225,7 @@ def _matcher(
         opener = opener_of(partial(reopen_encoder, spec, model=model), gallery.caption_texts)
         with (
             placed(settings.devices or "all", opener, on=settings.on) as devices,
-            ModelPool[MatcherFacts](devices) as pool,
+            ModelPool[MatcherFacts](devices, progress) as pool,
         ):
             yield pool
     else:

@@ -39,6 +39,13 @@ def cider_d(
 
     Returns:
         (n,) float64, at least 0.
+
+    Examples:
+        A word that stands in every image's references, such as "dog" here, is worth nothing:
+
+        >>> references = [["a brown dog runs".split()], ["a black dog sleeps".split()]]
+        >>> cider_d(["a brown dog".split(), "a dog".split()], references).round(2)
+        array([5.5, 0. ])
     """
     counted = [[ngram_counts(r) for r in image] for image in references]
     documents: Counter[Ngram] = Counter()

@@ -51,6 +51,11 @@ def diversity(captions: Sequence[Tokens]) -> Diversity:
 
     Args:
         captions: tokens of each, at least one caption.
+
+    Examples:
+        >>> figures = diversity(["a dog".split(), "a dog".split(), "a cat".split()])
+        >>> figures.vocabulary, round(figures.commonest_share, 2)
+        (3, 0.67)
     """
     words = Counter(word for caption in captions for word in caption)
     pairs = [ngrams(caption, 2) for caption in captions]

@@ -148,6 +148,10 @@ def ptb_tokens(caption: str) -> list[str]:
     Returns:
         Lower-case tokens without the punctuation that the COCO tools drop; none for a caption of
         spaces and punctuation alone.
+
+    Examples:
+        >>> ptb_tokens("A dog's ball, on the grass.")
+        ['a', 'dog', "'s", 'ball', 'on', 'the', 'grass']
     """
     text = caption.strip()
     tokens: list[str] = []

@@ -22,6 +22,17 @@ class Ties(StrEnum):
     chance level. `PESSIMISTIC` puts every equal candidate before the positive, `OPTIMISTIC` none:
     the two bounds. Code that counts `score > positive` reports the optimistic one, with which a
     collapsed model scores 100 %.
+
+    Examples:
+        >>> import numpy as np
+        >>> from retrieval_engine.metrics.recall import recall
+        >>> collapsed, owner = np.ones((5, 1), np.float32), np.arange(5)
+        >>> for ties in Ties:
+        ...     report = recall(collapsed, collapsed, owner, ks=(1,), ties=ties)
+        ...     print(ties, report.text_to_image.recall[1])
+        lower-index 20.0
+        pessimistic 0.0
+        optimistic 100.0
     """
 
     LOWER_INDEX = "lower-index"

@@ -157,6 +157,10 @@ def recall_at_k(ranks: Ints, k: int) -> float:
 
     Raises:
         ValueError: k is below 1 or `ranks` is empty.
+
+    Examples:
+        >>> recall_at_k(np.array([0, 2, 0, 7]), k=1)
+        0.5
     """
     if k < 1 or not len(ranks):
         raise ValueError(f"recall needs k >= 1 and at least one query, got k={k}, {len(ranks)}")
@@ -186,6 +190,17 @@ def recall(
     Raises:
         ShapeError: the arrays do not fit together.
         EvaluationError: a vector holds NaN or infinity, or there is no caption.
+
+    Examples:
+        Two images, the first with two captions, of which the second is nearer to the other image:
+
+        >>> images = np.array([[1, 0], [0, 1]], np.float32)
+        >>> captions = np.array([[0.8, 0.6], [0.6, 0.8], [0, 1]], np.float32)
+        >>> report = recall(images, captions, np.array([0, 0, 1]), ks=(1, 2))
+        >>> report.image_to_text.recall  # any of an image's captions counts
+        {1: 100.0, 2: 100.0}
+        >>> round(report.text_to_image.recall[1], 1)  # each caption asks for its own image
+        66.7
     """
     started = time.perf_counter()
     images, captions = rows_of_vectors(image_vectors), rows_of_vectors(caption_vectors)

@@ -17,6 +17,10 @@ def rouge_l(caption: Tokens, references: Sequence[Tokens]) -> float:
     Args:
         caption: its tokens.
         references: tokens of each reference, at least one.
+
+    Examples:
+        >>> round(rouge_l("a dog on grass".split(), ["a brown dog on the grass".split()]), 3)
+        0.772
     """
     common = [_common_subsequence(caption, reference) for reference in references]
     precision = max(common) / max(1, len(caption))

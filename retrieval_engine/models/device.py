@@ -44,16 +44,20 @@ def pick_device(name: str) -> "torch.device":
 
 
 def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """The arithmetic for `auto`, `float32`, `bfloat16` or `float16`.
+    """The arithmetic for `auto`, `float32`, `bfloat16`, `float16` or `int8`.
 
-    `auto` is float16 on CUDA, bfloat16 on a CPU with avx512_bf16 or AMX, else float32.
+    `auto` is float16 on CUDA, bfloat16 on a CPU with avx512_bf16 or AMX, else float32. With `int8`
+    all is float32 but the linear layers of the vision tower; see `models.int8`.
 
     Raises:
-        UsageError: another name.
+        UsageError: another name, or `int8` on a device that is no CPU.
     """
     import torch
 
     known = {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    if name == "int8" and device.type != "cpu":
+        raise UsageError(f"`dtype` int8 is for a CPU, not for {device}", hint="float16 is for GPUs")
+    known["int8"] = torch.float32
     if name in known:
         found: torch.dtype = known[name]
         return found

@@ -8,12 +8,12 @@ one.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
@@ -27,10 +27,13 @@ from retrieval_engine.models.device import (
     pick_dtype,
 )
 from retrieval_engine.models.encoder import Arrays, unknown_features
+from retrieval_engine.models.int8 import INT8, to_int8
 from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
+
+Tower = TypeVar("Tower", bound=nn.Module)
 
 
 class ImageEncoder(ABC):
@@ -47,6 +50,7 @@ class ImageEncoder(ABC):
         checkpoint: as given.
         device: where it runs.
         dtype: arithmetic of the towers.
+        arithmetic: its name; of `int8`, `dtype` is that of all but linear layers.
         most_images: that go through the vision tower at once: what fitted so far.
     """
 
@@ -56,10 +60,11 @@ class ImageEncoder(ABC):
 
     def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
         self.checkpoint = checkpoint
-        self.device = pick_device(device)
+        self.device = pick_device("cpu" if (device, dtype) == ("auto", INT8) else device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.arithmetic = INT8 if dtype == INT8 else str(self.dtype).removeprefix("torch.")
         forbid_tf32(self.device, self.dtype)
-        self.most_images = 1 << 30
+        self.most_images = 1 if dtype == INT8 else 1 << 30  # see `int8`
 
     # What a family says
 
@@ -112,9 +117,15 @@ class ImageEncoder(ABC):
             vocabulary=vocabulary_digest(self.tokenizer),
             image_size=self.preprocessor.image_size,
             preprocessing=self.preprocessor.name,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.arithmetic,
             **texts,
         )
+
+    def in_arithmetic(self, tower: Tower) -> Tower:
+        """A vision tower as the arithmetic wants it, from one in `dtype`."""
+        if self.arithmetic == INT8:
+            to_int8(tower)
+        return tower
 
     def form(
         self, name: str, shape: tuple[int, ...], *parts: str, dtype: str = "float32"

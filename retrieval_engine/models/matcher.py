@@ -97,7 +97,7 @@ class Matcher:
         dtype: torch.dtype,
         pieces: Callable[[Sequence[int]], list[str]] | None = None,
     ) -> None:
-        self._cross = cross
+        self.cross = cross
         self._tokenize = tokenize
         self._pad = pad_token_id
         self._pieces = pieces
@@ -164,7 +164,7 @@ class Matcher:
     def _group_logits(
         self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
     ) -> Iterator[torch.Tensor]:
-        seen = self._cross.keys_values(torch.from_numpy(tokens).to(self._device, self._dtype))
+        seen = self.cross.keys_values(torch.from_numpy(tokens).to(self._device, self._dtype))
         return (self._block_logits(seen, ids, block) for block in blocks)
 
     def relevance(self, tokens: NDArray[Any], text: str) -> list[tuple[str, NDArray[np.float32]]]:
@@ -180,7 +180,7 @@ class Matcher:
         Raises:
             UsageError: the model does not tell where it looked.
         """
-        if self._pieces is None or not isinstance(self._cross, ExplainingCrossEncoder):
+        if self._pieces is None or not isinstance(self.cross, ExplainingCrossEncoder):
             raise UsageError(
                 "this model looks at images through a Q-Former, whose queries have no place in them",
                 hint="a BLIP retrieval checkpoint tells, such as Salesforce/blip-itm-base-coco",
@@ -188,7 +188,7 @@ class Matcher:
         ids = self._tokenize([text])[0]
         states = torch.from_numpy(tokens)[None].to(self._device, self._dtype)
         with autocast(self._device, self._dtype):
-            found = self._cross.relevance(states, torch.tensor(ids, device=self._device))
+            found = self.cross.relevance(states, torch.tensor(ids, device=self._device))
         inner = found[1:-1, 1:].cpu().numpy()  # without [ENC] and [SEP], without the image's CLS
         return maps_of_words(self._pieces(ids[1:-1]), inner)
 
@@ -198,7 +198,7 @@ class Matcher:
         rows = [ids[text] for text in block.texts.ravel().tolist()]
         padded, mask = pad_tokens(rows, max(map(len, rows)), pad=self._pad)
         shape = (*block.texts.shape, padded.shape[1])
-        logits = self._cross.logits(
+        logits = self.cross.logits(
             seen,
             torch.from_numpy(padded.reshape(shape)).to(self._device),
             torch.from_numpy(mask.reshape(shape)).to(self._device),

@@ -24,6 +24,10 @@ def pre_caption(text: str, max_words: int) -> str:
     Args:
         text: the caption as a person wrote it.
         max_words: BLIP's retrieval sets use 30, LAVIS 50.
+
+    Examples:
+        >>> pre_caption("A Dog (brown), running!", max_words=30)
+        'a dog brown , running'
     """
     text = _PUNCTUATION.sub(" ", text.lower())
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")

@@ -58,7 +58,7 @@ def fragment(hits: Hits) -> str:
     tiles = "\n".join(
         f'<figure style="margin:0;width:9rem">{_picture(hit, _NOTEBOOK_PIXELS)}<figcaption style='
         f'"font-size:.8em;overflow-wrap:anywhere"><b>{hit.rank}</b> {hit.score:.3f}<br>'
-        f"{escape(hit.sentence or hit.name)}</figcaption></figure>"
+        f"{escape(hit.sentence or hit.title)}</figcaption></figure>"
         for hit in hits
     )
     return (
@@ -88,12 +88,12 @@ def _tile(hit: Hit) -> str:
     return f"""<li>{_picture(hit, _THUMBNAIL_PIXELS)}<div class="text">
 <div class="score"><b>{hit.rank}</b><span class="soft">{hit.score:.3f}</span></div>
 <p>{escape(hit.sentence)}</p>
-<small title="{escape(hit.uri)}">{escape(hit.name)}</small></div></li>"""
+<small title="{escape(hit.uri)}">{escape(hit.title)}</small></div></li>"""
 
 
 def _picture(hit: Hit, pixels: int) -> str:
     try:
-        return _image_tag(read_bytes(hit.uri), hit.sentence or hit.name, pixels)
+        return _image_tag(read_bytes(hit.uri), hit.sentence or hit.title, pixels)
     except SourceError as error:
         return _missing(error)
 

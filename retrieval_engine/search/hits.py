@@ -42,6 +42,16 @@ class Hit:
         return self.item_id if self.caption_id is None else self.caption_id
 
     @property
+    def title(self) -> str:
+        """What was found, for people: its name, or of a video's frame `clip.mp4 at 02:13`."""
+        video, time_s = self.meta.get("video"), self.meta.get("time_s")
+        if self.caption_id is not None or not isinstance(time_s, int | float) or not video:
+            return self.name
+        hours, minutes = divmod(int(time_s) // 60, 60)
+        clock = f"{hours}:{minutes:02}" if hours else f"{minutes:02}"
+        return f"{video} at {clock}:{int(time_s) % 60:02}"
+
+    @property
     def sentence(self) -> str:
         """The caption found, else the image's first, else nothing."""
         return next(iter(self.captions), "") if self.caption is None else self.caption
@@ -92,7 +102,7 @@ class Hits(list[Hit]):
 
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits of {self.query!r}" if self.query else f"{len(self)} hits"]
-        lines += [f"{h.rank:>4} {h.score:7.4f}  {h.name}  {h.sentence}".rstrip() for h in self]
+        lines += [f"{h.rank:>4} {h.score:7.4f}  {h.title}  {h.sentence}".rstrip() for h in self]
         return "\n".join([*lines, self.note] if self.note else lines)
 
     def _repr_html_(self) -> str:

@@ -31,6 +31,10 @@ class Mix:
 
     Raises:
         UsageError: no part is wanted, or a weight is no number.
+
+    Examples:
+        >>> print(Mix((("a golden retriever", 2), ("a cage", -1))))
+        2:a golden retriever, not a cage
     """
 
     parts: tuple[tuple[Query, float], ...]

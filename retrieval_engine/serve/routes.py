@@ -95,6 +95,7 @@ def _hits(room: Room, query: str, offset: int, hits: Any) -> Response:
             "rank": hit.rank,
             "score": round(hit.score, 6),
             "id": hit.item_id,
+            "title": hit.title,
             "source": hit.source.partition(":")[0],
             "captions": hit.captions,
             "meta": hit.meta,

@@ -185,6 +185,7 @@ class Hit(BaseModel):
     rank: int
     score: float
     id: str
+    title: str = Field(description="Its id; of a video's frame 'clip.mp4 at 02:13'.")
     source: str
     captions: list[str]
     meta: dict[str, Any]

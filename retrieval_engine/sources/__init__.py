@@ -81,6 +81,11 @@ def open_source(spec: str) -> Source:
     Raises:
         UsageError: no such kind, or a malformed or unknown option.
         SourceError: the data is not there.
+
+    Examples:
+        >>> item = next(iter(open_source("scenes:10?seed=7").items()))
+        >>> item.id, len(item.captions)
+        ('scene-7-000000', 5)
     """
     argument, query = _argument(spec)
     kind, colon, rest = spec.partition(":")

@@ -46,17 +46,26 @@ class Walk:
         root: the folder, absolute, or an address. Where a listing below an address fails the
             walk ends with `UrlFailure`: what nobody can list is not gone.
         used: names of other files that the caller reads, which are not counted as left out.
+        suffixes: endings of what is looked for, in lower case; none are those of pictures.
+        noun: what these are called, in the plural.
 
     Attributes:
         skipped: what was left out and should not pass in silence, with its number.
     """
 
-    def __init__(self, root: Place, used: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        root: Place,
+        used: frozenset[str] = frozenset(),
+        *,
+        suffixes: frozenset[str] = frozenset(),
+        noun: str = "pictures",
+    ) -> None:
         self.root = root
         self.skipped: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self._used = used
-        self._suffixes = picture_suffixes()
+        self._suffixes, self._noun = suffixes or picture_suffixes(), noun
 
     def pictures(self) -> Iterator[PictureFile]:
         """Every picture, sorted by id as a string whatever order the file system has."""
@@ -75,7 +84,9 @@ class Walk:
             kinds = ", ".join(f"{name} {count:,}" for name, count in most)
             more = ", …" if len(self.others) > _SHOWN else ""
             total = self.others.total()
-            lines.append(f"{total:,} other files are no pictures by their endings: {kinds}{more}")
+            lines.append(
+                f"{total:,} other files are no {self._noun} by their endings: {kinds}{more}"
+            )
         return lines
 
     def _directory(
@@ -122,11 +133,13 @@ class Walk:
         if os.path.splitext(entry.name)[1].lower() not in self._suffixes:
             return False
         if not _is_file(entry):
-            what = "links lead nowhere" if entry.is_symlink() else "pictures are pipes or devices"
+            what = (
+                "links lead nowhere" if entry.is_symlink() else f"{self._noun} are pipes or devices"
+            )
             self.skipped[what] += 1
             return False
         if not _is_unicode(entry.path):
-            self.skipped["pictures have names that are not UTF-8"] += 1
+            self.skipped[f"{self._noun} have names that are not UTF-8"] += 1
             return False
         return True
 
@@ -134,7 +147,7 @@ class Walk:
         if name.endswith("/"):
             self.skipped["hidden folders"] += 1
         elif os.path.splitext(name)[1].lower() in self._suffixes and not name.startswith("._"):
-            self.skipped["hidden pictures"] += 1
+            self.skipped[f"hidden {self._noun}"] += 1
 
     def _other(self, name: str, entry: AnyEntry, used: set[str]) -> None:
         ending = os.path.splitext(name)[1].lower()

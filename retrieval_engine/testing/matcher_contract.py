@@ -66,8 +66,8 @@ class MatcherContract(ABC):
             for j, ids in enumerate(matcher._tokenize(TEXTS)):
                 words = torch.tensor(ids)[None, None]
                 for i, states in enumerate(tokens):
-                    seen = matcher._cross.keys_values(torch.from_numpy(states)[None])
-                    logits[i, j] = matcher._cross.logits(seen, words, torch.ones_like(words))[0, 0]
+                    seen = matcher.cross.keys_values(torch.from_numpy(states)[None])
+                    logits[i, j] = matcher.cross.logits(seen, words, torch.ones_like(words))[0, 0]
         return Scored(matcher, tokens, logits)
 
     def test_pairs_differ(self, scored: Scored) -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,12 @@ from typing import Any
 from retrieval_engine.durable import replacing_file, writing
 from retrieval_engine.records import Json
 from retrieval_engine.train.trackers import RunTracker
+
+OnValidation = Callable[[int, Mapping[str, float]], None]
+"""Called with the step of a validation whose weights may be kept, and its figures by name.
+
+What it raises ends the training there and then; nothing is written as its result.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

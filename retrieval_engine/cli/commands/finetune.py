@@ -1,7 +1,6 @@
 """`vlre finetune`: retrieval or captioning on what a store holds."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +16,9 @@ from retrieval_engine.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from retrieval_engine.train.finetune import Task
+    from retrieval_engine.progress import Progress
+    from retrieval_engine.train.finetune import FinetuneConfig, FinetuneReport
+    from retrieval_engine.train.runlog import OnValidation
 
 _SHARED = (
     store_option,
@@ -112,12 +113,9 @@ def command() -> None:
     default=None,
     help="Hard negatives of `vlre mine`, which share a batch with their captions.",
 )
-def retrieval(no_itm: bool, negatives: Path | None, **options: Any) -> None:
+def retrieval(**options: Any) -> None:
     """Contrastive and matching loss, for search and recall."""
-    from retrieval_engine.train.finetune import Task
-
-    mined = {"negatives": str(negatives)} if negatives else {}
-    _run(Task.RETRIEVAL, options | {"no_itm": no_itm} | mined)
+    _run("retrieval", options)
 
 
 @command.command(
@@ -138,19 +136,41 @@ def retrieval(no_itm: bool, negatives: Path | None, **options: Any) -> None:
 )
 def caption(**options: Any) -> None:
     """Language-model loss on the tokens after the prompt."""
-    from retrieval_engine.train.finetune import Task
-
-    _run(Task.CAPTION, options)
+    _run("caption", options)
 
 
-def _run(task: "Task", options: dict[str, Any]) -> None:
+def configured(task: str, options: dict[str, Any]) -> "FinetuneConfig":
+    """The config that the options of the command that runs say."""
+    from retrieval_engine.train.finetune import Task, configure
+
+    beside = ("store", "out", "tracker", "as_json", "negatives")
+    settings = _given({name: value for name, value in options.items() if name not in beside})
+    if negatives := options.get("negatives"):
+        settings["negatives"] = str(negatives)
+    return configure(Task(task), store=str(options["store"]), **settings)
+
+
+def train(
+    task: str,
+    options: dict[str, Any],
+    *,
+    progress: "Progress | None" = None,
+    on_validation: "OnValidation | None" = None,
+) -> "FinetuneReport":
+    """Train as the options of the command that runs say."""
+    from retrieval_engine.train.finetune import finetune
+
+    told: dict[str, Any] = {"progress": progress, "on_validation": on_validation}
+    config, tracker = configured(task, options), options["tracker"] or ""
+    return finetune(config, options["out"], tracker=tracker, **told)
+
+
+def _run(task: str, options: dict[str, Any]) -> None:
     from retrieval_engine.cli.output import emit, progress_bar
-    from retrieval_engine.train.finetune import configure, finetune
 
-    out, as_json, tracker = (options.pop(name) for name in ("out", "as_json", "tracker"))
-    config = configure(task, store=str(options.pop("store")), **_given(options))
+    as_json = options.pop("as_json")
     with progress_bar() as progress:
-        report = finetune(config, out, tracker=tracker or "", progress=progress)
+        report = train(task, options, progress=progress)
     if os.environ.get("RANK", "0") != "0":
         return  # one of several processes under torchrun; the first one tells
     if as_json:

@@ -1,12 +1,17 @@
 """`vlre pretrain`: a BLIP from scratch on any source with captions."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from retrieval_engine.cli.completion import sources
 from retrieval_engine.cli.options import UserPath, device_option, json_option, tracker_option
+
+if TYPE_CHECKING:
+    from retrieval_engine.progress import Progress
+    from retrieval_engine.train.pretrain.report import PretrainReport
+    from retrieval_engine.train.pretrain.run_config import RunConfig
+    from retrieval_engine.train.runlog import OnValidation
 
 _HELP = """Train a BLIP from scratch on SOURCE, any source with captions.
 
@@ -119,6 +124,7 @@ _SCRATCH_ONLY = (
     *("objective", "optimizer", "epochs", "concept_share", "matrix_lr", "patience", "tokenizer"),
     "dtype",
 )
+_BESIDE_THE_RECIPE = ("out", "resume", "cache", "tracker", "as_json")
 
 
 def _options(function: Any) -> Any:
@@ -140,34 +146,14 @@ def _options(function: Any) -> Any:
 )
 @tracker_option
 @json_option
-def command(
-    source: str,
-    out: Path,
-    resume: bool,
-    cache: Path | None,
-    tracker: str | None,
-    as_json: bool,
-    **recipe: Any,
-) -> None:
+def command(as_json: bool, **options: Any) -> None:
     """See the help text above."""
     from dataclasses import asdict
 
     from retrieval_engine.cli.output import emit, progress_bar
 
     with progress_bar() as progress:
-        run: dict[str, Any] = {"resume": resume, "cache": cache, "progress": progress}
-        run["tracker"] = tracker or ""
-        if recipe["backbone"]:
-            report = _from_backbone(source, recipe, out, run)
-        else:
-            from retrieval_engine.train.pretrain import PretrainConfig, pretrain
-
-            _refuse_both("steps", "epochs")
-            if "concepts" not in recipe["objective"]:
-                _refuse_both("concept_share", "objective")
-            names = ("backbone", "backbone_weights", "text_init", "class_names")
-            plain = {name: value for name, value in recipe.items() if name not in names}
-            report = pretrain(PretrainConfig(source=source, **plain), out, **run)
+        report = train(options, progress=progress)
     if as_json:
         emit({**asdict(report), "out": str(report.out)})
         return
@@ -177,6 +163,41 @@ def command(
     )
 
 
+def configured(options: dict[str, Any]) -> "RunConfig":
+    """The config that the options of the command that runs say."""
+    recipe = {name: value for name, value in options.items() if name not in _BESIDE_THE_RECIPE}
+    if recipe["backbone"]:
+        return _from_backbone(recipe)
+    from retrieval_engine.train.pretrain import PretrainConfig
+
+    _refuse_both("steps", "epochs")
+    if "concepts" not in recipe["objective"]:
+        _refuse_both("concept_share", "objective")
+    names = ("backbone", "backbone_weights", "text_init", "class_names")
+    return PretrainConfig(**{name: value for name, value in recipe.items() if name not in names})
+
+
+def train(
+    options: dict[str, Any],
+    *,
+    progress: "Progress | None" = None,
+    on_validation: "OnValidation | None" = None,
+) -> "PretrainReport":
+    """Train as the options of the command that runs say."""
+    from retrieval_engine.train.pretrain import PretrainConfig, pretrain
+    from retrieval_engine.train.pretrain.cached.config import CachedConfig
+
+    run: dict[str, Any] = {"progress": progress, "on_validation": on_validation}
+    run |= {"tracker": options["tracker"] or "", "resume": options["resume"]}
+    run["cache"], config = options["cache"], configured(options)
+    if isinstance(config, CachedConfig):
+        from retrieval_engine.train.pretrain.cached.trainer import pretrain_cached
+
+        return pretrain_cached(config, options["out"], **run)
+    assert isinstance(config, PretrainConfig)
+    return pretrain(config, options["out"], **run)
+
+
 def _refuse_both(first: str, second: str) -> None:
     source = click.get_current_context().get_parameter_source
     if all(source(name) is not click.core.ParameterSource.DEFAULT for name in (first, second)):
@@ -184,9 +205,8 @@ def _refuse_both(first: str, second: str) -> None:
         raise click.UsageError(f"{names} contradict each other: give one")
 
 
-def _from_backbone(source: str, recipe: dict[str, Any], out: Path, run: dict[str, Any]) -> Any:
+def _from_backbone(recipe: dict[str, Any]) -> "RunConfig":
     from retrieval_engine.train.pretrain.cached.config import CachedConfig
-    from retrieval_engine.train.pretrain.cached.trainer import pretrain_cached
 
     context = click.get_current_context()
     given = {
@@ -197,4 +217,4 @@ def _from_backbone(source: str, recipe: dict[str, Any], out: Path, run: dict[str
     if wrong := [name for name in _SCRATCH_ONLY if name in given]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise click.UsageError(f"with --backbone there is no {names}")
-    return pretrain_cached(CachedConfig(source=source, **given), out, **run)
+    return CachedConfig(**given)

@@ -16,6 +16,25 @@ from retrieval_engine.cli.options import (
     store_option,
 )
 
+_SWEEP_EXAMPLE = example("vlre study sweep sweep.toml --out sweep")
+_SWEEP_HELP = """Which options of a training validate best? Optuna's sampler looks for them (extra `sweep`).
+
+CONFIG.toml names a command (train-head, finetune retrieval, finetune caption or pretrain), its
+options that are [fixed], and those to [search], by the names they have on the command line:
+
+\b
+  command = "train-head"
+  trials = 30
+  [fixed]
+  store = "embeddings"
+  [search]
+  kind = ["linear", "mlp"]
+  lr = {low = 1e-4, high = 1e-2, log = true}
+  epochs = {low = 5, high = 40}
+
+Trials that validate worse than the median are ended early (`pruning = false` lets them be). No
+test split is looked at.
+"""
 _EXAMPLE = example('vlre study heads --source "scenes:1200?seed=7" --train-size 900 --out study')
 
 
@@ -107,3 +126,30 @@ def collapse(
         show_collapse(report)
     if out is not None:
         note(f"page: {write_collapse_page(report, out)}")
+
+
+@command.command(help=_SWEEP_HELP, epilog=_SWEEP_EXAMPLE)
+@click.argument("config", metavar="CONFIG.toml", type=UserPath(dir_okay=False))
+@click.option(
+    "--out",
+    type=UserPath(file_okay=False),
+    default="sweep",
+    show_default=True,
+    help="Trials and report go here; started again, or twice at once, it goes on with what is there.",
+)
+@click.option("--keep-all", is_flag=True, help="Keep what every trial trained, not the best alone.")
+@json_option
+def sweep(config: Path, out: Path, keep_all: bool, as_json: bool) -> None:
+    """See the help text above."""
+    from retrieval_engine.cli.output import emit, progress_bar
+    from retrieval_engine.cli.sweep_config import read_sweep
+    from retrieval_engine.cli.sweep_table import show_sweep
+    from retrieval_engine.train.sweep import sweep as run_sweep
+
+    plan, trainer = read_sweep(config)
+    with progress_bar() as progress:
+        report = run_sweep(plan, out, trainer, keep_all=keep_all, progress=progress)
+    if as_json:
+        emit(report.to_json())
+    else:
+        show_sweep(report)

@@ -1,7 +1,7 @@
 """`vlre train-head`: a projection head on stored features."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,7 +16,11 @@ from retrieval_engine.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from retrieval_engine.train.head import HeadReport
+    from retrieval_engine.progress import Progress
+    from retrieval_engine.train.head import HeadRecipe, HeadReport
+    from retrieval_engine.train.runlog import OnValidation
+
+_BESIDE_THE_RECIPE = ("store", "out", "preset", "device", "tracker", "as_json")
 
 _HELP = """Train a linear or MLP head on the features of a store; no picture is touched.
 
@@ -65,35 +69,12 @@ Captions of one image are its positives and never its negatives. Use it with `vl
 @device_option
 @json_option
 @click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    store: Path,
-    out: Path | None,
-    preset: str,
-    device: str,
-    tracker: str | None,
-    as_json: bool,
-    **choices: object,
-) -> None:
+def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Parse, train, print."""
     from retrieval_engine.cli.output import emit, note, progress_bar
-    from retrieval_engine.errors import UsageError
-    from retrieval_engine.store import open_store
-    from retrieval_engine.train.head import notebook_recipe, recipe_of, train_head
 
-    given = {name: value for name, value in choices.items() if value is not None}
-    recipe = recipe_of(given)
-    if preset == "seed":
-        fixed = sorted(set(given) - {"kind", "feature", "split", "val_split", "train_size"})
-        if refused := [name for name in fixed if name not in ("val_size", "seed")]:
-            option = refused[0].replace("_", "-")
-            raise UsageError(f"--recipe seed decides --{option} itself: leave it out")
-        recipe = notebook_recipe(recipe)
-    out = out or Path("heads") / str(choices["kind"])
     with progress_bar() as progress:
-        how = {"device": device, "tracker": tracker or ""}
-        report = train_head(open_store(store), out, recipe, progress=progress, **how)
+        report = train(options, progress=progress)
     if as_json:
         emit(report.to_json())
     else:
@@ -101,7 +82,46 @@ def command(
     if report.refitted:
         note("few images: trained once more on training and validation images together")
     if ctx.get_parameter_source("out") is ParameterSource.DEFAULT:
-        note(f"try: vlre eval --recall --store {store} --head {out}")
+        note(f"try: vlre eval --recall --store {options['store']} --head {report.saved.path}")
+
+
+def configured(options: dict[str, Any]) -> "HeadRecipe":
+    """The recipe that the options say."""
+    from retrieval_engine.errors import UsageError
+    from retrieval_engine.train.head import notebook_recipe, recipe_of
+
+    choices = {n: value for n, value in options.items() if n not in _BESIDE_THE_RECIPE}
+    given = {name: value for name, value in choices.items() if value is not None}
+    recipe = recipe_of(given)
+    if options["preset"] == "seed":
+        fixed = sorted(set(given) - {"kind", "feature", "split", "val_split", "train_size"})
+        if refused := [name for name in fixed if name not in ("val_size", "seed")]:
+            option = refused[0].replace("_", "-")
+            raise UsageError(f"--recipe seed decides --{option} itself: leave it out")
+        recipe = notebook_recipe(recipe)
+    return recipe
+
+
+def train(
+    options: dict[str, Any],
+    *,
+    progress: "Progress | None" = None,
+    on_validation: "OnValidation | None" = None,
+) -> "HeadReport":
+    """Train as the options say."""
+    from retrieval_engine.store import open_store
+    from retrieval_engine.train.head import train_head
+
+    recipe = configured(options)
+    return train_head(
+        open_store(options["store"]),
+        options["out"] or Path("heads") / options["kind"],
+        recipe,
+        device=options["device"],
+        tracker=options["tracker"] or "",
+        progress=progress,
+        on_validation=on_validation,
+    )
 
 
 def _print(report: "HeadReport") -> None:

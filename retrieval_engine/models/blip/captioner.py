@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.attend import attend_openly, keys_values_of, split_heads
 from retrieval_engine.models.blip.cross_attention import CrossAttention
-from retrieval_engine.models.blip.hybrid_tower import HybridTower
+from retrieval_engine.models.blip.hybrid_tower import quicken
 from retrieval_engine.models.blip.plain import plain_captioning
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
@@ -77,8 +77,7 @@ class BlipCaptioner(ImageEncoder):
         found = plain_captioning(checkpoint) if plain and self.device.type == "cpu" else None
         model, self.tokenizer = found or self._through_transformers()
         self.model: Any = model.to(self.device)
-        if isinstance(model.vision_model, HybridTower):
-            model.vision_model.quicken()
+        quicken(self, model)
         vision, words = model.config.vision_config, model.config.text_config
         self.end_id, self.start_id = int(words.sep_token_id), int(words.bos_token_id)
         self.longest = int(words.max_position_embeddings)
@@ -148,6 +147,11 @@ class BlipCaptioner(ImageEncoder):
         ids = torch.tensor(self.prompt_ids(prompt), device=tokens.device)
         return state.read(ids.expand(len(tokens), 1, -1))[:, 0], state
 
+    def next_logits(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """(n, v) logits of the token after (n, l) ids, for images with (n, t, w) states."""
+        state = BlipDecodingState(self.model.text_decoder, tokens)
+        return state.read(ids[:, None])[:, 0]
+
 
 open_captioner = partial(BlipCaptioner, plain=True)
 
@@ -214,7 +218,8 @@ class BlipDecodingState:
             before = self._past[number]
             k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
         # Tokens are read together only where nothing was read before them.
-        out = scaled_dot_product_attention(q, k, v, is_causal=not self._past and q.shape[2] > 1)
+        together = not self._past and bool(q.shape[2] > 1)
+        out = scaled_dot_product_attention(q, k, v, is_causal=together)
         return out.transpose(1, 2).flatten(2), (k, v)  # (r, h, m, d) -> (r, m, w)
 
 

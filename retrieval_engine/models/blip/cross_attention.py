@@ -70,7 +70,7 @@ class CrossAttention:
         return look(self._attention, x, *self._formed)
 
     def _ask(self, x: Tensor) -> Tensor:
-        n = len(self._tokens)
+        n = self._tokens.shape[0]  # `len` would fix it in an exported graph
         rows, m, width = x.shape
         asked = self._attention.query(x).to(self._tokens.dtype).view(n, rows // n * m, width)
         q = split_heads(asked, self._heads) * (width // self._heads) ** -0.5  # (n, h, s, d)

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from retrieval_engine.models import text
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
-from retrieval_engine.models.blip.hybrid_tower import HybridTower
+from retrieval_engine.models.blip.hybrid_tower import quicken
 from retrieval_engine.models.blip.plain import plain_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint
@@ -55,8 +55,7 @@ class BlipEncoder(DualEncoder):
         model.text_proj.float()
         model.itm_head.float()
         self.model: Any = model.to(self.device)
-        if isinstance(model.vision_model, HybridTower):
-            model.vision_model.quicken()
+        quicken(self, model)
         self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
         self.preprocessor = read_preprocessor(checkpoint.path, self._settings.image_size)
@@ -64,7 +63,7 @@ class BlipEncoder(DualEncoder):
             checkpoint,
             self.preprocessor,
             vocabulary=vocabulary_digest(self.tokenizer),
-            dtype=self.dtype,
+            dtype=self.arithmetic,
         )
 
     def _through_transformers(self) -> tuple[Any, Any]:

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.errors import CheckpointInvalid, UsageError
 from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import stated
+from retrieval_engine.models.dual_encoder import ImageEncoder
+from retrieval_engine.models.int8 import INT8
 
 
 def backbone_name(vision_config: Any) -> str:
@@ -48,7 +50,7 @@ class HybridEmbeddings(nn.Module):
             places: (n, p) which of the grid's places they are; None for all in order.
         """
         positions = self.position_embedding
-        first = (self.class_embedding + positions[:, :1]).expand(len(states), -1, -1)
+        first = (self.class_embedding + positions[:, :1]).expand(states.shape[0], -1, -1)
         where = positions[:, 1:] if places is None else positions[0, 1:][places]
         return torch.cat([first, self.patch_embedding(states) + where], dim=1)
 
@@ -104,3 +106,20 @@ class HybridTower(nn.Module):
         first = tokens[:, :1] + self.mean_projection(states.mean(1, keepdim=True))
         found: Tensor = self.post_layernorm(torch.cat([first, tokens[:, 1:]], dim=1))
         return found
+
+
+def quicken(owner: ImageEncoder, model: Any) -> None:
+    """Make a model's vision tower as quick as it can be for encoding.
+
+    Raises:
+        UsageError: int8 is asked of a backbone, which has hardly a linear layer.
+    """
+    if not isinstance(model.vision_model, HybridTower):
+        owner.in_arithmetic(model.vision_model)
+        return
+    if owner.arithmetic == INT8:
+        raise UsageError(
+            f"{owner.checkpoint.name} sees through convolutions, which int8 makes no faster",
+            hint="leave `dtype` at auto",
+        )
+    model.vision_model.quicken()

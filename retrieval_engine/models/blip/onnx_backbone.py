@@ -33,10 +33,14 @@ class OnnxBackbone(nn.Module):
 
     def __init__(self, backbone: EfficientNetLite) -> None:
         super().__init__()
+        self._exported = (backbone,)  # in a tuple: it is no part of the model
         self._session = cache(lambda: _session(backbone))  # stored states need none
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As `EfficientNetLite.forward`."""
+        if torch.compiler.is_exporting():
+            found: Tensor = self._exported[0](pixels)
+            return found
         given = np.ascontiguousarray(pixels.float().numpy())
         parts = [given[start : start + _BATCH] for start in range(0, len(given), _BATCH)]
         states = [self._session().run(None, {"pixels": part})[0] for part in parts]

@@ -94,7 +94,7 @@ class Patches(nn.Module):
         """(b, 3, s, s) -> (b, 1 + p, w)."""
         dtype = self.patch_embedding.weight.dtype
         patches = self.patch_embedding(pixels.to(dtype=dtype)).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(pixels), 1, -1).to(dtype)
+        first = self.class_embedding.expand(pixels.shape[0], 1, -1).to(dtype)
         return torch.cat([first, patches], dim=1) + self.position_embedding.to(dtype)
 
 
@@ -239,7 +239,7 @@ class TextTower(nn.Module):
         x = self.embeddings(input_ids)
         n, length = input_ids.shape
         mask = None  # with nothing padded it must be left out, or another kernel rounds otherwise
-        if not attention_mask.all():
+        if torch.compiler.is_exporting() or not attention_mask.all():
             lowest = torch.finfo(x.dtype).min
             mask = x.new_zeros(n, 1, length, length)
             mask = mask.masked_fill(attention_mask[:, None, None] == 0, lowest)

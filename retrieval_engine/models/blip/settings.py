@@ -201,7 +201,7 @@ class BlipSettings:
             checkpoint: its weights are read and hashed.
             preprocessor: what makes its pixels.
             vocabulary: digest of its tokenizer.
-            dtype: torch dtype of the towers' arithmetic.
+            dtype: name of the towers' arithmetic, or its torch dtype.
 
         Raises:
             CheckpointInvalid: a weight file is damaged.

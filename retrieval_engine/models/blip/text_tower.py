@@ -56,7 +56,7 @@ def open_text_tower(
 
 def _arithmetic(dtype: str, device: str) -> Arithmetic | None:
     """NumPy's as long as nothing else has imported torch, where it does; None for a GPU."""
-    if dtype == "float32" and device in ("auto", "cpu") and "torch" not in sys.modules:
+    if dtype in ("float32", "int8") and device in ("auto", "cpu") and "torch" not in sys.modules:
         return NumpyArithmetic()
     place = pick_device(device)
     return TorchArithmetic(pick_dtype(dtype, place)) if place.type == "cpu" else None

@@ -57,7 +57,7 @@ class Blip2Images(ImageEncoder):
         """The vision tower on the device."""
         loaded: VisionPart = load_model(VisionPart, self.checkpoint, dtype=self.dtype)
         loaded.to(self.device)
-        return loaded
+        return self.in_arithmetic(loaded)
 
     @cached_property
     def queries(self) -> Any:

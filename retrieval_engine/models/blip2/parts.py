@@ -57,7 +57,7 @@ class QueryPart(Blip2PreTrainedModel):  # type: ignore[misc]
 
     def query_states(self, vision_states: Tensor) -> Tensor:
         """(n, t, w) vision states -> (n, q, h) states of the queries that looked at them."""
-        queries = self.query_tokens.expand(len(vision_states), -1, -1)
+        queries = self.query_tokens.expand(vision_states.shape[0], -1, -1)
         states: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=vision_states.to(queries)
         ).last_hidden_state

@@ -26,6 +26,7 @@ class ClipEncoder(DualEncoder):
     def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
         super().__init__(checkpoint, device=device, dtype=dtype)
         self.model: Any = load_model(CLIPModel, checkpoint, dtype=float32).to(self.device)
+        self.in_arithmetic(self.model.vision_model.encoder)
         self.config = self.model.config
         vision, words = self.config.vision_config, self.config.text_config
         self.tokenizer = load_tokenizer(CLIPTokenizerFast, checkpoint, rows=words.vocab_size)

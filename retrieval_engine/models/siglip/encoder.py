@@ -30,6 +30,7 @@ class SiglipEncoder(DualEncoder):
     def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
         super().__init__(checkpoint, device=device, dtype=dtype)
         self.model: Any = load_model(SiglipModel, checkpoint, dtype=float32).to(self.device)
+        self.in_arithmetic(self.model.vision_model.encoder)
         vision, words = self.model.config.vision_config, self.model.config.text_config
         self.vision, self.words = vision, words
         self.tokenizer = open_tokenizer(checkpoint, rows=words.vocab_size)

@@ -8,7 +8,7 @@ let shown = 0;
 let turn = 0;
 
 function card(hit) {
-  const caption = hit.captions.reduce((a, b) => (b.length > a.length ? b : a), "") || hit.id;
+  const caption = hit.captions.reduce((a, b) => (b.length > a.length ? b : a), "") || hit.title;
   const image = make("img", { src: hit.thumbnail, alt: caption, loading: "lazy" });
   const match = hit.match === null ? "" : ` · ${percent(hit.match)} sure`;
   const score = make("span", { className: "small", text: `${hit.rank} · ${hit.score.toFixed(3)}${match}` });
@@ -76,7 +76,7 @@ function setImage(file) {
 async function showItem(hit) {
   byId("item-id").textContent = hit.id;
   byId("item-whole").href = hit.image;
-  Object.assign(byId("item-image"), { src: hit.image, alt: hit.captions[0] ?? hit.id });
+  Object.assign(byId("item-image"), { src: hit.image, alt: hit.captions[0] ?? hit.title });
   byId("item-captions").replaceChildren(...hit.captions.map((text) => make("li", { text })));
   byId("item-score").textContent = `Score ${hit.score.toFixed(3)}`;
   const like = byId("like");

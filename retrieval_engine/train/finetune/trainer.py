@@ -38,7 +38,7 @@ from retrieval_engine.train.finetune.run_parts import open_parts, trained_parame
 from retrieval_engine.train.finetune.vision_states import Ahead
 from retrieval_engine.train.lora import refuse_dead
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
-from retrieval_engine.train.runlog import RunLog
+from retrieval_engine.train.runlog import OnValidation, RunLog
 from retrieval_engine.train.schedule import step_factor
 from retrieval_engine.train.trackers import RUN, RunTracker, check_tracker
 
@@ -53,6 +53,7 @@ def finetune(
     *,
     tracker: str = "",
     progress: Progress | None = None,
+    on_validation: OnValidation | None = None,
 ) -> FinetuneReport:
     """Fine-tune a model and write it as a directory that `open_encoder` or a captioner opens.
 
@@ -62,6 +63,7 @@ def finetune(
             is gone when the run is complete.
         tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
+        on_validation: see `OnValidation`; of several processes only the first calls it.
 
     Raises:
         TrainingError: no captions, `out` holds another run, a loss that is not finite.
@@ -72,6 +74,7 @@ def finetune(
     """
     check_tracker(tracker)
     run = FinetuneRun(config, out, progress or Silent(), tracker)
+    run.on_validation = on_validation
     try:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
             run.train()
@@ -89,7 +92,10 @@ class FinetuneRun:
         if (out / "training.json").exists():
             raise TrainingError(f"{out} already holds a trained model", hint="give another `out`")
         self.config, self.out = config, out
+        run = out / "run"
+        self._checkpoint_path, self._best_path = run / "checkpoint.pt", run / "best.pt"
         self.processes = Processes(config.device)
+        self.on_validation: OnValidation | None = None
         self.progress = progress if self.processes.is_first else Silent()
         self.parts = parts = open_parts(config, self.processes)
         self.sets, self.order, self.loader = parts.sets, parts.order, parts.loader
@@ -228,14 +234,18 @@ class FinetuneRun:
         state, objective = self.state, self.objective
         found = self._figures()
         self.log.write({"step": state.step, **found})
-        words = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
-        self.progress.say(f"step {state.step:,} of {self.total:,}: {words}")
-        if isinstance(objective, CaptionObjective):
-            self._tell_samples(objective)
+        words = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
+        self.progress.say(f"step {state.step:,} of {self.total:,}: {', '.join(words)}")
         better = objective.higher_is_better
         improved = state.improves(found, objective.metric, higher_is_better=better)
-        if improved and self.processes.is_first:
+        if not self.processes.is_first:
+            return
+        if isinstance(objective, CaptionObjective):
+            self._tell_samples(objective)
+        if improved:
             save_atomically(self.parts.weights(), self._best_path)
+        if self.on_validation:
+            self.on_validation(state.step, found)
 
     def _keep(self) -> None:
         """Write the model as it stands after every so many passes."""
@@ -245,8 +255,6 @@ class FinetuneRun:
             self.output.write(self.out / f"epoch-{epoch}", self.learner.model)
 
     def _tell_samples(self, objective: CaptionObjective) -> None:
-        if not self.processes.is_first:
-            return
         self.output.log_samples(self.state.step, objective.samples)
         if objective.warning:
             self.progress.say(f"warning: {objective.warning}")
@@ -266,14 +274,6 @@ class FinetuneRun:
         self.state = FinetuneState(**saved["state"])
         self.parts.load_state_dict(saved)
         self.progress.say(f"going on from step {self.state.step:,}")
-
-    @property
-    def _checkpoint_path(self) -> Path:
-        return self.out / "run" / "checkpoint.pt"
-
-    @property
-    def _best_path(self) -> Path:
-        return self.out / "run" / "best.pt"
 
     # The end
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,12 +24,42 @@ from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
 from retrieval_engine.train.head.val_recall import ValRecall, val_recall
+from retrieval_engine.train.runlog import OnValidation
 from retrieval_engine.train.trackers import RunTracker
 
 _WARM_UP = 0.1
 _SCALE_BATCH = 256
 _EXCLUDED = -1e4  # finite: a row without negatives must not give NaN gradients
 _SCALES = (5.0, 10.0, 14.0, 20.0, 30.0, 45.0, 70.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """Who is told about the epochs of a training.
+
+    Attributes:
+        log: file that gets a line an epoch added.
+        began: `time.perf_counter()` from which the log counts seconds.
+        progress: told about every epoch.
+        tracker: gets the lines too, an epoch a step.
+        on_validation: see `OnValidation`; an epoch is a step.
+    """
+
+    log: Path
+    began: float
+    progress: Progress
+    tracker: RunTracker | None = None
+    on_validation: OnValidation | None = None
+
+    def tell(self, epoch: int, line: dict[str, Json], found: ValRecall) -> None:
+        """One validation: its line, and its figures."""
+        line["seconds"] = round(time.perf_counter() - self.began, 3)
+        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tracker:
+            self.tracker.log(line, epoch)
+        if self.on_validation:
+            self.on_validation(epoch, found.figures())
 
 
 class HeadRun:
@@ -39,10 +69,7 @@ class HeadRun:
         recipe: every choice.
         data: what is read.
         head: with random weights, on the device; `head` is the trained one in the end.
-        log: file that gets a line an epoch added.
-        progress: told about every epoch.
-        began: `time.perf_counter()` from which the log counts seconds.
-        tracker: gets the lines too, an epoch a step.
+        told: hears about every epoch.
 
     Attributes:
         first: validation recall before the first step.
@@ -51,19 +78,9 @@ class HeadRun:
         epochs: epochs run.
     """
 
-    def __init__(
-        self,
-        recipe: HeadRecipe,
-        data: TrainingData,
-        head: Head,
-        log: Path,
-        progress: Progress,
-        began: float,
-        tracker: RunTracker | None = None,
-    ) -> None:
+    def __init__(self, recipe: HeadRecipe, data: TrainingData, head: Head, told: Listeners) -> None:
         self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
-        self.log, self.progress, self.began = log, progress, began
-        self.tracker = tracker
+        self.told, self.progress = told, told.progress
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.epochs = 0
         self.best_epoch = 0
@@ -184,15 +201,8 @@ class HeadRun:
         line: dict[str, Json] = {"epoch": self.epochs}
         if loss is not None:
             line["loss"] = round(loss, 5)
-        line |= {
-            "scale": round(float(head.scale), 3),
-            **found.to_json(),
-            "seconds": round(time.perf_counter() - self.began, 3),
-        }
-        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.tracker:
-            self.tracker.log(line, self.epochs)
+        line |= {"scale": round(float(head.scale), 3), **found.to_json()}
+        self.told.tell(self.epochs, line, found)
         return found
 
     def _pace(self, steps: int) -> Callable[[int], float]:

@@ -17,11 +17,11 @@ from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
-from retrieval_engine.train.head.fitting import HeadRun
+from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
 from retrieval_engine.train.head.val_recall import ValRecall
-from retrieval_engine.train.runlog import Panel, draw_curves
+from retrieval_engine.train.runlog import OnValidation, Panel, draw_curves
 from retrieval_engine.train.trackers import RunTracker, check_tracker
 
 LOG = "log.jsonl"
@@ -108,6 +108,7 @@ def train_head(
     device: str = "auto",
     tracker: str = "",
     progress: Progress | None = None,
+    on_validation: OnValidation | None = None,
 ) -> HeadReport:
     """Train a head on the features of a store and save it.
 
@@ -118,6 +119,7 @@ def train_head(
         device: see `pick_device`.
         tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about every epoch.
+        on_validation: see `OnValidation`; an epoch is a step, and the start is step 0.
 
     Raises:
         MissingExtra: the tracker is not installed.
@@ -137,7 +139,14 @@ def train_head(
         (out / LOG).unlink(missing_ok=True)
         head = Head(_config(recipe, data.train)).to(where)
         with _followed(tracker, out, recipe) as followed:
-            run = HeadRun(recipe, data, head, out / LOG, progress, began, followed)
+            listeners = Listeners(
+                log=out / LOG,
+                began=began,
+                progress=progress,
+                tracker=followed,
+                on_validation=on_validation,
+            )
+            run = HeadRun(recipe, data, head, listeners)
             run.fit()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:

@@ -35,6 +35,16 @@ class ValRecall:
         """What is larger for a better head; the reciprocal rank decides between equal recalls."""
         return round(self.mean, 6), self.reciprocal
 
+    def figures(self) -> dict[str, float]:
+        """`mean_recall`, and the recall of each direction as `text_to_image@1`, …, in per cent."""
+        sides = ("text_to_image", "image_to_text")
+        each = {
+            f"{side}@{k}": value
+            for side in sides
+            for k, value in zip(KS, getattr(self, side), strict=True)
+        }
+        return {"mean_recall": self.mean, **each}
+
     def to_json(self) -> dict[str, Json]:
         """In the form of a recall report's JSON."""
 

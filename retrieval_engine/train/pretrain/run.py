@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress
+from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
 from retrieval_engine.train.pretrain.run_config import RunConfig
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
-from retrieval_engine.train.runlog import RunLog, draw_curves
+from retrieval_engine.train.runlog import OnValidation, RunLog, draw_curves
 from retrieval_engine.train.trackers import RUN, RunTracker
 
 _SAVE_EVERY_S = 120.0
@@ -65,6 +66,7 @@ class PretrainRun(ABC):
 
     Attributes:
         identity: digest of the config and the data: a checkpoint of another is refused.
+        on_validation: see `OnValidation`.
     """
 
     config: RunConfig
@@ -74,6 +76,7 @@ class PretrainRun(ABC):
 
     def __init__(self, out: Path, progress: Progress, *, resume: bool, tracker: str = "") -> None:
         self.out, self.progress, self._tracker = out, progress, tracker
+        self.on_validation: OnValidation | None = None
         self._checkpoint, self._best = out / "run" / "checkpoint.pt", out / "run" / "best.pt"
         if resume:
             return
@@ -175,6 +178,12 @@ class PretrainRun(ABC):
         """Keep these weights as those that would be written."""
         self.state.kept, self.state.kept_step = figure, self.state.step
         save_atomically(weights.state_dict(), self._best)
+
+    def _told(self, figures: Mapping[str, Json]) -> None:
+        """Say what weights that may be kept are worth."""
+        if self.on_validation:
+            numbers = {n: float(v) for n, v in figures.items() if isinstance(v, int | float)}
+            self.on_validation(self.state.step, numbers)
 
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""

@@ -31,6 +31,7 @@ from retrieval_engine.train.pretrain.texts import Texts
 from retrieval_engine.train.pretrain.tokenizer import make_tokenizer
 from retrieval_engine.train.pretrain.training_set import load_sets
 from retrieval_engine.train.pretrain.validation import validate
+from retrieval_engine.train.runlog import OnValidation
 from retrieval_engine.train.schedule import step_factor
 from retrieval_engine.train.trackers import check_tracker
 
@@ -48,6 +49,7 @@ def pretrain(
     cache: Path | None = None,
     tracker: str = "",
     progress: Progress | None = None,
+    on_validation: OnValidation | None = None,
 ) -> PretrainReport:
     """Train a BLIP and write it as one directory that transformers loads.
 
@@ -59,6 +61,7 @@ def pretrain(
         cache: where the drawn pictures are kept for other runs; `out/run` by default.
         tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
+        on_validation: see `OnValidation`; not called in the concept stage.
 
     Raises:
         MissingExtra: the tracker is not installed.
@@ -69,7 +72,9 @@ def pretrain(
     """
     check_tracker(tracker)
     cache, progress = cache or out / "run" / "cache", progress or Silent()
-    return Run(config, out, cache, progress, resume=resume, tracker=tracker).run()
+    run = Run(config, out, cache, progress, resume=resume, tracker=tracker)
+    run.on_validation = on_validation
+    return run.run()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,6 +190,7 @@ class Run(PretrainRun):
         state.stale, state.best = (0, mean) if mean > state.best else (state.stale + 1, state.best)
         if mean > state.best - _NOISE:  # of equals the later: its captions are better
             self._keep(mean, self.model)
+        self._told(found.to_json())
 
     def _parts(self) -> Mapping[str, Stateful]:
         return {"model": self.model, "optimisers": self.optimisers}

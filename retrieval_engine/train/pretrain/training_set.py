@@ -156,6 +156,7 @@ def load_sets(
     train = [item for item in items if item.split in TRAIN_SPLITS]
     if config.val_source:
         held_out = captioned(val_source, config.val_source)
+        held_out = [item for item in held_out if item.split in ("", "val")] or held_out
     else:
         train, held_out = held_out_split(train, items)
     train = [_with_captions(item, config.max_captions) for item in train]

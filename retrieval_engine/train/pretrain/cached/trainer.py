@@ -38,6 +38,7 @@ from retrieval_engine.train.pretrain.config import PRESETS
 from retrieval_engine.train.pretrain.report import PretrainReport, record
 from retrieval_engine.train.pretrain.run import PretrainRun, RunState, Stateful
 from retrieval_engine.train.pretrain.texts import Texts
+from retrieval_engine.train.runlog import OnValidation
 from retrieval_engine.train.schedule import step_factor
 from retrieval_engine.train.trackers import check_tracker
 
@@ -66,6 +67,7 @@ def pretrain_cached(
     cache: Path | None = None,
     tracker: str = "",
     progress: Progress | None = None,
+    on_validation: OnValidation | None = None,
 ) -> PretrainReport:
     """Train a BLIP on a backbone's states and write it as one directory.
 
@@ -77,6 +79,7 @@ def pretrain_cached(
         cache: where the states are kept for other runs; `out/run/cache` by default.
         tracker: where the log goes as well, see `trackers.TRACKERS`; empty for nowhere.
         progress: told about the run.
+        on_validation: see `OnValidation`; the first guess is step 0.
 
     Raises:
         MissingExtra: the tracker is not installed.
@@ -87,7 +90,9 @@ def pretrain_cached(
     """
     check_tracker(tracker)
     cache, progress = cache or out / "run" / "cache", progress or Silent()
-    return CachedRun(config, out, cache, progress, resume, tracker).run()
+    run = CachedRun(config, out, cache, progress, resume, tracker)
+    run.on_validation = on_validation
+    return run.run()
 
 
 class CachedRun(PretrainRun):
@@ -232,6 +237,7 @@ class CachedRun(PretrainRun):
         if found.mean > state.kept:
             state.recall = found.recall.mean_recall
             self._keep(found.mean, self.averaged.module)
+        self._told(found.to_json())
 
     def _parts(self) -> Mapping[str, Stateful]:
         return {

@@ -1,0 +1,89 @@
+"""`--dtype int8`: near float32, the same alone and in a batch, a fingerprint of its own, on a CPU only."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from retrieval_engine.cli import main
+from retrieval_engine.errors import UsageError
+from retrieval_engine.models import open_encoder, reopen_encoder
+from retrieval_engine.models.device import pick_dtype
+from retrieval_engine.models.int8 import Int8Linear, to_int8
+from tests import tiny, tiny_blip2
+from tests.test_clip import save_clip
+from tests.test_siglip import save_siglip
+
+SAVERS: dict[str, Callable[[Path], Path]] = {
+    "blip": tiny.save_blip,
+    "blip2": tiny_blip2.save_blip2,
+    "clip": save_clip,
+    "siglip": save_siglip,
+}
+
+
+@pytest.mark.parametrize("family", SAVERS)
+def test_features_are_near_and_do_not_depend_on_the_batch(family: str, tmp_path: Path) -> None:
+    model = str(SAVERS[family](tmp_path / "model"))
+    exact: Any = open_encoder(model, device="cpu", dtype="float32")
+    rough: Any = open_encoder(model, dtype="int8")
+    side = exact.preprocessor.image_size
+    pixels = np.random.default_rng(1).integers(256, size=(5, side, side, 3), dtype=np.uint8)
+    wanted = exact.encode_images(pixels, ["itc", "tokens"])
+    found = rough.encode_images(pixels, ["itc", "tokens"])
+    assert not np.allclose(found["tokens"], wanted["tokens"], atol=1e-5)
+    assert (found["itc"] * wanted["itc"]).sum(-1).min() > 0.98
+    again = reopen_encoder(rough.spec).encode_images(pixels[3:4], ["itc", "tokens"])
+    for name, array in again.items():
+        np.testing.assert_array_equal(array[0], found[name][3])
+    assert rough.spec.dtype == "int8"
+    assert rough.spec.fingerprint != exact.spec.fingerprint
+    texts = ["a dog on the grass", "a cat"]
+    told = rough.encode_texts(texts, ["itc"])["itc"]
+    np.testing.assert_array_equal(told, exact.encode_texts(texts, ["itc"])["itc"])
+
+
+def test_a_layer_is_a_rounded_product() -> None:
+    layer = torch.nn.Linear(64, 32, bias=False)
+    holder = torch.nn.Sequential(layer)
+    to_int8(holder)
+    assert isinstance(holder[0], Int8Linear)
+    assert not list(holder.parameters())
+    x = torch.randn(3, 7, 64)
+    right = layer(x).detach()
+    off = (holder(x) - right).abs().max() / right.abs().max()
+    assert 1e-5 < off < 0.03
+
+
+def test_a_store_in_int8_is_searched_measured_and_captioned(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    line = ["encode", "scenes:24?seed=5", "--model", "vlre-tiny", "--store", store]
+    line += ["--features", "itc,pooled,tokens"]
+    whole = CliRunner().invoke(main, [*line, "--dtype", "int8", "--json"])
+    assert whole.exit_code == 0, whole.output
+    other = CliRunner().invoke(main, [*line, "--dtype", "float32"])
+    assert other.exit_code == 1
+    assert "int8" in other.stderr
+    found = CliRunner().invoke(main, ["search", "a dog on grass", "--store", store, "--json"])
+    assert found.exit_code == 0, found.output
+    recall = CliRunner().invoke(
+        main, ["eval", "--recall", "--rerank", "4", "--store", store, "--json"]
+    )
+    assert recall.exit_code == 0, recall.output
+    out = tmp_path / "captions.jsonl"
+    written = CliRunner().invoke(main, ["caption", "--store", store, "--out", str(out)])
+    assert written.exit_code == 0, written.output
+    assert len(out.read_text().splitlines()) == 24
+    assert json.loads(out.read_text().splitlines()[0])["caption"]
+
+
+def test_where_it_cannot_be_it_is_refused() -> None:
+    with pytest.raises(UsageError, match="int8 is for a CPU"):
+        pick_dtype("int8", torch.device("cuda"))
+    with pytest.raises(UsageError, match="sees through convolutions"):
+        open_encoder("vlre-photo", dtype="int8")
