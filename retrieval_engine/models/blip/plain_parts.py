@@ -269,6 +269,7 @@ class Predictions(nn.Module):
         super().__init__()
         self.transform = Transform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.empty(config.vocab_size))  # the decoder's by its other name
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, l, w) -> (b, l, v)."""
