@@ -131,22 +131,14 @@ def train_head(
     check_tracker(tracker)
     recipe, progress, out = recipe or HeadRecipe(), progress or Silent(), Path(out)
     where = pick_device(device)
-    data = read_training_data(store, recipe, where)
-    _refuse_nan(data)
-    _refuse_constant(data.train)
+    data = _sound(read_training_data(store, recipe, where))
     with _seeded(recipe.seed):
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
         head = Head(_config(recipe, data.train)).to(where)
-        with _followed(tracker, out, recipe) as followed:
-            listeners = Listeners(
-                log=out / LOG,
-                began=began,
-                progress=progress,
-                tracker=followed,
-                on_validation=on_validation,
-            )
-            run = HeadRun(recipe, data, head, listeners)
+        told = Listeners(log=out / LOG, began=began, progress=progress, on_validation=on_validation)
+        with _followed(told, tracker, recipe) as told:
+            run = HeadRun(recipe, data, head, told)
             run.fit()
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
@@ -167,8 +159,7 @@ def train_head(
     )
     record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
     trained_on = _all_trained(data.trained_on) if refitted else data.trained_on
-    saved = save_head(_saved(store, run.head, out, record), trained_on)
-    return replace(report, saved=saved)
+    return replace(report, saved=save_head(_saved(store, run.head, out, record), trained_on))
 
 
 def _all_trained(records: TrainedOn) -> TrainedOn:
@@ -176,11 +167,11 @@ def _all_trained(records: TrainedOn) -> TrainedOn:
 
 
 @contextmanager
-def _followed(name: str, out: Path, recipe: HeadRecipe) -> Iterator[RunTracker | None]:
-    """The tracker of this name for as long as the block runs; none for an empty name."""
-    tracker = RunTracker(name, out, recipe.to_json()) if name else None
+def _followed(told: Listeners, name: str, recipe: HeadRecipe) -> Iterator[Listeners]:
+    """With the tracker of this name for as long as the block runs; without for an empty name."""
+    tracker = RunTracker(name, told.log.parent, recipe.to_json()) if name else None
     try:
-        yield tracker
+        yield replace(told, tracker=tracker)
     finally:
         if tracker:
             tracker.close()
@@ -245,6 +236,13 @@ def _saved(store: Store, head: Head, path: Path, record: dict[str, Json]) -> Sav
         inputs={m: store.features(m)[name].fingerprint for m in Modality},
         record=record,
     )
+
+
+def _sound(data: TrainingData) -> TrainingData:
+    """The data, with numbers that can be learned from."""
+    _refuse_nan(data)
+    _refuse_constant(data.train)
+    return data
 
 
 def _refuse_nan(data: TrainingData) -> None:
