@@ -203,6 +203,7 @@ def test_a_store_made_without_the_adapter_is_refused_and_brought_up_to_date_with
     assert (again.images.encoded, again.captions.encoded) == (0, 0)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("spec", ["r=2", "r=2,dora", "r=2,rslora,dropout=0.1"])
 def test_captions_learn_through_every_kind(
     tmp_path: Path, store: Path, captioner: Path, spec: str
@@ -230,6 +231,7 @@ def copy_tower(source: Path, target: Path) -> None:
     model.save_pretrained(target)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", ["qformer", "opt", "t5"])
 def test_blip2_learns_through_adapters(tmp_path: Path, family: str) -> None:
     save = {

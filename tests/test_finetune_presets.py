@@ -41,6 +41,7 @@ def recorded(out: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_a_preset_decides_all_that_nobody_gave(
     tmp_path: Path, store: Path, models: dict[Task, Path], name: str

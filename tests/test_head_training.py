@@ -86,6 +86,7 @@ def bent(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images.astype(np.float32), texts.astype(np.float32), np.arange(n)
 
 
+@pytest.mark.whole
 def test_an_mlp_finds_what_no_linear_map_can(tmp_path: Path) -> None:
     import_embeddings(embeddings(*bent(1200, 0)), tmp_path / "store", name="x")
     pairs, test = open_store(tmp_path / "store"), bent(200, 1)

@@ -48,6 +48,7 @@ def tensors(out: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", [BlipForImageTextRetrieval, BlipForConditionalGeneration])
 def test_transformers_loads_all_of_it(trained: Path, kind: type[PreTrainedModel]) -> None:
     model, report = kind.from_pretrained(trained, output_loading_info=True)

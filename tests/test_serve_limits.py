@@ -229,6 +229,7 @@ def hostile(rng: random.Random) -> tuple[str, str, dict[str, object]]:
     return rng.choice(kinds)()
 
 
+@pytest.mark.whole
 def test_a_thousand_hostile_requests_change_no_answer_and_none_gets_a_500(
     client: httpx.Client,
 ) -> None:

@@ -62,6 +62,7 @@ def told(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.whole
 def test_a_sweep_keeps_the_best_and_prints_the_command_that_trains_it_again() -> None:
     found = told(run(HEAD, "--json"))
     assert [row["state"] for row in found["trials"]] == ["complete"] * 2
