@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from retrieval_engine.models import Encoder, open_encoder
+from retrieval_engine.models.adapters import resolve
+from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.device import autocast
 from retrieval_engine.records import Modality
@@ -96,12 +98,16 @@ def main() -> None:
             dtype: open_encoder(str(path), device=arguments.device, dtype=dtype)
             for dtype in ("float32", "auto")
         }
+        theirs = {  # through transformers' modules
+            dtype: BlipEncoder(resolve(str(path)), device=arguments.device, dtype=dtype)
+            for dtype in opened
+        }
     shape = opened["auto"].features(Modality.IMAGES)["tokens"].shape
     tokens = np.random.default_rng(1).standard_normal((images, *shape)).astype(np.float16)
     texts = captions(images * k)
     ways: dict[str, Callable[[], Logits]] = {
-        "authors_float32": lambda: authors_order(opened["float32"], tokens, texts, k),
-        "authors_half": lambda: authors_order(opened["auto"], tokens, texts, k),
+        "authors_float32": lambda: authors_order(theirs["float32"], tokens, texts, k),
+        "authors_half": lambda: authors_order(theirs["auto"], tokens, texts, k),
         "ours_float32": lambda: ours(opened["float32"], tokens, texts, k),
         "ours_half": lambda: ours(opened["auto"], tokens, texts, k),
     }
