@@ -27,8 +27,8 @@ from benchmarks import checkpoints
 from benchmarks.report import emit
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.adapters import resolve
-from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.batching import pad_tokens
+from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.device import autocast
 from retrieval_engine.records import Modality
 
