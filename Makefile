@@ -20,7 +20,7 @@ test: $(STAMP)
 test-services: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q -m service $$(grep -l mark.service tests/test_*.py)
 
-# The tour, examples/ and CONTRIBUTING's, recipes, studies, benchmarks/ from end to end, and the site of docs/: three minutes.
+# The tour, examples/ and CONTRIBUTING's, recipes, studies, benchmarks/ from end to end, and the site of docs/: four minutes.
 test-whole: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m whole
 
