@@ -167,6 +167,8 @@ def _connect(ray: Any, where: str, **how: Any) -> None:
             )
     except Exception as error:
         said = one_line(error)
+        if said.endswith(":"):  # a traceback of the server's follows
+            said += f" {str(error).strip().splitlines()[-1].strip()}"
         if "ersion mismatch" in str(error):
             import platform
 
