@@ -68,7 +68,7 @@ def test_a_store_in_int8_is_searched_measured_and_captioned(tmp_path: Path) -> N
     assert whole.exit_code == 0, whole.output
     other = CliRunner().invoke(main, [*line, "--dtype", "float32"])
     assert other.exit_code == 1
-    assert "int8" in other.stderr
+    assert "dtype 'int8', not 'float32'" in other.stderr
     found = CliRunner().invoke(main, ["search", "a dog on grass", "--store", store, "--json"])
     assert found.exit_code == 0, found.output
     recall = CliRunner().invoke(

@@ -122,7 +122,8 @@ def prepare(
     before = read_header(path)
     same = before.fingerprint == spec.fingerprint
     if not same and not adopt:
-        raise _mismatch(f"the store {path}", before.fingerprint, spec.fingerprint)
+        what = f"the store {path}{_differing(before.spec, spec)}"
+        raise _mismatch(what, before.fingerprint, spec.fingerprint)
     features: dict[Modality, dict[str, Feature]] = {m: {} for m in Modality}
     for modality, forms in declared.items():
         known = before.features.get(modality, {})
@@ -176,6 +177,14 @@ def _check_form(path: Path, known: Feature, form: Feature, *, adopt: bool) -> No
             f"{form.dtype}{list(form.shape)}",
             hint="use a new `store`, or `EncodeOptions(overwrite=True)`",
         )
+
+
+def _differing(before: EncoderSpec, spec: EncoderSpec) -> str:
+    """What of the settings that people choose is another one, in brackets; or nothing."""
+    chosen = ("checkpoint", "adapter", "image_size", "preprocessing", "dtype")
+    pairs = [(name, getattr(before, name), getattr(spec, name)) for name in chosen]
+    told = [f"{name} {a!r}, not {b!r}" for name, a, b in pairs if a != b]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _mismatch(what: str, seen: str, expected: str) -> FingerprintMismatch:
