@@ -17,7 +17,7 @@ import pytest
 
 from retrieval_engine.errors import StoreChanged, StoreDamaged, StoreError
 from retrieval_engine.records import Modality
-from retrieval_engine.store import Store, StoreWriter, open_store, repair_store
+from retrieval_engine.store import Store, StoreWriter, open_store, repair_store, shard_reader
 from retrieval_engine.testing.store_data import (
     FEATURES,
     IMAGE_FEATURES,
@@ -340,6 +340,25 @@ def test_a_reader_of_an_overwritten_store_is_not_told_that_it_is_damaged(tmp_pat
     (path / "shards" / "items-00004.parquet").unlink()  # and this is damage
     with pytest.raises(StoreDamaged, match="is missing"):
         open_store(path).items()
+
+
+def test_a_shard_that_goes_while_it_is_opened_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, twenty = tmp_path / "s", pictures(20).items
+    write(path, twenty, part_items=5)
+    store = open_store(path)
+
+    def replaced(*_: object, **__: object) -> None:
+        """HDF5 finds the file, looks at it again by its name, and then it is gone."""
+        monkeypatch.undo()
+        with StoreWriter.open(path, spec=SPEC, features=FEATURES, overwrite=True) as writer:
+            add(writer, twenty[:7])
+        raise OSError("Unable to synchronously open file (can't retrieve stat info for file)")
+
+    monkeypatch.setattr(shard_reader.h5py, "File", replaced)
+    with pytest.raises(StoreChanged, match="was overwritten or compacted while"):
+        store.gallery()
 
 
 def test_readers_while_it_is_overwritten_again_and_again(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def _reading(root: Path, entry: FileEntry) -> Iterator[None]:
     except FileNotFoundError as error:
         raise is_missing(root, entry) from error
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if not path.exists():  # gone while HDF5 opened it, which it tells in words of its own
+            raise is_missing(root, entry) from error
         raise StoreDamaged(f"{path} is damaged: {error}", hint=REPAIR_HINT) from error
 
 
