@@ -1,7 +1,7 @@
 """Pictures a second with one CLIP tower (ViT-B/32 at 224), the one that all of these can open.
 
 A case is a number of drawn scenes, JPEGs of 500 x 375; see `encode`, whose rules are the same. Batches
-are of 32 on every side. clip-retrieval's own reader, mapper and writer run as its command has them.
+are of 32 on the others' sides but one.
 """
 
 from functools import partial
@@ -77,27 +77,55 @@ def sentence_transformers(work: Path, case: str) -> Figures:
 
 
 def clip_retrieval(work: Path, case: str) -> Figures:
-    """Its `clip_inference` over the folder, one worker, with the model that it has warmed up."""
-    from all_clip import load_clip
-    from clip_retrieval.clip_inference.main import main as clip_inference
+    """Its reader (one worker), mapper and writer, run by its runner; its logger is left out.
 
-    model = f"hf_clip:{work / 'model'}"
-    load_clip(clip_model=model, use_jit=False, warmup_batch_size=1, clip_cache_path=None)
-    out = work / "clip-retrieval"
-    with watched() as watch:
-        clip_inference(
-            input_dataset=str(work / "pictures"),
-            output_folder=str(out),
-            input_format="files",
-            enable_text=False,
-            batch_size=encode.BATCH,
-            num_prepro_workers=1,
-            clip_model=model,
-            use_jit=False,
-            output_partition_count=1,
+    The logger is a second process that imports all of it again, half a minute on a busy machine.
+    """
+    from all_clip import hf_clip, load_clip
+    from clip_retrieval.clip_inference import mapper, reader, runner, writer
+
+    def encode_image(self: Any, image: Any) -> Any:
+        # Its wrapper is of transformers 4, where this gave the vectors themselves.
+        return self.inner_model.get_image_features(image.squeeze(1)).pooler_output
+
+    hf_clip.HFClipWrapper.encode_image = encode_image
+    hf_clip.HFClipWrapper.encode_text = lambda self, text: None  # only to warm up
+    model, out = f"hf_clip:{work / 'model'}", work / "clip-retrieval"
+    _, preprocess, _ = load_clip(clip_model=model, use_jit=False)
+    sides = {"enable_image": True, "enable_text": False, "enable_metadata": False}
+    made = mapper.ClipMapper(
+        **sides, use_mclip=False, clip_model=model, use_jit=False, mclip_model=""
+    )
+
+    def read(sampler: Any) -> Any:
+        return reader.FilesReader(
+            sampler, preprocess, None, str(work / "pictures"), encode.BATCH, 1, **sides
         )
+
+    def write(partition: int) -> Any:
+        folder = str(out)
+        return writer.NumpyWriter(
+            partition_id=partition, output_folder=folder, output_partition_count=1, **sides
+        )
+
+    run = runner.Runner(read, lambda: made, write, lambda _: Silent(), 1)
+    with watched() as watch:
+        run(0)
     vectors = np.concatenate([np.load(f) for f in sorted((out / "img_emb").glob("*.npy"))])
     return encode.kept(work, "clip-retrieval", vectors, watch.figures)
+
+
+class Silent:
+    """A logger that says nothing."""
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def __call__(self, told: dict[str, float]) -> None:
+        """Nothing to say."""
+
+    def end(self) -> None:
+        """Nothing to end."""
 
 
 COMPARISON = Comparison(
@@ -107,7 +135,9 @@ COMPARISON = Comparison(
         "vlre": Side(run=partial(encode.ours, dtype="float32", name="vlre")),
         "vlre int8": Side(run=partial(encode.ours, dtype="int8", name="vlre int8")),
         "sentence-transformers": Side(run=sentence_transformers, package="sentence-transformers"),
-        "clip-retrieval": Side(run=clip_retrieval, package="clip-retrieval"),
+        "clip-retrieval": Side(
+            run=clip_retrieval, package="clip-retrieval", note="reader, mapper, writer; float16 out"
+        ),
         encode.LOOP: Side(
             run=partial(transformers, batch=1, name=encode.LOOP), package="transformers"
         ),
