@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.peers import environment, tables
-from benchmarks.peers.turns import Runners, comparison_of, compare, in_own_process, in_this_process
+from benchmarks.peers.turns import Runners, compare, comparison_of, in_own_process, in_this_process
 from benchmarks.report import emit
 
 COMPARISONS = ("encode", "encode_clip", "search", "recall", "captions", "metrics", "unchanged")

@@ -142,7 +142,8 @@ COMPARISON = Comparison(
             run=partial(transformers, batch=1, name=encode.LOOP), package="transformers"
         ),
         encode.BATCHES: Side(
-            run=partial(transformers, batch=encode.BATCH, name=encode.BATCHES), package="transformers"
+            run=partial(transformers, batch=encode.BATCH, name=encode.BATCHES),
+            package="transformers",
         ),
     },
     cases=("64",),

@@ -113,7 +113,10 @@ COMPARISON = Comparison(
         "pycocoevalcap": Side(run=theirs, package="pycocoevalcap"),
         "vlre, tokens": Side(run=our_tokens),
         "pycocoevalcap, tokens": Side(
-            run=their_tokens, package="pycocoevalcap", of="vlre, tokens", note="Java, its start included"
+            run=their_tokens,
+            package="pycocoevalcap",
+            of="vlre, tokens",
+            note="Java, its start included",
         ),
     },
     cases=("5000",),

@@ -89,10 +89,11 @@ def clip_benchmark(work: Path, case: str) -> Figures:
 def open_clip(work: Path, case: str) -> Figures:
     """`get_clip_metrics` of its training loop, which is what it prints after an epoch."""
     import torch
-
     from open_clip_train.train import get_clip_metrics
 
-    images, captions = (torch.from_numpy(np.load(work / f"{s}.npy")) for s in ("images", "captions"))
+    images, captions = (
+        torch.from_numpy(np.load(work / f"{s}.npy")) for s in ("images", "captions")
+    )
     with watched() as watch:
         found = get_clip_metrics(images, captions, 100.0)
     recalls = {f"T>I@{k}": 100 * float(found[f"text_to_image_R@{k}"]) for k in KS}

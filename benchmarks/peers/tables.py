@@ -42,7 +42,9 @@ def _table(name: str, case: str, rows: list[Figures]) -> str:
     text += [_row(head), _row("---" for _ in head)]
     for row in rows:
         side = f"{row['side']} {row['version']}" if row.get("version") else row["side"]
-        cells = [f"failed: {row['failed']}"] if "failed" in row else [_cell(row, c) for c in columns]
+        cells = (
+            [f"failed: {row['failed']}"] if "failed" in row else [_cell(row, c) for c in columns]
+        )
         text.append(_row([side, *cells]))
     return "\n".join(text)
 

@@ -84,6 +84,24 @@ def processor_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
+def whole_process(words: list[str], **environment: str) -> tuple[Figures, str]:
+    """Seconds of a whole process, of its processor, its peak memory, and what it printed."""
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as talk:
+        start = time.perf_counter()
+        told = os.environ | environment
+        child = subprocess.Popen(words, env=told, stdout=printed, stderr=talk, cwd=ROOT)
+        _, status, used = os.wait4(child.pid, 0)  # of this process alone, unlike RUSAGE_CHILDREN
+        seconds = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        talk.seek(0)
+        if child.returncode:
+            raise RuntimeError(talk.read().strip()[-300:])
+        cpu = used.ru_utime + used.ru_stime
+        figures = {"seconds": seconds, "cpu_s": cpu, "peak_mb": used.ru_maxrss // 1024}
+        return figures, printed.read()
+
+
 def comparison_of(name: str) -> Comparison:
     """The comparison of a file beside this one."""
     found: Comparison = import_module(f"benchmarks.peers.{name}").COMPARISON
