@@ -63,6 +63,7 @@ WORDS = [
     "large",
     "small",
     "young",
+    "picture",
 ]
 
 

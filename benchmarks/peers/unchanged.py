@@ -6,16 +6,12 @@ instead of its model's. Its second run asks no model in either case, so it is it
 """
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.turns import ROOT, Comparison, Figures, Side
+from benchmarks.peers.turns import Comparison, Figures, Side, whole_process
 
 
 def prepare(work: Path, case: str) -> None:
@@ -33,31 +29,13 @@ def prepare(work: Path, case: str) -> None:
     checkpoints.blip(work / "model", tiny=True)
 
 
-def _command(words: list[str], **environment: str) -> tuple[Figures, str]:
-    """Seconds of a whole process, of its processor, its peak memory, and what it printed."""
-    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as talk:
-        start = time.perf_counter()
-        told = os.environ | environment
-        child = subprocess.Popen(words, env=told, stdout=printed, stderr=talk, cwd=ROOT)
-        _, status, used = os.wait4(child.pid, 0)  # of this process alone, unlike RUSAGE_CHILDREN
-        seconds = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
-        printed.seek(0)
-        talk.seek(0)
-        if child.returncode:
-            raise RuntimeError(talk.read().strip()[-300:])
-        cpu = used.ru_utime + used.ru_stime
-        figures = {"seconds": seconds, "cpu_s": cpu, "peak_mb": used.ru_maxrss // 1024}
-        return figures, printed.read()
-
-
 def ours(work: Path, case: str) -> Figures:
     """The command, from the start of Python to its end."""
     command = [sys.executable, "cli.py", "encode", f"folder:{work / 'pictures'}"]
     command += ["--store", str(work / "store"), "--model", str(work / "model"), "--json"]
     if not (work / "store").exists():
-        _command(command)
-    figures, printed = _command(command)
+        whole_process(command)
+    figures, printed = whole_process(command)
     report = json.loads(printed.splitlines()[-1])
     (work / "vlre.json").write_text(json.dumps(report))
     return figures
@@ -68,16 +46,18 @@ def rclip(work: Path, case: str) -> Figures:
     command = [sys.executable, "-m", "benchmarks.peers.rclip_index", str(work / "pictures")]
     data = str(work / "rclip")
     if not (work / "rclip").exists():
-        _command(command, RCLIP_DATADIR=data)
-    figures, printed = _command(command, RCLIP_DATADIR=data)
+        whole_process(command, RCLIP_DATADIR=data)
+    figures, printed = whole_process(command, RCLIP_DATADIR=data)
     (work / "rclip.json").write_text(printed.splitlines()[-1])
     return figures
 
 
 def judge(work: Path, case: str, side: str) -> Figures:
-    """How many files each has, and how many it did again."""
+    """How many pictures were done again, of how many."""
     told = json.loads((work / f"{side}.json").read_text())
-    return {key: told[key] for key in told}
+    images = told.get("images", told)
+    kept = images.get("reused", images.get("files"))
+    return {"done_again": f"{images['encoded']} of {kept}"}
 
 
 COMPARISON = Comparison(
