@@ -64,6 +64,15 @@ def has_cuda_driver() -> bool:
     return True
 
 
+def may_have_fast_bfloat16() -> bool:
+    """Whether the CPU could have avx512_bf16 or AMX; torch need not be imported to know it has not."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    return "avx512_bf16" in told or "amx_tile" in told
+
+
 def free_memory() -> int | None:
     """Bytes of memory that nobody uses, or None where the system does not tell without a library."""
     try:

@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "needless"),
     [
         ("store info", {"faiss", "PIL", *TORCH, *MODELS, *TABLES}),
+        # Nothing is new: no model is asked.
+        (f"encode {SOURCE} --device cpu --features itc,pooled,tokens", TORCH | MODELS | TABLES),
         ("index", TORCH | MODELS | TABLES),
         ("search --image scenes:7/0", TORCH | MODELS | TABLES),
         ("search dog", TORCH | MODELS | TABLES),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Encoder, open_encoder
-from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
+from retrieval_engine.models.text_tower import TextTowerFirst, open_when_needed, reopen_for_texts
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -102,6 +102,27 @@ def test_all_else_is_the_whole_encoder_s(checkpoint: Path) -> None:
         for e in (encoder, words)
     )
     np.testing.assert_array_equal(same, logits)
+
+
+def test_an_encoder_that_waits_is_the_very_one_or_is_not_promised(checkpoint: Path) -> None:
+    encoder, name = whole(checkpoint), str(checkpoint)
+    waits = open_when_needed(encoder.spec, checkpoint=name, device="cpu", dtype="float32")
+    assert waits is not None
+    assert waits.spec == encoder.spec
+    size = encoder.preprocessor.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    for feature in ("itc", "pooled"):
+        np.testing.assert_array_equal(
+            waits.encode_images(pixels, [feature])[feature],
+            encoder.encode_images(pixels, [feature])[feature],
+        )
+        np.testing.assert_array_equal(
+            waits.encode_texts(TEXTS, [feature])[feature],
+            encoder.encode_texts(TEXTS, [feature])[feature],
+        )
+    for asked in ({"dtype": "bfloat16"}, {"checkpoint": "vlre-tiny"}, {"device": "cuda"}):
+        given = {"checkpoint": name, "device": "cpu", "dtype": "float32"} | asked
+        assert open_when_needed(encoder.spec, **given) is None
 
 
 def test_another_checkpoint_than_the_spec_s_is_opened_whole(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from retrieval_engine.encoding import EncodeOptions, EncodeReport
     from retrieval_engine.encoding.device_pool import DevicePool
     from retrieval_engine.models import Encoder
+    from retrieval_engine.models.text_tower import EncoderToCome
     from retrieval_engine.progress import Progress
     from retrieval_engine.records import Json
     from retrieval_engine.sources import Source
@@ -31,7 +32,7 @@ def encode_source(source: str, store: Path, given: dict[str, Any]) -> "EncodeRep
     opened, options = _source(source, store, given), _options(given)
     with (
         progress_bar() as progress,
-        _model(options.features, given, progress) as model,
+        _model(options.features, given, progress, store) as model,
         Engine(store=store, model=cast("Encoder", model)) as engine,  # a pool can add, if no more
     ):
         report = engine.add(opened, options=options, progress=progress)
@@ -68,9 +69,15 @@ def _source(source: str, store: Path, given: dict[str, Any]) -> "Source":
 
 
 def _model(
-    features: tuple[str, ...], given: dict[str, Any], progress: "Progress"
+    features: tuple[str, ...],
+    given: dict[str, Any],
+    progress: "Progress",
+    store: Path | None = None,
 ) -> "AbstractContextManager[Encoder | DevicePool]":
-    """The model in this process, or one on each of the devices."""
+    """The model in this process, or one on each of the devices.
+
+    It is not built before it is asked, where a store tells all of it that a run must know.
+    """
     from functools import partial
 
     from retrieval_engine.encoding import open_devices
@@ -82,7 +89,25 @@ def _model(
     open_model = partial(opener, given["model"], dtype=given["dtype"], adapter=given["adapter"])
     if given["devices"] or given["on"]:
         return open_devices(given["devices"], open_model, on=given["on"], progress=progress)
-    return nullcontext(open_model(device=given["device"]))
+    known = None
+    if store is not None and opener is open_encoder and not given["adapter"]:
+        known = _known(store, given)
+    return nullcontext(cast("Encoder", known) or open_model(device=given["device"]))
+
+
+def _known(store: Path, given: dict[str, Any]) -> "EncoderToCome | None":
+    """The store's encoder where it is the one asked for; a second run may need no model at all."""
+    from retrieval_engine.errors import EncoderError, StoreError
+    from retrieval_engine.models.text_tower import open_when_needed
+    from retrieval_engine.store import open_store
+
+    try:
+        spec, model = open_store(store).spec, given["model"]
+        return open_when_needed(
+            spec, checkpoint=model, device=given["device"], dtype=given["dtype"]
+        )
+    except (StoreError, EncoderError):
+        return None  # who opens the model, or the store to write, says what is wrong
 
 
 def renew(store: Path, given: dict[str, Any]) -> "EncodeReport":

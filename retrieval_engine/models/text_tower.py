@@ -11,15 +11,17 @@ then that one is opened, and says what is wrong if something is.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
+from retrieval_engine.machine import has_cuda_driver, may_have_fast_bfloat16
 from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_name
 from retrieval_engine.models.adapters import resolve
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.family import load_family
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -45,20 +47,19 @@ class TextTower(Protocol):
         """See `Encoder.encode_texts`; equal to it bit by bit."""
 
 
-class TextTowerFirst:
-    """An encoder whose text side is open; the whole model is built when images come.
+class EncoderToCome:
+    """An encoder that is known already and built when the first picture or caption comes.
 
     Args:
-        tower: the text side.
+        known: the text side, which says what the encoder is.
         whole: opens the encoder that it belongs to.
     """
 
-    def __init__(self, tower: TextTower, whole: Callable[[], Encoder]) -> None:
-        self.spec = tower.spec
-        self.preprocessor = tower.preprocessor
-        self.default_batch_size = tower.default_batch_size
-        self.features = tower.features
-        self.encode_texts = tower.encode_texts
+    def __init__(self, known: TextTower, whole: Callable[[], Encoder]) -> None:
+        self.spec = known.spec
+        self.preprocessor = known.preprocessor
+        self.default_batch_size = known.default_batch_size
+        self.features = known.features
         self._open = whole
 
     @cached_property
@@ -69,9 +70,30 @@ class TextTowerFirst:
         """See `Encoder`."""
         return self._whole.encode_images(pixels, features)
 
+    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+        """See `Encoder`."""
+        return self._whole.encode_texts(texts, features)
+
     def matcher(self) -> "Matcher":
         """See `Encoder`."""
         return self._whole.matcher()
+
+
+class TextTowerFirst(EncoderToCome):
+    """An encoder whose text side is open; the whole model is built when images come.
+
+    Args:
+        tower: the text side.
+        whole: opens the encoder that it belongs to.
+    """
+
+    def __init__(self, tower: TextTower, whole: Callable[[], Encoder]) -> None:
+        super().__init__(tower, whole)
+        self._tower = tower
+
+    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+        """See `TextTower`."""
+        return self._tower.encode_texts(texts, features)
 
 
 def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
@@ -86,13 +108,45 @@ def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = ""
         EncoderError: it cannot be loaded.
     """
     found = resolve(recorded_name(spec, model))
+    whole = partial(open_checkpoint, found, device=device, dtype=spec.dtype, family=spec.family)
+    tower = _tower_of(found, spec, device)
+    return whole() if tower is None else TextTowerFirst(tower, whole)
 
-    def whole() -> Encoder:
-        return open_checkpoint(found, device=device, dtype=spec.dtype, family=spec.family)
 
+def open_when_needed(
+    spec: EncoderSpec, *, checkpoint: str, device: str, dtype: str
+) -> EncoderToCome | None:
+    """The encoder that a store was made with, built only if a picture or a caption is new.
+
+    Args:
+        spec: as it was recorded.
+        checkpoint: as `open_encoder` takes it.
+        device: the same.
+        dtype: the same.
+
+    Returns:
+        None where it is not certain, without importing torch, that `open_encoder` would give the
+        very encoder of `spec` for these arguments.
+
+    Raises:
+        EncoderError: there is no such checkpoint.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not has_cuda_driver())
+    auto = "" if may_have_fast_bfloat16() else "float32"
+    if not on_cpu or spec.dtype not in ("float32", "int8"):
+        return None
+    if spec.dtype != (auto if dtype == "auto" else dtype):
+        return None
+    found = resolve(checkpoint)
+    tower = _tower_of(found, spec, device)
+    whole = partial(open_checkpoint, found, device=device, dtype=dtype, family="auto")
+    return None if tower is None else EncoderToCome(tower, whole)
+
+
+def _tower_of(found: Checkpoint, spec: EncoderSpec, device: str) -> TextTower | None:
+    """The text side, where the family has one that is certain to be that of the spec."""
     open_tower = getattr(load_family(spec.family), "open_text_tower", None)
-    if found.adapter is None and open_tower is not None:
-        tower: TextTower | None = open_tower(found, spec, device=device)
-        if tower is not None:
-            return TextTowerFirst(tower, whole)
-    return whole()
+    if found.adapter is not None or open_tower is None:
+        return None
+    tower: TextTower | None = open_tower(found, spec, device=device)
+    return tower
