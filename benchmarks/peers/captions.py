@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.caption import LENGTH, PROMPT
 from benchmarks.peers import encode
 from benchmarks.peers.turns import Comparison, Figures, Side, watched
 
-NEW = LENGTH - 4  # after [DEC] and three words of the prompt
+PROMPT = "a picture of "
+NEW = 11
+LENGTH = 4 + NEW  # [DEC] and three words of the prompt
 BATCH = 8
 TINY = "4x3"
 

@@ -37,12 +37,12 @@ def python_of(folder: Path) -> Path:
     (Path(there) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", "-r", str(REQUIREMENTS)], check=True, stdout=sys.stderr)
-    _mend_torchvision(Path(there))
+    mend_torchvision(Path(there))
     done.write_text(wanted)
     return python
 
 
-def _mend_torchvision(there: Path) -> None:
+def mend_torchvision(there: Path) -> None:
     """Make torchvision importable beside a torch without CUDA.
 
     The registry's build for Linux is linked against CUDA: without that it registers none of its
