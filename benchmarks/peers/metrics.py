@@ -6,7 +6,7 @@ scene's. PTB's tokeniser is a Java program there: it is its own pair of sides, l
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.peers.turns import Comparison, Figures, Side, watched
@@ -31,7 +31,7 @@ def _read(work: Path) -> tuple[list[list[str]], list[list[list[str]]]]:
     return captions, references
 
 
-def _kept(work: Path, side: str, values: dict[str, Sequence[float]]) -> None:
+def _kept(work: Path, side: str, values: Mapping[str, Sequence[float]]) -> None:
     plain = {name: [float(v) for v in each] for name, each in values.items()}
     (work / f"{side}.json").write_text(json.dumps(plain))
 

@@ -5,6 +5,7 @@ A case is IMAGESxCAPTIONS of each. open_clip's training loop knows one caption a
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class GivenVectors:
     def encode_image(self, images: object) -> object:
         return images
 
-    def encode_text(self, rows: object) -> object:
+    def encode_text(self, rows: Any) -> object:
         return self.captions[rows]
 
 

@@ -188,7 +188,7 @@ def compare(name: str, case: str, runners: Runners, rounds: int) -> Iterator[Fig
                 if key not in quality and "failed" not in runs[key][-1]:
                     quality[key] = comparison.judge(work, case, key)
     for key, side in sides.items():
-        line = {"comparison": name, "case": case, "side": key, "package": side.package}
+        line: Figures = {"comparison": name, "case": case, "side": key, "package": side.package}
         line |= {"rounds": len(runs[key]), "load": round(statistics.median(loads), 1)}
         line |= medians(runs[key]) | quality.get(key, {})
         if side.package and side.of in runs:

@@ -92,7 +92,9 @@ def _model(
     known = None
     if store is not None and opener is open_encoder and not given["adapter"]:
         known = _known(store, given)
-    return nullcontext(cast("Encoder", known) or open_model(device=given["device"]))
+    if known is not None:
+        return nullcontext(cast("Encoder", known))
+    return nullcontext(open_model(device=given["device"]))
 
 
 def _known(store: Path, given: dict[str, Any]) -> "EncoderToCome | None":
