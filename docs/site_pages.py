@@ -26,6 +26,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/LOG.md": "benchmarks.md",
+    "benchmarks/PEERS.md": "peers.md",
     "indices/README.md": "index-recipes.md",
     "retrieval_engine/store/FORMAT.md": "store-format.md",
     "retrieval_engine/checkpoints/vlre-photo/README.md": "vlre-photo.md",
