@@ -6,8 +6,10 @@ that was trained on mirrored pictures gives nearly the mirrored states.
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,15 @@ from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.device import normalized_pixels
-from retrieval_engine.models.preprocess import ImagePreprocessor, SquashToSquare
+from retrieval_engine.models.preprocess import SquashToSquare
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
 
 MEAN, STD = 127 / 255, 128 / 255
-_BATCH = 8
-_SAVE_EVERY = 64  # batches
+_BATCH, _CUDA_BATCH = 8, 256
+_SAVE_EVERY = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def encode_states(
     for parameter in backbone.parameters():
         weights.update(parameter.detach().cpu().contiguous().numpy().data)
     files = [[item.uri, item.size_bytes, item.mtime_ns] for item in items]
-    key = digest([weights.hexdigest(), image_size, files])
+    key = digest([weights.hexdigest(), *backbone.stages, image_size, files])
     home = folder / key[:16]
     home.mkdir(parents=True, exist_ok=True)
     progress.start("encoding states", views * len(items))
@@ -90,7 +92,9 @@ def encode_states(
     if device.type == "cpu" and is_installed():
         run = OnnxBackbone(backbone)
     look = preprocessor(image_size)
-    found = [_encode_view(items, run, home, look, view, device, progress) for view in range(views)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        eye = _Eye(run=run, channels=backbone.channels, look=look, device=device, threads=threads)
+        found = [_encode_view(items, eye, home, view, progress) for view in range(views)]
     progress.stop()
     failures: dict[str, str] = json.loads((home / "0.json").read_text(encoding="utf-8"))["failures"]
     rows = [row for row in range(len(items)) if str(row) not in failures]
@@ -103,40 +107,46 @@ def encode_states(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Eye:
+    run: nn.Module
+    channels: int
+    look: SquashToSquare
+    device: torch.device
+    threads: ThreadPoolExecutor
+
+
 def _encode_view(
-    items: Sequence[Item],
-    backbone: nn.Module,
-    home: Path,
-    look: SquashToSquare,
-    view: int,
-    device: torch.device,
-    progress: Progress,
+    items: Sequence[Item], eye: _Eye, home: Path, view: int, progress: Progress
 ) -> NDArray[np.float16]:
     arrays, note = home / f"{view}.npy", home / f"{view}.json"
-    image_size = look.image_size
+    image_size = eye.look.image_size
     at: dict[str, Any] = {"done": 0, "failures": {}}
     if note.exists():
         at = json.loads(note.read_text(encoding="utf-8"))
         states = open_memmap(arrays, "r+")
     else:
         places = (-(-image_size // 32)) ** 2
-        states = open_memmap(arrays, "w+", np.float16, (len(items), places, 1280))
+        states = open_memmap(arrays, "w+", np.float16, (len(items), places, eye.channels))
     progress.advance(at["done"])
-    for start in range(at["done"], len(items), _BATCH):
-        batch = items[start : start + _BATCH]
-        pixels = []
-        for offset, item in enumerate(batch):
-            try:
-                pixels.append(look.pixels(_seen(_decoded(item, look), item, view)))
-            except SourceError as error:
-                at["failures"][str(start + offset)] = error.message
-                pixels.append(np.zeros((image_size, image_size, 3), dtype=np.uint8))
+    size = _BATCH if eye.device.type == "cpu" else _CUDA_BATCH
+    last = at["done"]
+    for start in range(at["done"], len(items), size):
+        batch = items[start : start + size]
+        pixels = np.zeros((len(batch), image_size, image_size, 3), dtype=np.uint8)
+        drawn = eye.threads.map(lambda item: _pixels(item, eye.look, view), batch)
+        for row, got in enumerate(drawn):
+            if isinstance(got, SourceError):
+                at["failures"][str(start + row)] = got.message
+            else:
+                pixels[row] = got
         with torch.inference_mode():
-            found = backbone(normalized_pixels(np.stack(pixels), look, device))
-        states[start : start + len(batch)] = found.float().cpu().numpy()
+            found = eye.run(normalized_pixels(pixels, eye.look, eye.device))
+        states[start : start + len(batch)] = found.half().cpu().numpy()
         at["done"] = start + len(batch)
         progress.advance(len(batch))
-        if start // _BATCH % _SAVE_EVERY == _SAVE_EVERY - 1 or at["done"] == len(items):
+        if at["done"] - last >= _SAVE_EVERY or at["done"] == len(items):
+            last = at["done"]
             states.flush()
             partial = note.with_suffix(".partial")
             partial.write_text(json.dumps(at), encoding="utf-8")
@@ -145,8 +155,12 @@ def _encode_view(
     return found_all
 
 
-def _decoded(item: Item, look: ImagePreprocessor) -> Image.Image:
-    return decode(read_bytes(item.uri), least_side=look.least_side)
+def _pixels(item: Item, look: SquashToSquare, view: int) -> NDArray[np.uint8] | SourceError:
+    try:
+        image = decode(read_bytes(item.uri), least_side=look.least_side)
+    except SourceError as error:
+        return error
+    return look.pixels(_seen(image, item, view))
 
 
 def _seen(image: Image.Image, item: Item, view: int) -> Image.Image:
