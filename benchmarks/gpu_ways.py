@@ -140,7 +140,7 @@ def _half(features: Callable[[], Tensor]) -> Tensor:
 
 
 def _graph(work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    side = torch.cuda.Stream()
+    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):
         for _ in range(3):
             work()

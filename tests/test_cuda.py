@@ -121,12 +121,14 @@ def test_vectors_are_those_of_the_cpu(name: str, dtype: str, tmp_path: Path) -> 
     here = open_encoder(model, device="cpu", dtype="float32")
     there = open_encoder(model, device="cuda", dtype=dtype)
     pixels = image_batch(here, 6)
-    for modality, work in (
-        (Modality.IMAGES, lambda e, names: e.encode_images(pixels, names)),
-        (Modality.CAPTIONS, lambda e, names: e.encode_texts(TEXTS, names)),
-    ):
+    for modality in Modality:
         names = [n for n, f in here.features(modality).items() if "float" in f.dtype]
-        expected, found = work(here, names), work(there, names)
+        expected, found = (
+            e.encode_images(pixels, names)
+            if modality is Modality.IMAGES
+            else e.encode_texts(TEXTS, names)
+            for e in (here, there)
+        )
         for feature in names:
             if dtype == "float32":
                 scale = float(np.abs(expected[feature]).max())
@@ -193,7 +195,7 @@ def test_finetuning_takes_steps(task: Task, lora: str, dtype: str, tmp_path: Pat
     given: dict[str, Any] = {"store": str(store), "model": str(model), "batch_size": 8}
     given |= {"max_steps": 2, "lora": lora, "lr": 1e-3}
     name = "itc" if task is Task.RETRIEVAL else "lm"
-    losses = []
+    losses: list[float] = []
     for device, arithmetic in (("cpu", "float32"), ("cuda", dtype)):
         out = tmp_path / f"{device}-{len(losses)}"
         finetune(configure(task, device=device, dtype=arithmetic, **given), out)
@@ -229,7 +231,7 @@ def test_pretraining_on_states_takes_the_steps_of_the_cpu(
     recipe: CachedConfig, tmp_path: Path
 ) -> None:
     plain = dataclasses.replace(recipe, dropout=0.0, eval_every=1)
-    logs = []
+    logs: list[list[Any]] = []
     for device in ("cpu", "cuda"):
         out = tmp_path / f"{device}-{len(logs)}"
         report = pretrain_cached(dataclasses.replace(plain, device=device), out)

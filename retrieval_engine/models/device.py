@@ -78,7 +78,7 @@ def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
 
     if device.type == "cuda" and dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
 
 
 def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:

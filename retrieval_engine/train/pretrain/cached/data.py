@@ -168,9 +168,9 @@ class StateBatcher:
     def __init__(
         self, data: Described, scale: ChannelScale, config: CachedConfig, device: torch.device
     ) -> None:
-        self._data, self._scale, self._config, self._device = data, scale, config, device
+        self._data, self._config, self._device = data, config, device
         self._kept = _on_device(data.views, device)
-        self._on_device = tuple(
+        self._shift, self._spread = (
             torch.from_numpy(part).to(device) for part in (scale.shift, scale.scale)
         )
 
@@ -208,8 +208,7 @@ class StateBatcher:
             read = zip(views, items, places, strict=True)
             mapped = np.stack([self._data.views[v][i][p] for v, i, p in read])
             found = on_device(mapped, self._device)
-        shift, scale = self._on_device
-        return (found.float() - shift) / scale
+        return (found.float() - self._shift) / self._spread
 
 
 def _on_device(views: Sequence[NDArray[np.float16]], device: torch.device) -> Tensor | None:
