@@ -29,10 +29,14 @@ class OnnxBackbone(nn.Module):
 
     Args:
         backbone: with the weights; they are copied.
+
+    Attributes:
+        channels: of its states.
     """
 
     def __init__(self, backbone: EfficientNetLite) -> None:
         super().__init__()
+        self.channels = backbone.channels
         self._exported = (backbone,)  # in a tuple: it is no part of the model
         self._session = cache(lambda: _session(backbone))  # stored states need none
 

@@ -6,11 +6,11 @@ that was trained on mirrored pictures gives nearly the mirrored states.
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,23 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from torch import nn
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.device import normalized_pixels
-from retrieval_engine.models.preprocess import SquashToSquare
+from retrieval_engine.models.preprocess import ImagePreprocessor, SquashToSquare
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.workers import Failed, open_pool
 
 MEAN, STD = 127 / 255, 128 / 255
-_BATCH, _CUDA_BATCH = 8, 256
-_SAVE_EVERY = 512
+_BATCH, _CUDA_BATCH = 8, 128
+_SAVE_EVERY = 512  # pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +89,11 @@ def encode_states(
     home.mkdir(parents=True, exist_ok=True)
     progress.start("encoding states", views * len(items))
     device = next(backbone.parameters()).device
-    run: nn.Module = backbone
+    run: EfficientNetLite | OnnxBackbone = backbone
     if device.type == "cpu" and is_installed():
         run = OnnxBackbone(backbone)
     look = preprocessor(image_size)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        eye = _Eye(run=run, channels=backbone.channels, look=look, device=device, threads=threads)
-        found = [_encode_view(items, eye, home, view, progress) for view in range(views)]
+    found = [_encode_view(items, run, home, look, view, device, progress) for view in range(views)]
     progress.stop()
     failures: dict[str, str] = json.loads((home / "0.json").read_text(encoding="utf-8"))["failures"]
     rows = [row for row in range(len(items)) if str(row) not in failures]
@@ -107,59 +106,58 @@ def encode_states(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Eye:
-    run: nn.Module
-    channels: int
-    look: SquashToSquare
-    device: torch.device
-    threads: ThreadPoolExecutor
-
-
 def _encode_view(
-    items: Sequence[Item], eye: _Eye, home: Path, view: int, progress: Progress
+    items: Sequence[Item],
+    backbone: EfficientNetLite | OnnxBackbone,
+    home: Path,
+    look: SquashToSquare,
+    view: int,
+    device: torch.device,
+    progress: Progress,
 ) -> NDArray[np.float16]:
     arrays, note = home / f"{view}.npy", home / f"{view}.json"
-    image_size = eye.look.image_size
+    image_size = look.image_size
     at: dict[str, Any] = {"done": 0, "failures": {}}
     if note.exists():
         at = json.loads(note.read_text(encoding="utf-8"))
         states = open_memmap(arrays, "r+")
     else:
         places = (-(-image_size // 32)) ** 2
-        states = open_memmap(arrays, "w+", np.float16, (len(items), places, eye.channels))
+        states = open_memmap(arrays, "w+", np.float16, (len(items), places, backbone.channels))
     progress.advance(at["done"])
-    size = _BATCH if eye.device.type == "cpu" else _CUDA_BATCH
-    last = at["done"]
-    for start in range(at["done"], len(items), size):
-        batch = items[start : start + size]
-        pixels = np.zeros((len(batch), image_size, image_size, 3), dtype=np.uint8)
-        drawn = eye.threads.map(lambda item: _pixels(item, eye.look, view), batch)
-        for row, got in enumerate(drawn):
-            if isinstance(got, SourceError):
-                at["failures"][str(start + row)] = got.message
-            else:
-                pixels[row] = got
-        with torch.inference_mode():
-            found = eye.run(normalized_pixels(pixels, eye.look, eye.device))
-        states[start : start + len(batch)] = found.half().cpu().numpy()
-        at["done"] = start + len(batch)
-        progress.advance(len(batch))
-        if at["done"] - last >= _SAVE_EVERY or at["done"] == len(items):
-            last = at["done"]
-            states.flush()
-            partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps(at), encoding="utf-8")
-            partial.replace(note)
+    size = _CUDA_BATCH if device.type == "cuda" else _BATCH
+    saved = at["done"]
+    with open_pool("threads") as pool:
+        read = iter(pool.imap(partial(_pixels, look=look, view=view), items[at["done"] :]))
+        while batch := list(islice(read, size)):
+            start, pixels = at["done"], []
+            for row, (_, one) in enumerate(batch, start=start):
+                if isinstance(one, Failed):
+                    raise one.error or TrainingError(one.reason)
+                if isinstance(one, str):
+                    at["failures"][str(row)] = one
+                    one = np.zeros((image_size, image_size, 3), dtype=np.uint8)
+                pixels.append(one)
+            with torch.inference_mode():
+                found = backbone(normalized_pixels(np.stack(pixels), look, device))
+            states[start : start + len(batch)] = found.float().cpu().numpy()
+            at["done"] = start + len(batch)
+            progress.advance(len(batch))
+            if at["done"] - saved >= _SAVE_EVERY or at["done"] == len(items):
+                saved = at["done"]
+                states.flush()
+                with replacing_file(note) as file:
+                    file.write(json.dumps(at).encode())
     found_all: NDArray[np.float16] = np.load(arrays, mmap_mode="r")
     return found_all
 
 
-def _pixels(item: Item, look: SquashToSquare, view: int) -> NDArray[np.uint8] | SourceError:
+def _pixels(item: Item, *, look: ImagePreprocessor, view: int) -> NDArray[np.uint8] | str:
+    """Pixels of an item in a view, or why it cannot be read."""
     try:
         image = decode(read_bytes(item.uri), least_side=look.least_side)
     except SourceError as error:
-        return error
+        return error.message
     return look.pixels(_seen(image, item, view))
 
 
