@@ -21,7 +21,7 @@ from retrieval_engine.models.text import maps_of_words
 
 KeysValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
-_CPU_TEXTS, _CUDA_TEXTS = 64, 512
+_CPU_TEXTS, _CUDA_TEXTS = 64, 2048
 _IMAGES_PER_TEXTS = 4  # keys and values of an image weigh as much as several texts
 
 
