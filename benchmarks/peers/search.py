@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.search_ways import WAYS, Ask
-from benchmarks.peers.turns import Comparison, Figures, Side, watched, whole_process
+from benchmarks.peers.turns import (
+    Comparison,
+    Figures,
+    Side,
+    processor_seconds,
+    watched,
+    whole_process,
+)
 from benchmarks.search import BATCH, World, write_store
 
 K = 10
@@ -78,13 +85,14 @@ def ask(work: Path, case: str, *, name: str) -> Figures:
         told.write_text(json.dumps(made))
     found = index.at(next(e for e in index.efforts if str(e) == made["effort"]))
     unseen, truth = questions[BATCH:], right[BATCH:]
-    times, answers = [], []
+    times, answers, used = [], [], processor_seconds()
     for i in range(-5, len(unseen)):
         begin = time.perf_counter()
         answers.append(found(unseen[max(i, 0)][None], K))
         times.append(1e3 * (time.perf_counter() - begin))
     return {
         "p50_ms": statistics.median(times[5 : 5 + SINGLE]),
+        "query_cpu_ms": 1e3 * (processor_seconds() - used) / len(answers),
         "recall_at_10": recall(np.concatenate(answers[5:]), truth),
         **made,
     }
@@ -127,7 +135,7 @@ COMPARISON = Comparison(
         )
         for name, way in WAYS.items()
     },
-    costs=("p50_ms", "build_s", "build_cpu_s", "bytes_per_row"),
+    costs=("p50_ms", "query_cpu_ms", "build_s", "build_cpu_s", "bytes_per_row"),
     cases=("100000", "1000000"),
     tiny="600",
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ def blocks(rows: NDArray[np.float32], size: int) -> Iterator[tuple[int, NDArray[
         yield start, np.ascontiguousarray(rows[start : start + size])
 
 
-def build_ours(work: Path, out: Path) -> None:
+def build_ours(work: Path, out: Path, *, recipe: str) -> None:
     """From the store, its recall measured too, as `vlre index` does."""
     from retrieval_engine.index import build_index
     from retrieval_engine.store import open_store
 
-    build_index(open_store(work / "store"), out / "index", recipe="auto")
+    build_index(open_store(work / "store"), out / "index", recipe=recipe)
 
 
 def open_ours(folder: Path) -> Opened:
@@ -240,8 +241,10 @@ def open_milvus(folder: Path) -> Opened:
     return Opened(at=at, efforts=GRAPH)
 
 
+SCAN = "vlre scan-fp16"
 WAYS = {
-    "vlre": Way(build=build_ours, open=open_ours, note="`auto`"),
+    "vlre": Way(build=partial(build_ours, recipe="auto"), open=open_ours, note="`auto`"),
+    SCAN: Way(build=partial(build_ours, recipe="scan-fp16"), open=open_ours),
     "autofaiss": Way(build=build_autofaiss, open=open_autofaiss, package="autofaiss"),
     "usearch": Way(
         build=build_usearch, open=open_usearch, package="usearch", note="f16", is_slow=True

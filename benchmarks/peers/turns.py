@@ -180,8 +180,9 @@ def compare(name: str, case: str, runners: Runners, rounds: int) -> Iterator[Fig
                     continue
                 run = runners.of(side)
                 assert run is not None
-                print(f"{name} {case}: {key}", file=sys.stderr)
                 runs[key].append(run(name, key, work, case))
+                told = json.dumps(runs[key][-1])  # a run that is stopped has told so much
+                print(f"{name} {case}: {key}: {told}", file=sys.stderr, flush=True)
                 if "failed" in runs[key][-1] and not side.package:
                     raise RuntimeError(f"{name}, {case}, {key}: {runs[key][-1]['failed']}")
                 loads.append(os.getloadavg()[0])
