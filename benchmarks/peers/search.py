@@ -85,14 +85,14 @@ def ask(work: Path, case: str, *, name: str) -> Figures:
         told.write_text(json.dumps(made))
     found = index.at(next(e for e in index.efforts if str(e) == made["effort"]))
     unseen, truth = questions[BATCH:], right[BATCH:]
-    times, answers, used = [], [], processor_seconds()
+    times, answers, begun = [], [], processor_seconds()
     for i in range(-5, len(unseen)):
         begin = time.perf_counter()
         answers.append(found(unseen[max(i, 0)][None], K))
         times.append(1e3 * (time.perf_counter() - begin))
     return {
         "p50_ms": statistics.median(times[5 : 5 + SINGLE]),
-        "query_cpu_ms": 1e3 * (processor_seconds() - used) / len(answers),
+        "query_cpu_ms": 1e3 * (processor_seconds() - begun) / len(answers),
         "recall_at_10": recall(np.concatenate(answers[5:]), truth),
         **made,
     }
