@@ -11,7 +11,7 @@ What word comes next is decided elsewhere (`caption/generating.py`): a captioner
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
@@ -146,7 +146,12 @@ class ExplainingCaptioner(Protocol):
 
 
 def open_captioner(
-    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str | Path = ""
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str | Path = "",
+    fast_decode: bool = False,
 ) -> Captioner:
     """Load a model that writes captions.
 
@@ -156,13 +161,14 @@ def open_captioner(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         dtype: as of `models.open_encoder`.
         adapter: directory or hub id of an adapter for the checkpoint.
+        fast_decode: as of `models.open_encoder`.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
         CheckpointInvalid: the files are no captioning model that some family knows.
         FingerprintMismatch: the adapter was trained on another base.
     """
-    found = resolve(checkpoint)
+    found = replace(resolve(checkpoint), fast_decode=fast_decode)
     if adapter:
         found = with_adapter(found, adapter)
     known = family_with(family_of(found), "open_captioner", "writes captions")
@@ -190,7 +196,12 @@ def writes_captions(checkpoint: str) -> bool:
 
 
 def open_tower(
-    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str = ""
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str = "",
+    fast_decode: bool = False,
 ) -> Encoder:
     """What encodes images alone: an encoder, or a captioner where a checkpoint is nothing else.
 
@@ -199,9 +210,13 @@ def open_tower(
     """
     known = read_config(resolve(checkpoint).path).get("architectures")
     if known == ["BlipForConditionalGeneration"]:
-        opened = open_captioner(checkpoint, device=device, dtype=dtype, adapter=adapter)
+        opened = open_captioner(
+            checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode
+        )
         return cast("Encoder", opened)
-    return open_encoder(checkpoint, device=device, dtype=dtype, adapter=adapter)
+    return open_encoder(
+        checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

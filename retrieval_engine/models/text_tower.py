@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_name
-from retrieval_engine.models.adapters import resolve
+from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_checkpoint
 from retrieval_engine.models.family import load_family
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
@@ -85,7 +84,7 @@ def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = ""
     Raises:
         EncoderError: it cannot be loaded.
     """
-    found = resolve(recorded_name(spec, model))
+    found = recorded_checkpoint(spec, model)
 
     def whole() -> Encoder:
         return open_checkpoint(found, device=device, dtype=spec.dtype, family=spec.family)

@@ -69,8 +69,9 @@ class Strings(Sequence[str]):
             column = column.dictionary_encode()
         column = column.unify_dictionaries().combine_chunks()
         known: NDArray[np.object_] = np.array(column.dictionary.to_pylist(), object)
-        places: NDArray[np.int32] = np.from_dlpack(column.indices)
-        return known[places]
+        places: NDArray[Any] = np.from_dlpack(column.indices)
+        shared: NDArray[np.object_] = known[places]
+        return shared
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
