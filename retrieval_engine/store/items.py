@@ -1,7 +1,7 @@
 """The items table: what is known about each image, as Parquet beside the shards."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,12 @@ def sources(table: Any) -> dict[str, int]:
     """Number of items of each source, in the order of their first items."""
     counts = pc.value_counts(table["source"]).to_pylist()
     return {count["values"]: count["counts"] for count in counts}
+
+
+def column_among(column: Any, names: Iterable[str]) -> NDArray[np.bool_]:
+    """(n,) whether each string of a column is one of some."""
+    there = pc.is_in(column, value_set=pa.array(list(names), pa.large_string()))
+    return _numbers(pc.cast(there, pa.uint8())).astype(np.bool_)
 
 
 def as_indices(places: NDArray[np.int64]) -> Any:
