@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,11 @@ def measure(encoder: Encoder, folder: Path, rounds: int) -> dict[str, object]:
     walls, shares, ideals, rates = [], [], [], []
     with tempfile.TemporaryDirectory() as stores:
         for number in range(rounds):
-            store = Path(stores) / str(number)
-            model_wall, model_cpu = spent(lambda: alone(encoder, pixels, texts))
-            wall, cpu = spent(
-                lambda to=store: encode(f"folder:{folder}", to, encoder=encoder, options=options)
+            whole = partial(
+                encode, f"folder:{folder}", f"{stores}/{number}", encoder=encoder, options=options
             )
+            model_wall, model_cpu = spent(lambda: alone(encoder, pixels, texts))
+            wall, cpu = spent(whole)
             walls.append(model_wall / wall)
             shares.append(model_cpu / cpu)
             least = max(model_cpu / threads, cpu / cores)

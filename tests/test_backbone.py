@@ -68,6 +68,35 @@ def test_onnx_runtime_gives_the_same_states(
     np.testing.assert_allclose(states.numpy(), expected.numpy(), atol=1e-4)
 
 
+def test_earlier_stages_join_the_last_states_on_its_grid(
+    backbone: EfficientNetLite, scenes: torch.Tensor
+) -> None:
+    model = EfficientNetLite("efficientnet-lite2", (2, 4, 6)).eval()
+    model.load_state_dict(backbone.state_dict())
+    assert (model.channels, model.joined) == (1280 + 48 + 120 + 352, {6: 4, 14: 2, 20: 1})
+    seen = {}
+    for number in model.joined:
+        model.blocks[number].register_forward_hook(
+            lambda _, __, out, number=number: seen.update({number: out})
+        )
+    with torch.inference_mode():
+        states, last = model(scenes), backbone(scenes)
+    torch.testing.assert_close(states[..., :1280], last)
+    grid = states.transpose(1, 2).unflatten(2, (9, 9))
+    # A place is the mean of the finer ones that lie in it, fewer at the right and lower edge.
+    assert [out.shape[-1] for out in seen.values()] == [33, 17, 9]
+    fine, middle = seen.values(), slice(1280, 1280 + 48)
+    first, second, third = fine
+    torch.testing.assert_close(grid[:, middle, 2, 3], first[..., 8:12, 12:16].mean((2, 3)))
+    torch.testing.assert_close(grid[:, middle, 8, 8], first[..., 32, 32])
+    torch.testing.assert_close(grid[:, 1328:1448, 8, 1], second[..., 16, 2:4].mean(2))
+    torch.testing.assert_close(grid[:, 1448:], third)
+    if is_installed():
+        with torch.inference_mode():
+            through_onnx = OnnxBackbone(model)(scenes)
+        np.testing.assert_allclose(through_onnx.numpy(), states.numpy(), atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "blocks", "places"),
     [("efficientnet-lite0", 16, 49), ("efficientnet-lite1", 21, 64)],

@@ -37,6 +37,19 @@ def test_it_runs_and_reports(
         assert min(line["smallest_cosine"] for line in lines) > 0.99
 
 
+def test_the_gpu_benchmark_runs_every_part_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu"])
+    importlib.import_module("benchmarks.gpu").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not [line for line in lines if line["benchmark"] == "gpu-failed"]
+    done = [line["of"] for line in lines if line["benchmark"] == "gpu-part"]
+    assert done == ["encode", "rerank", "caption", "recall", "texts", "head"]
+    close = [line["smallest_cosine"] for line in lines if "smallest_cosine" in line]
+    assert min(close) > 0.9999
+
+
 def test_the_duplicates_benchmark_finds_all_of_few(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,6 +58,16 @@ def test_the_duplicates_benchmark_finds_all_of_few(
     line = json.loads(capsys.readouterr().out)
     assert line["photographs"] == 24
     assert (line["precision"], line["recall"]) == (1, 1)
+
+
+def test_the_steady_benchmark_tells_the_model_s_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["steady", "--tiny"])
+    importlib.import_module("benchmarks.steady").main()
+    line = json.loads(capsys.readouterr().out)
+    assert 0 < line["cpu_share"] < line["ideal"] <= 1
+    assert line["overlap"] > 0
 
 
 def test_the_decode_benchmark_tells_what_a_scale_costs(

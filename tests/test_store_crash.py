@@ -356,7 +356,7 @@ def test_a_shard_that_goes_while_it_is_opened_is_not_called_damaged(
             add(writer, twenty[:7])
         raise OSError("Unable to synchronously open file (can't retrieve stat info for file)")
 
-    monkeypatch.setattr(h5py, "File", replaced)
+    monkeypatch.setattr("h5py.File", replaced)
     with pytest.raises(StoreChanged, match="was overwritten or compacted while"):
         store.gallery()
 

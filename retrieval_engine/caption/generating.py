@@ -154,18 +154,17 @@ class _Batch:
         n, b = len(self.logits), self.options.width
         self.logits = self.logits.expand(n, b, -1).contiguous()
         self.sentences = self.sentences.expand(n, b, -1)
-        ids = torch.full((n, b, self.max_length), self.end_id)
-        sums = torch.zeros((n, b))
-        lengths = torch.zeros((n, b))
-        open_rows = torch.ones((n, b), dtype=torch.bool, device=self.logits.device)
+        device = self.logits.device
+        ids = torch.full((n, b, self.max_length), self.end_id, device=device)
+        sums = torch.zeros((n, b), device=device)
+        lengths = torch.zeros((n, b), device=device)
+        open_rows = torch.ones((n, b), dtype=torch.bool, device=device)
         start = len(self.prompt)
         for place in range(start, self.max_length):
             chosen, gained = self._next(uniform, place)
-            active = self.active.cpu()
-            still = open_rows.cpu()
-            ids[active, :, place] = torch.where(still, chosen.cpu(), self.end_id)
-            sums[active] += torch.where(still, gained.cpu(), 0.0)
-            lengths[active] += still
+            ids[self.active, :, place] = torch.where(open_rows, chosen, self.end_id)
+            sums[self.active] += torch.where(open_rows, gained, 0.0)
+            lengths[self.active] += open_rows
             open_rows = open_rows & (chosen != self.end_id)
             going = open_rows.any(1)
             before = len(self.active)
@@ -175,7 +174,7 @@ class _Batch:
             if len(self.active) < before:
                 chosen, open_rows = chosen[going], open_rows[going]
             self.logits = self.decoding.step(chosen, None)
-        scores = sums / lengths.clamp(min=1)
+        scores = (sums / lengths.clamp(min=1)).cpu()
         found = [
             [self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)]
             for rows in zip(ids.tolist(), scores, strict=True)
@@ -247,6 +246,7 @@ class _Batch:
         n, b, v = self.logits.shape
         scores = self.rules(self.sentences, self.logits.log_softmax(-1)) + totals[..., None]
         best, places = scores.view(n, b * v).topk(min(2 * self.options.width, b * v), dim=-1)
+        places = places.cpu()  # waits; what follows does not
         table = zip(
             self.active.tolist(),
             (places // v).tolist(),

@@ -36,14 +36,12 @@ class Candidates:
         """
         import torch
 
+        from retrieval_engine.metrics.pair_scores import full_float32
+
         b, v, d = block.shape
         flat: Any = torch.from_numpy(np.ascontiguousarray(block)).to(self._queries.device)
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
+        with full_float32():
             scores = self._queries @ flat.reshape(b * v, d).float().T
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
         scores = scores.reshape(len(scores), b, v).amax(dim=2)
         floor = scores.topk(min(k, b), dim=1).values[:, -1:]
         # NaN is below nothing: it comes back with the best, and the caller sees it.

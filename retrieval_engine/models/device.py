@@ -1,7 +1,8 @@
 """Which device and which arithmetic a model runs in."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
 
     if device.type == "cuda" and dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
 
 
 def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:
@@ -89,13 +90,62 @@ def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextMan
     return torch.autocast(device.type, dtype=dtype)
 
 
+def on_device(array: NDArray[Any], device: "torch.device") -> "torch.Tensor":
+    """An array on a device. On CUDA it goes through pinned memory, and nobody waits for it.
+
+    Trap: a copy from pageable memory, of three numbers too, waits for all that the device has
+    been given to do.
+    """
+    import torch
+
+    x = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def normalized_pixels(
     pixels: NDArray[np.uint8], preprocessor: ImagePreprocessor, device: "torch.device"
 ) -> "torch.Tensor":
     """(n, s, s, 3) uint8 pixels -> (n, 3, s, s) float32, normalised, on the device."""
-    import torch
-
-    mean = torch.tensor(preprocessor.mean, device=device)
-    std = torch.tensor(preprocessor.std, device=device)
-    x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
+    mean, std = (
+        on_device(np.array(numbers, dtype=np.float32), device)
+        for numbers in (preprocessor.mean, preprocessor.std)
+    )
+    x = on_device(pixels, device)
     return ((x.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+class Collected:
+    """Rows that a device computes part by part, copied back while it goes on with the next part.
+
+    Args:
+        rows: of all parts together.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._done = rows, 0
+        self._found: dict[str, torch.Tensor] = {}
+        self._device: torch.device | None = None
+
+    def add(self, part: "Mapping[str, torch.Tensor]", rows: int) -> None:
+        """The next rows, (`rows`, …) by name."""
+        import torch
+
+        for name, tensor in part.items():
+            self._device = tensor.device
+            if rows == self._rows and tensor.device.type == "cpu":
+                self._found[name] = tensor
+                continue
+            if name not in self._found:
+                shape, pinned = (self._rows, *tensor.shape[1:]), tensor.device.type == "cuda"
+                self._found[name] = torch.empty(shape, dtype=tensor.dtype, pin_memory=pinned)
+            some = self._found[name][self._done : self._done + rows]
+            some.copy_(tensor, non_blocking=True)
+        self._done += rows
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All rows by name, when the device is done with them."""
+        import torch
+
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return {name: tensor.numpy() for name, tensor in self._found.items()}

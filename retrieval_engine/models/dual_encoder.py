@@ -17,12 +17,19 @@ from torch import Tensor, nn
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.models.batching import default_batch_size, in_batches, pad_tokens
+from retrieval_engine.models.batching import (
+    default_batch_size,
+    in_batches,
+    pad_tokens,
+    piece_size,
+)
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import (
+    Collected,
     autocast,
     forbid_tf32,
     normalized_pixels,
+    on_device,
     pick_device,
     pick_dtype,
 )
@@ -167,38 +174,41 @@ class ImageEncoder(ABC):
         What did not fit once is halved from then on. See `Encoder.encode_images`.
         """
         self.require(features, Modality.IMAGES)
-        found: list[Arrays] = []
-        done = 0
-        while done < len(pixels) or not found:
-            some = pixels[done : done + self.most_images]
+        found = Collected(len(pixels))
+        done, piece = 0, piece_size(self.tokens_per_image, self.device.type) or len(pixels)
+        left = True
+        while left:
+            some = pixels[done : done + min(piece, self.most_images)]
             try:
                 x = normalized_pixels(some, self.preprocessor, self.device)
                 with self.autocast():
                     states = self.vision_tower(x)
-                found.append(self._of_states(states, features))
+                found.add(self._of_states(states, features), len(some))
                 done += len(some)
+                left = done < len(pixels)
                 continue
             except torch.OutOfMemoryError:
                 if len(some) <= 1:
                     raise
             self.most_images = len(some) // 2
             torch.cuda.empty_cache()
-        return {name: np.concatenate([part[name] for part in found]) for name in features}
+        return found.arrays()
 
     @torch.inference_mode()
     def encode_tokens(self, tokens: NDArray[Any], features: Sequence[str]) -> Arrays:
         """Features of images whose states are known; see `ReadsTokens.encode_tokens`."""
         self.require(features, Modality.IMAGES)
-        return self._of_states(torch.from_numpy(tokens).to(self.device), features)
+        found = self._of_states(on_device(tokens, self.device), features)
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
-    def _of_states(self, states: Tensor, features: Sequence[str]) -> Arrays:
+    def _of_states(self, states: Tensor, features: Sequence[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if made := [name for name in features if name != "tokens"]:
             found = self.of_vision_states(states, made)
         if "tokens" in features:
             # NumPy knows float16, but no bfloat16.
             found["tokens"] = states if states.dtype == torch.float16 else states.float()
-        return {name: found[name].cpu().numpy() for name in features}
+        return {name: found[name] for name in features}
 
 
 class DualEncoder(ImageEncoder):

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.batching import pad_tokens
-from retrieval_engine.models.device import autocast
+from retrieval_engine.models.device import autocast, on_device
 from retrieval_engine.models.text import maps_of_words
 
 KeysValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
-_CPU_TEXTS, _CUDA_TEXTS = 64, 512
+_CPU_TEXTS, _CUDA_TEXTS = 64, 2048
 _IMAGES_PER_TEXTS = 4  # keys and values of an image weigh as much as several texts
 
 
@@ -131,13 +131,17 @@ class Matcher:
         groups = by_images(pairs, [len(tokens) for tokens in ids], self.texts_at_once)
         # One autocast context for all: it keeps the half-precision weights it has made.
         with torch.inference_mode(), autocast(self._device, self._dtype):
+            waiting: tuple[Block, torch.Tensor] | None = None
             for images, blocks in groups:
                 found = self._group_logits(read_tokens(images), ids, blocks)
                 for block, logits in zip(blocks, found, strict=True):
-                    wanted = block.pairs >= 0
-                    values = logits.softmax(-1) if as_probability else logits
-                    scores[block.pairs[wanted]] = values[..., 1].cpu().numpy()[wanted]
-                    advance(int(wanted.sum()))
+                    values = (logits.softmax(-1) if as_probability else logits)[..., 1]
+                    if waiting is not None:
+                        advance(_settle(scores, *waiting))
+                    # On CUDA the next block is read and begun before this one is waited for.
+                    waiting = block, values
+            if waiting is not None:
+                advance(_settle(scores, *waiting))
         return scores
 
     def tokenized(self, texts: Sequence[str]) -> list[list[int]]:
@@ -164,7 +168,7 @@ class Matcher:
     def _group_logits(
         self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
     ) -> Iterator[torch.Tensor]:
-        seen = self.cross.keys_values(torch.from_numpy(tokens).to(self._device, self._dtype))
+        seen = self.cross.keys_values(on_device(tokens, self._device).to(self._dtype))
         return (self._block_logits(seen, ids, block) for block in blocks)
 
     def relevance(self, tokens: NDArray[Any], text: str) -> list[tuple[str, NDArray[np.float32]]]:
@@ -200,10 +204,17 @@ class Matcher:
         shape = (*block.texts.shape, padded.shape[1])
         logits = self.cross.logits(
             seen,
-            torch.from_numpy(padded.reshape(shape)).to(self._device),
-            torch.from_numpy(mask.reshape(shape)).to(self._device),
+            on_device(padded.reshape(shape), self._device),
+            on_device(mask.reshape(shape), self._device),
         )
         return logits.float()
+
+
+def _settle(scores: NDArray[np.float32], block: Block, values: torch.Tensor) -> int:
+    """Put a block's values into its pairs' places; the number of these pairs."""
+    wanted = block.pairs >= 0
+    scores[block.pairs[wanted]] = values.cpu().numpy()[wanted]
+    return int(wanted.sum())
 
 
 def by_images(

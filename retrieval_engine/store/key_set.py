@@ -26,13 +26,13 @@ class SortedBytes:
             rows, heads = rows[order], heads[order]
         self._width = rows.dtype.itemsize
         self._heads = memoryview(heads.data)
-        self._bytes = np.ascontiguousarray(rows).tobytes()
+        self._bytes = np.ascontiguousarray(rows).view(np.uint8).data
 
     def __contains__(self, digest: bytes) -> bool:
         head, width = int.from_bytes(digest[:8]), self._width
         at = bisect_left(self._heads, head)
         while at < len(self._heads) and self._heads[at] == head:
-            if self._bytes.startswith(digest, at * width):
+            if self._bytes[at * width : (at + 1) * width] == digest:
                 return True
             at += 1
         return False

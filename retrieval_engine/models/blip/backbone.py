@@ -1,7 +1,7 @@
 """EfficientNet-Lite, a convolutional backbone in the place of BLIP's patch projection."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,15 +82,30 @@ class Block(nn.Module):
 class EfficientNetLite(nn.Module):
     """Backbone without its classifier; batch norms are folded into the convolutions.
 
+    What it was trained to name, its last states say; colours, textures and small things they have
+    mostly forgotten. `stages` joins to them what earlier stages see, averaged to the same grid.
+
+    Args:
+        name: in `SCALES`.
+        stages: numbers of rows of `STAGES`, rising.
+
+    Attributes:
+        stages: those joined.
+        joined: how many times finer than the last states' grid that of each one's last block is,
+            by the block's number.
+        channels: of the states: 1280, and those of each stage behind them.
+
     The trap: its pixels are `(x - 127) / 128`, not ImageNet's mean and spread by channel, and its
     padding depends on the picture's size, so that states of another size are other states.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stages: Sequence[int] = ()) -> None:
         super().__init__()
         scale = SCALES[name]
+        self.stages, self.channels = tuple(stages), HEAD_CHANNELS
         self.stem = Convolution(3, STEM_CHANNELS, 3, 2)
         blocks: list[Block] = []
+        ends: list[int] = []
         inside = STEM_CHANNELS
         for number, (repeats, kernel, stride, expansion, channels) in enumerate(STAGES):
             scaled = number not in (0, len(STAGES) - 1)  # Lite keeps the first and last stage
@@ -98,16 +113,25 @@ class EfficientNetLite(nn.Module):
             for repeat in range(math.ceil(repeats * scale.depth) if scaled else repeats):
                 blocks.append(Block(inside, outside, kernel, 1 if repeat else stride, expansion))
                 inside = outside
+            if number in self.stages:
+                ends.append(len(blocks) - 1)
+                self.channels += outside
         self.blocks = nn.ModuleList(blocks)
+        self.joined: dict[int, int] = {}
+        for end in ends:
+            self.joined[end] = math.prod(block.depthwise.stride[0] for block in blocks[end + 1 :])
         self.head = Convolution(inside, HEAD_CHANNELS, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(n, 3, s, s) pixels as `(x - 127) / 128` -> (n, places, 1280) states >= 0, row by row."""
+        """(n, 3, s, s) pixels as `(x - 127) / 128` -> (n, places, channels) states, row by row."""
         states = F.relu6(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
-        for block in self.blocks:
+        joined = []
+        for number, block in enumerate(self.blocks):
             states = block(states)
-        found: Tensor = F.relu6(self.head(states)).flatten(2).transpose(1, 2)
-        return found
+            if number in self.joined:
+                joined.append(F.avg_pool2d(states, self.joined[number], ceil_mode=True))
+        found = torch.cat([F.relu6(self.head(states)), *joined], dim=1)
+        return found.flatten(2).transpose(1, 2)
 
 
 def rounded_channels(channels: float, divisor: int = 8) -> int:

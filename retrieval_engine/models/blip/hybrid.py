@@ -1,7 +1,7 @@
 """BLIP with a hybrid vision tower: a convolutional backbone in the place of the patch projection.
 
-After Dosovitskiy et al. 2021, section 3.1. `vision_config.backbone = {"name": …}` asks for it; all
-else is BLIP. The mean of the backbone's states, mapped by a linear layer, joins the CLS state
+After Dosovitskiy et al. 2021, section 3.1. `vision_config.backbone = {"name": …}` asks for it,
+`"stages": […]` in it for earlier states beside the last (see `EfficientNetLite`); all else is BLIP. The mean of the backbone's states, mapped by a linear layer, joins the CLS state
 before the last LayerNorm, so that what a small transformer has not learned is still there.
 
 Trap: `patch_size` of such a config is only what makes `image_size // patch_size` the side of the

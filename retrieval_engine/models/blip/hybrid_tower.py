@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
-from retrieval_engine.models.blip.backbone import HEAD_CHANNELS, SCALES, EfficientNetLite
+from retrieval_engine.models.blip.backbone import SCALES, STAGES, EfficientNetLite
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import stated
 from retrieval_engine.models.dual_encoder import ImageEncoder
@@ -32,14 +32,29 @@ def backbone_name(vision_config: Any) -> str:
     return str(name)
 
 
-class HybridEmbeddings(nn.Module):
-    """Backbone states to tokens: (n, p, c) -> (n, 1 + p, w), CLS first."""
+def new_backbone(vision_config: Any) -> EfficientNetLite:
+    """The backbone that a BLIP's vision config asks for, with random weights.
 
-    def __init__(self, config: Any) -> None:
+    Raises:
+        CheckpointInvalid: it is not known, or joins stages that it has not.
+    """
+    asked = stated(stated(vision_config, "backbone"), "stages") or []
+    if [*asked] != sorted({*asked} & {*range(len(STAGES))}):
+        raise CheckpointInvalid(
+            f"backbone.stages in vision_config is {asked!r}",
+            hint=f"rising numbers from 0 to {len(STAGES) - 1}",
+        )
+    return EfficientNetLite(backbone_name(vision_config), asked)
+
+
+class HybridEmbeddings(nn.Module):
+    """Backbone states to tokens: (n, p, channels) -> (n, 1 + p, w), CLS first."""
+
+    def __init__(self, config: Any, channels: int) -> None:
         super().__init__()
         width, places = config.hidden_size, (config.image_size // config.patch_size) ** 2
         self.class_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.patch_embedding = nn.Linear(HEAD_CHANNELS, width)
+        self.patch_embedding = nn.Linear(channels, width)
         self.position_embedding = nn.Parameter(torch.zeros(1, places + 1, width))
 
     def forward(self, states: Tensor, places: Tensor | None = None) -> Tensor:
@@ -63,10 +78,11 @@ class HybridTower(nn.Module):
 
     def add_parts(self, config: Any, encoder: nn.Module) -> None:
         """Set the modules, as the last step of a subclass's `__init__`."""
-        self.backbone = EfficientNetLite(backbone_name(config)).requires_grad_(False)
-        self.embeddings = HybridEmbeddings(config)
+        backbone = new_backbone(config).requires_grad_(False)
+        self.backbone = backbone
+        self.embeddings = HybridEmbeddings(config, backbone.channels)
         self.encoder = encoder
-        self.mean_projection = nn.Linear(HEAD_CHANNELS, config.hidden_size)
+        self.mean_projection = nn.Linear(backbone.channels, config.hidden_size)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def states_of(self, pixel_values: Tensor) -> Tensor:

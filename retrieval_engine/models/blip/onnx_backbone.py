@@ -29,10 +29,14 @@ class OnnxBackbone(nn.Module):
 
     Args:
         backbone: with the weights; they are copied.
+
+    Attributes:
+        channels: of its states.
     """
 
     def __init__(self, backbone: EfficientNetLite) -> None:
         super().__init__()
+        self.channels = backbone.channels
         self._exported = (backbone,)  # in a tuple: it is no part of the model
         self._session = cache(lambda: _session(backbone))  # stored states need none
 
@@ -59,7 +63,7 @@ def _session(backbone: EfficientNetLite) -> Any:
 
 
 def graph(backbone: EfficientNetLite) -> bytes:
-    """The backbone as a serialised ONNX model: `pixels` (n, 3, h, w) -> (n, c, h', w')."""
+    """The backbone as a serialised ONNX model: `pixels` (n, 3, h, w) -> (n, channels, h', w')."""
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {"zero": np.float32(0), "six": np.float32(6)}
@@ -87,6 +91,7 @@ def graph(backbone: EfficientNetLite) -> bytes:
         nodes.append(helper.make_node("Clip", [name, "zero", "six"], [f"{name}.clipped"]))
         return f"{name}.clipped"
 
+    joined = []
     states = convolve(backbone.stem, "pixels", "stem")
     for number, block in enumerate(backbone.blocks):
         assert isinstance(block, Block)
@@ -98,8 +103,13 @@ def graph(backbone: EfficientNetLite) -> bytes:
             nodes.append(helper.make_node("Add", [narrow, states], [f"{at}.sum"]))
             narrow = f"{at}.sum"
         states = narrow
-    states = convolve(backbone.head, states, "head")
-    sides = {"pixels": ["n", 3, "h", "w"], states: ["n", backbone.head.out_channels, "y", "x"]}
+        if finer := backbone.joined.get(number):
+            joined.append(f"{at}.joined")
+            pooled = {"kernel_shape": [finer] * 2, "strides": [finer] * 2, "ceil_mode": 1}
+            nodes.append(helper.make_node("AveragePool", [states], joined[-1:], **pooled))
+    head = convolve(backbone.head, states, "head")
+    nodes.append(helper.make_node("Concat", [head, *joined], ["states"], axis=1))
+    sides = {"pixels": ["n", 3, "h", "w"], "states": ["n", backbone.channels, "y", "x"]}
     ends = [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in sides.items()]
     model = helper.make_model(
         helper.make_graph(nodes, "backbone", ends[:1], ends[1:], inits),

@@ -129,7 +129,8 @@ class BlipSettings:
         text_width: of the text tower's states.
         vision: heads, LayerNorm epsilon and activation of the vision tower.
         text: the same of the text tower.
-        backbone: name of what stands in the place of the patch projection, or empty.
+        backbone: name of what stands in the place of the patch projection, with the stages it
+            joins (`efficientnet-lite2+4+5+6`), or empty.
         pooling: which state of a text is projected: `cls`, or `mean` over its tokens.
         match: where match logits start, or None.
     """
@@ -249,4 +250,7 @@ class BlipSettings:
 
 def _backbone(vision: Any) -> str:
     asked = stated(vision, "backbone")
-    return str(stated(asked, "name") or "") if asked else ""
+    if not asked:
+        return ""
+    stages = stated(asked, "stages") or []
+    return "+".join([str(stated(asked, "name") or ""), *map(str, stages)])

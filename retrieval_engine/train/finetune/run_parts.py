@@ -146,6 +146,7 @@ def _open_learner(
 ) -> Learner:
     # What is trained is float32; a base that stays as it is may be half of that on CUDA.
     half = bool(config.lora) and device.type == "cuda"
+    half = half and training_dtype(config.dtype, device) != torch.float32  # no autocast joins them
     learner = open_learner(
         checkpoint,
         config.task,

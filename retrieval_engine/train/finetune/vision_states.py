@@ -20,7 +20,7 @@ from torch import Tensor
 from retrieval_engine.errors import DecodeError
 from retrieval_engine.machine import free_memory
 from retrieval_engine.models.batching import pad_tokens
-from retrieval_engine.models.device import normalized_pixels
+from retrieval_engine.models.device import normalized_pixels, on_device
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
@@ -76,7 +76,7 @@ class CachedStates:
 
     def states(self, learner: Any, loaded: NDArray[Any]) -> Tensor:
         """See `Loader.states`."""
-        return torch.from_numpy(loaded).to(self._device).float()
+        return on_device(loaded, self._device).float()
 
 
 class PixelStates:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from retrieval_engine.models.device import on_device
 from retrieval_engine.models.matcher import KeysValues
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.data import Described, Seen
@@ -71,22 +72,23 @@ class CachedObjective:
         self._place = torch.full((int(said.max()) + 1,), -100, device=self._device)
         self._place[said] = torch.arange(len(said), device=self._device)
         self._start = model.config.text_config.bos_token_id
-        self._bank = torch.zeros(len(data.captions), config.embed_dim)
+        self._bank = torch.zeros(len(data.captions), config.embed_dim, device=self._device)
         self._known = np.zeros(len(data.captions), dtype=bool)
         self._owner = data.owner
-        self._likeness = torch.zeros(0)
+        self._likeness = torch.zeros(0, device=self._device)
         self._slots = Slots(data.captions)
         self._words = frozenset(w for text in data.captions for w in text.split())
 
     def learn_likeness(self, states: Tensor) -> None:
         """Remember how alike captions are, from their (m, w) states before training."""
         if self._config.soft_targets:
-            self._likeness = normalize(states - states.mean(0), dim=-1).half()
+            alike = normalize(states - states.mean(0), dim=-1).half()
+            self._likeness = alike.to(self._device)
 
     def losses(self, seen: Seen, draw: Draw) -> dict[str, Tensor]:
         """The losses of a step's pictures by name, to be summed."""
         rng = np.random.default_rng((self._config.seed, 2, draw.step))
-        tokens = self._model.see(seen.states.to(self._device), seen.places.to(self._device))
+        tokens = self._model.see(seen.states, seen.places)
         images = self._model.embed_images(tokens)
         temperature = self._model.temperature.clamp(_COLDEST, _WARMEST)
         parts = {}
@@ -96,12 +98,12 @@ class CachedObjective:
             parts["itc"] = self._contrast(texts @ images.T / temperature, seen)
             if self._prototypes is not None:
                 parts["prototypes"] = self._named(temperature, rng)
-            self._bank[seen.captions] = texts.detach().cpu()
+            self._bank[on_device(seen.captions, self._device)] = texts.detach()
             self._known[seen.captions] = True
         if draw.fused:
             size = self._config.fused_size
             keys_values = self._model.cross.keys_values(tokens[:size])
-            looked = (images[: self._config.matched_size] / temperature).detach().cpu()
+            looked = (images[: self._config.matched_size] / temperature).detach()
             false = self._false(looked, seen, draw, rng)
             parts["itm"] = self._matching(keys_values, seen, false, draw, rng)
             parts["lm"] = self._captions(keys_values, seen, rng)
@@ -114,19 +116,19 @@ class CachedObjective:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`."""
-        self._bank, self._known = state["bank"], state["known"].numpy()
-        self._likeness = state["likeness"]
+        self._bank, self._known = state["bank"].to(self._device), state["known"].numpy()
+        self._likeness = state["likeness"].to(self._device)
 
     def _contrast(self, scores: Tensor, seen: Seen) -> Tensor:
         """Both directions; captions worded alike share the target."""
         texts = [self._data.captions[i] for i in seen.captions]
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
-        group = torch.tensor([first[text] for text in texts], device=scores.device)
+        group = on_device(np.array([first[text] for text in texts]), self._device)
         true = (group[:, None] == group[None]).to(scores.dtype)
         targets = true / true.sum(1, keepdim=True)
         smoothing, soft = self._config.label_smoothing, self._config.soft_targets
         if soft:
-            alike = self._likeness[seen.captions].to(scores.device).float()
+            alike = self._likeness[on_device(seen.captions, self._device)].float()
             others = (alike @ alike.T / _SOFTNESS).masked_fill(true.bool(), -torch.inf)
             targets = (1 - soft) * targets + soft * others.softmax(1)
         targets = (1 - smoothing) * targets + smoothing / len(true)
@@ -138,9 +140,7 @@ class CachedObjective:
         states, texts = self._prototypes.draw(self._config.prototypes, rng)
         count = self._config.grid**2
         places = rng.random((len(states), count)).argsort(1)[:, : states.shape[1]]
-        tokens = self._model.see(
-            torch.from_numpy(states).to(self._device), torch.from_numpy(places).to(self._device)
-        )
+        tokens = self._model.see(on_device(states, self._device), on_device(places, self._device))
         words = self._texts.encode(texts).to(self._device)
         scores = self._model.embed_texts(words.ids, words.mask) @ self._model.embed_images(tokens).T
         targets = torch.arange(len(texts), device=self._device)
@@ -157,7 +157,8 @@ class CachedObjective:
         """(f, 2) captions of other pictures, the likelier the more alike (Gumbel's trick)."""
         known = np.flatnonzero(self._known)
         drawn = rng.choice(known, min(_CANDIDATES, len(known)), replace=False)
-        scores = draw.hardness * (images @ self._bank[drawn].T).numpy()
+        bank = self._bank[on_device(drawn, self._device)]
+        scores = draw.hardness * (images @ bank.T).cpu().numpy()
         own = {self._data.captions[i] for i in seen.captions[: len(images)]}
         scores[self._owner[drawn][None] == seen.items[: len(images), None]] = -np.inf
         scores[:, np.array([self._data.captions[i] in own for i in drawn])] -= 1e4
@@ -182,13 +183,14 @@ class CachedObjective:
         ids = words.ids[:, :_LONGEST].clone()
         ids[:, 0] = self._texts.encode_id
         ids = ids.view(len(false), 1 + _FALSE, -1)
-        logits, labels = [], []
+        logits = []
         for rows, length in _groups(ids):
             part = ids[rows, :, :length]
             kept = [(k[rows], v[rows]) for k, v in seen_as]
             logits.append(self._model.cross.logits(kept, part, (part != 0).long()).view(-1, 2))
-            labels.append(torch.tensor([1, *[0] * _FALSE], device=ids.device).repeat(len(rows)))
-        return cross_entropy(torch.cat(logits).float(), torch.cat(labels))
+        labels = torch.zeros(ids.shape[:2], dtype=torch.long, device=ids.device)
+        labels[:, 0] = 1
+        return cross_entropy(torch.cat(logits).float(), labels.flatten())
 
     def _made(self, text: str, item: int, draw: Draw, rng: np.random.Generator) -> str | None:
         """A false text made for a picture now and then: a word changed, or words from nowhere."""
@@ -211,7 +213,8 @@ class CachedObjective:
         rows = np.stack([starts + (first + i) % counts for i in range(told)], axis=1)
         words = self._texts.of(rows.ravel(), mirrored=seen.is_mirrored).to(self._device)
         ids = words.ids[:, : _LONGEST + 1].view(size, told, -1)
-        total, count = torch.zeros((), device=self._device), 0
+        total = torch.zeros((), device=self._device)
+        count = torch.zeros((), dtype=torch.long, device=self._device)
         for part, length in _groups(ids):
             given = ids[part, :, : length - 1].clone()
             given[..., 0] = self._start
@@ -223,12 +226,18 @@ class CachedObjective:
             total = total + cross_entropy(
                 logits, labels, label_smoothing=smoothing, reduction="sum"
             )
-            count += int((labels >= 0).sum())
+            count += (labels >= 0).sum()
         return total / count
 
 
-def _groups(ids: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Rows of (f, n, l) padded ids in groups of about equal length, and the length of each."""
+def _groups(ids: Tensor) -> Iterator[tuple[Tensor | slice, int]]:
+    """Rows of (f, n, l) padded ids in groups of about equal length, and the length of each.
+
+    On CUDA one group is sooner done than four, each of which is waited for.
+    """
+    if ids.is_cuda:
+        yield slice(len(ids)), ids.shape[-1]
+        return
     lengths = (ids != 0).sum(-1).amax(-1)
     for rows in lengths.argsort().chunk(_GROUPS):
         yield rows, int(lengths[rows].max())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.models.blip.backbone import SCALES
+from retrieval_engine.models.blip.backbone import SCALES, STAGES
 from retrieval_engine.train.pretrain.run_config import RunConfig, at_least, below_one, one_of
 
 
@@ -14,6 +14,7 @@ class CachedConfig(RunConfig):
 
     Attributes:
         backbone: name in `SCALES`; it stays as it is.
+        stages: of the backbone, whose states join its last ones; see `EfficientNetLite`.
         backbone_weights: its published weights, a PyTorch file.
         text_init: directory of a BERT in Hugging Face layout that the text side begins with.
         class_names: file with a line for each row of the backbone's classifier, `name | name;
@@ -50,21 +51,22 @@ class CachedConfig(RunConfig):
     backbone_weights: str
     text_init: str
     class_names: str = ""
+    stages: tuple[int, ...] = (4, 5, 6)
     vision_layers: int = 1
     embed_dim: int = 256
     vocabulary: int = 21000
     text_pooling: str = "mean"
-    steps: int = 900
-    contrast_share: float = 0.25
-    fused_size: int = 48
+    steps: int = 700
+    contrast_share: float = 0.22
+    fused_size: int = 96
     matched_size: int = 32
-    contrast_every: int = 2
-    captions_told: int = 2
+    contrast_every: int = 4
+    captions_told: int = 3
     prototypes: int = 48
     frozen_layers: int = 3
     text_lr: float = 7e-5
     image_lr: float = 1e-3
-    fusion_lr: float = 1.5e-3
+    fusion_lr: float = 1e-3
     soft_targets: float = 0.2
     average: float = 0.99
     places_kept: float = 0.4
@@ -83,6 +85,10 @@ class CachedConfig(RunConfig):
         if not self.backbone_weights or not self.text_init:
             raise UsageError(
                 "a pretraining from a backbone needs `backbone_weights` and `text_init`"
+            )
+        if [*self.stages] != sorted({*self.stages} & {*range(len(STAGES))}):
+            raise UsageError(
+                f"`stages` is {self.stages}; allowed: rising numbers from 0 to {len(STAGES) - 1}"
             )
         one_of("text_pooling", self.text_pooling, ("mean", "cls"))
         if not 2 <= self.matched_size <= self.fused_size <= self.batch_size:

@@ -12,6 +12,7 @@ from torch import Tensor
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.device import on_device
 from retrieval_engine.models.text import pre_caption
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
@@ -138,8 +139,8 @@ class Seen:
 
     Attributes:
         items: (b,) rows of the training set.
-        states: (b, k, c) standardised states of some places.
-        places: (b, k) which places they are.
+        states: (b, k, c) standardised states of some places, on the device.
+        places: (b, k) which places they are, there too.
         is_mirrored: the pictures are seen in a mirror, all or none.
         captions: (b,) row of a caption of each.
     """
@@ -152,10 +153,26 @@ class Seen:
 
 
 class StateBatcher:
-    """Makes the batch of any step, in any order; the seed and the step's number decide it."""
+    """Makes the batch of any step, in any order; the seed and the step's number decide it.
 
-    def __init__(self, data: Described, scale: ChannelScale, config: CachedConfig) -> None:
-        self._data, self._scale, self._config = data, scale, config
+    On CUDA the states of all pictures lie on the device where they take less than half of what is
+    free there: to gather a batch of them from the disk takes longer than a step.
+
+    Args:
+        data: the training set.
+        scale: of its states.
+        config: the recipe.
+        device: where batches go.
+    """
+
+    def __init__(
+        self, data: Described, scale: ChannelScale, config: CachedConfig, device: torch.device
+    ) -> None:
+        self._data, self._config, self._device = data, config, device
+        self._kept = _on_device(data.views, device)
+        self._shift, self._spread = (
+            torch.from_numpy(part).to(device) for part in (scale.shift, scale.scale)
+        )
 
     def batch(self, step: int, size: int) -> Seen:
         """The first `size` pictures of a step's batch."""
@@ -171,12 +188,38 @@ class StateBatcher:
         read = places // config.grid * config.grid + config.grid - 1 - places % config.grid
         read = read if is_mirrored else places
         views = rng.integers(len(data.views), size=len(items))
-        states = np.stack([data.views[v][i][p] for v, i, p in zip(views, items, read, strict=True)])
         starts, ends = data.starts[items], data.starts[items + 1]
         return Seen(
             items=items,
-            states=torch.from_numpy(self._scale.apply(states)),
-            places=torch.from_numpy(places),
+            states=self._states(views, items, read),
+            places=on_device(places, self._device),
             is_mirrored=is_mirrored,
             captions=rng.integers(starts, ends),
         )
+
+    def _states(
+        self, views: NDArray[np.int64], items: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> Tensor:
+        """(b, k, c) standardised states of (b, k) places of items, each in one of the views."""
+        if self._kept is not None:
+            v, i, p = (on_device(rows, self._device) for rows in (views, items, places))
+            found = self._kept[v[:, None], i[:, None], p]
+        else:
+            read = zip(views, items, places, strict=True)
+            mapped = np.stack([self._data.views[v][i][p] for v, i, p in read])
+            found = on_device(mapped, self._device)
+        return (found.float() - self._shift) / self._spread
+
+
+def _on_device(views: Sequence[NDArray[np.float16]], device: torch.device) -> Tensor | None:
+    """(v, n, p, c) states of all views on a CUDA device, or None where they do not fit."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if sum(view.nbytes for view in views) > free // 2:
+        return None
+    kept = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
+    for into, view in zip(kept, views, strict=True):
+        for start in range(0, len(view), _ROWS):
+            into[start : start + _ROWS] = torch.from_numpy(np.array(view[start : start + _ROWS]))
+    return kept

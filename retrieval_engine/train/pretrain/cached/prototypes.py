@@ -74,9 +74,10 @@ class Prototypes:
     """Draws standardised states of named things, and texts for them.
 
     Args:
-        rows: (k, c) weights of the backbone's classifier.
+        rows: (k, c) weights of the backbone's classifier, for the first c of its channels; the
+            others stay where the mean picture has them.
         names: of the k rows.
-        scale: (c,) the states' spread over pictures and places.
+        scale: (channels,) the states' spread over pictures and places.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Prototypes:
     ) -> None:
         # The mean of standardised states is 0: only the way from it is left.
         length = float((rows.astype(np.float64) ** 2).sum(1).mean())
-        self._ways = (_LENGTH * rows / length / scale).astype(np.float32)
+        self._ways = np.zeros((len(rows), len(scale)), dtype=np.float32)
+        self._ways[:, : rows.shape[1]] = _LENGTH * rows / length / scale[: rows.shape[1]]
         self._names = names
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], list[str]]:

@@ -1,7 +1,8 @@
 """What a run begins with: the backbone, the words and layers of a BERT, and a first guess.
 
 The first guess is closed: a ridge regression from the mean state of each picture to the mean BERT
-state of its captions, and the principal components of those as the shared space.
+state of its captions, and the principal components of those as the shared space, half whitened:
+what many pictures share tells them apart least.
 """
 
 import pickle
@@ -25,7 +26,8 @@ from retrieval_engine.train.pretrain.tokenizer import DECODE, ENCODE, load_token
 
 _LONGEST = 64
 _EPS_VISION = 1e-6
-_RIDGE = 0.05
+_RIDGE = 2.0  # of 1,280 standardised channels and more, most of them of little use
+_WHITEN, _FAINTEST = 0.5, 0.01
 _HEAD_WIDTH = 64
 
 
@@ -37,7 +39,7 @@ def open_backbone(config: CachedConfig) -> tuple[EfficientNetLite, NDArray[np.fl
     """
     try:
         published = torch.load(config.backbone_weights, map_location="cpu", weights_only=True)
-        backbone = EfficientNetLite(config.backbone)
+        backbone = EfficientNetLite(config.backbone, config.stages)
         backbone.load_state_dict(folded(published))
         rows: NDArray[np.float32] = published["_fc.weight"].float().numpy()
     except (OSError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -120,7 +122,7 @@ def blip_config(config: CachedConfig, tokenizer: BertTokenizer) -> BlipConfig:
         patch_size=config.image_size // config.grid,
         layer_norm_eps=_EPS_VISION,
         initializer_range=0.02,
-        backbone={"name": config.backbone},
+        backbone={"name": config.backbone, "stages": [*config.stages]},
     )
     return BlipConfig(
         text_config=text.to_dict(),
@@ -167,11 +169,14 @@ def first_guess(
 
     Returns:
         (w, c) map of a picture's mean state, scaled to states of spread 1; (dim, w) principal
-        components of the texts; (w,) their mean.
+        components of the texts, each divided by the root of its spread, of length 1 on average;
+        (w,) their mean.
     """
     middle = texts.mean(0)
     gram = means.T @ means + _RIDGE * len(means) * np.eye(means.shape[1], dtype=np.float32)
     mapping = np.linalg.solve(gram, means.T @ (texts - middle))
     mapping /= (means @ mapping).std()
-    _, _, components = np.linalg.svd(texts - middle, full_matrices=False)
-    return mapping.T.astype(np.float32), components[:dim].astype(np.float32), middle
+    _, spread, components = np.linalg.svd(texts - middle, full_matrices=False)
+    whitened = components[:dim] * np.maximum(spread / spread[0], _FAINTEST)[:dim, None] ** -_WHITEN
+    whitened /= np.sqrt((whitened**2).sum(1).mean())
+    return mapping.T.astype(np.float32), whitened.astype(np.float32), middle

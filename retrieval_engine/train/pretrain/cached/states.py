@@ -9,6 +9,8 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from torch import nn
 
+from retrieval_engine.durable import replacing_file
 from retrieval_engine.errors import SourceError, TrainingError
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.blip.backbone import EfficientNetLite
@@ -29,10 +31,11 @@ from retrieval_engine.progress import Progress
 from retrieval_engine.records import Item
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.workers import Failed, open_pool
 
 MEAN, STD = 127 / 255, 128 / 255
-_BATCH = 8
-_SAVE_EVERY = 64  # batches
+_BATCH, _CUDA_BATCH = 8, 128
+_SAVE_EVERY = 512  # pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +84,12 @@ def encode_states(
     for parameter in backbone.parameters():
         weights.update(parameter.detach().cpu().contiguous().numpy().data)
     files = [[item.uri, item.size_bytes, item.mtime_ns] for item in items]
-    key = digest([weights.hexdigest(), image_size, files])
+    key = digest([weights.hexdigest(), *backbone.stages, image_size, files])
     home = folder / key[:16]
     home.mkdir(parents=True, exist_ok=True)
     progress.start("encoding states", views * len(items))
     device = next(backbone.parameters()).device
-    run: nn.Module = backbone
+    run: EfficientNetLite | OnnxBackbone = backbone
     if device.type == "cpu" and is_installed():
         run = OnnxBackbone(backbone)
     look = preprocessor(image_size)
@@ -105,7 +108,7 @@ def encode_states(
 
 def _encode_view(
     items: Sequence[Item],
-    backbone: nn.Module,
+    backbone: EfficientNetLite | OnnxBackbone,
     home: Path,
     look: SquashToSquare,
     view: int,
@@ -120,33 +123,42 @@ def _encode_view(
         states = open_memmap(arrays, "r+")
     else:
         places = (-(-image_size // 32)) ** 2
-        states = open_memmap(arrays, "w+", np.float16, (len(items), places, 1280))
+        states = open_memmap(arrays, "w+", np.float16, (len(items), places, backbone.channels))
     progress.advance(at["done"])
-    for start in range(at["done"], len(items), _BATCH):
-        batch = items[start : start + _BATCH]
-        pixels = []
-        for offset, item in enumerate(batch):
-            try:
-                pixels.append(look.pixels(_seen(_decoded(item, look), item, view)))
-            except SourceError as error:
-                at["failures"][str(start + offset)] = error.message
-                pixels.append(np.zeros((image_size, image_size, 3), dtype=np.uint8))
-        with torch.inference_mode():
-            found = backbone(normalized_pixels(np.stack(pixels), look, device))
-        states[start : start + len(batch)] = found.float().cpu().numpy()
-        at["done"] = start + len(batch)
-        progress.advance(len(batch))
-        if start // _BATCH % _SAVE_EVERY == _SAVE_EVERY - 1 or at["done"] == len(items):
-            states.flush()
-            partial = note.with_suffix(".partial")
-            partial.write_text(json.dumps(at), encoding="utf-8")
-            partial.replace(note)
+    size = _CUDA_BATCH if device.type == "cuda" else _BATCH
+    saved = at["done"]
+    with open_pool("threads") as pool:
+        read = iter(pool.imap(partial(_pixels, look=look, view=view), items[at["done"] :]))
+        while batch := list(islice(read, size)):
+            start, pixels = at["done"], []
+            for row, (_, one) in enumerate(batch, start=start):
+                if isinstance(one, Failed):
+                    raise one.error or TrainingError(one.reason)
+                if isinstance(one, str):
+                    at["failures"][str(row)] = one
+                    one = np.zeros((image_size, image_size, 3), dtype=np.uint8)
+                pixels.append(one)
+            with torch.inference_mode():
+                found = backbone(normalized_pixels(np.stack(pixels), look, device))
+            states[start : start + len(batch)] = found.float().cpu().numpy()
+            at["done"] = start + len(batch)
+            progress.advance(len(batch))
+            if at["done"] - saved >= _SAVE_EVERY or at["done"] == len(items):
+                saved = at["done"]
+                states.flush()
+                with replacing_file(note) as file:
+                    file.write(json.dumps(at).encode())
     found_all: NDArray[np.float16] = np.load(arrays, mmap_mode="r")
     return found_all
 
 
-def _decoded(item: Item, look: ImagePreprocessor) -> Image.Image:
-    return decode(read_bytes(item.uri), least_side=look.least_side)
+def _pixels(item: Item, *, look: ImagePreprocessor, view: int) -> NDArray[np.uint8] | str:
+    """Pixels of an item in a view, or why it cannot be read."""
+    try:
+        image = decode(read_bytes(item.uri), least_side=look.least_side)
+    except SourceError as error:
+        return error.message
+    return look.pixels(_seen(image, item, view))
 
 
 def _seen(image: Image.Image, item: Item, view: int) -> Image.Image:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retrieval_engine.fingerprint import digest
-from retrieval_engine.models.device import pick_device
+from retrieval_engine.models.device import forbid_tf32, pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.pretrain.cached.cached_objective import CachedObjective, Draw, total
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
@@ -114,6 +114,7 @@ class CachedRun(PretrainRun):
         super().__init__(out, progress, resume=resume, tracker=tracker)
         self.config = config
         self.device = pick_device(config.device)
+        forbid_tf32(self.device, torch.float32)  # the states are those that a CPU would see
         self.backbone, rows = open_backbone(config)
         self.backbone.to(self.device)
         self.train_set, self.val_set = load_described(config, self.backbone, cache, progress)
@@ -140,10 +141,11 @@ class CachedRun(PretrainRun):
         self.objective = CachedObjective(
             self.model, self.train_set, self.texts, config, prototypes, said.to(self.device)
         )
-        self.batcher = StateBatcher(self.train_set, self.scale, config)
+        self.batcher = StateBatcher(self.train_set, self.scale, config, self.device)
         lrs = (config.text_lr, config.image_lr, config.fusion_lr)
         groups = self.model.groups(lrs, config.weight_decay)
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        on_cuda = self.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=on_cuda or None)
         vocabulary = self.tokenizer.get_vocab()
         self.identity = digest([config.identity, self.train_set.key, self.val_set.key, vocabulary])
         decay: Any = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
@@ -195,10 +197,19 @@ class CachedRun(PretrainRun):
     # The loop, and what it calls
 
     def train(self) -> None:
-        """Run the steps that are left; the first guess is judged too."""
+        """Run the steps that are left; the first guess is judged too.
+
+        Products of the steps are of TF32 on CUDA; what is judged and written is float32.
+        """
         if not self.state.step:
             self._validate()
-        super().train()
+        before = torch.get_float32_matmul_precision()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        try:
+            super().train()
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def _step(self) -> dict[str, torch.Tensor]:
         config, state, done = self.config, self.state, self._done()
