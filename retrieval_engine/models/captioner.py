@@ -9,7 +9,7 @@ What word comes next is decided elsewhere (`caption/generating.py`): a captioner
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,15 +153,7 @@ def open_captioner(
     adapter: str | Path = "",
     fast_decode: bool = False,
 ) -> Captioner:
-    """Load a model that writes captions.
-
-    Args:
-        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-photo`;
-            see `models.open_encoder`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
-        dtype: as of `models.open_encoder`.
-        adapter: directory or hub id of an adapter for the checkpoint.
-        fast_decode: as of `models.open_encoder`.
+    """Load a model that writes captions; arguments are those of `models.open_encoder`.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
@@ -209,14 +201,9 @@ def open_tower(
     Arguments and errors are those of `open_encoder`.
     """
     known = read_config(resolve(checkpoint).path).get("architectures")
-    if known == ["BlipForConditionalGeneration"]:
-        opened = open_captioner(
-            checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode
-        )
-        return cast("Encoder", opened)
-    return open_encoder(
-        checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode
-    )
+    only_writes = known == ["BlipForConditionalGeneration"]
+    opener = cast("Callable[..., Encoder]", open_captioner if only_writes else open_encoder)
+    return opener(checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
