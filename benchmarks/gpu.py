@@ -60,8 +60,9 @@ class Bench:
             with device:
                 _MAKE[name](path, tiny=self.tiny)
         model = str(path) if name in _MAKE else name
-        given = {"device": device.type, "dtype": "float16" if self.clock.on_cuda else "float32"}
-        return (open_captioner if name == "captioner" else open_encoder)(model, **given)
+        dtype = "float16" if self.clock.on_cuda else "float32"
+        opener = open_captioner if name == "captioner" else open_encoder
+        return opener(model, device=device.type, dtype=dtype)
 
 
 def noise(encoder: Any, n: int) -> Any:

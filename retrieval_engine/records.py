@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from os.path import isabs
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ DEFAULT_MODEL = "vlre-photo"
 """The model that is used where none is named; it ships with the package."""
 DEFAULT_STORE, DEFAULT_INDEX = "embeddings", "indices/built/default"
 """Where a store and an index are where none is named."""
+
+_SEPARATOR = re.compile(r"[/\\]")
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
@@ -102,9 +105,14 @@ class Item:
 
         None for what lies in no folder.
         """
-        place, file = PurePath(self.id), PurePath(self.uri)
-        if "://" not in self.id and not place.is_absolute() and place.parent.name:
-            return place.parent.as_posix()
+        # Paths are slow to make, and most items need one at most.
+        if _SEPARATOR.search(self.id) and "://" not in self.id:
+            place = PurePath(self.id)
+            if not place.is_absolute() and place.parent.name:
+                return place.parent.as_posix()
+        if not isabs(self.uri):
+            return None
+        file = PurePath(self.uri)
         return file.parent.name or None if file.is_absolute() else None
 
 

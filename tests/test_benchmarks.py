@@ -60,6 +60,28 @@ def test_the_duplicates_benchmark_finds_all_of_few(
     assert (line["precision"], line["recall"]) == (1, 1)
 
 
+def test_the_steady_benchmark_tells_the_model_s_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["steady", "--tiny"])
+    importlib.import_module("benchmarks.steady").main()
+    line = json.loads(capsys.readouterr().out)
+    assert 0 < line["cpu_share"] < line["ideal"] <= 1
+    assert line["overlap"] > 0
+
+
+def test_the_decode_benchmark_tells_what_a_scale_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["decode", "--tiny"])
+    importlib.import_module("benchmarks.decode").main()
+    large, small = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert large["plain_cpu_ms"] > large["fast_cpu_ms"] > 0
+    assert 0.95 < large["cosine_min"] <= large["cosine_mean"]
+    assert large["size"] == [4000, 3000]
+    assert small["size"] == [500, 375]
+
+
 def test_the_filter_benchmark_runs_and_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from retrieval_engine import open_encoder
 from retrieval_engine.errors import CheckpointInvalid, VlreError
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.captioner import open_captioner
-from retrieval_engine.models.checkpoint import weight_digests
+from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.device import normalized_pixels
 from retrieval_engine.models.learner import Task, open_learner
 from retrieval_engine.models.preprocess import read_preprocessor
@@ -99,7 +99,7 @@ def test_pixels_are_those_of_the_checkpoint_s_processor_and_named(
     tmp_path: Path, said: str
 ) -> None:
     change(tmp_path / "preprocessor_config.json", **PIXELS[said])
-    ours = read_preprocessor(tmp_path, 32)
+    ours = read_preprocessor(Checkpoint(name="here", path=tmp_path), 32)
     rng = np.random.default_rng(4)
     image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
     pixels = normalized_pixels(ours.pixels(image)[None], ours, torch.device("cpu"))[0].numpy()
@@ -107,7 +107,7 @@ def test_pixels_are_those_of_the_checkpoint_s_processor_and_named(
     theirs = np.asarray(processor(image)["pixel_values"][0])
     np.testing.assert_allclose(pixels, theirs, rtol=1e-4, atol=1e-4)
     (tmp_path / "preprocessor_config.json").unlink()
-    assert ours.name != read_preprocessor(tmp_path, 32).name
+    assert ours.name != read_preprocessor(Checkpoint(name="here", path=tmp_path), 32).name
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_pixels_that_are_made_in_another_way_are_refused_by_name(
 
 
 def test_the_files_of_the_hub_and_old_ones_are_as_before(tmp_path: Path) -> None:
-    plain = read_preprocessor(tmp_path, 32)
+    plain = read_preprocessor(Checkpoint(name="here", path=tmp_path), 32)
     for said in (
         {"size": 384, "feature_extractor_type": "BlipFeatureExtractor", "resample": 3},
         {"do_normalize": True, "do_rescale": True, "rescale_factor": 0.00392156862745098},
         {"size": {"height": 32, "width": 32}, "do_resize": True, "do_convert_rgb": True},
     ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-        assert read_preprocessor(tmp_path, 32) == plain
+        assert read_preprocessor(Checkpoint(name="here", path=tmp_path), 32) == plain
 
 
 LONG = "a red dog and a blue cat and a green bird and a black horse " * 3

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,8 @@ def test_head_and_index_answer_by_their_hub_ids(place: Path, hub: Hub, tmp_path:
 def test_checkpoint_and_adapter_encode_by_their_hub_ids(place: Path, hub: Hub) -> None:
     send(place / "model", "me/model")
     send(place / "adapter", "me/adapter")
-    texts, how = ["a dog on grass", "two birds"], {"device": "cpu", "dtype": "float32"}
+    texts = ["a dog on grass", "two birds"]
+    how: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
     whole = open_encoder(str(place / "model"), adapter=place / "adapter", **how)
     alone = open_encoder("me/model", **how)
     assert alone.spec.fingerprint == open_encoder(str(place / "model"), **how).spec.fingerprint

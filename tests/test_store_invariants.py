@@ -114,7 +114,7 @@ def test_keys_that_share_their_first_bytes_stay_apart(tmp_path: Path) -> None:
         part.add(Modality.IMAGES, keys, {"itc": block})
         part.add(Modality.IMAGES, keys[:2], {"itc": block[:2] + 100})
         part.commit()
-        assert writer.keys(Modality.IMAGES) == sorted(keys)
+        assert list(writer.keys(Modality.IMAGES)) == sorted(keys)
     store = open_store(tmp_path / "s")
     assert store.rows(Modality.IMAGES, keys).tolist() == list(range(8))
     block[:2] += 100

@@ -13,7 +13,12 @@ from safetensors.torch import load_file
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Encoder, open_encoder
-from retrieval_engine.models.text_tower import TextTowerFirst, open_when_needed, reopen_for_texts
+from retrieval_engine.models.text_tower import (
+    EncoderToCome,
+    TextTowerFirst,
+    open_when_needed,
+    reopen_for_texts,
+)
 from retrieval_engine.records import Modality
 from tests import tiny
 
@@ -105,8 +110,19 @@ def test_all_else_is_the_whole_encoder_s(checkpoint: Path) -> None:
 
 
 def test_an_encoder_that_waits_is_the_very_one_or_is_not_promised(checkpoint: Path) -> None:
-    encoder, name = whole(checkpoint), str(checkpoint)
-    waits = open_when_needed(encoder.spec, checkpoint=name, device="cpu", dtype="float32")
+    encoder = whole(checkpoint)
+
+    def promised(
+        asked: str = str(checkpoint),
+        device: str = "cpu",
+        dtype: str = "float32",
+        fast: bool = False,
+    ) -> EncoderToCome | None:
+        return open_when_needed(
+            encoder.spec, checkpoint=asked, device=device, dtype=dtype, fast_decode=fast
+        )
+
+    waits = promised()
     assert waits is not None
     assert waits.spec == encoder.spec
     size = encoder.preprocessor.image_size
@@ -120,9 +136,10 @@ def test_an_encoder_that_waits_is_the_very_one_or_is_not_promised(checkpoint: Pa
             waits.encode_texts(TEXTS, [feature])[feature],
             encoder.encode_texts(TEXTS, [feature])[feature],
         )
-    for asked in ({"dtype": "bfloat16"}, {"checkpoint": "vlre-tiny"}, {"device": "cuda"}):
-        given = {"checkpoint": name, "device": "cpu", "dtype": "float32"} | asked
-        assert open_when_needed(encoder.spec, **given) is None
+    assert promised(dtype="bfloat16") is None
+    assert promised(device="cuda") is None
+    assert promised("vlre-tiny") is None
+    assert promised(fast=True) is None  # other pixels, another fingerprint
 
 
 def test_another_checkpoint_than_the_spec_s_is_opened_whole(

@@ -236,7 +236,7 @@ def test_a_shard_that_changed_is_copied_anew(tmp_path: Path, memory: str) -> Non
 
 
 def test_an_item_without_a_version_keeps_its_state() -> None:
-    from retrieval_engine.store.items import item_state
+    from retrieval_engine.store.item_rows import item_state
 
     item = Item(id="a", uri="/a")
     assert item_state(item, "s") != item_state(Item(id="a", uri="/a", version="1"), "s")

@@ -15,7 +15,7 @@ from retrieval_engine.caption.source_images import Asked
 from retrieval_engine.encoding.model_pool import ModelPool
 from retrieval_engine.encoding.places import placed
 from retrieval_engine.errors import CheckpointInvalid, StoreNotFound, UsageError, VlreError
-from retrieval_engine.models import open_encoder
+from retrieval_engine.models import decodes_fast, open_encoder
 from retrieval_engine.models.captioner import Captioner, open_captioner, writes_captions
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import DEFAULT_MODEL, Modality
@@ -93,8 +93,17 @@ class ImagesRequest:
             CheckpointNotFound: see `open_captioner`.
             CheckpointInvalid: the checkpoint writes no captions.
         """
-        dtype = arithmetic(self.dtype, store)
-        return open_captioner(self.model, device=self.device, dtype=dtype, adapter=adapter)
+        return self._opener(store, adapter)(device=self.device)
+
+    def _opener(self, store: Store | None, adapter: str) -> "partial[Captioner]":
+        """Opens the captioner on a device."""
+        return partial(
+            open_captioner,
+            self.model,
+            dtype=arithmetic(self.dtype, store),
+            adapter=adapter,
+            fast_decode=follows_fast(store),
+        )
 
     @contextmanager
     def opened_run(
@@ -117,39 +126,38 @@ class ImagesRequest:
         """
         how: dict[str, Any] = {"judge_own": judge_own, "batch_size": self.batch_size or 0}
         how |= {"store": store, "workers": self.workers or 0}
-        dtype = arithmetic(self.dtype, store)
-        judges = judges_of(self.ranker, self.model, store) if is_judged else []
-        if self.on or self.devices:
-            open_models = partial(
-                _open_author, self.model, dtype, adapter, options, judges, self.ranker is not None
+        open_model, open_own = self._opener(store, adapter), None
+        if is_judged:
+            open_own = partial(
+                _judge,
+                judges_of(self.ranker, self.model, store),
+                dtype=arithmetic(self.dtype, store),
+                fast_decode=follows_fast(store),
+                is_named=self.ranker is not None,
             )
+        if self.on or self.devices:
+            open_models = partial(_open_author, open_model, open_own, options)
             with (
                 placed(self.devices or "all", open_models, on=self.on) as found,
                 ModelPool[AuthorFacts](found, progress) as pool,
             ):
                 yield CaptionRun(pool, options, **how)
             return
-        captioner = self.captioner(store, adapter=adapter)
-        judge = None
-        if is_judged:
-            judge = _judge(judges, self.device, dtype, is_named=self.ranker is not None)
+        captioner = open_model(device=self.device)
+        judge = open_own(device=self.device) if open_own else None
         yield CaptionRun(captioner, options, judge=judge, **how)
 
 
 def _open_author(
-    model: str,
-    dtype: str,
-    adapter: str,
+    open_model: "partial[Captioner]",
+    open_own: "partial[Judge] | None",
     options: DecodingOptions,
-    judges: Sequence[str],
-    judge_is_named: bool,
     *,
     device: str,
 ) -> Author:
     """In the process of a device: captioner and judge."""
-    captioner = open_captioner(model, device=device, dtype=dtype, adapter=adapter)
-    judge = _judge(judges, device, dtype, is_named=judge_is_named) if judges else None
-    return Author(captioner, options, judge)
+    captioner = open_model(device=device)
+    return Author(captioner, options, open_own(device=device) if open_own else None)
 
 
 def arithmetic(dtype: str, store: Store | None) -> str:
@@ -157,6 +165,13 @@ def arithmetic(dtype: str, store: Store | None) -> str:
     if dtype == "auto" and store and "tokens" in store.features(Modality.IMAGES):
         return store.spec.dtype
     return dtype
+
+
+def follows_fast(store: Store | None) -> bool:
+    """Whether images are decoded as those of a store that has vision states, so that they fit."""
+    if store is None or "tokens" not in store.features(Modality.IMAGES):
+        return False
+    return decodes_fast(store.spec)
 
 
 def open_judge(
@@ -180,7 +195,8 @@ def open_judge(
         UsageError: none of them has a matching head.
     """
     judges, dtype = judges_of(ranker, model, store), arithmetic(dtype, store)
-    return _judge(judges, device, dtype, is_named=ranker is not None)
+    is_named, fast = ranker is not None, follows_fast(store)
+    return _judge(judges, device=device, dtype=dtype, fast_decode=fast, is_named=is_named)
 
 
 def judges_of(ranker: str | None, model: str, store: Store | None) -> list[str]:
@@ -190,10 +206,13 @@ def judges_of(ranker: str | None, model: str, store: Store | None) -> list[str]:
     return list(dict.fromkeys([model, *([store.spec.checkpoint] if store else [])]))
 
 
-def _judge(tried: Sequence[str], device: str, dtype: str, *, is_named: bool) -> Judge:
+def _judge(
+    tried: Sequence[str], *, device: str, dtype: str, fast_decode: bool, is_named: bool
+) -> Judge:
     for checkpoint in tried:
         try:
-            return Judge(open_encoder(checkpoint, device=device, dtype=dtype))
+            encoder = open_encoder(checkpoint, device=device, dtype=dtype, fast_decode=fast_decode)
+            return Judge(encoder)
         except (CheckpointInvalid, UsageError):
             if is_named:
                 raise

@@ -86,7 +86,13 @@ def _model(
 
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if features == ("tokens",) else open_encoder
-    open_model = partial(opener, given["model"], dtype=given["dtype"], adapter=given["adapter"])
+    open_model = partial(
+        opener,
+        given["model"],
+        dtype=given["dtype"],
+        adapter=given["adapter"],
+        fast_decode=given["fast_decode"],
+    )
     if given["devices"] or given["on"]:
         return open_devices(given["devices"], open_model, on=given["on"], progress=progress)
     known = None
@@ -106,7 +112,11 @@ def _known(store: Path, given: dict[str, Any]) -> "EncoderToCome | None":
     try:
         spec, model = open_store(store).spec, given["model"]
         return open_when_needed(
-            spec, checkpoint=model, device=given["device"], dtype=given["dtype"]
+            spec,
+            checkpoint=model,
+            device=given["device"],
+            dtype=given["dtype"],
+            fast_decode=given["fast_decode"],
         )
     except (StoreError, EncoderError):
         return None  # who opens the model, or the store to write, says what is wrong
@@ -117,14 +127,20 @@ def renew(store: Path, given: dict[str, Any]) -> "EncodeReport":
 
     Args:
         store: directory of the store.
-        given: model, adapter, device, dtype, batch_size, workers and as_json of the command.
+        given: model, adapter, device, dtype, fast_decode, batch_size, workers and as_json.
     """
     from retrieval_engine.encoding import encode_stale
     from retrieval_engine.models.captioner import open_tower
 
     model, adapter = given["model"], given["adapter"]
     # A captioning checkpoint will do too: its vision tower may be all that is stale.
-    encoder = open_tower(model, device=given["device"], dtype=given["dtype"], adapter=adapter)
+    encoder = open_tower(
+        model,
+        device=given["device"],
+        dtype=given["dtype"],
+        adapter=adapter,
+        fast_decode=given["fast_decode"],
+    )
     batch_size, workers = given["batch_size"] or 0, given["workers"] or 0
     with progress_bar() as progress:
         report = encode_stale(

@@ -29,12 +29,13 @@ from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import DEFAULT_MODEL, Caption, Failure, Item, Modality
 from retrieval_engine.sources import EmptySource, Source, open_source, readers_for
 from retrieval_engine.store import PartWriter, StoreWriter, open_store
+from retrieval_engine.store.key_set import KeySet
 from retrieval_engine.store.mirror import shown_store
 from retrieval_engine.workers import Failed, open_pool
 from retrieval_engine.workers.behind import Behind
 
 _PART_BYTES = 256 << 20
-_TEXTS = 1024  # a batch
+_TEXTS = 4096  # a batch: sorted by length inside, the more the less padding
 
 __all__ = ["EncodeOptions", "EncodeReport", "encode", "open_changed"]
 
@@ -164,7 +165,7 @@ class _Run:
     writer: StoreWriter
     behind: Behind
     report: EncodeReport
-    have: dict[Modality, set[str]] = field(init=False)
+    have: dict[Modality, KeySet] = field(init=False)
     batch_size: int = field(init=False)
     part_rows: int = field(init=False)
     seen: set[str] = field(default_factory=set)
@@ -172,7 +173,7 @@ class _Run:
     bad: dict[str, str] = field(default_factory=dict)  # why the model failed, by cache key
 
     def __post_init__(self) -> None:
-        self.have = {m: set(self.writer.keys(m)) for m in Modality}
+        self.have = {m: self.writer.keys(m) for m in Modality}
         self.batch_size = self.options.batch_size or self.encoder.default_batch_size
         forms = self.writer.features[Modality.IMAGES]
         row_bytes = sum(int(np.prod(f.shape)) * np.dtype(f.dtype).itemsize for f in forms)
@@ -217,7 +218,7 @@ class _Run:
             if result.pixels is None or result.key in have:
                 self.report.images.reused += 1
             else:
-                have.add(result.key)
+                have.update([result.key])
                 batch[result.key] = result.pixels
             if len(batch) == self.batch_size:
                 yield Batch.of_images(batch, forms, end.taken())
@@ -230,7 +231,8 @@ class _Run:
     def captions(self, captions: Sequence[Caption]) -> Iterator[Batch]:
         """Those captions whose text the store does not have."""
         forms, have = self.writer.features[Modality.CAPTIONS], self.have[Modality.CAPTIONS]
-        new = {caption.key: caption.text for caption in captions if caption.key not in have}
+        keyed = ((caption.key, caption.text) for caption in captions)
+        new = {key: text for key, text in keyed if key not in have}
         have.update(new)
         self.report.captions.reused += len(captions) - len(new)
         if new and not forms:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Caption, Feature, Item, Json, Modality
 from retrieval_engine.store import PartWriter, StoreWriter
+from retrieval_engine.store.keys import KEY_RAW, KeyTable, hex_keys
 
 _PART_ROWS = 16384
 _SAME_TEXT = 1e-2  # cosine distance up to which two vectors of one sentence are taken for equal
@@ -142,103 +143,144 @@ def _features(embeddings: Embeddings, spec: EncoderSpec) -> dict[Modality, list[
 
 
 class _Import:
-    """The state of one import: names that were given out, texts that were written."""
+    """The state of one import: which names were given out, and what each sentence is."""
 
     def __init__(self, embeddings: Embeddings, source: str, split: str) -> None:
         self.embeddings, self.source, self.split = embeddings, source, split
         self.by_image = np.argsort(embeddings.caption_image, kind="stable")
         self.sorted_image = embeddings.caption_image[self.by_image]
         self.given: dict[str, int] = {}
-        self.texts: dict[str, int] = {}
         sides = [side for side in (embeddings.images, embeddings.texts) if side is not None]
         self.collapsed = [side for side in sides if _is_collapsed(side)]
+        # Of all texts: what they are called where they have no words, and their keys.
+        self.names = self._text_names()
+        self.text_keys = np.empty(len(embeddings.texts or ()), KEY_RAW)
+        for start in range(0, len(self.text_keys), _PART_ROWS):
+            some = slice(start, start + _PART_ROWS)
+            words = [c.encode() for c in embeddings.captions[some]] or [
+                b"text " + name for name in self.names[some].tolist()
+            ]
+            self.text_keys[some] = _digests(words)
+        self.spoken = self._spoken()
 
     def write_part(self, writer: StoreWriter, start: int, stop: int) -> None:
         """Write images [start, stop) with their captions, as one part."""
-        items = list(self._items(start, stop))
-        changed = [
-            (row, item, key)
-            for row, (item, key) in enumerate(items, start)
-            if not writer.unchanged(item, self.source)
-        ]
+        keys = self._keys(self.embeddings.images, np.arange(start, stop))
+        edges = np.searchsorted(self.sorted_image, np.arange(start, stop + 1))
+        named = [key.decode() for key in hex_keys(keys).tolist()]
+        items = list(self._items(start, named, edges))
+        changed = [n for n, item in enumerate(items) if not writer.unchanged(item, self.source)]
         if not changed:
             return
-        part = writer.part()
-        self._add(writer, part, Modality.IMAGES, {key: row for row, _, key in changed})
-        sentences = {c.key: self.texts[c.key] for _, item, _ in changed for c in item.captions}
-        self._add(writer, part, Modality.CAPTIONS, sentences)
-        part.add_items(self.source, [(item, key) for _, item, key in changed])
+        part, rows = writer.part(), np.array(changed)
+        self._add(writer, part, Modality.IMAGES, keys[rows], start + rows)
+        texts = np.concatenate([self.by_image[edges[n] : edges[n + 1]] for n in changed])
+        self._add(writer, part, Modality.CAPTIONS, self.text_keys[texts], self.spoken[texts])
+        part.add_items(self.source, [(items[n], named[n]) for n in changed])
         part.commit()
 
     def _add(
-        self, writer: StoreWriter, part: PartWriter, modality: Modality, rows: dict[str, int]
+        self,
+        writer: StoreWriter,
+        part: PartWriter,
+        modality: Modality,
+        keys: NDArray[np.bytes_],
+        rows: NDArray[np.int64],
     ) -> None:
-        """Add the rows whose keys the store does not hold."""
+        """Add the rows whose keys the store does not hold, each once."""
         side = self.embeddings.images if modality is Modality.IMAGES else self.embeddings.texts
-        keys = list(rows)
-        if side is None or not keys:
+        first = np.sort(np.unique(keys, return_index=True)[1])
+        keys, rows = keys[first], rows[first]
+        new = ~writer.present(modality, keys)
+        if side is None or not new.any():
             return
-        new = np.flatnonzero(~writer.present(modality, keys))
-        if not len(new):
-            return
-        vectors = side.rows[[rows[keys[i]] for i in new]].astype(np.float32)
+        vectors = side.rows[rows[new]].astype(np.float32)
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
         arrays = {"pooled": vectors, "itc": (vectors / lengths).astype(np.float32)[:, None]}
         forms = writer.features[modality]
-        kept = {form.name: arrays[form.name] for form in forms}
-        part.add(modality, [keys[i] for i in new], kept)
+        part.add(modality, keys[new], {form.name: arrays[form.name] for form in forms})
 
-    def _items(self, start: int, stop: int) -> Iterator[tuple[Item, str]]:
-        given = self.embeddings
-        edges = np.searchsorted(self.sorted_image, np.arange(start, stop + 1))
-        for row in range(start, stop):
-            key = self._key(given.images, row)
+    def _items(self, start: int, keys: Sequence[str], edges: NDArray[np.int64]) -> Iterator[Item]:
+        given, bounds = self.embeddings, edges.tolist()
+        texts = self.by_image[bounds[0] : bounds[-1]].tolist()
+        for row, key in enumerate(keys, start):
             item_id = given.ids[row] if given.ids else self._fresh(key[:16])
-            first, last = edges[row - start], edges[row - start + 1]
+            first, last = (bounds[row - start + n] - bounds[0] for n in (0, 1))
             uri = given.uris[row] if given.uris else f"{self.source}/{item_id}"
             captions = tuple(
-                Caption(id=f"{item_id}#{n}", text=self._text(int(text)))
-                for n, text in enumerate(self.by_image[first:last])
+                Caption(id=f"{item_id}#{n}", text=self._text(text))
+                for n, text in enumerate(texts[first:last])
             )
             meta = {"row": row, **(given.meta[row] if given.meta else {})}
-            yield Item(id=item_id, uri=uri, captions=captions, split=self.split, meta=meta), key
+            yield Item(id=item_id, uri=uri, captions=captions, split=self.split, meta=meta)
 
-    def _key(self, side: Vectors, row: int) -> str:
-        """sha256 of a vector's values, the same for float16 and float32 of equal values.
+    def _keys(self, side: Vectors, rows: NDArray[np.int64]) -> NDArray[np.bytes_]:
+        """sha256 of vectors' values, the same for float16 and float32 of equal values.
 
         Equal vectors stand for equal contents, except where the encoder gives one vector to
         nearly everything: there the row counts too.
         """
-        values = np.ascontiguousarray(side.rows[row], dtype="<f4").tobytes()
-        salt = str(row).encode() if side in self.collapsed else b""
-        return hashlib.sha256(values + salt).hexdigest()
+        values = np.asarray(side.rows[rows], dtype="<f4", order="C")
+        if side not in self.collapsed:
+            return _digests(values)
+        salted = zip(values, rows.tolist(), strict=True)
+        return _digests(row.tobytes() + str(n).encode() for row, n in salted)
 
     def _fresh(self, name: str) -> str:
         """The name, with a number behind it when an equal vector has it already."""
         count = self.given[name] = self.given.get(name, 0) + 1
         return name if count == 1 else f"{name}-{count}"
 
+    def _text_names(self) -> NDArray[np.bytes_]:
+        """(m,) a name for each text, made from its vector; none where there are words."""
+        texts = self.embeddings.texts
+        if texts is None or self.embeddings.captions:
+            return np.empty(0, "S16")
+        names = np.empty(len(texts), "S16")
+        for start in range(0, len(texts), _PART_ROWS):
+            some = np.arange(start, min(start + _PART_ROWS, len(texts)))
+            names[some] = hex_keys(self._keys(texts, some)).astype("S16")
+        return names
+
     def _text(self, row: int) -> str:
         """The sentence of a text row, or a name made from its vector."""
-        texts = self.embeddings.texts
-        if texts is None:
-            raise SourceError("a caption has no vector")
         given = self.embeddings.captions
-        text = given[row] if given else f"text {self._key(texts, row)[:16]}"
-        before = self.texts.setdefault(Caption(id="", text=text).key, row)
-        if before != row and _distance(texts.rows[before], texts.rows[row]) > _SAME_TEXT:
-            raise SourceError(
-                f"texts {before} and {row} are the same sentence, {text[:60]!r}, with different "
-                "vectors",
-                hint="a store keeps one vector a sentence; leave `captions` out to keep both",
-            )
-        return text
+        return given[row] if given else f"text {self.names[row].decode()}"
+
+    def _spoken(self) -> NDArray[np.int64]:
+        """(m,) the text row whose vector each sentence has: of equal ones, that of the first.
+
+        Raises:
+            SourceError: one sentence has different vectors.
+        """
+        spoken = np.arange(len(self.text_keys))
+        rank = KeyTable(self.text_keys[self.by_image]).ranks()[1]
+        first = self.by_image[np.unique(rank, return_index=True)[1]]
+        spoken[self.by_image] = first[rank]
+        texts = self.embeddings.texts
+        for row in self.by_image[spoken[self.by_image] != self.by_image].tolist():
+            before = int(spoken[row])
+            if texts and _distance(texts.rows[before], texts.rows[row]) > _SAME_TEXT:
+                raise SourceError(
+                    f"texts {before} and {row} are the same sentence, {self._text(row)[:60]!r}, "
+                    "with different vectors",
+                    hint="a store keeps one vector a sentence; leave `captions` out to keep both",
+                )
+        return spoken
+
+
+def _digests(values: Iterable[Any]) -> NDArray[np.bytes_]:
+    """(n,) `S32` sha256 of each of what has bytes."""
+    return np.frombuffer(b"".join(hashlib.sha256(v).digest() for v in values), KEY_RAW)
 
 
 def _is_collapsed(side: Vectors) -> bool:
     """Whether at least half of the rows equal the first one."""
-    alike = np.flatnonzero(side.rows[:, 0] == side.rows[0, 0])
-    equal = sum(bool((side.rows[row] == side.rows[0]).all()) for row in alike)
+    equal = 0
+    for start in range(0, len(side), _PART_ROWS):
+        block = side.rows[start : start + _PART_ROWS]
+        alike = np.flatnonzero(block[:, 0] == side.rows[0, 0])
+        equal += int((block[alike] == side.rows[0]).all(axis=1).sum())
     return len(side) > 1 and 2 * equal >= len(side)
 
 

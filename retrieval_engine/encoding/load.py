@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Set
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class Load:
     """The work; it carries all it needs and no model."""
 
     preprocessor: ImagePreprocessor
-    known: Set[str]
+    known: Container[str]
 
     def __call__(self, item: Item) -> Loaded:
         """An item, looked at only as far as needed."""

@@ -20,6 +20,7 @@ from retrieval_engine.metrics.intervals import recall_intervals
 from retrieval_engine.metrics.recall import RecallReport
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Gallery
+from retrieval_engine.store.gallery import shared_strings
 
 FORMAT = 1
 _LIBRARIES = ("torch", "transformers", "numpy", "h5py", "pyarrow")
@@ -121,9 +122,9 @@ def _data(gallery: Gallery, report: RecallReport) -> dict[str, Json]:
     per_image = np.bincount(image, minlength=len(ids))
     counts, images = np.unique(per_image, return_counts=True)
     return {
-        "sources": list(dict.fromkeys(gallery.sources)),
+        "sources": list(dict.fromkeys(shared_strings(gallery.sources).tolist())),
         "split": gallery.split,
-        "splits": {k: v for k, v in Counter(gallery.splits).items() if k},
+        "splits": {k: v for k, v in Counter(shared_strings(gallery.splits).tolist()).items() if k},
         "n_images": report.n_images,
         "n_captions": report.n_captions,
         "n_images_without_captions": report.n_without_captions,

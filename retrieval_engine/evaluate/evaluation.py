@@ -38,6 +38,7 @@ from retrieval_engine.models import Encoder, reopen_encoder
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json, data_frame
 from retrieval_engine.store import Gallery, Store
+from retrieval_engine.store.gallery import shared_strings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +183,8 @@ def evaluate_store(
     settings = settings or RecallSettings()
     gallery, protocol, head = store.gallery(settings.split), ITC, None
     if settings.source:
-        own = [i for i, name in enumerate(gallery.sources) if name == settings.source]
-        gallery = gallery.only(np.array(own, dtype=np.int64))
+        own = np.flatnonzero(shared_strings(gallery.sources) == settings.source)
+        gallery = gallery.only(own)
     if isinstance(store, ProjectedStore):
         protocol = _head_protocol(store.saved)
         gallery, head = _without_trained(gallery, store.saved, keep=settings.keep_trained)

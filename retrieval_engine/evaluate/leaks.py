@@ -18,6 +18,7 @@ from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
+from retrieval_engine.store.gallery import shared_strings
 from retrieval_engine.urls import only_named
 
 RECORD = "training.json"
@@ -107,7 +108,7 @@ def known_training_records(
     Returns:
         The training sets, and for what is not known a line each.
     """
-    store, unknown, sources = gallery.store, [], set(gallery.sources)
+    store, unknown, sources = gallery.store, [], set(shared_strings(gallery.sources).tolist())
     found = [read_training_record(path, sources) for path in named]
     checkpoint = store.spec.checkpoint
     folder = shipped().get(checkpoint, Path(checkpoint))
@@ -167,13 +168,12 @@ def find_leaks(
         unknown: remarks to pass on.
         near: cosine from which two images count as nearly one where pixels cannot be read.
     """
-    keys = list(gallery.keys)
-    ids = list(zip(gallery.sources, gallery.ids, strict=True))
-    by_id, by_key, nearly = (np.zeros(len(ids), bool) for _ in range(3))
+    by_id, by_key, nearly = (np.zeros(len(gallery), bool) for _ in range(3))
     remarks = list(unknown)
     for known in training:
+        ids = zip(gallery.sources, gallery.ids, strict=True)
         by_id |= [pair in known.items or ("", pair[1]) in known.items for pair in ids]
-        by_key |= [key in known.keys for key in keys]
+        by_key |= [key in known.keys for key in gallery.keys]
         if known.store is None:
             continue
         if feature := _comparable(gallery.store, known.store):
@@ -183,7 +183,7 @@ def find_leaks(
             remarks.append(f"no near-duplicates looked for in {known.what}: another encoder's")
     nearly &= ~(by_id | by_key)
     examples = [
-        f"{reason}: {ids[i][1]}"
+        f"{reason}: {gallery.ids[i]}"
         for reason, where in (("id", by_id), ("content", by_key), ("near", nearly))
         for i in np.flatnonzero(where)[:_EXAMPLES]
     ]

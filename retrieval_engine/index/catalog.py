@@ -20,7 +20,7 @@ from retrieval_engine.durable import link_or_copy
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.records import Caption, Json, Modality
 from retrieval_engine.store import Gallery, Store
-from retrieval_engine.store.items import FACTS
+from retrieval_engine.store.items import FACTS, as_indices, column_among
 from retrieval_engine.store.keys import column_keys
 
 FILE = "items.arrow"
@@ -237,10 +237,7 @@ class SavedCatalog:
 
     def of_sources(self, names: Collection[str]) -> NDArray[np.bool_]:
         """As `Catalog.of_sources`."""
-        return np.array(
-            pc.is_in(self._table["source"], pa.array(list(names), pa.large_string())).to_pylist(),
-            bool,
-        )
+        return column_among(self._table["source"], names)
 
     def table(self) -> Any:
         """As `Catalog.table`."""
@@ -269,10 +266,7 @@ class SavedCatalog:
         """Some of the items, in the order asked."""
         if len(numbers) == len(self) and (numbers == np.arange(len(self))).all():
             return self
-        # `pa.array` would import pandas where it is installed: half a second.
-        buffers = [None, pa.py_buffer(np.ascontiguousarray(numbers, np.int64))]
-        places = pa.Array.from_buffers(pa.int64(), len(numbers), buffers)
-        return SavedCatalog(self._table.take(places), self.left_out)
+        return SavedCatalog(self._table.take(as_indices(numbers)), self.left_out)
 
 
 def _names(table: Any) -> set[tuple[str, str]]:

@@ -4,6 +4,7 @@
 of, `encoder`, `matcher`, `captioner` and `learner` for what its models can do.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from retrieval_engine.fingerprint import EncoderSpec
@@ -11,14 +12,16 @@ from retrieval_engine.models.adapters import adapted, resolve, with_adapter
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.encoder import Arrays, Encoder, ReadsTokens
 from retrieval_engine.models.family import family_of, load_family
+from retrieval_engine.models.preprocess import DRAFT
 
 __all__ = [
     "Arrays",
     "Encoder",
     "ReadsTokens",
+    "decodes_fast",
     "open_checkpoint",
     "open_encoder",
-    "recorded_name",
+    "recorded_checkpoint",
     "reopen_encoder",
 ]
 
@@ -30,6 +33,7 @@ def open_encoder(
     dtype: str = "auto",
     family: str = "auto",
     adapter: str | Path = "",
+    fast_decode: bool = False,
 ) -> Encoder:
     """Load an encoder.
 
@@ -42,13 +46,15 @@ def open_encoder(
             precision where the device is fast at it.
         family: name of a folder in `models/`, or `auto` to tell from the checkpoint's config.
         adapter: directory or hub id of an adapter for the checkpoint; it changes the fingerprint.
+        fast_decode: decode JPEGs of at least twice the model's image size at a half, a quarter or
+            an eighth of theirs, several times as quickly; it changes the fingerprint.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
         CheckpointInvalid: the files are not a model that some family knows.
         FingerprintMismatch: the adapter was trained on another base.
     """
-    found = resolve(checkpoint)
+    found = replace(resolve(checkpoint), fast_decode=fast_decode)
     if adapter:
         found = with_adapter(found, adapter)
     return open_checkpoint(found, device=device, dtype=dtype, family=family)
@@ -75,11 +81,21 @@ def reopen_encoder(spec: EncoderSpec, *, device: str = "auto", model: str = "") 
     Raises:
         EncoderError: it cannot be loaded.
     """
-    found = resolve(recorded_name(spec, model))
+    found = recorded_checkpoint(spec, model)
     return open_checkpoint(found, device=device, dtype=spec.dtype, family=spec.family)
 
 
-def recorded_name(spec: EncoderSpec, model: str = "") -> str:
+def recorded_checkpoint(spec: EncoderSpec, model: str = "") -> Checkpoint:
+    """The checkpoint of a spec, or where it is now, to be opened as it was."""
+    return replace(resolve(_recorded_name(spec, model)), fast_decode=decodes_fast(spec))
+
+
+def decodes_fast(spec: EncoderSpec) -> bool:
+    """Whether an encoder's large JPEGs are decoded at a fraction of their size."""
+    return spec.preprocessing.endswith(DRAFT)
+
+
+def _recorded_name(spec: EncoderSpec, model: str = "") -> str:
     """The checkpoint of a spec as `resolve` takes it, or where it is now."""
     pinned = f"@{spec.revision}" if spec.revision and "@" not in spec.checkpoint else ""
     return model or spec.checkpoint + pinned

@@ -225,7 +225,7 @@ def with_adapter(checkpoint: Checkpoint, place: str | Path) -> Checkpoint:
             hint=f"it belongs to {adapter.base or 'another base'}, not to {checkpoint.name}",
         )
     check_homes(adapter, tensor_names(checkpoint.path))
-    # The revision is of the name, as `recorded_name` puts them together.
+    # The revision is of the name, as `recorded_checkpoint` puts them together.
     name, revision = (known.name, known.revision) if known else (str(path), "")
     return replace(checkpoint, name=name, revision=revision, adapter=path)
 

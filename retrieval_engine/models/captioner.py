@@ -9,9 +9,9 @@ What word comes next is decided elsewhere (`caption/generating.py`): a captioner
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
@@ -146,23 +146,21 @@ class ExplainingCaptioner(Protocol):
 
 
 def open_captioner(
-    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str | Path = ""
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str | Path = "",
+    fast_decode: bool = False,
 ) -> Captioner:
-    """Load a model that writes captions.
-
-    Args:
-        checkpoint: a directory in Hugging Face layout or of an adapter, a hub id, or `vlre-photo`;
-            see `models.open_encoder`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
-        dtype: as of `models.open_encoder`.
-        adapter: directory or hub id of an adapter for the checkpoint.
+    """Load a model that writes captions; arguments are those of `models.open_encoder`.
 
     Raises:
         CheckpointNotFound: neither a directory nor a reachable hub id.
         CheckpointInvalid: the files are no captioning model that some family knows.
         FingerprintMismatch: the adapter was trained on another base.
     """
-    found = resolve(checkpoint)
+    found = replace(resolve(checkpoint), fast_decode=fast_decode)
     if adapter:
         found = with_adapter(found, adapter)
     known = family_with(family_of(found), "open_captioner", "writes captions")
@@ -190,7 +188,12 @@ def writes_captions(checkpoint: str) -> bool:
 
 
 def open_tower(
-    checkpoint: str, *, device: str = "auto", dtype: str = "auto", adapter: str = ""
+    checkpoint: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: str = "",
+    fast_decode: bool = False,
 ) -> Encoder:
     """What encodes images alone: an encoder, or a captioner where a checkpoint is nothing else.
 
@@ -198,10 +201,9 @@ def open_tower(
     Arguments and errors are those of `open_encoder`.
     """
     known = read_config(resolve(checkpoint).path).get("architectures")
-    if known == ["BlipForConditionalGeneration"]:
-        opened = open_captioner(checkpoint, device=device, dtype=dtype, adapter=adapter)
-        return cast("Encoder", opened)
-    return open_encoder(checkpoint, device=device, dtype=dtype, adapter=adapter)
+    only_writes = known == ["BlipForConditionalGeneration"]
+    opener = cast("Callable[..., Encoder]", open_captioner if only_writes else open_encoder)
+    return opener(checkpoint, device=device, dtype=dtype, adapter=adapter, fast_decode=fast_decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,12 +35,14 @@ class Checkpoint:
         path: directory with config.json, weights and tokenizer files.
         revision: hub commit, or empty.
         adapter: directory of an adapter that is merged into the weights on loading, or None.
+        fast_decode: decode large JPEGs at a fraction of their size, whatever the files say.
     """
 
     name: str
     path: Path
     revision: str = ""
     adapter: Path | None = None
+    fast_decode: bool = False
 
 
 def shipped() -> dict[str, Path]:

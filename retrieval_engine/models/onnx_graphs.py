@@ -44,10 +44,11 @@ class Graph:
 
 def graphs_of(model: str, adapter: str) -> dict[str, Graph]:
     """The parts that a model has, by name."""
-    opened = {"device": "cpu", "dtype": "float32", "adapter": adapter}
-    captioner: Any = open_captioner(model, **opened) if writes_captions(model) else None
+    captioner: Any = None
+    if writes_captions(model):
+        captioner = open_captioner(model, device="cpu", dtype="float32", adapter=adapter)
     try:
-        encoder: Any = open_encoder(model, **opened)
+        encoder: Any = open_encoder(model, device="cpu", dtype="float32", adapter=adapter)
     except CheckpointInvalid:
         if captioner is None:
             raise

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.records import Json
 
 VERSION = "decode1-squash-bicubic-pil"
+DRAFT = "+draft"
+"""Behind the name of what decodes a large JPEG at a fraction of its size."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Channels: TypeAlias = tuple[float, float, float]
@@ -80,10 +83,10 @@ class SquashToSquare:
 
     @property
     def name(self) -> str:
-        """Name and version for the fingerprint: all that decides the normalised pixels."""
+        """See `ImagePreprocessor.name`."""
         numbers = ",".join(f"{v:g}" for v in (*self.mean, *self.std))
         version = VERSION.replace("bicubic", "bilinear") if self.bilinear else VERSION
-        return f"{version}({numbers})" + ("+draft" if self.draft else "")
+        return f"{version}({numbers})" + (DRAFT if self.draft else "")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An image as the model reads it.
@@ -101,21 +104,21 @@ class SquashToSquare:
         return np.asarray(image, dtype=np.uint8)
 
 
-def read_preprocessor(checkpoint: Path, image_size: int) -> ImagePreprocessor:
+def read_preprocessor(checkpoint: Checkpoint, image_size: int) -> ImagePreprocessor:
     """The preprocessor of a checkpoint, with the normalisation its files give, else CLIP's.
 
     Args:
-        checkpoint: directory that may hold preprocessor_config.json or processor_config.json.
+        checkpoint: may have preprocessor_config.json or processor_config.json.
         image_size: side of the model's images; it decides, not the size in those files.
 
     Raises:
         CheckpointInvalid: the normalisation is not three positive numbers each, or the files ask
             for pixels that are made in another way.
     """
-    said = said_by_files(checkpoint)
-    refuse_others(checkpoint, said)
-    mean, std = normalisation(checkpoint, said)
-    draft = said.get("decode") == "draft"
+    said = said_by_files(checkpoint.path)
+    refuse_others(checkpoint.path, said)
+    mean, std = normalisation(checkpoint.path, said)
+    draft = checkpoint.fast_decode or said.get("decode") == "draft"
     return SquashToSquare(image_size=image_size, mean=mean, std=std, draft=draft)
 
 

@@ -11,6 +11,7 @@ then that one is opened, and says what is wrong if something is.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.machine import has_cuda_driver, may_have_fast_bfloat16
-from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_name
+from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_checkpoint
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.family import load_family
@@ -107,14 +108,14 @@ def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = ""
     Raises:
         EncoderError: it cannot be loaded.
     """
-    found = resolve(recorded_name(spec, model))
+    found = recorded_checkpoint(spec, model)
     whole = partial(open_checkpoint, found, device=device, dtype=spec.dtype, family=spec.family)
     tower = _tower_of(found, spec, device)
     return whole() if tower is None else TextTowerFirst(tower, whole)
 
 
 def open_when_needed(
-    spec: EncoderSpec, *, checkpoint: str, device: str, dtype: str
+    spec: EncoderSpec, *, checkpoint: str, device: str, dtype: str, fast_decode: bool
 ) -> EncoderToCome | None:
     """The encoder that a store was made with, built only if a picture or a caption is new.
 
@@ -123,6 +124,7 @@ def open_when_needed(
         checkpoint: as `open_encoder` takes it.
         device: the same.
         dtype: the same.
+        fast_decode: the same.
 
     Returns:
         None where it is not certain, without importing torch, that `open_encoder` would give the
@@ -137,7 +139,7 @@ def open_when_needed(
         return None
     if spec.dtype != (auto if dtype == "auto" else dtype):
         return None
-    found = resolve(checkpoint)
+    found = replace(resolve(checkpoint), fast_decode=fast_decode)
     tower = _tower_of(found, spec, device)
     whole = partial(open_checkpoint, found, device=device, dtype=dtype, family="auto")
     return None if tower is None else EncoderToCome(tower, whole)

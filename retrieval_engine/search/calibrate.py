@@ -5,6 +5,7 @@ A logistic fit on true pairs against mismatched ones, half of them near, and on 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,10 +179,11 @@ def _pairs(
     rng: np.random.Generator,
 ) -> tuple[Ints, Ints]:
     """(p, 2) places of captions with images, and (p,) 0 for a true pair, 1 near, 2 drawn."""
-    said = [
-        {same_words(gallery.caption_texts[j]) for j in gallery.captions_of(image)}
-        for image in range(len(gallery))
-    ]
+
+    @cache
+    def said(image: int) -> set[str]:
+        return {same_words(gallery.caption_texts[j]) for j in gallery.captions_of(image)}
+
     rows = gallery.image_rows
     pairs, kind = [], []
     for place, caption in enumerate(captions.tolist()):
@@ -189,7 +191,7 @@ def _pairs(
         words = same_words(gallery.caption_texts[caption])
 
         def wrong(candidates: list[int], own: int = own, words: str = words) -> list[int]:
-            return [i for i in candidates if rows[i] != rows[own] and words not in said[i]]
+            return [i for i in candidates if rows[i] != rows[own] and words not in said(i)]
 
         pairs.append((place, own))
         kind.append(0)

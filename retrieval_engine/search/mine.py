@@ -1,6 +1,6 @@
 """Hard negatives: for each caption the nearest wrong images and captions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,42 +116,47 @@ class _Wrong:
         group: (n,) number that duplicates share.
         owner: (m,) image of each caption.
         words: (m,) number that equal captions share.
-        said: (n,) for each image the words of its captions.
+        said: for each image and each words of its captions image * n_words + word, ascending.
+        n_words: how many there are.
     """
 
     group: Ints
     owner: Ints
     words: Ints
-    said: Sequence[frozenset[int]]
+    said: Ints
+    n_words: int
 
     @classmethod
     def of(cls, gallery: Gallery, group: Ints) -> "_Wrong":
-        plain = [same_words(text) for text in gallery.caption_texts]
-        words = np.unique(np.array(plain, dtype=object), return_inverse=True)[1].astype(np.int64)
-        said = [
-            frozenset(words[list(gallery.captions_of(image))].tolist())
-            for image in range(len(gallery))
-        ]
-        return cls(group=group, owner=gallery.caption_image, words=words, said=said)
+        plain = pa.array(map(same_words, gallery.caption_texts), pa.large_string())
+        encoded = plain.dictionary_encode()
+        words = np.from_dlpack(encoded.indices).astype(np.int64)
+        n_words, owner = len(encoded.dictionary), gallery.caption_image
+        said = np.unique(owner * n_words + words)
+        return cls(group=group, owner=owner, words=words, said=said, n_words=n_words)
 
-    def images(self, caption: int, found: Ints) -> list[int]:
+    def say(self, images: Ints, words: Ints) -> NDArray[np.bool_]:
+        """(k,) whether a caption of each image has the words of the same place."""
+        asked = images * self.n_words + words
+        at = np.minimum(np.searchsorted(self.said, asked), len(self.said) - 1)
+        found: NDArray[np.bool_] = self.said[at] == asked
+        return found
+
+    def images(self, caption: int, found: Ints) -> Ints:
         """Places in a ranked list of images that are wrong for a caption."""
-        group, word = self.group[self.owner[caption]], int(self.words[caption])
-        return [
-            place
-            for place, image in enumerate(found.tolist())
-            if image >= 0 and self.group[image] != group and word not in self.said[image]
-        ]
-
-    def captions(self, image: int, found: Ints) -> list[int]:
-        """Places in a ranked list of captions that are wrong for an image, each text once."""
-        places, seen = [], set(self.said[image])
-        for place, caption in enumerate(found.tolist()):
-            word = int(self.words[caption])
-            if self.group[self.owner[caption]] != self.group[image] and word not in seen:
-                seen.add(word)
-                places.append(place)
+        others = self.group[found] != self.group[self.owner[caption]]
+        says = self.say(found, np.broadcast_to(self.words[caption], found.shape))
+        places: Ints = np.flatnonzero((found >= 0) & others & ~says)
         return places
+
+    def captions(self, image: int, found: Ints) -> Ints:
+        """Places in a ranked list of captions that are wrong for an image, each text once."""
+        words = self.words[found]
+        others = self.group[self.owner[found]] != self.group[image]
+        says = self.say(np.broadcast_to(np.int64(image), found.shape), words)
+        wrong = np.flatnonzero(others & ~says)
+        first: Ints = np.sort(wrong[np.unique(words[wrong], return_index=True)[1]])
+        return first
 
 
 def _groups(
@@ -172,7 +177,6 @@ def _rows(
 ) -> Iterator[list[dict[str, Any]]]:
     """The file's rows, a block of captions at a time: memory is bounded by the block."""
     store = gallery.store
-    keys = _keys(gallery)
     form = store.features(Modality.IMAGES)["itc"]
     images = ExactIndex.streaming(
         lambda size: gallery.image_blocks("itc", size), len(gallery), form.shape
@@ -193,10 +197,10 @@ def _rows(
             negatives = found[place][top].tolist()
             rows.append(
                 {
-                    "image_key": keys[image],
+                    "image_key": gallery.keys[image],
                     "image_id": gallery.ids[image],
                     "caption": gallery.caption_texts[caption],
-                    "negative_image_keys": [keys[number] for number in negatives],
+                    "negative_image_keys": [gallery.keys[number] for number in negatives],
                     "negative_image_ids": [gallery.ids[number] for number in negatives],
                     "negative_image_scores": scores[place][top].tolist(),
                     "negative_captions": [
@@ -234,11 +238,3 @@ def _near_captions(
         best, numbers = merge_queries(scores[own], found[own], k)
         near[image] = (best, captions[numbers])
     return near
-
-
-def _keys(gallery: Gallery) -> list[str]:
-    """(n,) sha256 of each image's bytes."""
-    table = gallery.store.items(gallery.split)
-    columns = (table[name].to_pylist() for name in ("source", "id", "key"))
-    keys = {(source, item_id): key for source, item_id, key in zip(*columns, strict=True)}
-    return [keys[pair] for pair in zip(gallery.sources, gallery.ids, strict=True)]

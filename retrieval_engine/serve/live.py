@@ -160,7 +160,7 @@ class Live:
             Refused: there is none of that name; no other is ever opened.
             EncoderError: it cannot be opened, or writes none.
         """
-        from retrieval_engine.caption.loaded import arithmetic
+        from retrieval_engine.caption.loaded import arithmetic, follows_fast
 
         known = self.caption_models
         name = name or known[0]
@@ -171,9 +171,13 @@ class Live:
         with self._loading:
             if name not in self._captioners:
                 self._open_towers()
-                dtype = arithmetic("auto", self.searcher.store)
-                device = self.engine.device
-                self._captioners[name] = open_captioner(name, device=device, dtype=dtype)
+                store = self.searcher.store
+                self._captioners[name] = open_captioner(
+                    name,
+                    device=self.engine.device,
+                    dtype=arithmetic("auto", store),
+                    fast_decode=follows_fast(store),
+                )
             return self._captioners[name]
 
     def add(self, images: list[bytes], captions: list[str] | None) -> "EncodeReport":

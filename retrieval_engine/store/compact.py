@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from retrieval_engine.durable import sync_directory
 from retrieval_engine.records import Feature, Json, Modality
 from retrieval_engine.store.begin import lock_store, next_free, own_shards, sweep
-from retrieval_engine.store.items import LIVE, SCHEMA, caption_field, live_items, publish_table
+from retrieval_engine.store.item_rows import publish_table
+from retrieval_engine.store.items import LIVE, SCHEMA, caption_field, live_items
 from retrieval_engine.store.keys import KEY_RAW, column_keys, hex_keys
 from retrieval_engine.store.manifest import (
     SHARDS,

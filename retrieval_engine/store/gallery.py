@@ -10,7 +10,13 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from retrieval_engine.records import Json, Modality
-from retrieval_engine.store.items import caption_field, caption_spans, choose_split, live_items
+from retrieval_engine.store.items import (
+    as_indices,
+    caption_field,
+    caption_spans,
+    choose_split,
+    live_items,
+)
 from retrieval_engine.store.keys import column_keys
 
 if TYPE_CHECKING:
@@ -52,6 +58,21 @@ class Strings(Sequence[str]):
         for start in range(0, len(self), 10_000):
             yield from self._column.slice(start, 10_000).to_pylist()
 
+    def take(self, places: NDArray[np.int64]) -> "Strings":
+        """Some of them, in the order asked."""
+        return Strings(self._column.take(as_indices(places)))
+
+    def shared(self) -> NDArray[np.object_]:
+        """(n,) all of them; equal ones are one object."""
+        column = self._column
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        column = column.unify_dictionaries().combine_chunks()
+        known: NDArray[np.object_] = np.array(column.dictionary.to_pylist(), object)
+        places: NDArray[Any] = np.from_dlpack(column.indices)
+        shared: NDArray[np.object_] = known[places]
+        return shared
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
@@ -61,6 +82,20 @@ class Strings(Sequence[str]):
 
     def __repr__(self) -> str:
         return f"Strings({self[:3]}{' …' if len(self) > 3 else ''}, {len(self)} in all)"
+
+
+def some_of(values: Sequence[str], places: NDArray[np.int64]) -> Sequence[str]:
+    """Some of a gallery's strings, in the order asked."""
+    if isinstance(values, Strings):
+        return values.take(places)
+    return [values[place] for place in places.tolist()]
+
+
+def shared_strings(values: Sequence[str]) -> NDArray[np.object_]:
+    """(n,) a gallery's strings; equal ones are one object, as far as they are its own."""
+    if isinstance(values, Strings):
+        return values.shared()
+    return np.array(list(values), object)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,19 +177,14 @@ class Gallery:
         number = np.full(len(self), -1, np.int64)
         number[images] = np.arange(len(images))
         captions = np.flatnonzero(number[self.caption_image] >= 0)
-
-        def some(values: Sequence[str], rows: NDArray[np.int64]) -> list[str]:
-            every = list(values)
-            return [every[i] for i in rows.tolist()]
-
         of_images = ("ids", "uris", "sources", "splits", "keys", "_meta")
-        columns: dict[str, Any] = {n: some(getattr(self, n), images) for n in of_images}
+        columns: dict[str, Any] = {n: some_of(getattr(self, n), images) for n in of_images}
         return replace(
             self,
             **columns,
             image_rows=self.image_rows[images],
-            caption_ids=some(self.caption_ids, captions),
-            caption_texts=some(self.caption_texts, captions),
+            caption_ids=some_of(self.caption_ids, captions),
+            caption_texts=some_of(self.caption_texts, captions),
             caption_rows=self.caption_rows[captions],
             caption_image=number[self.caption_image[captions]],
         )

@@ -1,9 +1,7 @@
 """The items table: what is known about each image, as Parquet beside the shards."""
 
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retrieval_engine.durable import partial_of, publish
-from retrieval_engine.errors import StoreDamaged, StoreError, UsageError
-from retrieval_engine.records import Item
+from retrieval_engine.errors import StoreDamaged, UsageError
 from retrieval_engine.store.manifest import (
     REPAIR_HINT,
     SHARDS,
@@ -61,98 +57,6 @@ SCHEMA = pa.schema(
 )
 LIVE = [name for name in SCHEMA.names if name != "removed"]
 PUBLIC = [name for name in SCHEMA.names if name not in ("removed", "state")]
-
-
-def item_state(item: Item, source: str) -> bytes:
-    """16 bytes that differ when anything about an item differs, file time and size included."""
-    value = [
-        source,
-        item.id,
-        item.uri,
-        item.size_bytes,
-        item.mtime_ns,
-        item.split,
-        [(caption.id, caption.text) for caption in item.captions],
-        dict(item.meta),
-        *([item.version] if item.version else []),  # states of before there were any stay
-    ]
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-@dataclass(slots=True, kw_only=True)
-class ItemRows:
-    """Rows of the items table that are not written yet."""
-
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {n: [] for n in SCHEMA.names})
-
-    def __len__(self) -> int:
-        return len(self.columns["id"])
-
-    def add(self, source: str, item: Item, key: str) -> None:
-        """One live item.
-
-        Raises:
-            StoreError: its metadata is no JSON or its strings are no Unicode.
-        """
-        try:
-            meta = json.dumps(dict(item.meta), sort_keys=True, ensure_ascii=False, allow_nan=False)
-            for text in (item.id, item.uri, item.split, meta):
-                text.encode()
-            captions = [{"id": c.id, "text": c.text, "key": c.key} for c in item.captions]
-            folder, facts = item.folder, item.facts
-            known = [getattr(facts, name) for name in FACTS.names[1:]]
-            for name in (folder, facts.camera):
-                (name or "").encode()
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"item {item.id!r} of {source} cannot be stored: {error}") from error
-        row = (
-            *(source, item.id, item.uri, key, item.size_bytes, item.mtime_ns, item.split),
-            *(captions, meta, False, item_state(item, source), folder, *known),
-        )
-        for name, value in zip(SCHEMA.names, row, strict=True):
-            self.columns[name].append(value)
-
-    def remove(self, source: str, item_id: str) -> None:
-        """One item that is gone."""
-        row: tuple[Any, ...]
-        row = (source, item_id, "", "", -1, -1, "", [], "{}", True, bytes(16), *[None] * len(FACTS))
-        for name, value in zip(SCHEMA.names, row, strict=True):
-            self.columns[name].append(value)
-
-    def publish(self, path: Path) -> FileEntry:
-        """Write the rows as one whole file.
-
-        Raises:
-            StoreError: the disk refuses.
-        """
-        table = pa.table(self.columns, schema=SCHEMA)
-        return publish_table(table, path)
-
-
-def publish_table(table: Any, path: Path) -> FileEntry:
-    """Write a table of `SCHEMA` as one whole file.
-
-    Raises:
-        StoreError: the disk refuses.
-    """
-    partial = partial_of(path)
-    try:
-        with partial.open("xb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                use_dictionary=["source", "split"],
-                write_page_checksum=True,
-            )
-        size_bytes, sha256 = publish(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    return FileEntry(
-        name=path.name, kind=FileKind.ITEMS, rows=len(table), size_bytes=size_bytes, sha256=sha256
-    )
 
 
 def live_items(root: Path, manifest: Manifest, columns: Sequence[str]) -> Any:
@@ -272,6 +176,18 @@ def sources(table: Any) -> dict[str, int]:
     """Number of items of each source, in the order of their first items."""
     counts = pc.value_counts(table["source"]).to_pylist()
     return {count["values"]: count["counts"] for count in counts}
+
+
+def column_among(column: Any, names: Iterable[str]) -> NDArray[np.bool_]:
+    """(n,) whether each string of a column is one of some."""
+    there = pc.is_in(column, value_set=pa.array(list(names), pa.large_string()))
+    return _numbers(pc.cast(there, pa.uint8())).astype(np.bool_)
+
+
+def as_indices(places: NDArray[np.int64]) -> Any:
+    """Places for Arrow's `take`; `pa.array` imports pandas where it is installed: half a second."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(places, np.int64))]
+    return pa.Array.from_buffers(pa.int64(), len(places), buffers)
 
 
 def caption_spans(column: Any) -> NDArray[np.int64]:

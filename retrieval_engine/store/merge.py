@@ -30,7 +30,8 @@ from retrieval_engine.store.begin import (
     unmake,
 )
 from retrieval_engine.store.compact import PART_ITEMS, publish_live
-from retrieval_engine.store.items import LIVE, ItemRows, live_items
+from retrieval_engine.store.item_rows import ItemRows
+from retrieval_engine.store.items import LIVE, live_items
 from retrieval_engine.store.job_shards import Job, ShardPass, jobs_of, with_passes
 from retrieval_engine.store.keys import find_keys, raw_keys
 from retrieval_engine.store.ledger import update_failures

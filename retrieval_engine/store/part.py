@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.records import Failure, Feature, Item, Modality
 from retrieval_engine.store.inventory import Inventory
-from retrieval_engine.store.items import ItemRows
+from retrieval_engine.store.item_rows import ItemRows
 from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import update_failures
 from retrieval_engine.store.manifest import SHARDS, FileEntry
@@ -46,7 +46,6 @@ class PartWriter:
         self._shards: dict[Modality, ShardWriter] = {}
         self._fresh: dict[Modality, list[NDArray[np.bytes_]]] = {m: [] for m in Modality}
         self._items = ItemRows()
-        self._settled: dict[tuple[str, str], tuple[Item, str] | None] = {}
 
     @property
     def images(self) -> int:
@@ -104,13 +103,11 @@ class PartWriter:
         """
         for item, key in items:
             self._items.add(source, item, key)
-            self._settled[source, item.id] = item, key
 
     def remove_items(self, source: str, ids: Iterable[str]) -> None:
         """Mark items as gone."""
         for item_id in ids:
             self._items.remove(source, item_id)
-            self._settled[source, item_id] = None
 
     def commit(
         self, failures: Iterable[Failure] = (), settled: Iterable[tuple[str, str]] = ()
@@ -131,10 +128,10 @@ class PartWriter:
             files.append(self._items.publish(path))
         # The ledger first: after a crash here it is still true, for what it no longer lists was
         # not committed and will be tried again.
-        update_failures(self._path, failures, {*self._settled, *settled})
+        update_failures(self._path, failures, {*self._items.names(), *settled})
         if files:
             self._publish(self.number, files)
-        self._inventory.settle(self._settled)
+        self._inventory.settle(self._items)
         self.is_open = False
 
     def discard(self) -> None:

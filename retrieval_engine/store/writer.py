@@ -26,7 +26,8 @@ from retrieval_engine.store.begin import (
 from retrieval_engine.store.inventory import Inventory
 from retrieval_engine.store.items import live_items
 from retrieval_engine.store.job_shards import Reached, ShardPass, with_passes
-from retrieval_engine.store.keys import Keys, hex_keys, raw_keys
+from retrieval_engine.store.key_set import KeySet
+from retrieval_engine.store.keys import Keys, raw_keys
 from retrieval_engine.store.ledger import read_failures, update_failures
 from retrieval_engine.store.manifest import (
     HEADER,
@@ -178,12 +179,9 @@ class StoreWriter:
         """(n,) whether each key has all declared features, uncommitted rows included."""
         return self._inventory.present(modality, raw_keys(keys))
 
-    def keys(self, modality: Modality) -> list[str]:
-        """Keys that have all declared features, sorted, uncommitted rows included.
-
-        For a store of many millions `present` needs a tenth of the memory.
-        """
-        return [key.decode() for key in hex_keys(self._inventory.keys(modality)).tolist()]
+    def keys(self, modality: Modality) -> KeySet:
+        """Keys that have all declared features, ascending, uncommitted rows included: as of now."""
+        return self._inventory.keys(modality)
 
     def failures(self) -> list[Failure]:
         """The ledger as it stands."""

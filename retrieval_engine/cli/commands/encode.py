@@ -12,6 +12,7 @@ from retrieval_engine.cli.options import (
     devices_option,
     dtype_option,
     example,
+    fast_decode_option,
     head_option,
     json_option,
     model_option,
@@ -47,6 +48,7 @@ from retrieval_engine.cli.output import SOME_FAILED
 @devices_option
 @on_option
 @dtype_option
+@fast_decode_option
 @click.option(
     "--store-dtype",
     type=click.Choice(["float16", "float32"]),

@@ -89,7 +89,7 @@ class BlipCaptioner(ImageEncoder):
         if said.new_tokens is not None:
             whole = said.new_tokens + len(self.prompt_ids(self.prompt))
             self.default_length = min(whole, self.longest)
-        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, vision.image_size)
         self.captions_at_once = _CUDA_SENTENCES if self.device.type == "cuda" else _CPU_SENTENCES
         tower = BlipSettings.of(model.config).tower
         part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of

@@ -58,7 +58,7 @@ class BlipEncoder(DualEncoder):
         quicken(self, model)
         self._settings = BlipSettings.of(model.config)
         self.enc_token_id = self._enc_token_id()
-        self.preprocessor = read_preprocessor(checkpoint.path, self._settings.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, self._settings.image_size)
         self.spec = self._settings.spec(
             checkpoint,
             self.preprocessor,

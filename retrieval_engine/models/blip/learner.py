@@ -108,7 +108,7 @@ class _Blip:
         self.frozen: tuple[str, ...] = backbone
         self.pooling = settings.pooling
         self.vision = weights["vision"]
-        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, vision.image_size)
         self.width = int(config.text_config.hidden_size)
         self.pad_id = int(self.tokenizer.pad_token_id)
 

@@ -79,7 +79,7 @@ class BlipTextTower:
     ) -> None:
         files = weight_files(checkpoint.path)
         self._tensors = arithmetic.tensors(files, ("text_encoder.", "text_proj."))
-        self.preprocessor = read_preprocessor(checkpoint.path, settings.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, settings.image_size)
         self.default_batch_size = default_batch_size(settings.tokens, "cpu")
         self.spec = settings.spec(
             checkpoint, self.preprocessor, vocabulary=words.digest, dtype=dtype

@@ -40,7 +40,7 @@ class Blip2Images(ImageEncoder):
         super().__init__(checkpoint, device=device, dtype=dtype)
         self.config = config
         vision = config.vision_config
-        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, vision.image_size)
 
     @property
     def tokens_per_image(self) -> int:

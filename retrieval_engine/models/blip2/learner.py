@@ -97,7 +97,7 @@ class _Blip2:
         settings: list[object] = [vision.num_attention_heads, *eps, vision.hidden_act]
         weights = weight_digests(checkpoint.path, part_of, {"vision": settings})
         self.vision = weights["vision"]
-        self.preprocessor = read_preprocessor(checkpoint.path, vision.image_size)
+        self.preprocessor = read_preprocessor(checkpoint, vision.image_size)
         self.width = int(config.qformer_config.hidden_size)
 
     def see(self, pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
+    DRAFT,
     Channels,
     normalisation,
     said_by_files,
@@ -32,21 +33,24 @@ class ResizeAndCrop:
         image_size: side of the square in pixels.
         mean: of each channel, on the scale 0-1.
         std: of each channel, on the scale 0-1.
+        draft: as of `SquashToSquare`.
     """
 
     image_size: int
     mean: Channels = CLIP_MEAN
     std: Channels = CLIP_STD
+    draft: bool = False
 
     @property
     def least_side(self) -> int:
-        """See `ImagePreprocessor.least_side`: every pixel is decoded."""
-        return 0
+        """See `ImagePreprocessor.least_side`."""
+        return self.image_size if self.draft else 0
 
     @property
     def name(self) -> str:
-        """Name and version for the fingerprint: all that decides the normalised pixels."""
-        return f"{_VERSION}({','.join(f'{v:g}' for v in (*self.mean, *self.std))})"
+        """See `ImagePreprocessor.name`."""
+        numbers = ",".join(f"{v:g}" for v in (*self.mean, *self.std))
+        return f"{_VERSION}({numbers})" + (DRAFT if self.draft else "")
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """(image_size, image_size, 3) pixels of an RGB image of any size."""
@@ -83,7 +87,7 @@ def read_preprocessor(checkpoint: Checkpoint, image_size: int) -> ResizeAndCrop:
             hint="if the model was trained so, set these as CLIP's own files have them",
         )
     mean, std = normalisation(checkpoint.path, said)
-    return ResizeAndCrop(image_size=image_size, mean=mean, std=std)
+    return ResizeAndCrop(image_size=image_size, mean=mean, std=std, draft=checkpoint.fast_decode)
 
 
 def _short_side(size: Any) -> object:

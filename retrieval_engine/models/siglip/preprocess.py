@@ -22,4 +22,10 @@ def siglip_preprocessor(checkpoint: Checkpoint, image_size: int) -> SquashToSqua
     is_bilinear = said.get("resample") == _BILINEAR
     refuse_others(checkpoint.path, said | ({"resample": _BICUBIC} if is_bilinear else {}))
     mean, std = normalisation(checkpoint.path, said)
-    return SquashToSquare(image_size=image_size, mean=mean, std=std, bilinear=is_bilinear)
+    return SquashToSquare(
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        draft=checkpoint.fast_decode,
+        bilinear=is_bilinear,
+    )

@@ -1,7 +1,7 @@
 """Brings together what a run needs: data, model, what of it is trained, loader, objective."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.errors import FingerprintMismatch, UsageError
+from retrieval_engine.models import decodes_fast
 from retrieval_engine.models.adapters import peft_quiet, resolve
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.learner import Learner, open_learner
@@ -91,6 +92,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
+    checkpoint = replace(checkpoint, fast_decode=decodes_fast(store.spec))
     if checkpoint.adapter is not None:
         raise UsageError(
             f"{checkpoint.name} is an adapter; training starts from a whole model",

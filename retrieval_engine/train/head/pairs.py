@@ -1,7 +1,6 @@
 """The features a head is trained on: read from shards once, then only indexed on the device."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +13,13 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.heads import TrainedOn
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
+from retrieval_engine.store.gallery import shared_strings, some_of
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
 _FEW = 500
+_NONE = -2  # no caption; -1 is one that has no features, which reading refuses
 
 Ints = NDArray[np.int64]
 
@@ -90,11 +91,12 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
     """
     gallery = store.gallery()
     train, val = _choose(gallery, recipe)
-    captions = _captions_by_row(gallery, first_only=recipe.captions is CaptionChoice.FIRST)
-    every = _captions_by_row(gallery, first_only=False)
+    first_only = recipe.captions is CaptionChoice.FIRST
+    rows = gallery.image_rows[train], gallery.image_rows[val]
+    tables = caption_table(gallery, rows[0], first_only=first_only), caption_table(gallery, rows[1])
     return TrainingData(
-        train=_pairs(store, recipe.feature, gallery.image_rows[train], captions, device),
-        val=_pairs(store, recipe.feature, gallery.image_rows[val], every, device),
+        train=_pairs(store, recipe.feature, rows[0], tables[0], device),
+        val=_pairs(store, recipe.feature, rows[1], tables[1], device),
         trained_on=_trained_on(gallery, {"train": train, "val": val}),
     )
 
@@ -104,12 +106,12 @@ def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:
 
     Chosen by a hash of their ids, so that neither depends on the order of the store.
     """
-    splits = np.array(list(gallery.splits), dtype=object)
+    splits = shared_strings(gallery.splits)
     captioned = np.zeros(len(gallery), bool)
     captioned[gallery.caption_image] = True
     _, first = np.unique(gallery.image_rows, return_index=True)
     order = _by_hash(gallery, np.sort(first[captioned[first]]), recipe.seed)
-    present = set(splits.tolist())
+    present = set(np.unique(splits).tolist())
     pool = order[_is_in(splits[order], recipe.split, "train", present, "`split`")]
     named = recipe.val_split or "val" in present
     if named:
@@ -159,34 +161,44 @@ def _check(train: Ints, val: Ints, recipe: HeadRecipe) -> None:
 
 
 def _by_hash(gallery: Gallery, images: Ints, seed: int) -> Ints:
-    ids = list(gallery.ids)
-    salt = f"{seed}:".encode()
-    hashes = [hashlib.blake2b(salt + ids[i].encode(), digest_size=8).digest() for i in images]
-    order: Ints = images[np.argsort(np.array(hashes, "S8"), kind="stable")]
+    salt, ids = f"{seed}:".encode(), some_of(gallery.ids, images)
+    hashes = (hashlib.blake2b(salt + i.encode(), digest_size=8).digest() for i in ids)
+    order: Ints = images[np.argsort(np.frombuffer(b"".join(hashes), "S8"), kind="stable")]
     return order
 
 
-def _captions_by_row(gallery: Gallery, *, first_only: bool) -> dict[int, list[int]]:
-    """Caption rows of each image row, in order, each once."""
-    found: dict[int, list[int]] = {}
-    images = gallery.image_rows[gallery.caption_image].tolist()
-    for image, caption in zip(images, gallery.caption_rows.tolist(), strict=True):
-        mine = found.setdefault(image, [])
-        if caption not in mine and not (first_only and mine):
-            mine.append(caption)
-    return found
+def caption_table(gallery: Gallery, rows: Ints, *, first_only: bool = False) -> Ints:
+    """(n, c) caption rows of each image row, in order, each once, `_NONE` beyond the last.
+
+    Args:
+        gallery: items; those of equal images have their captions together.
+        rows: (n,) distinct rows of images that have captions.
+        first_only: c is 1.
+    """
+    order = np.argsort(rows)
+    images = gallery.image_rows[gallery.caption_image]
+    place = order[np.minimum(np.searchsorted(rows[order], images), len(rows) - 1)]
+    kept = rows[place] == images
+    place, captions = place[kept], gallery.caption_rows[kept]
+    # Each pair once, where it comes first, by image.
+    codes = place * (captions.max(initial=0) + 2) + captions + 1
+    first = np.sort(np.unique(codes, return_index=True)[1])
+    first = first[np.argsort(place[first], kind="stable")]
+    place, captions = place[first], captions[first]
+    column = np.arange(len(place)) - np.searchsorted(place, place)
+    table = np.full((len(rows), 1 if first_only else int(column.max()) + 1), _NONE)
+    inside = column < table.shape[1]
+    table[place[inside], column[inside]] = captions[inside]
+    return table
 
 
 def _pairs(
-    store: Store, feature: str, rows: Ints, captions: dict[int, list[int]], device: torch.device
+    store: Store, feature: str, rows: Ints, captions: Ints, device: torch.device
 ) -> FeaturePairs:
-    mine: Sequence[list[int]] = [captions[row] for row in rows.tolist()]
-    flat = np.array([row for some in mine for row in some], np.int64)
-    distinct, place = np.unique(flat, return_inverse=True)
-    widest = max(len(some) for some in mine)
-    table = np.full((len(rows), widest), -1, np.int64)
-    lengths = np.array([len(some) for some in mine])
-    table[np.arange(widest) < lengths[:, None]] = place
+    there = captions != _NONE
+    distinct, place = np.unique(captions[there], return_inverse=True)
+    table = np.full(captions.shape, -1, np.int64)
+    table[there] = place
     images = store.read(Modality.IMAGES, feature, rows)
     texts = store.read(Modality.CAPTIONS, feature, distinct)
     if images.ndim == 2:
@@ -205,10 +217,12 @@ def _pairs(
 
 def _trained_on(gallery: Gallery, chosen: dict[str, Ints]) -> TrainedOn:
     """Every item whose image is in one of the sets, copies under other ids included."""
-    role_of_row = {
-        row: role for role, images in chosen.items() for row in gallery.image_rows[images].tolist()
-    }
-    roles = [role_of_row.get(row, "") for row in gallery.image_rows.tolist()]
-    rows = zip(gallery.sources, gallery.ids, gallery.keys, roles, strict=True)
-    sources, ids, keys, seen = zip(*(row for row in rows if row[3]), strict=True)
-    return TrainedOn(sources=sources, ids=ids, keys=keys, roles=seen)
+    role = np.zeros(len(gallery), np.int64)
+    for number, images in enumerate(chosen.values(), start=1):
+        role[np.isin(gallery.image_rows, gallery.image_rows[images])] = number
+    seen = np.flatnonzero(role)
+    sources, ids, keys = (
+        tuple(some_of(column, seen)) for column in (gallery.sources, gallery.ids, gallery.keys)
+    )
+    roles = tuple(np.array(list(chosen), dtype=object)[role[seen] - 1].tolist())
+    return TrainedOn(sources=sources, ids=ids, keys=keys, roles=roles)
