@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ peers = importlib.import_module("benchmarks.peers.__main__")
 
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     monkeypatch.setattr(sys, "argv", ["peers", "--tiny", "--ours-only", *arguments])
     peers.main()
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

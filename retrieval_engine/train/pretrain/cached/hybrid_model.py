@@ -165,13 +165,16 @@ class CachedModel(nn.Module):
     def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
         """Parameters by peak step: what the BERT had, the image side, and what fuses both.
 
+        To the last belongs all that is the decoder's own: attention that looked both ways has much
+        to learn before it only looks back.
+
         Args:
             lrs: of the three, in this order.
             decay: of matrices; vectors and embeddings have none.
         """
         sides: list[list[nn.Parameter]] = [[], [], []]
         image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
-        fusion = ("crossattention", "itm_head", "match_", "text_decoder.cls.predictions.")
+        fusion = ("crossattention", "itm_head", "match_", "text_decoder.")
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
