@@ -67,13 +67,15 @@ class EncoderToCome:
     def _whole(self) -> Encoder:
         return self._open()
 
-    def encode_images(self, pixels: NDArray[np.uint8], features: Sequence[str]) -> Arrays:
+    @property
+    def encode_images(self) -> Callable[[NDArray[np.uint8], Sequence[str]], Arrays]:
         """See `Encoder`."""
-        return self._whole.encode_images(pixels, features)
+        return self._whole.encode_images
 
-    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+    @property
+    def encode_texts(self) -> Callable[[Sequence[str], Sequence[str]], Arrays]:
         """See `Encoder`."""
-        return self._whole.encode_texts(texts, features)
+        return self._whole.encode_texts
 
     def matcher(self) -> "Matcher":
         """See `Encoder`."""
@@ -92,9 +94,10 @@ class TextTowerFirst(EncoderToCome):
         super().__init__(tower, whole)
         self._tower = tower
 
-    def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
+    @property
+    def encode_texts(self) -> Callable[[Sequence[str], Sequence[str]], Arrays]:
         """See `TextTower`."""
-        return self._tower.encode_texts(texts, features)
+        return self._tower.encode_texts
 
 
 def reopen_for_texts(spec: EncoderSpec, *, device: str = "auto", model: str = "") -> Encoder:
