@@ -16,7 +16,7 @@ from retrieval_engine.train.pretrain.cached.states import MEAN, STD
 from retrieval_engine.train.pretrain.export import how_trained, write_directory
 
 _NEW_TOKENS = 24
-_NO_REPEAT = 3  # tokens in a row: small decoders say things twice
+_NO_REPEAT = 2  # tokens in a row: small decoders say things twice
 _OWN = ("bert.encoder.layer.", "cls.predictions.bias", "cls.predictions.transform.")
 _SHARED = (".crossattention.", ".intermediate.", ".output.dense.", ".output.LayerNorm.")
 _FOLDED = ("vision_model.embeddings.patch_embedding", "vision_model.mean_projection")
