@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.blip.backbone import (
     BATCH_NORM_EPSILON,
     SCALES,
@@ -15,6 +16,7 @@ from retrieval_engine.models.blip.backbone import (
     folded,
     same_padding,
 )
+from retrieval_engine.models.blip.hybrid_tower import new_backbone
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.models.preprocess import SquashToSquare
@@ -136,3 +138,11 @@ def test_padding_is_tensorflows(
     size: int, kernel: int, stride: int, padding: tuple[int, int]
 ) -> None:
     assert same_padding(size, kernel, stride) == padding
+
+
+@pytest.mark.parametrize("stages", [5, "456", [6, 4], [4, 4], [7], [[4]], {"4": 1}])
+def test_stages_that_a_config_cannot_mean_are_refused(stages: object) -> None:
+    asked = {"backbone": {"name": "efficientnet-lite0", "stages": stages}}
+    with pytest.raises(CheckpointInvalid, match=r"backbone\.stages in vision_config is"):
+        new_backbone(asked)
+    assert new_backbone({"backbone": {"name": "efficientnet-lite0"}}).channels == 1280

@@ -143,6 +143,10 @@ def test_captions_and_training_see_what_the_store_saw(tmp_path: Path) -> None:
     request = ImagesRequest(store=tmp_path / "store", model=model)
     assert decodes_fast(request.captioner(store).spec)
     assert not decodes_fast(request.captioner(None).spec)
+    other = str(tiny.save_blip_captioner(tmp_path / "other"))
+    assert not decodes_fast(
+        ImagesRequest(store=tmp_path / "store", model=other).captioner(store).spec
+    )
     with request.opened_run(store, DecodingOptions()) as run:
         assert states_notes(run, store, model) == []
     checkpoint = replace(resolve(model), fast_decode=True)

@@ -1,6 +1,6 @@
 """What every request for captions says, and the models opened so that stored states fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +102,7 @@ class ImagesRequest:
             self.model,
             dtype=arithmetic(self.dtype, store),
             adapter=adapter,
-            fast_decode=follows_fast(store),
+            fast_decode=follows_fast(store, self.model),
         )
 
     @contextmanager
@@ -132,7 +132,6 @@ class ImagesRequest:
                 _judge,
                 judges_of(self.ranker, self.model, store),
                 dtype=arithmetic(self.dtype, store),
-                fast_decode=follows_fast(store),
                 is_named=self.ranker is not None,
             )
         if self.on or self.devices:
@@ -167,11 +166,11 @@ def arithmetic(dtype: str, store: Store | None) -> str:
     return dtype
 
 
-def follows_fast(store: Store | None) -> bool:
-    """Whether images are decoded as those of a store that has vision states, so that they fit."""
+def follows_fast(store: Store | None, checkpoint: str) -> bool:
+    """Whether a model decodes images as it did for a store with vision states, so that they fit."""
     if store is None or "tokens" not in store.features(Modality.IMAGES):
         return False
-    return decodes_fast(store.spec)
+    return decodes_fast(store.spec, checkpoint)
 
 
 def open_judge(
@@ -195,23 +194,19 @@ def open_judge(
         UsageError: none of them has a matching head.
     """
     judges, dtype = judges_of(ranker, model, store), arithmetic(dtype, store)
-    is_named, fast = ranker is not None, follows_fast(store)
-    return _judge(judges, device=device, dtype=dtype, fast_decode=fast, is_named=is_named)
+    return _judge(judges, device=device, dtype=dtype, is_named=ranker is not None)
 
 
-def judges_of(ranker: str | None, model: str, store: Store | None) -> list[str]:
-    """Checkpoints of which the first with a matching head judges; see `open_judge`."""
-    if ranker is not None:
-        return [ranker]
-    return list(dict.fromkeys([model, *([store.spec.checkpoint] if store else [])]))
+def judges_of(ranker: str | None, model: str, store: Store | None) -> dict[str, bool]:
+    """Checkpoints of which the first with a matching head judges, and `follows_fast` of each."""
+    tried = [model, *([store.spec.checkpoint] if store else [])] if ranker is None else [ranker]
+    return {checkpoint: follows_fast(store, checkpoint) for checkpoint in tried}
 
 
-def _judge(
-    tried: Sequence[str], *, device: str, dtype: str, fast_decode: bool, is_named: bool
-) -> Judge:
-    for checkpoint in tried:
+def _judge(tried: Mapping[str, bool], *, device: str, dtype: str, is_named: bool) -> Judge:
+    for checkpoint, fast in tried.items():
         try:
-            encoder = open_encoder(checkpoint, device=device, dtype=dtype, fast_decode=fast_decode)
+            encoder = open_encoder(checkpoint, device=device, dtype=dtype, fast_decode=fast)
             return Judge(encoder)
         except (CheckpointInvalid, UsageError):
             if is_named:

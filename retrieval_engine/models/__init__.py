@@ -90,9 +90,16 @@ def recorded_checkpoint(spec: EncoderSpec, model: str = "") -> Checkpoint:
     return replace(resolve(_recorded_name(spec, model)), fast_decode=decodes_fast(spec))
 
 
-def decodes_fast(spec: EncoderSpec) -> bool:
-    """Whether an encoder's large JPEGs are decoded at a fraction of their size."""
-    return spec.preprocessing.endswith(DRAFT)
+def decodes_fast(spec: EncoderSpec, checkpoint: str = "") -> bool:
+    """Whether an encoder's large JPEGs are decoded at a fraction of their size.
+
+    Args:
+        spec: of the encoder, as a store has it.
+        checkpoint: a model that is to see as it did. Another one does not follow: some models
+            always decode so (`vlre-photo`), and no other was trained on such pixels.
+    """
+    is_its_own = not checkpoint or resolve(checkpoint).name == spec.checkpoint
+    return is_its_own and spec.preprocessing.endswith(DRAFT)
 
 
 def _recorded_name(spec: EncoderSpec, model: str = "") -> str:

@@ -176,7 +176,7 @@ class Live:
                     name,
                     device=self.engine.device,
                     dtype=arithmetic("auto", store),
-                    fast_decode=follows_fast(store),
+                    fast_decode=follows_fast(store, name),
                 )
             return self._captioners[name]
 

@@ -40,6 +40,13 @@ SCALES = {
 }
 
 
+def are_stages(asked: object) -> bool:
+    """Whether something is a list of rising numbers of rows of `STAGES`."""
+    return isinstance(asked, list | tuple) and [*asked] == [
+        n for n in range(len(STAGES)) if n in asked
+    ]
+
+
 class Convolution(nn.Conv2d):
     """A convolution with TensorFlow's "SAME" padding: the odd pixel goes to the right and below."""
 

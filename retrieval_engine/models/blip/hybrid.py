@@ -1,8 +1,9 @@
 """BLIP with a hybrid vision tower: a convolutional backbone in the place of the patch projection.
 
 After Dosovitskiy et al. 2021, section 3.1. `vision_config.backbone = {"name": …}` asks for it,
-`"stages": […]` in it for earlier states beside the last (see `EfficientNetLite`); all else is BLIP. The mean of the backbone's states, mapped by a linear layer, joins the CLS state
-before the last LayerNorm, so that what a small transformer has not learned is still there.
+`"stages": […]` in it for earlier states beside the last (see `EfficientNetLite`); all else is BLIP.
+The mean of the backbone's states, mapped by a linear layer, joins the CLS state before the last
+LayerNorm, so that what a small transformer has not learned is still there.
 
 Trap: `patch_size` of such a config is only what makes `image_size // patch_size` the side of the
 backbone's grid; no pixel is cut by it.

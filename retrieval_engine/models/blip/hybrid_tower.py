@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.errors import CheckpointInvalid, UsageError
-from retrieval_engine.models.blip.backbone import SCALES, STAGES, EfficientNetLite
+from retrieval_engine.models.blip.backbone import SCALES, STAGES, EfficientNetLite, are_stages
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import stated
 from retrieval_engine.models.dual_encoder import ImageEncoder
@@ -39,7 +39,7 @@ def new_backbone(vision_config: Any) -> EfficientNetLite:
         CheckpointInvalid: it is not known, or joins stages that it has not.
     """
     asked = stated(stated(vision_config, "backbone"), "stages") or []
-    if [*asked] != sorted({*asked} & {*range(len(STAGES))}):
+    if not are_stages(asked):
         raise CheckpointInvalid(
             f"backbone.stages in vision_config is {asked!r}",
             hint=f"rising numbers from 0 to {len(STAGES) - 1}",

@@ -92,7 +92,7 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     """Open and check everything; see `trainer.finetune` for what it raises."""
     store = open_store(config.store)
     checkpoint = resolve(config.model or store.spec.checkpoint)
-    checkpoint = replace(checkpoint, fast_decode=decodes_fast(store.spec))
+    checkpoint = replace(checkpoint, fast_decode=decodes_fast(store.spec, checkpoint.name))
     if checkpoint.adapter is not None:
         raise UsageError(
             f"{checkpoint.name} is an adapter; training starts from a whole model",

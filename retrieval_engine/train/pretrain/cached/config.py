@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.models.blip.backbone import SCALES, STAGES
+from retrieval_engine.models.blip.backbone import SCALES, STAGES, are_stages
 from retrieval_engine.train.pretrain.run_config import RunConfig, at_least, below_one, one_of
 
 
@@ -86,7 +86,7 @@ class CachedConfig(RunConfig):
             raise UsageError(
                 "a pretraining from a backbone needs `backbone_weights` and `text_init`"
             )
-        if [*self.stages] != sorted({*self.stages} & {*range(len(STAGES))}):
+        if not are_stages(self.stages):
             raise UsageError(
                 f"`stages` is {self.stages}; allowed: rising numbers from 0 to {len(STAGES) - 1}"
             )

@@ -199,7 +199,7 @@ class CachedRun(PretrainRun):
     def train(self) -> None:
         """Run the steps that are left; the first guess is judged too.
 
-        Products of the steps are of TF32 on CUDA; what is judged and written is float32.
+        Products are of TF32 on CUDA, those of the validations between the steps too.
         """
         if not self.state.step:
             self._validate()
