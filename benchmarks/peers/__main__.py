@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--ours-only", action="store_true", help="install and run no other")
     parser.add_argument("--table", type=Path, help="print these lines as tables, run nothing")
     given = parser.parse_args()
+    if unknown := {*given.only.split(",")} - {*COMPARISONS}:
+        parser.error(f"--only names {', '.join(sorted(unknown))}; known: {', '.join(COMPARISONS)}")
     if given.table:
         print(tables.markdown(given.table.read_text()))
         return

@@ -183,8 +183,16 @@ def _differing(before: EncoderSpec, spec: EncoderSpec) -> str:
     """What of the settings that people choose is another one, in brackets; or nothing."""
     chosen = ("checkpoint", "adapter", "image_size", "preprocessing", "dtype")
     pairs = [(name, getattr(before, name), getattr(spec, name)) for name in chosen]
-    told = [f"{name} {a!r}, not {b!r}" for name, a, b in pairs if a != b]
+    told = [_told(name, a, b) for name, a, b in pairs if a != b]
     return f" ({'; '.join(told)})" if told else ""
+
+
+def _told(name: str, before: str, now: str) -> str:
+    if name == "preprocessing" and before == f"{now}+draft":
+        return "with `fast_decode`, which is not asked for now"
+    if name == "preprocessing" and now == f"{before}+draft":
+        return "without `fast_decode`, which is asked for now"
+    return f"{name} {before!r}, not {now!r}"
 
 
 def _mismatch(what: str, seen: str, expected: str) -> FingerprintMismatch:
