@@ -19,7 +19,7 @@ from retrieval_engine.models.blip2.encoder import open_encoder as open_blip2
 from retrieval_engine.models.blip2.language import MAX_TOKENS, Blip2LanguageEncoder
 from retrieval_engine.models.blip2.language import part_of as language_part_of
 from retrieval_engine.models.blip2.parts import LN_VISION_EPS
-from retrieval_engine.models.device import normalized_pixels
+from retrieval_engine.models.device import coarse_float32, normalized_pixels
 from retrieval_engine.records import Modality
 from tests import tiny, tiny_blip2
 
@@ -220,3 +220,15 @@ def test_language_checkpoints_have_no_itc_and_load_no_generator(
     np.testing.assert_array_equal(long[0], long[1])
     names = [name for name, _ in encoder.language.named_parameters()]
     assert not [n for n in names if "lm_head" in n or n.startswith("language_model.decoder.")]
+
+
+def test_float32_is_coarse_beside_half_precision_on_cuda_alone() -> None:
+    before = torch.get_float32_matmul_precision()
+    for device, dtype, expected in (
+        ("cuda", torch.float16, "high"),
+        ("cuda", torch.float32, before),
+        ("cpu", torch.bfloat16, before),
+    ):
+        with coarse_float32(torch.device(device), dtype):
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == before

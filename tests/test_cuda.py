@@ -256,9 +256,11 @@ def test_a_step_on_states_has_the_losses_of_the_cpu(recipe: CachedConfig, tmp_pa
         config = dataclasses.replace(recipe, device=device)
         run = CachedRun(config, tmp_path / device, tmp_path / f"{device}-states", Silent(), False)
         run.model.eval()  # without dropout
-        seen = run.batcher.batch(1, config.batch_size)
-        draw = Draw(step=1, contrast=True, fused=True, hardness=0.5)
-        parts = run.objective.losses(seen, draw)
+        run.objective.learn_bank()
+        parts: dict[str, torch.Tensor] = {}
+        for fused, size in ((False, config.batch_size), (True, config.fused_size)):
+            draw = Draw(step=1, fused=fused, matched=fused, hardness=0.5)
+            parts |= run.objective.losses(run.batcher.batch(1, size, 0.5), draw)
         found.append({name: float(value.detach()) for name, value in parts.items()})
     assert set(found[0]) == {"itc", "prototypes", "itm", "lm"}
     for name, value in found[0].items():

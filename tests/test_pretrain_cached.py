@@ -66,7 +66,7 @@ def publish(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> CachedConfig:
-    """A run of four steps, two of them with matching and captions."""
+    """A run of four steps, two of them with captions, the last one with matching."""
     home = tmp_path_factory.mktemp("teachers")
     publish(home / "lite0.pth")
     words = [
@@ -114,6 +114,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CachedConfig:
         frozen_layers=1,
         steps=4,
         contrast_share=0.5,
+        matching_share=0.6,
         batch_size=8,
         fused_size=4,
         matched_size=2,
@@ -184,7 +185,7 @@ def test_soft_targets_reward_captions_that_read_alike(
     for soft in (0.0, 0.4):
         config = dataclasses.replace(recipe, soft_targets=soft)
         run = CachedRun(config, tmp_path / str(soft), cache, Silent(), False)
-        seen = run.batcher.batch(0, 8)
+        seen = run.batcher.batch(0, 8, 0.4)
         texts = [run.train_set.captions[i] for i in seen.captions]
         assert len(set(texts)) == len(texts)
         states = torch.eye(len(run.train_set.captions))
@@ -204,7 +205,7 @@ def test_what_is_judged_and_written_is_the_average(
 ) -> None:
     config = dataclasses.replace(recipe, average=average)
     run = CachedRun(config, tmp_path / "run", cache, Silent(), False)
-    name = "retrieval.vision_proj.weight"
+    name = "retrieval.text_encoder.encoder.layer.0.crossattention.self.query.weight"
     expected = run.model.state_dict()[name].clone()
     step = run._step
 
@@ -223,6 +224,30 @@ def test_what_is_judged_and_written_is_the_average(
     assert run.state.kept_step < config.steps or torch.equal(
         kept, run.averaged.module.state_dict()[name]
     )
+
+
+def test_captions_leave_the_vectors_as_they_were(
+    recipe: CachedConfig, cache: Path, tmp_path: Path
+) -> None:
+    """What was best at retrieval stays, to the last bit; what reads both sides learns."""
+    run = CachedRun(recipe, tmp_path / "run", cache, Silent(), False)
+    settle, settled = run._settle, {}
+
+    def settle_and_note() -> None:
+        settle()
+        settled.update({n: p.detach().clone() for n, p in run.model.named_parameters()})
+
+    run._settle = settle_and_note  # type: ignore[method-assign]
+    run.train()
+    now = dict(run.model.named_parameters())
+    moved = {name for name, before in settled.items() if not torch.equal(now[name], before)}
+    assert moved == {name for name, parameter in now.items() if parameter.requires_grad}
+    layer = "retrieval.text_encoder.encoder.layer.0."
+    assert f"{layer}crossattention.self.query.weight" in moved
+    assert f"{layer}output.dense.weight" not in moved
+    assert {"retrieval.itm_head.weight", "match_scale"} <= moved
+    kept = torch.load(tmp_path / "run" / "run" / "best.pt")
+    torch.testing.assert_close(kept["temperature"], settled["temperature"])
 
 
 def test_the_shared_weights_are_written_once(trained: Path) -> None:

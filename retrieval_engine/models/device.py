@@ -1,7 +1,7 @@
 """Which device and which arithmetic a model runs in."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,6 +79,23 @@ def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
     if device.type == "cuda" and dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def coarse_float32(device: "torch.device", dtype: "torch.dtype") -> Iterator[None]:
+    """Let float32 products be of TF32 on CUDA where the rest of a model is of half precision.
+
+    TF32's significand is float16's. Nothing elsewhere, or where `dtype` is float32.
+    """
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and dtype != torch.float32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:

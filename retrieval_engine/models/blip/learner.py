@@ -127,6 +127,7 @@ class BlipRetrieval(_Blip):
         super().__init__(checkpoint, model)
         known = self.tokenizer.get_vocab().get("[ENC]")
         self._enc = int(model.config.text_config.vocab_size - 1 if known is None else known)
+        model.itm_head.float()  # whatever the rest is: match logits are never of half precision
         self.cross = open_cross_encoder(model, model.config)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:

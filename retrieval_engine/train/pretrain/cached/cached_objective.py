@@ -21,6 +21,7 @@ from retrieval_engine.train.pretrain.words import Slots, mirrored, nonsense
 _COLDEST, _WARMEST = 0.01, 0.5
 _CANDIDATES = 1000  # captions that a picture's false ones are drawn from
 _FALSE = 2  # false captions of each picture
+_BANKED = 512
 _MADE, _NONSENSE = 0.4, 0.1  # of the second ones: a word changed (late), or true of nothing
 _LONGEST = 22  # tokens of a caption that is matched or told; few are longer
 _GROUPS = 4
@@ -34,14 +35,14 @@ class Draw:
 
     Attributes:
         step: with the seed, decides what is drawn.
-        contrast: the contrastive loss and the prototypes.
-        fused: matching and captions.
-        hardness: of the false captions, 0 to 1.
+        fused: captions, or else the contrastive loss and the prototypes.
+        matched: matching beside the captions.
+        hardness: of the false captions and pictures, 0 to 1.
     """
 
     step: int
-    contrast: bool
     fused: bool
+    matched: bool
     hardness: float
 
 
@@ -73,7 +74,6 @@ class CachedObjective:
         self._place[said] = torch.arange(len(said), device=self._device)
         self._start = model.config.text_config.bos_token_id
         self._bank = torch.zeros(len(data.captions), config.embed_dim, device=self._device)
-        self._known = np.zeros(len(data.captions), dtype=bool)
         self._owner = data.owner
         self._likeness = torch.zeros(0, device=self._device)
         self._slots = Slots(data.captions)
@@ -88,35 +88,39 @@ class CachedObjective:
     def losses(self, seen: Seen, draw: Draw) -> dict[str, Tensor]:
         """The losses of a step's pictures by name, to be summed."""
         rng = np.random.default_rng((self._config.seed, 2, draw.step))
-        tokens = self._model.see(seen.states, seen.places)
-        images = self._model.embed_images(tokens)
+        with torch.set_grad_enabled(not draw.fused):
+            tokens = self._model.see(seen.states, seen.places)
+            images = self._model.embed_images(tokens)
         temperature = self._model.temperature.clamp(_COLDEST, _WARMEST)
-        parts = {}
-        if draw.contrast:
-            words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
-            texts = self._model.embed_texts(words.ids, words.mask)
-            parts["itc"] = self._contrast(texts @ images.T / temperature, seen)
-            if self._prototypes is not None:
-                parts["prototypes"] = self._named(temperature, rng)
-            self._bank[on_device(seen.captions, self._device)] = texts.detach()
-            self._known[seen.captions] = True
         if draw.fused:
-            size = self._config.fused_size
-            keys_values = self._model.cross.keys_values(tokens[:size])
-            looked = (images[: self._config.matched_size] / temperature).detach()
-            false = self._false(looked, seen, draw, rng)
-            parts["itm"] = self._matching(keys_values, seen, false, draw, rng)
-            parts["lm"] = self._captions(keys_values, seen, rng)
+            keys_values = self._model.cross.keys_values(tokens)
+            parts = {"lm": self._captions(keys_values, seen, rng)}
+            if draw.matched:
+                scaled = images / temperature
+                parts["itm"] = self._matching(keys_values, scaled, seen, draw, rng)
+            return parts
+        words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
+        texts = self._model.embed_texts(words.ids, words.mask)
+        parts = {"itc": self._contrast(texts @ images.T / temperature, seen)}
+        if self._prototypes is not None:
+            parts["prototypes"] = self._named(temperature, rng)
         return parts
+
+    @torch.no_grad()
+    def learn_bank(self) -> None:
+        """Remember the ITC vectors of all captions: false ones are drawn by them."""
+        for start in range(0, len(self._bank), _BANKED):
+            rows = np.arange(start, min(start + _BANKED, len(self._bank)))
+            words = self._texts.of(rows, mirrored=False).to(self._device)
+            self._bank[start : start + _BANKED] = self._model.embed_texts(words.ids, words.mask)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs to draw the same false captions."""
-        known = torch.from_numpy(self._known)
-        return {"bank": self._bank, "known": known, "likeness": self._likeness}
+        return {"bank": self._bank, "likeness": self._likeness}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`."""
-        self._bank, self._known = state["bank"].to(self._device), state["known"].numpy()
+        self._bank = state["bank"].to(self._device)
         self._likeness = state["likeness"].to(self._device)
 
     def _contrast(self, scores: Tensor, seen: Seen) -> Tensor:
@@ -151,12 +155,12 @@ class CachedObjective:
         ]
         return _PROTOTYPE_WEIGHT * (both[0] + both[1]) / 2
 
-    def _false(
+    def _false_captions(
         self, images: Tensor, seen: Seen, draw: Draw, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """(f, 2) captions of other pictures, the likelier the more alike (Gumbel's trick)."""
-        known = np.flatnonzero(self._known)
-        drawn = rng.choice(known, min(_CANDIDATES, len(known)), replace=False)
+        everything = len(self._bank)
+        drawn = rng.choice(everything, min(_CANDIDATES, everything), replace=False)
         bank = self._bank[on_device(drawn, self._device)]
         scores = draw.hardness * (images @ bank.T).cpu().numpy()
         own = {self._data.captions[i] for i in seen.captions[: len(images)]}
@@ -165,32 +169,51 @@ class CachedObjective:
         ranked = np.argsort(-(scores + rng.gumbel(size=scores.shape)), axis=1)
         return drawn[ranked[:, :_FALSE]]
 
+    def _false_pictures(
+        self, images: Tensor, seen: Seen, draw: Draw, rng: np.random.Generator
+    ) -> Tensor:
+        """(f,) another picture of the step for each of the first f captions, drawn likewise."""
+        captions = self._bank[on_device(seen.captions[: self._config.matched_size], self._device)]
+        scores = draw.hardness * (captions @ images.T).cpu().numpy()
+        scores[np.arange(len(scores)), np.arange(len(scores))] = -np.inf
+        return on_device((scores + rng.gumbel(size=scores.shape)).argmax(1), self._device)
+
     def _matching(
         self,
         seen_as: KeysValues,
+        images: Tensor,
         seen: Seen,
-        false: NDArray[np.int64],
         draw: Draw,
         rng: np.random.Generator,
     ) -> Tensor:
+        """Each true pair against two false captions and a false picture, alone and as a list."""
+        false = self._false_captions(images[: self._config.matched_size], seen, draw, rng)
+        others = self._false_pictures(images, seen, draw, rng)
         texts = []
-        for row, others in enumerate(false):
+        for row, drawn in enumerate(false):
             own = self._data.captions[seen.captions[row]]
-            mixed = [own, *(self._data.captions[i] for i in others)]
+            mixed = [own, *(self._data.captions[i] for i in drawn)]
             mixed[-1] = self._made(own, int(seen.items[row]), draw, rng) or mixed[-1]
             texts += [mirrored(text) if seen.is_mirrored else text for text in mixed]
         words = self._texts.encode(texts).to(self._device)
         ids = words.ids[:, :_LONGEST].clone()
         ids[:, 0] = self._texts.encode_id
         ids = ids.view(len(false), 1 + _FALSE, -1)
-        logits = []
+        parts = []
         for rows, length in _groups(ids):
             part = ids[rows, :, :length]
-            kept = [(k[rows], v[rows]) for k, v in seen_as]
-            logits.append(self._model.cross.logits(kept, part, (part != 0).long()).view(-1, 2))
-        labels = torch.zeros(ids.shape[:2], dtype=torch.long, device=ids.device)
+            asked = ((rows, part), (others[rows], part[:, :1]))
+            found = [
+                self._model.cross.logits([(k[at], v[at]) for k, v in seen_as], t, (t != 0).long())
+                for at, t in asked
+            ]
+            parts.append(torch.cat(found, dim=1).float())
+        logits = torch.cat(parts)  # (f, 4, 2), the true pair first
+        labels = torch.zeros(logits.shape[:2], dtype=torch.long, device=ids.device)
         labels[:, 0] = 1
-        return cross_entropy(torch.cat(logits).float(), labels.flatten())
+        alone = cross_entropy(logits.flatten(0, 1), labels.flatten())
+        listed = logits[..., 1] - logits[..., 0]
+        return alone + cross_entropy(listed, torch.zeros_like(labels[:, 0]))
 
     def _made(self, text: str, item: int, draw: Draw, rng: np.random.Generator) -> str | None:
         """A false text made for a picture now and then: a word changed, or words from nowhere."""

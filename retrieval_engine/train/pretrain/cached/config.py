@@ -24,24 +24,26 @@ class CachedConfig(RunConfig):
         embed_dim: length of the `itc` vectors.
         vocabulary: the BERT's first so many pieces are kept, beside those that the captions use.
         text_pooling: `mean` of a text's states, or `cls`, for `itc`.
-        contrast_share: part of the run with the contrastive loss alone.
+        contrast_share: part of the run with the contrastive loss; captions follow.
+        matching_share: part of what follows, its end, with the matching loss beside the captions:
+            captions teach cross-attention much sooner to look.
         batch_size: pictures of the contrastive loss.
-        fused_size: pictures of the caption loss among them.
+        fused_size: pictures of the caption loss.
         matched_size: pictures of the matching loss among those.
-        contrast_every: once matching and captions have joined, the contrastive loss is a part of
-            every so manieth step.
-        captions_told: captions of each of those that the decoder learns in a step.
+        captions_told: captions of each picture that the decoder learns in a step.
         prototypes: in a step.
         frozen_layers: of the text side, from below, that stay as the BERT had them.
         text_lr: peak step of what the BERT had.
         image_lr: peak step of the image side and of the projections.
         fusion_lr: peak step of cross-attention, decoder head and matching head.
+        decoder_lr: peak step of the decoder's self-attention.
         label_smoothing: of the contrastive and the caption loss.
         soft_targets: part of the contrastive target that is shared out among the pictures of a
             batch by how alike the BERT finds their captions, as it was before training.
         average: decay of the moving average of the weights, a step; it is what is judged and
             written. 0 takes the last weights.
-        places_kept: part of the grid's places that a step sees.
+        places_kept: part of the grid's places that a contrastive step sees.
+        places_told: part of them that a step of matching and captions sees.
         dropout: of the backbone's channels.
     """
 
@@ -56,22 +58,24 @@ class CachedConfig(RunConfig):
     embed_dim: int = 256
     vocabulary: int = 21000
     text_pooling: str = "mean"
-    steps: int = 700
-    contrast_share: float = 0.22
-    fused_size: int = 96
-    matched_size: int = 32
-    contrast_every: int = 4
-    captions_told: int = 3
+    steps: int = 2000
+    contrast_share: float = 0.15
+    matching_share: float = 0.25
+    fused_size: int = 64
+    matched_size: int = 16
+    captions_told: int = 2
     prototypes: int = 48
     frozen_layers: int = 3
     text_lr: float = 7e-5
     image_lr: float = 1e-3
     fusion_lr: float = 1e-3
+    decoder_lr: float = 5e-4
     soft_targets: float = 0.2
     average: float = 0.99
     places_kept: float = 0.4
-    dropout: float = 0.1
-    eval_every: int = 150
+    places_told: float = 0.6
+    dropout: float = 0.2
+    eval_every: int = 200
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -96,9 +100,10 @@ class CachedConfig(RunConfig):
                 f"`matched_size` {self.matched_size}, `fused_size` {self.fused_size} and "
                 f"`batch_size` {self.batch_size} must be 2 or more and rise in this order"
             )
-        at_least(self, 1, "contrast_every", "vision_layers", "embed_dim", "captions_told")
-        at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr", "fusion_lr")
-        below_one(self, "contrast_share", "dropout", "soft_targets", "average")
+        at_least(self, 1, "vision_layers", "embed_dim", "captions_told")
+        at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr")
+        at_least(self, 0, "fusion_lr", "decoder_lr")
+        below_one(self, "contrast_share", "matching_share", "dropout", "soft_targets", "average")
 
     @property
     def image_size(self) -> int:

@@ -174,16 +174,16 @@ class StateBatcher:
             torch.from_numpy(part).to(device) for part in (scale.shift, scale.scale)
         )
 
-    def batch(self, step: int, size: int) -> Seen:
-        """The first `size` pictures of a step's batch."""
+    def batch(self, step: int, size: int, places_kept: float) -> Seen:
+        """The pictures of a step, of which all steps have `size`."""
         config, data = self._config, self._data
         rng = np.random.default_rng((config.seed, 1, step))
-        epoch, at = divmod(step, len(data) // config.batch_size)
+        epoch, at = divmod(step, len(data) // size)
         order = np.random.default_rng((config.seed, 0, epoch)).permutation(len(data))
-        items = order[at * config.batch_size : (at + 1) * config.batch_size][:size]
+        items = order[at * size : (at + 1) * size]
         is_mirrored = bool(rng.random() < 0.5)
         count = config.grid**2
-        kept = max(1, round(config.places_kept * count))
+        kept = max(1, round(places_kept * count))
         places = rng.random((len(items), count)).argsort(1)[:, :kept]
         read = places // config.grid * config.grid + config.grid - 1 - places % config.grid
         read = read if is_mirrored else places

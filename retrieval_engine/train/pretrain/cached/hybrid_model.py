@@ -21,6 +21,9 @@ _TEMPERATURE = 0.05
 _MATCH_SCALE, _MATCH_OFFSET = 15.0, 6.0  # where match logits start on the cosine of ITC
 _NEVER = -30.0  # bias of a piece that no caption uses
 _GROUPS = 4
+_IMAGE_SIDE = ("retrieval.vision_", "retrieval.text_proj", "temperature")
+_FUSES = ("crossattention", "itm_head", "match_", "text_decoder.")
+_DECODER_LAYERS = "text_decoder.bert.encoder."
 
 
 class CachedModel(nn.Module):
@@ -162,31 +165,34 @@ class CachedModel(nn.Module):
         logits: Tensor = linear(head.transform(x), weight, head.bias[self.said])
         return logits
 
-    def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
-        """Parameters by peak step: what the BERT had, the image side, and what fuses both.
+    def freeze_retrieval(self) -> None:
+        """From now on vectors stay: cross-attention, matching head and decoder learn alone."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(_fuses(name))
 
-        To the last belongs all that is the decoder's own: attention that looked both ways has much
-        to learn before it only looks back.
+    def groups(self, lrs: Sequence[float], decay: float) -> list[dict[str, object]]:
+        """Parameters by peak step.
+
+        What the BERT had, the image side, what fuses both, and the decoder's self-attention, which
+        looked both ways and has much to learn before it only looks back.
 
         Args:
-            lrs: of the three, in this order.
+            lrs: of the four, in this order.
             decay: of matrices; vectors and embeddings have none.
         """
-        sides: list[list[nn.Parameter]] = [[], [], []]
-        image = ("retrieval.vision_", "retrieval.text_proj", "temperature")
-        fusion = ("crossattention", "itm_head", "match_", "text_decoder.")
+        sides: list[list[nn.Parameter]] = [[], [], [], []]
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if name.startswith(image):
+            if name.startswith(_IMAGE_SIDE):
                 sides[1].append(parameter)
-            elif any(part in name for part in fusion):
-                sides[2].append(parameter)
-            else:
+            elif not _fuses(name):
                 sides[0].append(parameter)
+            else:
+                sides[3 if name.startswith(_DECODER_LAYERS) else 2].append(parameter)
         words = self.retrieval.text_encoder.embeddings.word_embeddings.weight
         found: list[dict[str, object]] = []
-        for number, (side, lr) in enumerate(zip(sides, lrs, strict=True)):
+        for side, lr in zip(sides, lrs, strict=True):
             plain = [p for p in side if p.ndim != 2 or p is words]
             matrices = [p for p in side if p.ndim == 2 and p is not words]
             for parameters, weight_decay in ((matrices, decay), (plain, 0.0)):
@@ -195,11 +201,15 @@ class CachedModel(nn.Module):
                         "params": parameters,
                         "lr": lr,
                         "peak": lr,
-                        "fuses": number == 2,
                         "weight_decay": weight_decay,
                     }
                 )
         return found
+
+
+def _fuses(name: str) -> bool:
+    """Whether a parameter is of what reads both sides, and shapes no vector of either."""
+    return any(part in name for part in _FUSES)
 
 
 def _look_back(attention: Any, x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 1. The backbone's states of every picture are encoded once; a BERT gives the words and the layers.
 2. A ridge regression from states to the BERT's captions is the first guess of the image side.
 3. Contrastive loss (ITC) with class prototypes beside the photographs; no picture is touched.
-4. Matching (ITM) and captions (LM) join: keys and values of an image are formed once for both.
+4. What was best at retrieval stays as it is. Captions (LM) follow, then matching (ITM) beside
+   them: keys and values of an image are formed once for both.
 5. The weights that were best on held-out pictures, all three tasks together, are written.
 """
 
@@ -51,7 +52,7 @@ class CachedRunState(RunState):
     """Where a run stands; `kept` is the mean figure of the three tasks.
 
     Attributes:
-        fused_from: part of the run that was over when matching and captions joined; 1 before.
+        fused_from: part of the run that was over when captions began; 1 before.
         recall: mean recall of the weights that would be written.
     """
 
@@ -142,7 +143,7 @@ class CachedRun(PretrainRun):
             self.model, self.train_set, self.texts, config, prototypes, said.to(self.device)
         )
         self.batcher = StateBatcher(self.train_set, self.scale, config, self.device)
-        lrs = (config.text_lr, config.image_lr, config.fusion_lr)
+        lrs = (config.text_lr, config.image_lr, config.fusion_lr, config.decoder_lr)
         groups = self.model.groups(lrs, config.weight_decay)
         on_cuda = self.device.type == "cuda"
         self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=on_cuda or None)
@@ -155,6 +156,8 @@ class CachedRun(PretrainRun):
             self._guess(means)
             self.averaged.update_parameters(self.model)
         self._begin(resume=resume)
+        if self.state.fused_from < 1:
+            self.model.freeze_retrieval()
 
     def _said(self) -> torch.Tensor:
         """Ids of the pieces that the training captions use, [SEP] among them."""
@@ -215,24 +218,44 @@ class CachedRun(PretrainRun):
         config, state, done = self.config, self.state, self._done()
         fused = done >= config.contrast_share
         if fused and state.fused_from == 1:
+            self._settle()
             state.fused_from = done
-        along = (done - state.fused_from) / (1 - state.fused_from) if fused else 0.0
+        if fused:
+            along = (done - state.fused_from) / (1 - state.fused_from)
+            size, places = config.fused_size, config.places_told
+        else:
+            along = done / config.contrast_share
+            size, places = config.batch_size, config.places_kept
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
-        contrast = not fused or state.step % config.contrast_every == 0
-        seen = self.batcher.batch(state.step, config.batch_size if contrast else config.fused_size)
+        seen = self.batcher.batch(state.step, size, places)
+        matched = (along - 1) / max(config.matching_share, 1e-9) + 1  # 0 to 1, below 0 before
         drawn = Draw(
-            step=state.step, contrast=contrast, fused=fused, hardness=max(0.0, 1.5 * along - 0.75)
+            step=state.step,
+            fused=fused,
+            matched=fused and matched >= 0,
+            hardness=min(1.0, max(0.0, 2 * matched)),
         )
         parts = self.objective.losses(seen, drawn)
-        self._backward(total(parts), "lower `text_lr`, `image_lr` and `fusion_lr`")
-        overall = step_factor(done, config.warmup)
-        fusing = step_factor(along, config.warmup)
+        self._backward(total(parts), "lower `text_lr`, `image_lr`, `fusion_lr` and `decoder_lr`")
+        factor = step_factor(along, config.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * (fusing if group["fuses"] else overall)
+            group["lr"] = group["peak"] * factor
         self.optimiser.step()
         self.averaged.update_parameters(self.model)
         self.optimiser.zero_grad(set_to_none=True)
         return parts
+
+    def _settle(self) -> None:
+        """Go on from the weights that were best at retrieval, which stay from here."""
+        self._validate()
+        best = torch.load(self._best, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(best)
+        self.averaged.module.load_state_dict(best)
+        self.model.freeze_retrieval()
+        self.model.eval()
+        self.objective.learn_bank()
+        self.model.train()
+        self.state.kept = -1.0
 
     def _validate(self) -> None:
         state = self.state
