@@ -20,7 +20,7 @@ from retrieval_engine.durable import link_or_copy
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.records import Caption, Json, Modality
 from retrieval_engine.store import Gallery, Store
-from retrieval_engine.store.items import FACTS, as_indices, column_among
+from retrieval_engine.store.items import FACTS, as_indices, column_among, equal_to
 from retrieval_engine.store.keys import column_keys
 
 FILE = "items.arrow"
@@ -169,7 +169,7 @@ class SavedCatalog:
         if _names(alike) & _names(table) or self._table.schema != table.select(_COLUMNS).schema:
             return None
         if split is not None:
-            table = table.filter(pc.equal(table["split"], split))
+            table = table.filter(equal_to(table["split"], split))
         keys = column_keys(table["key"])
         there = newer.rows(Modality.IMAGES, keys) >= 0
         if not there.all():  # some have the content of an old one

@@ -159,11 +159,21 @@ def choose_split(table: Any, split: str | None) -> Any:
     """
     if split is None:
         return table
-    chosen = table.filter(pc.equal(table["split"], split))
+    chosen = table.filter(equal_to(table["split"], split))
     if not len(chosen):
         known = ", ".join(f"{name or 'none'} ({count:,})" for name, count in splits(table).items())
         raise UsageError(f"no item has split {split!r}; splits here: {known or 'no items at all'}")
     return chosen
+
+
+def equal_to(column: Any, text: str) -> Any:
+    """Which of n strings are this one: n booleans of Arrow.
+
+    Trap: `pc.equal`, like `pa.array` and `pa.scalar`, imports pandas where that is installed.
+    """
+    known = pc.unique(column)
+    at = [row for row, other in enumerate(known.to_pylist()) if other == text]
+    return pc.is_in(column, value_set=known.slice(at[0] if at else 0, len(at)))
 
 
 def splits(table: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import FingerprintMismatch, StoreError
 from retrieval_engine.records import Failure, Feature, Modality, share_of
-from retrieval_engine.store.items import item_numbers, live_items
+from retrieval_engine.store.items import equal_to, item_numbers, live_items
 from retrieval_engine.store.job_shards import Reached, ShardPass
 from retrieval_engine.store.keys import column_keys
 from retrieval_engine.store.reader import Store
@@ -177,7 +177,7 @@ class _Planner:
         alone = self.tables[0].filter(np.bincount(self.number, minlength=1)[mine] == 1)
         removed: dict[str, list[str]] = {}
         for (source, count), shares in self._whole().items():
-            ids = alone.filter(pc.equal(alone["source"], source))["id"].to_pylist()
+            ids = alone.filter(equal_to(alone["source"], source))["id"].to_pylist()
             gone = [item_id for item_id in ids if share_of(item_id, count) in shares]
             removed[source] = list(dict.fromkeys([*removed.get(source, ()), *gone]))
         return removed

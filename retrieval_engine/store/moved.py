@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from retrieval_engine.store.items import equal_to
 from retrieval_engine.store.keys import KeyTable, column_keys, find_keys
 
 COLUMNS = ("source", "id", "uri", "key", "captions.list.element.key")
@@ -27,7 +28,7 @@ def moved_items(table: Any, source: str, seen: Collection[str]) -> list[tuple[st
     Returns:
         (source, id) of each.
     """
-    here = pc.equal(table["source"], source)
+    here = equal_to(table["source"], source)
     ours, others = table.filter(here), table.filter(pc.invert(here))
     if not len(ours) or not len(others):
         return []

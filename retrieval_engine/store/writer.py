@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retrieval_engine.durable import sync_directory
@@ -24,7 +23,7 @@ from retrieval_engine.store.begin import (
     unmake,
 )
 from retrieval_engine.store.inventory import Inventory
-from retrieval_engine.store.items import live_items
+from retrieval_engine.store.items import equal_to, live_items
 from retrieval_engine.store.job_shards import Reached, ShardPass, with_passes
 from retrieval_engine.store.key_set import KeySet
 from retrieval_engine.store.keys import Keys, raw_keys
@@ -246,7 +245,7 @@ class StoreWriter:
         settled: set[tuple[str, str]] = set()
         if seen is not None:
             table = live_items(self.path, self._manifest, ["source", "id"])
-            ids = table.filter(pc.equal(table["source"], source))["id"].to_pylist()
+            ids = table.filter(equal_to(table["source"], source))["id"].to_pylist()
             failed = [f.item_id for f in self.failures() if f.source == source]
             if shard is not None:
                 ids, failed = (list(filter(shard.holds, known)) for known in (ids, failed))
