@@ -11,7 +11,7 @@ import pytest
 from retrieval_engine.store.items import equal_to
 
 
-@pytest.mark.parametrize("text, expected", [("b", [1, 3]), ("", [2]), ("no", [])])
+@pytest.mark.parametrize(("text", "expected"), [("b", [1, 3]), ("", [2]), ("no", [])])
 def test_rows_of_one_text_are_found(text: str, expected: list[int]) -> None:
     column = pa.chunked_array([["a", "b"], [], ["", "b"]], pa.string())
     found = equal_to(column, text).to_pylist()
