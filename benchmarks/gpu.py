@@ -173,7 +173,7 @@ def exact(bench: Bench) -> None:
 
 
 def head(bench: Bench) -> None:
-    """Seconds until a head is as good as the published loop's, against that loop; and how good in the end."""
+    """Seconds until a head is as good as the published loop's, and how good it is in the end."""
     train, held, width = (400, 50, 32) if bench.tiny else (100_000, 1000, 256)
     images, words = heads.make_features(train + held, (width, width), 2.2)
     store = bench.folder / "pairs"

@@ -30,6 +30,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.train.model_files import write_model
+from retrieval_engine.train.pretrain.cached.cached_objective import Draw
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.prototypes import (
     ClassName,
@@ -248,6 +249,28 @@ def test_captions_leave_the_vectors_as_they_were(
     assert {"retrieval.itm_head.weight", "match_scale"} <= moved
     kept = torch.load(tmp_path / "run" / "run" / "best.pt")
     torch.testing.assert_close(kept["temperature"], settled["temperature"])
+
+
+def test_a_false_picture_is_another_and_the_likelier_the_harder(
+    recipe: CachedConfig, cache: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(recipe, matched_size=4)
+    run = CachedRun(config, tmp_path / "run", cache, Silent(), False)
+    seen = run.batcher.batch(0, 4, 1.0)
+    images = torch.eye(4, 16)
+    run.objective._bank[torch.from_numpy(seen.captions)] = 9.0 * images.roll(1, 0)
+    drawn = {}
+    for hardness in (0.0, 1.0):
+        draw = Draw(step=0, fused=True, matched=True, hardness=hardness)
+        rngs = [np.random.default_rng(seed) for seed in range(50)]
+        drawn[hardness] = torch.stack(
+            [run.objective._false_pictures(images, seen, draw, rng) for rng in rngs]
+        )
+    own = torch.arange(4)
+    assert not (drawn[0.0] == own).any()
+    assert not (drawn[1.0] == own).any()
+    assert all(len(set(drawn[0.0][:, row].tolist())) == 3 for row in range(4))
+    assert (drawn[1.0] == own.roll(1)).float().mean() > 0.95
 
 
 def test_the_shared_weights_are_written_once(trained: Path) -> None:
