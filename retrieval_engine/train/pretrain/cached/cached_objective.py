@@ -45,6 +45,21 @@ class Draw:
     matched: bool
     hardness: float
 
+    @classmethod
+    def at(cls, step: int, along: float | None, matching_share: float) -> "Draw":
+        """That of a step.
+
+        Args:
+            step: its number.
+            along: part of the steps with captions that is over; None before they begin.
+            matching_share: part of them, their end, with matching.
+        """
+        if along is None:
+            return cls(step=step, fused=False, matched=False, hardness=0.0)
+        over = along + matching_share - 1
+        hardness = min(1.0, 2 * over / matching_share) if over > 0 else 0.0
+        return cls(step=step, fused=True, matched=over >= 0, hardness=hardness)
+
 
 class CachedObjective:
     """Losses of a model on the batch of a step.

@@ -228,18 +228,11 @@ class CachedRun(PretrainRun):
             size, places = config.batch_size, config.places_kept
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
         seen = self.batcher.batch(state.step, size, places)
-        matched = (along - 1) / max(config.matching_share, 1e-9) + 1  # 0 to 1, below 0 before
-        drawn = Draw(
-            step=state.step,
-            fused=fused,
-            matched=fused and matched >= 0,
-            hardness=min(1.0, max(0.0, 2 * matched)),
-        )
+        drawn = Draw.at(state.step, along if fused else None, config.matching_share)
         parts = self.objective.losses(seen, drawn)
         self._backward(total(parts), "lower `text_lr`, `image_lr`, `fusion_lr` and `decoder_lr`")
-        factor = step_factor(along, config.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["peak"] * step_factor(along, config.warmup)
         self.optimiser.step()
         self.averaged.update_parameters(self.model)
         self.optimiser.zero_grad(set_to_none=True)
