@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,6 +367,10 @@ def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
         dataclasses.replace(recipe, backbone="resnet")
     with pytest.raises(UsageError, match="rise in this order"):
         dataclasses.replace(recipe, fused_size=9)
+    wrong: list[tuple[str, Any]] = [("places_told", 0.0), ("places_kept", 1.5)]
+    for name, value in [*wrong, ("matching_share", 1.0)]:
+        with pytest.raises(UsageError, match=f"`{name}` is {value}; allowed: "):
+            dataclasses.replace(recipe, **{name: value})
     other = dataclasses.replace(recipe, backbone="efficientnet-lite2")
     with pytest.raises(UsageError, match="are not those of efficientnet-lite2"):
         pretrain_cached(other, tmp_path / "out")

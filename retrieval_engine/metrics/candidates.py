@@ -36,11 +36,11 @@ class Candidates:
         """
         import torch
 
-        from retrieval_engine.metrics.pair_scores import full_float32
+        from retrieval_engine.metrics.pair_scores import float32_products
 
         b, v, d = block.shape
         flat: Any = torch.from_numpy(np.ascontiguousarray(block)).to(self._queries.device)
-        with full_float32():
+        with float32_products("highest"):
             scores = self._queries @ flat.reshape(b * v, d).float().T
         scores = scores.reshape(len(scores), b, v).amax(dim=2)
         floor = scores.topk(min(k, b), dim=1).values[:, -1:]

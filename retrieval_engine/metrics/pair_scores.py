@@ -86,10 +86,15 @@ def largest_norm(what: str, vectors: Vectors, *, first: int = 0) -> float:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 products, whatever the process has set."""
+def float32_products(precision: str) -> Iterator[None]:
+    """How float32 is multiplied, whatever the process has set.
+
+    Args:
+        precision: `highest` for float32 itself, `high` for TF32 where the device has it; see
+            `torch.set_float32_matmul_precision`.
+    """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

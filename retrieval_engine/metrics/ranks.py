@@ -21,7 +21,7 @@ from retrieval_engine.metrics.pair_scores import (
     Vectors,
     block_scores,
     exact_scores,
-    full_float32,
+    float32_products,
     largest_norm,
 )
 from retrieval_engine.metrics.race import Race, Ties
@@ -121,7 +121,7 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
     # |fl(x.y) - x.y| <= g |x||y| with g = d u / (1 - d u) in any order of summation; 4 more
     # roundings and 1 % cover the norms and the thresholds themselves.
     margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
-    with full_float32(), torch.inference_mode():
+    with float32_products("highest"), torch.inference_mode():
         for tile in _tiles(images(), asked, tiles or Tiles.for_device(device), device):
             scores = block_scores(tile.on_device, tile.captions_on_device.float())
             scores[tile.own] = -torch.inf  # neither beats its best positive nor stands in its way

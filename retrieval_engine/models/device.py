@@ -1,7 +1,7 @@
 """Which device and which arithmetic a model runs in."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,21 +81,17 @@ def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-@contextmanager
-def coarse_float32(device: "torch.device", dtype: "torch.dtype") -> Iterator[None]:
+def coarse_float32(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:
     """Let float32 products be of TF32 on CUDA where the rest of a model is of half precision.
 
     TF32's significand is float16's. Nothing elsewhere, or where `dtype` is float32.
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and dtype != torch.float32:
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    from retrieval_engine.metrics.pair_scores import float32_products
+
+    is_half = device.type == "cuda" and dtype != torch.float32
+    return float32_products("high") if is_half else nullcontext()
 
 
 def autocast(device: "torch.device", dtype: "torch.dtype") -> AbstractContextManager[object]:

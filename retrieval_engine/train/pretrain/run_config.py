@@ -83,6 +83,13 @@ def below_one(config: RunConfig, *names: str) -> None:
             raise UsageError(f"`{name}` is {getattr(config, name)}; allowed: 0 up to below 1")
 
 
+def above_zero(config: RunConfig, *names: str) -> None:
+    """Refuse shares outside (0, 1]."""
+    for name in names:
+        if not 0 < getattr(config, name) <= 1:
+            raise UsageError(f"`{name}` is {getattr(config, name)}; allowed: above 0 up to 1")
+
+
 def one_of(name: str, value: str, allowed: Collection[str]) -> None:
     """Refuse a setting that has none of its values."""
     if value not in allowed:

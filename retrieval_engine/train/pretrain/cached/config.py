@@ -5,7 +5,13 @@ from typing import ClassVar
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.blip.backbone import SCALES, STAGES, are_stages
-from retrieval_engine.train.pretrain.run_config import RunConfig, at_least, below_one, one_of
+from retrieval_engine.train.pretrain.run_config import (
+    RunConfig,
+    above_zero,
+    at_least,
+    below_one,
+    one_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +110,7 @@ class CachedConfig(RunConfig):
         at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr")
         at_least(self, 0, "fusion_lr", "decoder_lr")
         below_one(self, "contrast_share", "matching_share", "dropout", "soft_targets", "average")
+        above_zero(self, "places_kept", "places_told")
 
     @property
     def image_size(self) -> int:

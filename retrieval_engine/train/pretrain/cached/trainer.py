@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from retrieval_engine.fingerprint import digest
+from retrieval_engine.metrics.pair_scores import float32_products
 from retrieval_engine.models.device import forbid_tf32, pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.train.pretrain.cached.cached_objective import CachedObjective, Draw, total
@@ -206,13 +208,9 @@ class CachedRun(PretrainRun):
         """
         if not self.state.step:
             self._validate()
-        before = torch.get_float32_matmul_precision()
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        try:
+        on_cuda = self.device.type == "cuda"
+        with float32_products("high") if on_cuda else nullcontext():
             super().train()
-        finally:
-            torch.set_float32_matmul_precision(before)
 
     def _step(self) -> dict[str, torch.Tensor]:
         config, state, done = self.config, self.state, self._done()
@@ -245,9 +243,10 @@ class CachedRun(PretrainRun):
         self.model.load_state_dict(best)
         self.averaged.module.load_state_dict(best)
         self.model.freeze_retrieval()
-        self.model.eval()
-        self.objective.learn_bank()
-        self.model.train()
+        if self.config.matching_share:
+            self.model.eval()
+            self.objective.learn_bank()
+            self.model.train()
         self.state.kept = -1.0
 
     def _validate(self) -> None:
