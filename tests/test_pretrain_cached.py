@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
-from retrieval_engine.errors import TrainingError, UsageError
+from retrieval_engine.errors import TrainingError, UsageError, VlreError
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.blip.backbone import (
     BATCH_NORM_EPSILON,
@@ -365,8 +366,10 @@ def test_class_names_are_read_and_refused(tmp_path: Path) -> None:
 def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown backbone 'resnet'"):
         dataclasses.replace(recipe, backbone="resnet")
-    with pytest.raises(UsageError, match="rise in this order"):
-        dataclasses.replace(recipe, fused_size=9)
+    with pytest.raises(UsageError, match="`matched_size` is 5; allowed: 2 to `fused_size`, 4"):
+        dataclasses.replace(recipe, matched_size=5)
+    with pytest.raises(TrainingError, match=r"20 captioned items to train on.*`fused_size` 21"):
+        pretrain_cached(dataclasses.replace(recipe, fused_size=21), tmp_path / "out")
     wrong: list[tuple[str, Any]] = [("places_told", 0.0), ("places_kept", 1.5)]
     for name, value in [*wrong, ("matching_share", 1.0)]:
         with pytest.raises(UsageError, match=f"`{name}` is {value}; allowed: "):
@@ -374,6 +377,27 @@ def test_bad_recipes_are_refused(recipe: CachedConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(recipe, backbone="efficientnet-lite2")
     with pytest.raises(UsageError, match="are not those of efficientnet-lite2"):
         pretrain_cached(other, tmp_path / "out")
+
+
+def test_bad_files_are_refused_before_a_picture_is_encoded(
+    recipe: CachedConfig, tmp_path: Path
+) -> None:
+    text, bert = tmp_path / "notes.txt", tmp_path / "bert"
+    text.write_text("no weights\n", encoding="utf-8")
+    shutil.copytree(recipe.text_init, bert)
+    (bert / "model.safetensors").unlink()
+    for wrong, said in (
+        ({"backbone_weights": str(text)}, "is no PyTorch checkpoint"),
+        ({"backbone_weights": str(tmp_path / "none.pth")}, "is no file"),
+        ({"text_init": str(tmp_path)}, "holds no tokenizer"),
+        ({"text_init": str(bert)}, "holds no BERT"),
+        ({"class_names": str(text)}, "lines"),
+    ):
+        config = dataclasses.replace(recipe, **cast("Any", wrong))
+        with pytest.raises(VlreError, match=said) as refusal:
+            pretrain_cached(config, tmp_path / "out", cache=tmp_path / "states")
+        assert "\n" not in refusal.value.message
+        assert not (tmp_path / "states").exists()
 
 
 def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:

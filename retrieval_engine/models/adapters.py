@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from retrieval_engine.errors import CheckpointInvalid, FingerprintMismatch
@@ -81,15 +80,17 @@ class Adapter:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from retrieval_engine.models.pickled import load_pickled
+
         file = self.path / PEFT_WEIGHTS
         try:
             if file.is_file() or not (self.path / _PICKLED).is_file():
                 return load_file(file)
-            file = self.path / _PICKLED
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointInvalid(f"{file} cannot be read: {reason}") from error
+        file = self.path / _PICKLED
+        found = load_pickled(file)
         if not isinstance(found, dict) or not all(
             isinstance(v, torch.Tensor) for v in found.values()
         ):

@@ -101,10 +101,10 @@ class CachedConfig(RunConfig):
                 f"`stages` is {self.stages}; allowed: rising numbers from 0 to {len(STAGES) - 1}"
             )
         one_of("text_pooling", self.text_pooling, ("mean", "cls"))
-        if not 2 <= self.matched_size <= self.fused_size <= self.batch_size:
+        if not 2 <= self.matched_size <= self.fused_size:
             raise UsageError(
-                f"`matched_size` {self.matched_size}, `fused_size` {self.fused_size} and "
-                f"`batch_size` {self.batch_size} must be 2 or more and rise in this order"
+                f"`matched_size` is {self.matched_size}; "
+                f"allowed: 2 to `fused_size`, {self.fused_size}"
             )
         at_least(self, 1, "vision_layers", "embed_dim", "captions_told")
         at_least(self, 0, "prototypes", "frozen_layers", "text_lr", "image_lr")

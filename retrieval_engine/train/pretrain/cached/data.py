@@ -78,11 +78,12 @@ def load_described(
         held_out = [item for item in held_out if item.split in ("", "val")] or held_out
     else:
         train, held_out = held_out_split(train, items)
-    if len(train) < config.batch_size:
-        raise TrainingError(
-            f"{config.source} has {len(train)} captioned items to train on, fewer than "
-            f"`batch_size` {config.batch_size}"
-        )
+    for name in ("batch_size", "fused_size"):
+        if len(train) < getattr(config, name):
+            raise TrainingError(
+                f"{config.source} has {len(train)} captioned items to train on, fewer than "
+                f"`{name}` {getattr(config, name)}"
+            )
     described = []
     for part, views in ((train, 2), (held_out, 1)):
         states = encode_states(

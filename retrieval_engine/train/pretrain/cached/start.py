@@ -5,7 +5,6 @@ state of its captions, and the principal components of those as the shared space
 what many pictures share tells them apart least.
 """
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import BertTokenizer, BlipConfig, BlipTextConfig, BlipVisionCo
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.blip.backbone import EfficientNetLite, folded
 from retrieval_engine.models.checkpoint import read_config
+from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.tokenizer import DECODE, ENCODE, load_tokenizer
 
@@ -35,20 +35,34 @@ def open_backbone(config: CachedConfig) -> tuple[EfficientNetLite, NDArray[np.fl
     """The backbone with its published weights, and the (k, c) rows of its classifier.
 
     Raises:
-        UsageError: the file is not of this backbone.
+        CheckpointInvalid: the file is damaged, or no PyTorch checkpoint.
+        UsageError: there is no such file, or it is not of this backbone.
     """
+    path = Path(config.backbone_weights)
+    if not path.is_file():
+        raise UsageError(f"`backbone_weights` {path} is no file")
+    published = load_pickled(path)
     try:
-        published = torch.load(config.backbone_weights, map_location="cpu", weights_only=True)
         backbone = EfficientNetLite(config.backbone, config.stages)
         backbone.load_state_dict(folded(published))
         rows: NDArray[np.float32] = published["_fc.weight"].float().numpy()
-    except (OSError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise UsageError(
             f"`backbone_weights` {config.backbone_weights} are not those of {config.backbone}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.eval().requires_grad_(False), rows
+
+
+def check_text_init(config: CachedConfig) -> None:
+    """Refuse a directory that is no BERT before any picture is encoded.
+
+    Raises:
+        UsageError: it lacks its tokenizer, its shape or its weights.
+    """
+    blip_config(config, load_tokenizer(config.text_init))
+    bert_weights(config, np.zeros(1, dtype=np.int64))
 
 
 def pruned_tokenizer(

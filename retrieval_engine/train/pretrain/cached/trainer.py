@@ -32,6 +32,7 @@ from retrieval_engine.train.pretrain.cached.prototypes import Prototypes, read_c
 from retrieval_engine.train.pretrain.cached.start import (
     bert_weights,
     blip_config,
+    check_text_init,
     first_guess,
     open_backbone,
     pruned_tokenizer,
@@ -120,8 +121,9 @@ class CachedRun(PretrainRun):
         forbid_tf32(self.device, torch.float32)  # the states are those that a CPU would see
         self.backbone, rows = open_backbone(config)
         self.backbone.to(self.device)
-        self.train_set, self.val_set = load_described(config, self.backbone, cache, progress)
         names = read_class_names(Path(config.class_names), len(rows)) if config.class_names else []
+        check_text_init(config)
+        self.train_set, self.val_set = load_described(config, self.backbone, cache, progress)
         called = [word for name in names for word in (*name.names, *name.kinds)]
         self.tokenizer, kept = pruned_tokenizer(config, [*self.train_set.captions, *called])
         self.texts = Texts(self.train_set.captions, self.tokenizer, _TEXT_LENGTH)
@@ -208,8 +210,7 @@ class CachedRun(PretrainRun):
         """
         if not self.state.step:
             self._validate()
-        on_cuda = self.device.type == "cuda"
-        with float32_products("high") if on_cuda else nullcontext():
+        with float32_products("high") if self.device.type == "cuda" else nullcontext():
             super().train()
 
     def _step(self) -> dict[str, torch.Tensor]:
