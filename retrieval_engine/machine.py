@@ -64,12 +64,12 @@ def has_cuda_driver() -> bool:
     return True
 
 
-def may_have_fast_bfloat16() -> bool:
-    """Whether the CPU could have avx512_bf16 or AMX; torch need not be imported to know it has not."""
+def has_fast_bfloat16() -> bool | None:
+    """Whether the CPU has avx512_bf16 or AMX; None where only torch could tell (no Linux)."""
     try:
         told = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return True
+        return None
     return "avx512_bf16" in told or "amx_tile" in told
 
 

@@ -219,6 +219,26 @@ def test_another_encoder_is_refused_with_both_sides_named(tmp_path: Path, encode
     assert report.images.encoded == 3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_store_is_gone_on_with_in_its_own_arithmetic(
+    dtype: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    folder, store, model = write_folder(tmp_path / "in", 2), tmp_path / "store", str(checkpoint)
+    encode(f"folder:{folder}", store, encoder=open_encoder(model, device="cpu", dtype=dtype))
+    # As on a machine that is fast at something else, by the library and by the command.
+    (folder / "2.jpg").write_bytes(jpeg(2))
+    assert encode(f"folder:{folder}", store, encoder=model).images.encoded == 1
+    (folder / "3.jpg").write_bytes(jpeg(3))
+    asked = ["encode", f"folder:{folder}", "--store", str(store), "--model", model]
+    assert CliRunner().invoke(main, asked).exit_code == 0
+    assert open_store(store).spec.dtype == dtype
+    assert len(open_store(store).gallery()) == 4
+    other = "float16" if dtype != "float16" else "float32"
+    assert CliRunner().invoke(main, [*asked, "--dtype", other]).exit_code == 1
+    assert CliRunner().invoke(main, [*asked, "--overwrite"]).exit_code == 0
+    assert open_store(store).spec.dtype == open_encoder(model).spec.dtype
+
+
 def test_tokens_join_a_store_later(tmp_path: Path, encoder: Encoder) -> None:
     folder = write_folder(tmp_path / "pictures", 5)
     store = tmp_path / "store"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,24 @@ def test_without_torch_vectors_are_equal_to_a_millionth(
             assert found[feature].dtype == expected[feature].dtype
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_without_torch_a_store_of_half_precision_is_asked_in_float32(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = whole("vlre-photo", dtype).spec
+    monkeypatch.delitem(sys.modules, "torch")
+    words = reopened(spec)
+    monkeypatch.undo()
+    assert isinstance(words, TextTowerFirst)
+    assert words.spec == spec
+    found = words.encode_texts(TEXTS, ["itc"])["itc"]
+    exact, rounded = (
+        whole("vlre-photo", d).encode_texts(TEXTS, ["itc"])["itc"] for d in ("float32", dtype)
+    )
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    assert np.einsum("tvd,tvd->tv", found, rounded).min() > 0.999
+
+
 def test_a_tower_of_base_width_is_equal_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     from transformers import BlipForImageTextRetrieval
@@ -140,6 +159,25 @@ def test_an_encoder_that_waits_is_the_very_one_or_is_not_promised(checkpoint: Pa
     assert promised(device="cuda") is None
     assert promised("vlre-tiny") is None
     assert promised(fast=True) is None  # other pixels, another fingerprint
+
+
+@pytest.mark.parametrize("told", [True, False, None])
+def test_auto_waits_only_where_it_is_known_without_torch_what_it_is(
+    told: bool | None, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("machine", "models.device", "models.text_tower"):
+        monkeypatch.setattr(f"retrieval_engine.{module}.has_fast_bfloat16", lambda: told)
+    wait = partial(
+        open_when_needed, checkpoint=str(checkpoint), device="cpu", dtype="auto", fast_decode=False
+    )
+    waits = {dtype: wait(whole(checkpoint, dtype).spec) for dtype in ("float32", "bfloat16")}
+    assert {d for d, found in waits.items() if found} == {
+        True: {"bfloat16"},
+        False: {"float32"},
+        None: set(),
+    }[told]
+    if told is not None:
+        assert whole(checkpoint, "auto").spec.dtype == ("bfloat16" if told else "float32")
 
 
 def test_another_checkpoint_than_the_spec_s_is_opened_whole(

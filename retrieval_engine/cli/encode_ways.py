@@ -80,12 +80,14 @@ def _model(
     """
     from functools import partial
 
-    from retrieval_engine.encoding import open_devices
+    from retrieval_engine.encoding import followed_dtype, open_devices
     from retrieval_engine.models import open_encoder
     from retrieval_engine.models.captioner import open_tower
 
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if features == ("tokens",) else open_encoder
+    if store is not None and not given["overwrite"]:
+        given = {**given, "dtype": followed_dtype(store, given["dtype"])}
     open_model = partial(
         opener,
         given["model"],
@@ -129,7 +131,7 @@ def renew(store: Path, given: dict[str, Any]) -> "EncodeReport":
         store: directory of the store.
         given: model, adapter, device, dtype, fast_decode, batch_size, workers and as_json.
     """
-    from retrieval_engine.encoding import encode_stale
+    from retrieval_engine.encoding import encode_stale, followed_dtype
     from retrieval_engine.models.captioner import open_tower
 
     model, adapter = given["model"], given["adapter"]
@@ -137,7 +139,7 @@ def renew(store: Path, given: dict[str, Any]) -> "EncodeReport":
     encoder = open_tower(
         model,
         device=given["device"],
-        dtype=given["dtype"],
+        dtype=followed_dtype(store, given["dtype"]),
         adapter=adapter,
         fast_decode=given["fast_decode"],
     )

@@ -111,8 +111,9 @@ dtype_option = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
     default="auto",
     show_default=True,
-    help="Arithmetic of the towers; auto is half precision where the device is fast at it. int8, on "
-    "a CPU, is of the linear layers of a large vision tower: 1.6 times as fast for a ViT-B.",
+    help="Arithmetic of the towers; auto is the store's own, in a new one half precision where the "
+    "device is fast at it. int8, on a CPU, is of the linear layers of a large vision tower: 1.6 "
+    "times as fast for a ViT-B.",
 )
 fast_decode_option = click.option(
     "--fast-decode",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from retrieval_engine.lazy import lazily
 
 if TYPE_CHECKING:
+    from retrieval_engine.encoding.arithmetic import followed_dtype
     from retrieval_engine.encoding.device_pool import open_devices
     from retrieval_engine.encoding.dry_run import estimate
     from retrieval_engine.encoding.from_source import (
@@ -32,6 +33,7 @@ __all__ = [
     "encode",
     "encode_stale",
     "estimate",
+    "followed_dtype",
     "import_embeddings",
     "open_changed",
     "open_devices",
@@ -43,6 +45,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        ".arithmetic": ("followed_dtype",),
         ".device_pool": ("open_devices",),
         ".dry_run": ("estimate",),
         ".from_source": ("EncodeOptions", "EncodeReport", "encode", "open_changed"),

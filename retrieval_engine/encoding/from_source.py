@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval_engine.encoding.arithmetic import followed_dtype
 from retrieval_engine.encoding.device_pool import DevicePool, open_on
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
 from retrieval_engine.encoding.load import Load, Loaded
@@ -67,8 +68,10 @@ def encode(
     if on:
         with open_on(on, encoder) as pool:
             return encode(source, store, encoder=pool, options=options, progress=progress)
-    encoder = open_encoder(encoder) if isinstance(encoder, str) else encoder
     options, progress, start = options or EncodeOptions(), progress or Silent(), time.perf_counter()
+    if isinstance(encoder, str):
+        dtype = "auto" if options.overwrite else followed_dtype(store)
+        encoder = open_encoder(encoder, dtype=dtype)
     features = options.chosen(encoder)
     expected = _looked_at(source, encoder.spec.checkpoint, options, progress)
     report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)

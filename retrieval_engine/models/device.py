@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import UsageError
+from retrieval_engine.machine import has_fast_bfloat16
 from retrieval_engine.models.preprocess import ImagePreprocessor
 
 if TYPE_CHECKING:
@@ -66,10 +67,17 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
         raise UsageError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
     if device.type == "cuda":
         return torch.float16
-    fast_bf16 = device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-    return torch.bfloat16 if fast_bf16 else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and is_fast_at_bfloat16() else torch.float32
+
+
+def is_fast_at_bfloat16() -> bool:
+    """Whether this machine's CPU has avx512_bf16 or AMX."""
+    told = has_fast_bfloat16()
+    if told is None:
+        import torch
+
+        told = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return told
 
 
 def forbid_tf32(device: "torch.device", dtype: "torch.dtype") -> None:

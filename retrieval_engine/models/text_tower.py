@@ -6,8 +6,9 @@ takes longer than everything else together. A family whose text tower is short e
 
     def open_text_tower(checkpoint: Checkpoint, spec: EncoderSpec, *, device: str) -> TextTower | None
 
-which answers None whenever it is not certain to give the very numbers of the family's encoder;
-then that one is opened, and says what is wrong if something is.
+which answers None whenever it is not certain to compute what the family's encoder does; then that
+one is opened, and says what is wrong if something is. Its sentences may be of float32 where the
+encoder rounds to half precision: questions are kept nowhere, and the finer number is the better.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
-from retrieval_engine.machine import has_cuda_driver, may_have_fast_bfloat16
+from retrieval_engine.machine import has_cuda_driver, has_fast_bfloat16
 from retrieval_engine.models import Arrays, Encoder, open_checkpoint, recorded_checkpoint
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.checkpoint import Checkpoint
@@ -45,7 +46,7 @@ class TextTower(Protocol):
         """See `Encoder.features`; those of images too."""
 
     def encode_texts(self, texts: Sequence[str], features: Sequence[str]) -> Arrays:
-        """See `Encoder.encode_texts`; equal to it bit by bit."""
+        """See `Encoder.encode_texts`; equal to it but for rounding."""
 
 
 class EncoderToCome:
@@ -137,10 +138,8 @@ def open_when_needed(
         EncoderError: there is no such checkpoint.
     """
     on_cpu = device == "cpu" or (device == "auto" and not has_cuda_driver())
-    auto = "" if may_have_fast_bfloat16() else "float32"
-    if not on_cpu or spec.dtype not in ("float32", "int8"):
-        return None
-    if spec.dtype != (auto if dtype == "auto" else dtype):
+    auto = {True: "bfloat16", False: "float32", None: ""}[has_fast_bfloat16()]
+    if not on_cpu or spec.dtype != (auto if dtype == "auto" else dtype):
         return None
     found = replace(resolve(checkpoint), fast_decode=fast_decode)
     tower = _tower_of(found, spec, device)

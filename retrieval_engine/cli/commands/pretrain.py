@@ -122,7 +122,6 @@ _FROM_BACKBONE = (
 _SCRATCH_ONLY = (
     *("preset", "image_size", "width", "layers", "caption_length", "limit", "max_captions"),
     *("objective", "optimizer", "epochs", "concept_share", "matrix_lr", "patience", "tokenizer"),
-    "dtype",
 )
 _BESIDE_THE_RECIPE = ("out", "resume", "cache", "tracker", "as_json")
 

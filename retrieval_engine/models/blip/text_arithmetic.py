@@ -1,8 +1,9 @@
 """The arithmetic of a BERT text tower, twice: torch's own operations, and the same in NumPy.
 
 A search from the command line reads one sentence. Importing torch takes longer than all the rest
-of it; NumPy gives the same vectors to about 1e-6. Where torch is in the process anyway, or computes
-in half precision, its operations are used, and vectors are equal bit by bit to the encoder's.
+of it; NumPy gives the same vectors to about 1e-6, and to its rounding where a store was made in
+half precision. Where torch is in the process anyway, its operations are used, and vectors are equal
+bit by bit to the encoder's.
 
 Arrays are torch's tensors for the one and NumPy's for the other; both know `reshape`, `swapaxes`,
 `@` and `+`.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retrieval_engine.models.device import is_fast_at_bfloat16
 from retrieval_engine.train.head.pairs import FeaturePairs
 from retrieval_engine.train.head.val_recall import val_recall
 
@@ -285,7 +286,7 @@ def reciprocal_rank(images: Tensor, texts: Tensor, image: Tensor) -> float:
 
 def _is_half_fast(x: Tensor) -> bool:
     """Whether the device is fast at bfloat16 and the (n, …) rows are enough for it to matter."""
-    fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = x.is_cuda or is_fast_at_bfloat16()
     return fast and len(x) > _MANY_ROWS
 
 

@@ -121,7 +121,6 @@ class PretrainConfig(RunConfig):
         caption_weight: weight of the caption loss.
         patience: validations without a better mean recall before stopping; 0 never stops early.
         tokenizer: directory of a BERT tokenizer; empty trains one on the captions.
-        dtype: arithmetic under autocast: `auto`, `bfloat16` or `float32`.
     """
 
     APART: ClassVar[tuple[str, ...]] = (*RunConfig.APART, "patience")
@@ -146,7 +145,6 @@ class PretrainConfig(RunConfig):
     caption_weight: float = 1.0
     patience: int = 0
     tokenizer: str = ""
-    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -164,7 +162,6 @@ class PretrainConfig(RunConfig):
         below_one(self, "concept_share")
         one_of("objective", self.objective, OBJECTIVES)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
-        one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _check_shape(self)
 
     @property

@@ -8,6 +8,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.errors import TrainingError
+from retrieval_engine.models.device import is_fast_at_bfloat16
 from retrieval_engine.models.pickled import load_pickled
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
@@ -62,7 +64,7 @@ class RunState:
 class PretrainRun(ABC):
     """One pretraining, from the data to the directory.
 
-    A recipe sets `config`, `identity`, `model` and `state`, then calls `_begin`.
+    A recipe sets `config`, `device`, `identity`, `model` and `state`, then calls `_begin`.
 
     Attributes:
         identity: digest of the config and the data: a checkpoint of another is refused.
@@ -71,6 +73,7 @@ class PretrainRun(ABC):
 
     config: RunConfig
     identity: str
+    device: torch.device
     model: nn.Module
     state: RunState
 
@@ -166,6 +169,17 @@ class PretrainRun(ABC):
 
     def _is_over(self) -> bool:
         return self._done() >= 1
+
+    def _autocast(self, *, on_cuda: bool = True) -> AbstractContextManager[object]:
+        """The arithmetic of a step: bfloat16 where asked for.
+
+        Args:
+            on_cuda: whether `auto` is bfloat16 there; on a CPU it is where that is fast at it.
+        """
+        kind, asked = self.device.type, self.config.dtype
+        auto = on_cuda if kind == "cuda" else is_fast_at_bfloat16()
+        enabled = auto if asked == "auto" else asked == "bfloat16"
+        return torch.autocast(kind, torch.bfloat16, enabled=enabled)
 
     def _backward(self, loss: Tensor, hint: str) -> None:
         """Clipped gradients of a loss; `hint` says what to do where it is not finite."""

@@ -27,6 +27,7 @@ class RunConfig:
         seed: of everything drawn.
         eval_every: steps between validations.
         device: `auto`, `cpu`, `cuda`, …
+        dtype: arithmetic under autocast: `auto`, `bfloat16` or `float32`.
         save_dtype: dtype of the weights on disk.
     """
 
@@ -45,6 +46,7 @@ class RunConfig:
     seed: int = 0
     eval_every: int = 100
     device: str = "auto"
+    dtype: str = "auto"
     save_dtype: str = "float16"
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class RunConfig:
         at_least(self, 2, "batch_size")
         at_least(self, 0, "minutes", "weight_decay")
         below_one(self, "warmup", "label_smoothing")
+        one_of("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         one_of("save_dtype", self.save_dtype, ("float16", "float32"))
 
     @property

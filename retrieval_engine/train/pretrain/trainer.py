@@ -6,7 +6,6 @@
 4. The weights that had the best mean recall on held-out items are written in transformers' layout.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,13 +167,6 @@ class Run(PretrainRun):
     def _is_over(self) -> bool:
         stale = bool(self.config.patience) and self.state.stale >= self.config.patience
         return stale or super()._is_over()
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        wanted = self.config.dtype
-        if wanted == "auto":
-            fast = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-            wanted = "bfloat16" if fast else "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bfloat16")
 
     def _validate(self) -> None:
         state, config = self.state, self.config

@@ -116,7 +116,7 @@ class CachedObjective:
             return parts
         words = self._texts.of(seen.captions, mirrored=seen.is_mirrored).to(self._device)
         texts = self._model.embed_texts(words.ids, words.mask)
-        parts = {"itc": self._contrast(texts @ images.T / temperature, seen)}
+        parts = {"itc": self._contrast(_cosines(texts, images) / temperature, seen)}
         if self._prototypes is not None:
             parts["prototypes"] = self._named(temperature, rng)
         return parts
@@ -148,7 +148,7 @@ class CachedObjective:
         smoothing, soft = self._config.label_smoothing, self._config.soft_targets
         if soft:
             alike = self._likeness[on_device(seen.captions, self._device)].float()
-            others = (alike @ alike.T / _SOFTNESS).masked_fill(true.bool(), -torch.inf)
+            others = (_cosines(alike, alike) / _SOFTNESS).masked_fill(true.bool(), -torch.inf)
             targets = (1 - soft) * targets + soft * others.softmax(1)
         targets = (1 - smoothing) * targets + smoothing / len(true)
         to_image = -(targets * scores.log_softmax(1)).sum(1).mean()
@@ -161,7 +161,8 @@ class CachedObjective:
         places = rng.random((len(states), count)).argsort(1)[:, : states.shape[1]]
         tokens = self._model.see(on_device(states, self._device), on_device(places, self._device))
         words = self._texts.encode(texts).to(self._device)
-        scores = self._model.embed_texts(words.ids, words.mask) @ self._model.embed_images(tokens).T
+        written = self._model.embed_texts(words.ids, words.mask)
+        scores = _cosines(written, self._model.embed_images(tokens))
         targets = torch.arange(len(texts), device=self._device)
         smoothing = self._config.label_smoothing
         both = [
@@ -177,7 +178,7 @@ class CachedObjective:
         everything = len(self._bank)
         drawn = rng.choice(everything, min(_CANDIDATES, everything), replace=False)
         bank = self._bank[on_device(drawn, self._device)]
-        scores = draw.hardness * (images @ bank.T).cpu().numpy()
+        scores = draw.hardness * _cosines(images, bank).cpu().numpy()
         own = {self._data.captions[i] for i in seen.captions[: len(images)]}
         scores[self._owner[drawn][None] == seen.items[: len(images), None]] = -np.inf
         scores[:, np.array([self._data.captions[i] in own for i in drawn])] -= 1e4
@@ -189,7 +190,7 @@ class CachedObjective:
     ) -> Tensor:
         """(f,) another picture of the step for each of the first f captions, drawn likewise."""
         captions = self._bank[on_device(seen.captions[: self._config.matched_size], self._device)]
-        scores = draw.hardness * (captions @ images.T).cpu().numpy()
+        scores = draw.hardness * _cosines(captions, images).cpu().numpy()
         scores[np.arange(len(scores)), np.arange(len(scores))] = -np.inf
         return on_device((scores + rng.gumbel(size=scores.shape)).argmax(1), self._device)
 
@@ -266,6 +267,12 @@ class CachedObjective:
             )
             count += (labels >= 0).sum()
         return total / count
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(n, m) products of (n, d) and (m, d) vectors; in bfloat16 near ties would be lost."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
 
 
 def _groups(ids: Tensor) -> Iterator[tuple[Tensor | slice, int]]:

@@ -201,8 +201,6 @@ class CachedRun(PretrainRun):
             projection.bias.zero_()
         retrieval.text_proj.bias[:dim].copy_(-components @ middle)
 
-    # The loop, and what it calls
-
     def train(self) -> None:
         """Run the steps that are left; the first guess is judged too.
 
@@ -228,7 +226,8 @@ class CachedRun(PretrainRun):
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
         seen = self.batcher.batch(state.step, size, places)
         drawn = Draw.at(state.step, along if fused else None, config.matching_share)
-        parts = self.objective.losses(seen, drawn)
+        with self._autocast(on_cuda=False):  # TF32 there
+            parts = self.objective.losses(seen, drawn)
         self._backward(total(parts), "lower `text_lr`, `image_lr`, `fusion_lr` and `decoder_lr`")
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * step_factor(along, config.warmup)
@@ -273,8 +272,6 @@ class CachedRun(PretrainRun):
             "optimiser": self.optimiser,
             "objective": self.objective,
         }
-
-    # The end
 
     def finish(self) -> PretrainReport:
         """Write the best weights as a model directory and take the run's own files away."""

@@ -1,0 +1,23 @@
+"""Which arithmetic goes on with a store: machines differ in what they are fast at."""
+
+from pathlib import Path
+
+from retrieval_engine.errors import StoreError
+from retrieval_engine.store import open_store
+
+_FLOATS = ("float32", "bfloat16", "float16")
+
+
+def followed_dtype(store: Path | str, dtype: str = "auto") -> str:
+    """The dtype asked for; `auto` goes on with that of the store, wherever it was made.
+
+    A store that was begun in half precision on a GPU can so be gone on with on a CPU, and one of a
+    laptop's float32 on a server. int8 is asked for by name: not every device has it.
+    """
+    if dtype != "auto":
+        return dtype
+    try:
+        found = open_store(store).spec.dtype
+    except StoreError:  # none yet; or who writes to it says what is wrong
+        return dtype
+    return found if found in _FLOATS else dtype
