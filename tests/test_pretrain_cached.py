@@ -17,6 +17,7 @@ from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import TrainingError, UsageError, VlreError
 from retrieval_engine.models import open_encoder
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.backbone import (
     BATCH_NORM_EPSILON,
     EfficientNetLite,
@@ -26,6 +27,7 @@ from retrieval_engine.models.blip.captioner import BlipCaptioner
 from retrieval_engine.models.blip.cross_encoder import BlipCrossEncoder
 from retrieval_engine.models.blip.encoder import BlipEncoder
 from retrieval_engine.models.captioner import open_captioner
+from retrieval_engine.models.checksums import write_checksums
 from retrieval_engine.models.text_tower import TextTowerFirst, reopen_for_texts
 from retrieval_engine.progress import Silent
 from retrieval_engine.records import Modality
@@ -39,6 +41,7 @@ from retrieval_engine.train.pretrain.cached.prototypes import (
     Prototypes,
     read_class_names,
 )
+from retrieval_engine.train.pretrain.cached.second_opinion import WEIGHTS, second_opinion, weight_of
 from retrieval_engine.train.pretrain.cached.start import first_guess
 from retrieval_engine.train.pretrain.cached.trainer import CachedRun, pretrain_cached
 
@@ -400,28 +403,122 @@ def test_bad_files_are_refused_before_a_picture_is_encoded(
         assert not (tmp_path / "states").exists()
 
 
-def test_match_logits_start_at_the_cosine_of_itc(trained: Path) -> None:
-    encoder = open_encoder(str(trained), device="cpu", dtype="float32")
-    assert isinstance(encoder, BlipEncoder)
-    items = list(open_source("scenes:3?seed=3").items())
-    pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
-    found = encoder.encode_images(pixels, ["itc", "tokens"])
-    texts = ["a dog on grass", "a red car", "water"]
-    cosines = encoder.encode_texts(texts, ["itc"])["itc"][:, 0] @ found["itc"][:, 0].T
-    pairs = np.array([[image, text] for text in range(3) for image in range(3)])
-    tokens = found["tokens"]
-    logits = encoder.matcher().score_pairs(lambda rows: tokens[rows], texts, pairs)
-    start = json.loads((trained / "config.json").read_text())["match_start"]
-    plain = BlipCrossEncoder(encoder.model.text_encoder, encoder.model.itm_head)
-    ids = [[encoder.enc_token_id, *row[1:]] for row in encoder.tokenize(texts)]
-    for text, row in enumerate(ids):
+def told(trained: Path, tokens: "np.ndarray[Any, Any]", text: str) -> list[float]:
+    """Mean log-likelihood of a text's pieces that may be written, by the captioner, piece by piece."""
+    captioner = open_captioner(str(trained), device="cpu", dtype="float32")
+    assert isinstance(captioner, BlipCaptioner)
+    wanted = captioner.tokenizer(text)["input_ids"][1:]
+    said = captioner.model.text_decoder.cls.predictions.bias > -15
+    found = []
+    for i, piece in enumerate(wanted):
+        before = torch.tensor([[captioner.start_id, *wanted[:i]]] * len(tokens))
         with torch.inference_mode():
-            one = torch.tensor(row).expand(3, 1, -1)
-            own = plain.logits(
-                plain.keys_values(torch.from_numpy(tokens)), one, torch.ones_like(one)
+            logits = captioner.next_logits(torch.from_numpy(tokens), before)[:, said]
+        place = int(said[:piece].sum())
+        if said[piece]:
+            found.append(logits.log_softmax(-1)[:, place])
+    assert found
+    return torch.stack(found).mean(0).tolist()
+
+
+@pytest.mark.parametrize("kind", ["of the cosine alone", "shared", "apart"])
+def test_match_logits_start_at_search_and_likelihood(
+    kind: str, trained: Path, tmp_path: Path
+) -> None:
+    """A logit is ITM's, and the cosine, and how likely the decoder would write the text."""
+    model = tmp_path / "model"
+    moved = "text_decoder.bert.encoder.layer.0.crossattention.self.value.weight"
+    if kind == "apart":  # as after a fine-tuning: the decoder looks at images in its own way
+        twin = load_file(trained / "model.safetensors")[moved.replace("decoder.bert", "encoder")]
+        write_model(trained, {moved: twin * 3}, model)
+    else:
+        shutil.copytree(trained, model)
+    config = json.loads((model / "config.json").read_text())
+    start = config["match_start"]
+    for name in ("likelihood", "usual"):
+        start.pop(name, None)
+    if kind != "of the cosine alone":
+        start |= {"likelihood": 2.0, "usual": -1.5}
+    (model / "config.json").write_text(json.dumps(config))
+    write_checksums(model, ["config.json", "model.safetensors"])
+    items = list(open_source("scenes:3?seed=3").items())
+    texts = ["a dog on grass", "a red car", "water"]
+    pairs = np.array([[image, text] for text in range(3) for image in range(3)])
+    fingerprints = set()
+    for plain in (True, False):
+        encoder = BlipEncoder(resolve(str(model)), device="cpu", dtype="float32", plain=plain)
+        fingerprints.add(encoder.spec.fingerprint)
+        pixels = np.stack([encoder.preprocessor.pixels(decode(read_bytes(i.uri))) for i in items])
+        found = encoder.encode_images(pixels, ["itc", "tokens"])
+        cosines = encoder.encode_texts(texts, ["itc"])["itc"][:, 0] @ found["itc"][:, 0].T
+        tokens = found["tokens"]
+        logits = encoder.matcher().score_pairs(tokens.__getitem__, texts, pairs)
+        alone = BlipCrossEncoder(encoder.model.text_encoder, encoder.model.itm_head)
+        ids = [[encoder.enc_token_id, *row[1:]] for row in encoder.tokenize(texts)]
+        for text, row in enumerate(ids):
+            with torch.inference_mode():
+                one = torch.tensor(row).expand(3, 1, -1)
+                own = alone.logits(
+                    alone.keys_values(torch.from_numpy(tokens)), one, torch.ones_like(one)
+                )
+            expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
+            if "likelihood" in start:
+                expected += 2 * (np.array(told(model, tokens, texts[text])) + 1.5)
+            np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
+    assert len(fingerprints) == 1
+
+
+def test_a_decoder_counts_in_the_fingerprint_of_matching_where_it_matches(
+    trained: Path, tmp_path: Path
+) -> None:
+    own = "text_decoder.bert.encoder.layer.0.attention.self.value.weight"
+    parts = {}
+    for weight in (0.0, 2.0):
+        for moved in (0.0, 1.0):
+            folder = tmp_path / f"{weight}-{moved}"
+            write_model(
+                trained, {own: load_file(trained / "model.safetensors")[own] + moved}, folder
             )
-        expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
-        np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
+            config = json.loads((folder / "config.json").read_text())
+            config["match_start"] |= {"likelihood": weight, "usual": -2.0}
+            (folder / "config.json").write_text(json.dumps(config))
+            write_checksums(folder, ["config.json", "model.safetensors"])
+            parts[weight, moved] = open_encoder(str(folder), device="cpu").spec.weights
+    assert parts[0.0, 0.0] == parts[0.0, 1.0]
+    assert parts[2.0, 0.0]["itm"] != parts[2.0, 1.0]["itm"]
+    assert (
+        len({tuple(sorted((k, v) for k, v in p.items() if k != "itm")) for p in parts.values()})
+        == 1
+    )
+
+
+def test_a_second_opinion_is_heard_as_far_as_it_knows_better(
+    recipe: CachedConfig, tmp_path: Path
+) -> None:
+    logits, means = torch.zeros(3, 4), -2 + torch.eye(4)[[0, 0, 1]]
+    assert 0 < weight_of(logits, means) < WEIGHTS[-1]  # right twice, wrong once
+    assert weight_of(logits[:2], means[:2]) == WEIGHTS[-1]
+    assert weight_of(logits[2:], means[2:]) == 0
+    model = CachedRun(recipe, tmp_path / "out", tmp_path / "states", Silent(), False)
+    found = second_opinion(model.model.eval(), model.val_set, model.val_texts, model.scale)
+    assert found.weight in WEIGHTS
+    likely = []
+    for picture, first in enumerate(model.val_set.starts[:-1]):
+        states = torch.from_numpy(model.scale.apply(model.val_set.views[0][picture : picture + 1]))
+        wanted = model.val_texts.of(np.array([first]), mirrored=False).ids[0, 1:]
+        given = torch.cat(
+            [torch.tensor([model.model.config.text_config.bos_token_id]), wanted[:-1]]
+        )
+        with torch.inference_mode():
+            seen = model.model.cross.keys_values(model.model.see(states))
+            logits = model.model.caption_logits(seen, given[None, None])[0].log_softmax(-1)
+        said = [
+            (at, int((model.model.said == piece).nonzero()))
+            for at, piece in enumerate(wanted)
+            if piece in model.model.said
+        ]
+        likely.append(float(torch.stack([logits[at, place] for at, place in said]).mean()))
+    assert found.usual == pytest.approx(np.mean(likely), abs=1e-3)
 
 
 def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path) -> None:

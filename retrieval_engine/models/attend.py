@@ -32,6 +32,13 @@ def attend(attention: Any, asking: Tensor, x: Tensor, keep: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
+def look_back(attention: Any, x: Tensor) -> Tensor:
+    """Causal self-attention, (b, l, w) -> (b, l, w)."""
+    q = split_heads(attention.query(x), attention.num_attention_heads)
+    out = scaled_dot_product_attention(q, *keys_values_of(attention, x), is_causal=True)
+    return out.transpose(1, 2).flatten(2)
+
+
 def look(attention: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Cross-attention of all the texts of an image as one long query.
 

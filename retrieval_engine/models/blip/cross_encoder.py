@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from retrieval_engine.models import text
 from retrieval_engine.models.attend import attend, attend_openly, keys_values_of, look
+from retrieval_engine.models.blip.likelihood import Likelihood
 from retrieval_engine.models.blip.settings import MatchStart, stated
 from retrieval_engine.models.matcher import KeysValues
 
@@ -90,24 +91,34 @@ class StartedCrossEncoder(BlipCrossEncoder):
         model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
         start: scale and offset, numbers or parameters, and the id of [CLS].
         pooling: of texts; see `text.pooled`.
+        likelihood: of texts by a decoder, which the logit starts at too; None leaves it out.
     """
 
-    def __init__(self, model: Any, start: MatchStart, pooling: str) -> None:
+    def __init__(
+        self, model: Any, start: MatchStart, pooling: str, likelihood: Likelihood | None = None
+    ) -> None:
         super().__init__(model.text_encoder, model.itm_head)
         self._model, self._start, self._pooling = model, start, pooling
+        self._likelihood = likelihood
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
-        """As BLIP's, and the images' ITC vectors behind them."""
+        """As BLIP's, those of a decoder with its own, and the images' ITC vectors behind them."""
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             states = tokens[:, 0].to(self._model.vision_proj.weight.dtype)
             vectors = normalize(self._model.vision_proj(states).float(), dim=-1)
-        return [*super().keys_values(tokens), (vectors, vectors)]
+        decoder = self._likelihood
+        told = [] if decoder is None or decoder.shares else decoder.keys_values(tokens)
+        return [*super().keys_values(tokens), *told, (vectors, vectors)]
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""
-        found = super().logits(seen[:-1], ids, mask)
+        layers = len(self._layers)
+        found = super().logits(seen[:layers], ids, mask)
         cosine = torch.einsum("id,ind->in", seen[-1][0], self._vectors(ids, mask))
         more = self._start.scale * cosine - self._start.offset
+        if self._likelihood is not None:
+            mean, counts = self._likelihood(seen[-1 - layers : -1], ids, mask)
+            more = more + self._start.likelihood * torch.where(counts, mean - self._start.usual, 0)
         return torch.stack([found[..., 0], found[..., 1] + more], dim=-1)
 
     @torch.no_grad()
@@ -128,15 +139,18 @@ class StartedCrossEncoder(BlipCrossEncoder):
             return normalize(projected.float(), dim=-1).view(i, n, -1)
 
 
-def open_cross_encoder(model: Any, config: Any) -> BlipCrossEncoder:
+def open_cross_encoder(
+    model: Any, config: Any, likelihood: Likelihood | None = None
+) -> BlipCrossEncoder:
     """The cross-encoder of a retrieval model.
 
     Args:
         model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
         config: its `BlipConfig`; `match_start` in it asks for one that starts at ITC.
+        likelihood: what such a one adds besides; None where it does not.
     """
     start = MatchStart.of(config)
     if start is None:
         return BlipCrossEncoder(model.text_encoder, model.itm_head)
     pooling = stated(config.text_config, "pooling") or "cls"
-    return StartedCrossEncoder(model, start, pooling)
+    return StartedCrossEncoder(model, start, pooling, likelihood)

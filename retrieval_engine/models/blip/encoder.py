@@ -6,7 +6,8 @@ text embeddings by a third; `BlipModel` would load a random text tower from the 
 """
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch.nn.functional import normalize
 from retrieval_engine.models import text
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid_tower import quicken
-from retrieval_engine.models.blip.plain import plain_retrieval
+from retrieval_engine.models.blip.likelihood import Likelihood
+from retrieval_engine.models.blip.plain import plain_captioning, plain_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
-from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.checkpoint import Checkpoint, tensor_names
 from retrieval_engine.models.dual_encoder import DualEncoder
 from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
@@ -49,7 +51,8 @@ class BlipEncoder(DualEncoder):
         plain: bool = False,
     ) -> None:
         super().__init__(checkpoint, device=device, dtype=dtype)
-        found = plain_retrieval(checkpoint) if plain and self.device.type == "cpu" else None
+        self._plain = plain and self.device.type == "cpu"
+        found = plain_retrieval(checkpoint) if self._plain else None
         model, self.tokenizer = found or self._through_transformers()
         model.vision_proj.float()
         model.text_proj.float()
@@ -69,9 +72,12 @@ class BlipEncoder(DualEncoder):
     def _through_transformers(self) -> tuple[Any, Any]:
         from retrieval_engine.models.blip.hybrid import load_retrieval, with_words
 
-        # CPU autocast keeps float32 weights and sums, and is as fast as bfloat16 weights.
-        stored = self.dtype if self.device.type == "cuda" else torch.float32
-        return with_words(load_retrieval(self.checkpoint, dtype=stored), self.checkpoint)
+        return with_words(load_retrieval(self.checkpoint, dtype=self._stored), self.checkpoint)
+
+    @property
+    def _stored(self) -> torch.dtype:
+        """Of weights: CPU autocast keeps float32 ones and sums, and is as fast as with others."""
+        return self.dtype if self.device.type == "cuda" else torch.float32
 
     def _enc_token_id(self) -> int:
         """[ENC] where the tokenizer names it; BLIP always appends it as the last id."""
@@ -125,13 +131,37 @@ class BlipEncoder(DualEncoder):
             return [[self.enc_token_id, *ids[1:]] for ids in self.tokenize(texts)]
 
         return Matcher(
-            open_cross_encoder(self.model, self.model.config),
+            open_cross_encoder(self.model, self.model.config, self._likelihood),
             tokenize,
             pad_token_id=self.tokenizer.pad_token_id,
             device=self.device,
             dtype=self.dtype,
             pieces=self.tokenizer.convert_ids_to_tokens,
         )
+
+    @cached_property
+    def _likelihood(self) -> Likelihood | None:
+        """What the decoder adds to match logits; None where the checkpoint does not ask for it."""
+        names = tensor_names(self.checkpoint.path)
+        match, begins = self._settings.match, "text_decoder."
+        if match is None or not match.likelihood or not any(n.startswith(begins) for n in names):
+            return None
+        base = replace(self.checkpoint, adapter=None)  # it writes as it did before
+        found = plain_captioning(base) if self._plain else None
+        if found is None:
+            from retrieval_engine.models.blip.hybrid import load_captioning
+
+            decoder = load_captioning(base, dtype=self._stored).text_decoder
+        else:
+            decoder = found[0].text_decoder
+        shares = self.checkpoint.adapter is None and not any(map(_is_own_attention, names))
+        start = int(self.model.config.text_config.bos_token_id)
+        return Likelihood(decoder.to(self.device).eval(), start, shares=shares)
+
+
+def _is_own_attention(name: str) -> bool:
+    """Whether a tensor is of a decoder's cross-attention, apart from the text encoder's."""
+    return name.startswith("text_decoder.") and ".crossattention." in name
 
 
 open_encoder = partial(BlipEncoder, plain=True)

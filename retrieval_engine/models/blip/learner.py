@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import normalize
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from retrieval_engine.models import text
-from retrieval_engine.models.attend import keys_values_of, look, split_heads
+from retrieval_engine.models.attend import keys_values_of
 from retrieval_engine.models.blip.captioner import PROMPT
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid import load_captioning, load_decoder, load_retrieval
+from retrieval_engine.models.blip.likelihood import decoder_states
 from retrieval_engine.models.blip.settings import (
     MAX_TOKENS,
     MAX_WORDS,
@@ -187,24 +188,7 @@ class BlipCaption(_Blip):
         return [keys_values_of(layer.crossattention.self, states) for layer in layers]
 
     def logits(self, seen: Seen, ids: Tensor, mask: Tensor) -> Tensor:
-        """See `CaptionLearner.logits`.
-
-        Padding stands behind the words and each word looks back only, so it needs no mask.
-        """
-        i, n, length = ids.shape
+        """See `CaptionLearner.logits`."""
         decoder = self.model.text_decoder
-        x = decoder.bert.embeddings(input_ids=ids.view(i * n, length))
-        for layer, (keys, values) in zip(decoder.bert.encoder.layer, seen, strict=True):
-            x = layer.attention.output(_look_back(layer.attention.self, x), x)
-            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
-            x = layer.output(layer.intermediate(x), x)
-        found: Tensor = decoder.cls(x)
-        return found.float().view(i, n, length, -1)
-
-
-def _look_back(attention: Any, x: Tensor) -> Tensor:
-    """Causal self-attention, (b, l, w) -> (b, l, w)."""
-    q = split_heads(attention.query(x), attention.num_attention_heads)
-    k, v = keys_values_of(attention, x)
-    out = scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out.transpose(1, 2).flatten(2)
+        found: Tensor = decoder.cls(decoder_states(decoder, seen, ids))
+        return found.float().view(*ids.shape, -1)

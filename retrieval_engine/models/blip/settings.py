@@ -104,17 +104,29 @@ class MatchStart:
         scale: of the cosine.
         offset: taken off.
         cls_token_id: first token of a text that is read alone.
+        likelihood: of how likely the decoder would write the text, see `likelihood.Likelihood`, what
+            is above the usual; 0 where that is not asked.
+        usual: mean log-likelihood of the pieces of a true text.
     """
 
     scale: Any
     offset: Any
     cls_token_id: int
+    likelihood: float = 0.0
+    usual: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> "MatchStart | None":
         """That of a configuration, transformers' object or JSON; None where it has none."""
         said = stated(config, "match_start")
         return cls(**said) if said else None
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in a configuration."""
+        said = asdict(self)
+        return (
+            said if self.likelihood else {k: said[k] for k in ("scale", "offset", "cls_token_id")}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +200,11 @@ class BlipSettings:
         """Vision tokens of an image, the CLS token included."""
         return int(self.image_size // self.patch_size) ** 2 + 1
 
+    def _part_of(self, name: str) -> str | None:
+        """`part_of`; the decoder decides match logits too where they ask for its likelihood."""
+        told = self.match is not None and self.match.likelihood and name.startswith("text_decoder.")
+        return "itm" if told else part_of(name)
+
     def spec(
         self,
         checkpoint: Checkpoint,
@@ -210,12 +227,12 @@ class BlipSettings:
         words = [*self.text, self.pooling] if self.pooling != "cls" else [*self.text]
         configs = {"vision": self.tower, "image": [], "text": words, "itm": [*self.text]}
         if self.match:
-            configs["itm"] = [*self.text, asdict(self.match)]
+            configs["itm"] = [*self.text, self.match.to_json()]
         return EncoderSpec(
             family="blip",
             checkpoint=checkpoint.name,
             revision=checkpoint.revision,
-            weights=weight_digests(checkpoint.path, part_of, configs),
+            weights=weight_digests(checkpoint.path, self._part_of, configs),
             vocabulary=vocabulary,
             image_size=self.image_size,
             preprocessing=preprocessor.name,

@@ -2,28 +2,41 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import dropout, linear, normalize
 from transformers import BlipConfig
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from retrieval_engine.models import text
-from retrieval_engine.models.attend import attend, look, split_heads
+from retrieval_engine.models.attend import attend
 from retrieval_engine.models.blip.cross_encoder import StartedCrossEncoder
 from retrieval_engine.models.blip.hybrid import HybridImageTextRetrieval
+from retrieval_engine.models.blip.likelihood import NEVER, decoder_states
 from retrieval_engine.models.blip.settings import MatchStart
 from retrieval_engine.models.matcher import KeysValues
 
 _TEMPERATURE = 0.05
 _MATCH_SCALE, _MATCH_OFFSET = 15.0, 6.0  # where match logits start on the cosine of ITC
-_NEVER = -30.0  # bias of a piece that no caption uses
 _GROUPS = 4
 _IMAGE_SIDE = ("retrieval.vision_", "retrieval.text_proj", "temperature")
 _FUSES = ("crossattention", "itm_head", "match_", "text_decoder.")
 _DECODER_LAYERS = "text_decoder.bert.encoder."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondOpinion:
+    """How the decoder's likelihood of a text joins a match logit; see `second_opinion.py`.
+
+    Attributes:
+        weight: of what a text's mean log-likelihood is above the usual; 0 leaves it out.
+        usual: the mean of true texts.
+    """
+
+    weight: float = 0.0
+    usual: float = 0.0
 
 
 class CachedModel(nn.Module):
@@ -41,6 +54,9 @@ class CachedModel(nn.Module):
         frozen_layers: of the text encoder, from below, whose own weights stay as they are; there
             is no dropout in them, and none in the embeddings.
         cls: id of [CLS].
+
+    Attributes:
+        second_opinion: what is written of the decoder's part in matching, of which it learns nothing.
     """
 
     def __init__(
@@ -74,21 +90,19 @@ class CachedModel(nn.Module):
         head.decoder.weight = encoder.embeddings.word_embeddings.weight
         head.decoder.bias = head.bias
         with torch.no_grad():
-            head.bias.fill_(_NEVER)[said] = 0.0
+            head.bias.fill_(NEVER)[said] = 0.0
             nn.init.eye_(head.transform.dense.weight).add_(
                 0.02 * torch.randn_like(head.transform.dense.weight)
             )
         self.temperature = nn.Parameter(torch.tensor(_TEMPERATURE))
         self.match_scale = nn.Parameter(torch.tensor(_MATCH_SCALE))
         self.match_offset = nn.Parameter(torch.tensor(_MATCH_OFFSET))
-        self.cross = StartedCrossEncoder(
-            self.retrieval,
-            MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls),
-            config.text_config.pooling,
-        )
+        start = MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls)
+        self.cross = StartedCrossEncoder(self.retrieval, start, config.text_config.pooling)
+        self.second_opinion = SecondOpinion()
         self.said: Tensor
         self.register_buffer("said", said, persistent=False)
-        self._drop, self._frozen = drop, frozen_layers
+        self._drop, self._frozen, self._cls = drop, frozen_layers, cls
         still = [encoder.embeddings]
         for layer in encoder.encoder.layer[:frozen_layers]:
             still += [layer.attention, layer.intermediate, layer.output]
@@ -147,23 +161,27 @@ class CachedModel(nn.Module):
 
         Args:
             seen: keys and values of i images, by layer.
-            ids: (i, n, l) captions that begin with [DEC]; padding stands behind the words, and
-                each word looks back only, so it needs no mask.
+            ids: (i, n, l) captions that begin with [DEC].
 
         Returns:
             (i n, l, s).
         """
-        i, n, length = ids.shape
-        x = self.text_decoder.bert.embeddings(input_ids=ids.view(i * n, length))
-        layers = self.text_decoder.bert.encoder.layer
-        for layer, (keys, values) in zip(layers, seen[: len(layers)], strict=True):
-            x = layer.attention.output(_look_back(layer.attention.self, x), x)
-            x = layer.crossattention.output(look(layer.crossattention.self, x, keys, values), x)
-            x = layer.output(layer.intermediate(x), x)
+        layers = len(self.text_decoder.bert.encoder.layer)
+        x = decoder_states(self.text_decoder, seen[:layers], ids)
         head = self.text_decoder.cls.predictions
         weight = head.decoder.weight[self.said]
         logits: Tensor = linear(head.transform(x), weight, head.bias[self.said])
         return logits
+
+    def match_start(self) -> MatchStart:
+        """Where match logits start, as the configuration says it."""
+        return MatchStart(
+            scale=round(float(self.match_scale.detach()), 4),
+            offset=round(float(self.match_offset.detach()), 4),
+            cls_token_id=self._cls,
+            likelihood=self.second_opinion.weight,
+            usual=self.second_opinion.usual,
+        )
 
     def freeze_retrieval(self) -> None:
         """From now on vectors stay: cross-attention, matching head and decoder learn alone."""
@@ -210,17 +228,6 @@ class CachedModel(nn.Module):
 def _fuses(name: str) -> bool:
     """Whether a parameter is of what reads both sides, and shapes no vector of either."""
     return any(part in name for part in _FUSES)
-
-
-def _look_back(attention: Any, x: Tensor) -> Tensor:
-    """Causal self-attention, (b, l, w) -> (b, l, w)."""
-    heads = attention.num_attention_heads
-    q, k, v = (
-        split_heads(project(x), heads)
-        for project in (attention.query, attention.key, attention.value)
-    )
-    out = scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out.transpose(1, 2).flatten(2)
 
 
 def _spread(model: nn.Module, std: float) -> None:

@@ -29,6 +29,7 @@ from retrieval_engine.train.pretrain.cached.data import StateBatcher, load_descr
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.judge import judge
 from retrieval_engine.train.pretrain.cached.prototypes import Prototypes, read_class_names
+from retrieval_engine.train.pretrain.cached.second_opinion import second_opinion
 from retrieval_engine.train.pretrain.cached.start import (
     bert_weights,
     blip_config,
@@ -278,14 +279,15 @@ class CachedRun(PretrainRun):
         decoder = self.model.text_decoder.parameters()
         weights = {*self.model.retrieval.parameters(), *decoder, *self.backbone.parameters()}
         report = self._report(self.state.recall, weights)
-        config, settings = self.config, self.config.to_json()
+        model, config, settings = self.model.eval(), self.config, self.config.to_json()
+        model.second_opinion = second_opinion(model, self.val_set, self.val_texts, self.scale)
         plain: dict[str, Any] = CachedConfig(
             source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
         ).to_json()
         changed = {k: v for k, v in settings.items() if v != plain[k] or k == "backbone"}
-        facts = record(report, settings, changed, self.train_set, self.model.temperature)
+        facts = record(report, settings, changed, self.train_set, model.temperature)
         export(
-            self.model,
+            model,
             self.backbone,
             self.tokenizer,
             self.scale,

@@ -40,11 +40,7 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     (out / "README.md").write_text(_card(out.name, facts), encoding="utf-8")
     config = model.config
-    config.match_start = {
-        "scale": round(float(model.match_scale.detach()), 4),
-        "offset": round(float(model.match_offset.detach()), 4),
-        "cls_token_id": int(tokenizer.convert_tokens_to_ids("[CLS]")),
-    }
+    config.match_start = model.match_start().to_json()
     look = preprocessor_config(config.vision_config.image_size, (MEAN,) * 3, (STD,) * 3)
     write_directory(
         out,
