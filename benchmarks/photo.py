@@ -92,7 +92,8 @@ def measure_itm(gallery: Gallery, model: str, name: str, queries: int) -> None:
     pairs = np.stack([best.ravel(), np.repeat(np.arange(len(asked)), best.shape[1])], axis=1)
     tokens = gallery.images("tokens")
     encoder = open_encoder(model, device="cpu")
-    logits = encoder.matcher().score_pairs(lambda rows: tokens[rows], texts, pairs)
+    matcher = encoder.matcher()
+    logits = matcher.score_pairs(lambda rows: tokens[rows], texts, pairs, of_images=True)
     itc = np.take_along_axis(scores, best, 1)
     both = logits.reshape(best.shape) + itc
     order = np.argsort(-both, axis=1, kind="stable")

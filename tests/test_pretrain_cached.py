@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import TrainingError, UsageError, VlreError
+from retrieval_engine.evaluate.evaluation import RecallSettings, evaluate_store
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.blip.backbone import (
@@ -33,6 +34,7 @@ from retrieval_engine.progress import Silent
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import open_source, read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.store import open_store
 from retrieval_engine.train.model_files import write_model
 from retrieval_engine.train.pretrain.cached.cached_objective import Draw
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
@@ -422,10 +424,10 @@ def told(trained: Path, tokens: "np.ndarray[Any, Any]", text: str) -> list[float
 
 
 @pytest.mark.parametrize("kind", ["of the cosine alone", "shared", "apart"])
-def test_match_logits_start_at_search_and_likelihood(
+def test_match_logits_start_at_the_cosine_and_likelihood_orders_images(
     kind: str, trained: Path, tmp_path: Path
 ) -> None:
-    """A logit is ITM's, and the cosine, and how likely the decoder would write the text."""
+    """A logit is ITM's, and the cosine; how likely the decoder would write the text is beside it."""
     model = tmp_path / "model"
     moved = "text_decoder.bert.encoder.layer.0.crossattention.self.value.weight"
     if kind == "apart":  # as after a fine-tuning: the decoder looks at images in its own way
@@ -435,10 +437,9 @@ def test_match_logits_start_at_search_and_likelihood(
         shutil.copytree(trained, model)
     config = json.loads((model / "config.json").read_text())
     start = config["match_start"]
-    for name in ("likelihood", "usual"):
-        start.pop(name, None)
+    start.pop("likelihood", None)
     if kind != "of the cosine alone":
-        start |= {"likelihood": 2.0, "usual": -1.5}
+        start["likelihood"] = 2.0
     (model / "config.json").write_text(json.dumps(config))
     write_checksums(model, ["config.json", "model.safetensors"])
     items = list(open_source("scenes:3?seed=3").items())
@@ -452,7 +453,10 @@ def test_match_logits_start_at_search_and_likelihood(
         found = encoder.encode_images(pixels, ["itc", "tokens"])
         cosines = encoder.encode_texts(texts, ["itc"])["itc"][:, 0] @ found["itc"][:, 0].T
         tokens = found["tokens"]
-        logits = encoder.matcher().score_pairs(tokens.__getitem__, texts, pairs)
+        matcher = encoder.matcher()
+        logits = matcher.score_pairs(tokens.__getitem__, texts, pairs)
+        orders = matcher.score_pairs(tokens.__getitem__, texts, pairs, of_images=True)
+        assert matcher.orders_images == ("likelihood" in start)
         alone = BlipCrossEncoder(encoder.model.text_encoder, encoder.model.itm_head)
         ids = [[encoder.enc_token_id, *row[1:]] for row in encoder.tokenize(texts)]
         for text, row in enumerate(ids):
@@ -462,9 +466,10 @@ def test_match_logits_start_at_search_and_likelihood(
                     alone.keys_values(torch.from_numpy(tokens)), one, torch.ones_like(one)
                 )
             expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
-            if "likelihood" in start:
-                expected += 2 * (np.array(told(model, tokens, texts[text])) + 1.5)
             np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
+            if "likelihood" in start:
+                expected += 2 * np.array(told(model, tokens, texts[text]))
+            np.testing.assert_allclose(orders[3 * text : 3 * text + 3], expected, atol=1e-4)
     assert len(fingerprints) == 1
 
 
@@ -480,7 +485,7 @@ def test_a_decoder_counts_in_the_fingerprint_of_matching_where_it_matches(
                 trained, {own: load_file(trained / "model.safetensors")[own] + moved}, folder
             )
             config = json.loads((folder / "config.json").read_text())
-            config["match_start"] |= {"likelihood": weight, "usual": -2.0}
+            config["match_start"]["likelihood"] = weight
             (folder / "config.json").write_text(json.dumps(config))
             write_checksums(folder, ["config.json", "model.safetensors"])
             parts[weight, moved] = open_encoder(str(folder), device="cpu").spec.weights
@@ -499,26 +504,43 @@ def test_a_second_opinion_is_heard_as_far_as_it_knows_better(
     assert 0 < weight_of(logits, means) < WEIGHTS[-1]  # right twice, wrong once
     assert weight_of(logits[:2], means[:2]) == WEIGHTS[-1]
     assert weight_of(logits[2:], means[2:]) == 0
-    model = CachedRun(recipe, tmp_path / "out", tmp_path / "states", Silent(), False)
-    found = second_opinion(model.model.eval(), model.val_set, model.val_texts, model.scale)
-    assert found.weight in WEIGHTS
-    likely = []
-    for picture, first in enumerate(model.val_set.starts[:-1]):
-        states = torch.from_numpy(model.scale.apply(model.val_set.views[0][picture : picture + 1]))
-        wanted = model.val_texts.of(np.array([first]), mirrored=False).ids[0, 1:]
-        given = torch.cat(
-            [torch.tensor([model.model.config.text_config.bos_token_id]), wanted[:-1]]
+    run = CachedRun(recipe, tmp_path / "out", tmp_path / "states", Silent(), False)
+    assert second_opinion(run.model.eval(), run.val_set, run.val_texts, run.scale) in WEIGHTS
+
+
+@pytest.mark.parametrize("devices", ["", "cpu,cpu"])
+def test_eval_orders_images_by_likelihood_and_texts_without(
+    devices: str, trained: Path, tmp_path: Path
+) -> None:
+    model, store = tmp_path / "model", tmp_path / "store"
+    shutil.copytree(trained, model)
+    config = json.loads((model / "config.json").read_text())
+    config["match_start"]["likelihood"] = 30.0
+    (model / "config.json").write_text(json.dumps(config))
+    write_checksums(model, ["config.json", "model.safetensors"])
+    options = EncodeOptions(features=("itc", "tokens"), store_dtype="float32")
+    encoder = open_encoder(str(model), device="cpu", dtype="float32")
+    encode("scenes:12?seed=4", store, encoder=encoder, options=options)
+    gallery = open_store(store).gallery()
+    images, captions = len(gallery), len(gallery.caption_texts)
+    pairs = np.stack(np.meshgrid(range(images), range(captions), indexing="ij"), -1).reshape(-1, 2)
+    tokens = gallery.images("tokens")
+    itc = np.asarray(gallery.images("itc"))[:, 0] @ np.asarray(gallery.captions("itc"))[:, 0].T
+    own = gallery.caption_image[None] == np.arange(images)[:, None]
+    ranks = []
+    for of_images in (False, True):
+        logits = encoder.matcher().score_pairs(
+            tokens.__getitem__, gallery.caption_texts, pairs, of_images=of_images
         )
-        with torch.inference_mode():
-            seen = model.model.cross.keys_values(model.model.see(states))
-            logits = model.model.caption_logits(seen, given[None, None])[0].log_softmax(-1)
-        said = [
-            (at, int((model.model.said == piece).nonzero()))
-            for at, piece in enumerate(wanted)
-            if piece in model.model.said
-        ]
-        likely.append(float(torch.stack([logits[at, place] for at, place in said]).mean()))
-    assert found.usual == pytest.approx(np.mean(likely), abs=1e-3)
+        total = logits.reshape(itc.shape) + itc
+        best = np.where(own, total, -np.inf).max(0 if of_images else 1, keepdims=True)
+        ranks.append((total > best).sum(0 if of_images else 1))
+    settings = RecallSettings(rerank=captions, devices=devices, model=str(model))
+    protocol, found = evaluate_store(open_store(store), settings).results[-1]
+    assert "likelihood" in protocol.score
+    for report, rank in ((found.image_to_text, ranks[0]), (found.text_to_image, ranks[1])):
+        assert report.recall[1] == pytest.approx(100 * (rank == 0).mean())
+        assert report.recall[5] == pytest.approx(100 * (rank < 5).mean())
 
 
 def test_training_one_text_tower_leaves_the_other(trained: Path, tmp_path: Path) -> None:

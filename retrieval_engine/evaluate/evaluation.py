@@ -236,10 +236,11 @@ def _matcher(
 
 
 def _protocol_of(found: RerankReport) -> Protocol:
+    told = " (text to image: + weight * mean log-likelihood of the text)" * found.by_likelihood
     return Protocol(
         name="itm+itc",
-        score="itm_logit[1] + itc for the k nearest of each query by ITC; the others behind them, "
-        "equal among themselves",
+        score=f"itm_logit[1] + itc{told} for the k nearest of each query by ITC; the others behind "
+        "them, equal among themselves",
         k=found.k,
         seconds=found.seconds,
     )

@@ -33,10 +33,12 @@ class PairWork(Work):
     Attributes:
         seen: the images.
         blocks: of the group.
+        of_images: see `Matcher.score_pairs`.
     """
 
     seen: Seen
     blocks: Sequence[Block]
+    of_images: bool
     modality: Modality = Modality.IMAGES
 
     def part(self, some: slice) -> Self:
@@ -53,11 +55,13 @@ class MatcherFacts:
         encoder: whose matcher it is.
         lengths: of each text in tokens.
         texts_at_once: that suit the device.
+        orders_images: see `Matcher.orders_images`.
     """
 
     encoder: Facts
     lengths: Sequence[int]
     texts_at_once: int
+    orders_images: bool
 
     @property
     def specs(self) -> Sequence[EncoderSpec]:
@@ -84,12 +88,13 @@ class OpenMatcher:
             encoder=Facts.of(self._encoder),
             lengths=[len(ids) for ids in self._ids],
             texts_at_once=self._matcher.texts_at_once,
+            orders_images=self._matcher.orders_images,
         )
 
     def compute(self, work: PairWork) -> Arrays:
         """(i, n) logits of all blocks of a group, one beside the other."""
         tokens = work.seen.states_by(self._encoder)
-        found = self._matcher.score_group(tokens, self._ids, work.blocks)
+        found = self._matcher.score_group(tokens, self._ids, work.blocks, of_images=work.of_images)
         return {_LOGITS: np.concatenate(found, axis=1)}
 
 
@@ -98,6 +103,8 @@ def scores_of_pool(
     tokens: ImageTokens,
     pairs: NDArray[np.int64],
     progress: Progress,
+    *,
+    of_images: bool,
 ) -> NDArray[np.float32]:
     """(p,) `itm_logit[1]` of pairs, as `Matcher.score_pairs` gives them.
 
@@ -106,6 +113,7 @@ def scores_of_pool(
         tokens: what gathers the images.
         pairs: (p, 2) numbers of image and text.
         progress: told about every pair.
+        of_images: see `Matcher.score_pairs`.
 
     Raises:
         EncoderError: an image could not be scored, whoever tried: there are no honest figures then.
@@ -115,7 +123,8 @@ def scores_of_pool(
     def works() -> Iterator[PairWork]:
         for images, blocks in by_images(pairs, facts.lengths, facts.texts_at_once):
             keys = [str(number) for number in images]
-            yield PairWork(keys=keys, seen=tokens.gathered(images), blocks=blocks)
+            seen = tokens.gathered(images)
+            yield PairWork(keys=keys, seen=seen, blocks=blocks, of_images=of_images)
 
     for work, found in pool.imap(works(), progress):
         assert found is not None

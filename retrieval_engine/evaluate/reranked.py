@@ -2,11 +2,13 @@
 
 For each query the k nearest candidates by ITC get `itm_logit[1] + itc`; the others stay behind
 them in the order of their indices, as the authors' -100 puts them (`evaluation` in BLIP's
-train_retrieval.py, `compute_sim_matrix` in LAVIS). A pair that both directions want is scored
+train_retrieval.py, `compute_sim_matrix` in LAVIS). `vlre-photo` and its kind add the likelihood of
+the text where images are ordered; the report says so. A pair that both directions want is scored
 once, and all pairs of an image together, so that its keys and values are computed once.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +36,9 @@ class RerankReport:
     Attributes:
         recall: in the form of the ITC-only report.
         k: candidates per query, clipped to the gallery.
-        n_pairs: distinct pairs scored.
+        n_pairs: pairs scored.
+        by_likelihood: whether images were ordered by the likelihood of the text, too; see
+            `models.matcher.OrderingCrossEncoder`.
         n_encoded: images whose states were not stored and were encoded for this.
         seconds: of the scoring.
     """
@@ -42,6 +46,7 @@ class RerankReport:
     recall: RecallReport
     k: int
     n_pairs: int
+    by_likelihood: bool
     n_encoded: int
     seconds: float
 
@@ -78,20 +83,13 @@ def rerank_recall(
     captions = torch.from_numpy(gallery.captions("itc"))[:, 0]  # (m, d)
     to_text = _candidates(images, captions, k, by_image=True)
     to_image = _candidates(images, captions, k, by_image=False)
-    both = np.concatenate([to_text, to_image])
-    pairs, where = np.unique(both, axis=0, return_inverse=True)
     start = time.perf_counter()
     tokens = ImageTokens(gallery.store, gallery.image_rows, gallery.uris, reader)
-    progress.start("re-ranking", len(pairs))
-    if isinstance(encoder, ModelPool):
-        logits = scores_of_pool(encoder, tokens, pairs, progress)
-    else:
-        texts, advance = gallery.caption_texts, progress.advance
-        logits = encoder.matcher().score_pairs(tokens, texts, pairs, advance=advance)
-    progress.stop()
+    judge = _Judge(encoder, tokens, gallery.caption_texts, progress)
+    (of_text, of_image), n_pairs = judge.scores(to_text, to_image)
     seconds = time.perf_counter() - start
-    scores = logits + _itc(images, captions, pairs)
-    of_text, of_image = np.split(scores[where.ravel()], [len(to_text)])
+    of_text += _itc(images, captions, to_text)
+    of_image += _itc(images, captions, to_image)
     own = gallery.caption_image
     ranks = Ranks(
         image_to_text=_ranks_of_images(
@@ -102,10 +100,61 @@ def rerank_recall(
     return RerankReport(
         recall=RecallReport.of(ranks, own, ks=ks, fingerprint=spec.fingerprint),
         k=k,
-        n_pairs=len(pairs),
+        n_pairs=n_pairs,
+        by_likelihood=judge.orders_images,
         n_encoded=tokens.encoded,
         seconds=seconds,
     )
+
+
+class _Judge:
+    """Match logits of the candidates of both directions.
+
+    Args:
+        encoder: or a pool of devices that each hold its matcher.
+        tokens: of the images.
+        texts: the captions.
+        progress: told about every scored pair.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | ModelPool[MatcherFacts],
+        tokens: ImageTokens,
+        texts: Sequence[str],
+        progress: Progress,
+    ) -> None:
+        self._tokens, self._texts, self._progress = tokens, texts, progress
+        self._model = encoder if isinstance(encoder, ModelPool) else encoder.matcher()
+        facts = self._model.facts if isinstance(self._model, ModelPool) else self._model
+        self.orders_images = facts.orders_images
+
+    def scores(
+        self, to_text: NDArray[np.int64], to_image: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.float32]], int]:
+        """(p,) logits of the (p, 2) pairs of either, and the number of pairs that were scored.
+
+        A pair that both want is scored once, unless images are ordered by more than match logits.
+        """
+        if self.orders_images:
+            self._progress.start("re-ranking", len(to_text) + len(to_image))
+            found = [self._logits(to_text), self._logits(to_image, of_images=True)]
+            self._progress.stop()
+            return found, len(to_text) + len(to_image)
+        both = np.concatenate([to_text, to_image])
+        pairs, where = np.unique(both, axis=0, return_inverse=True)
+        self._progress.start("re-ranking", len(pairs))
+        logits = self._logits(pairs)[where.ravel()]
+        self._progress.stop()
+        return np.split(logits, [len(to_text)]), len(pairs)
+
+    def _logits(self, pairs: NDArray[np.int64], *, of_images: bool = False) -> NDArray[np.float32]:
+        model, progress = self._model, self._progress
+        if isinstance(model, ModelPool):
+            return scores_of_pool(model, self._tokens, pairs, progress, of_images=of_images)
+        return model.score_pairs(
+            self._tokens, self._texts, pairs, advance=progress.advance, of_images=of_images
+        )
 
 
 def _similarities(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:

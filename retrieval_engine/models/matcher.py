@@ -52,6 +52,23 @@ class CrossEncoder(Protocol):
 
 
 @runtime_checkable
+class OrderingCrossEncoder(Protocol):
+    """A cross-encoder that tells a text's images apart by more than its match logits."""
+
+    def order(self, seen: KeysValues, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What is added to match logits where images are compared for a text, never texts.
+
+        Args:
+            seen: as in `CrossEncoder.logits`.
+            ids: the same.
+            mask: the same.
+
+        Returns:
+            (i, n).
+        """
+
+
+@runtime_checkable
 class ExplainingCrossEncoder(Protocol):
     """A cross-encoder that can tell where it looked."""
 
@@ -113,6 +130,7 @@ class Matcher:
         *,
         advance: Callable[[int], None] = lambda pairs: None,
         as_probability: bool = False,
+        of_images: bool = False,
     ) -> NDArray[np.float32]:
         """The match logit of each pair, `itm_logit[1]` of the authors' evaluation code.
 
@@ -122,6 +140,7 @@ class Matcher:
             pairs: (p, 2) numbers of image and text.
             advance: told how many pairs were just scored.
             as_probability: softmax over both logits instead, the probability of a match.
+            of_images: the scores order images for each text; see `OrderingCrossEncoder`.
 
         Returns:
             (p,) float32 logits, or probabilities; larger is a better match.
@@ -133,7 +152,7 @@ class Matcher:
         with torch.inference_mode(), autocast(self._device, self._dtype):
             waiting: tuple[Block, torch.Tensor] | None = None
             for images, blocks in groups:
-                found = self._group_logits(read_tokens(images), ids, blocks)
+                found = self._group_logits(read_tokens(images), ids, blocks, of_images)
                 for block, logits in zip(blocks, found, strict=True):
                     values = (logits.softmax(-1) if as_probability else logits)[..., 1]
                     if waiting is not None:
@@ -149,7 +168,12 @@ class Matcher:
         return self._tokenize(texts)
 
     def score_group(
-        self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
+        self,
+        tokens: NDArray[Any],
+        ids: Sequence[Sequence[int]],
+        blocks: Sequence[Block],
+        *,
+        of_images: bool = False,
     ) -> list[NDArray[np.float32]]:
         """The match logits of one of the groups that `by_images` gives.
 
@@ -157,19 +181,29 @@ class Matcher:
             tokens: (i, t, w) vision states of its images.
             ids: of all texts, as `tokenized` gives them.
             blocks: of the group.
+            of_images: as in `score_pairs`.
 
         Returns:
             (i, n) of each block; those of its fillers mean nothing.
         """
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            found = self._group_logits(tokens, ids, blocks)
+            found = self._group_logits(tokens, ids, blocks, of_images)
             return [logits[..., 1].cpu().numpy() for logits in found]
 
+    @property
+    def orders_images(self) -> bool:
+        """Whether `of_images` makes a difference."""
+        return isinstance(self.cross, OrderingCrossEncoder)
+
     def _group_logits(
-        self, tokens: NDArray[Any], ids: Sequence[Sequence[int]], blocks: Sequence[Block]
+        self,
+        tokens: NDArray[Any],
+        ids: Sequence[Sequence[int]],
+        blocks: Sequence[Block],
+        of_images: bool,
     ) -> Iterator[torch.Tensor]:
         seen = self.cross.keys_values(on_device(tokens, self._device).to(self._dtype))
-        return (self._block_logits(seen, ids, block) for block in blocks)
+        return (self._block_logits(seen, ids, block, of_images) for block in blocks)
 
     def relevance(self, tokens: NDArray[Any], text: str) -> list[tuple[str, NDArray[np.float32]]]:
         """Where an image mattered to each word of a text, for the two to match.
@@ -197,17 +231,19 @@ class Matcher:
         return maps_of_words(self._pieces(ids[1:-1]), inner)
 
     def _block_logits(
-        self, seen: KeysValues, ids: Sequence[Sequence[int]], block: Block
+        self, seen: KeysValues, ids: Sequence[Sequence[int]], block: Block, of_images: bool
     ) -> torch.Tensor:
         rows = [ids[text] for text in block.texts.ravel().tolist()]
         padded, mask = pad_tokens(rows, max(map(len, rows)), pad=self._pad)
         shape = (*block.texts.shape, padded.shape[1])
-        logits = self.cross.logits(
-            seen,
+        given = (
             on_device(padded.reshape(shape), self._device),
             on_device(mask.reshape(shape), self._device),
         )
-        return logits.float()
+        logits = self.cross.logits(seen, *given).float()
+        if of_images and isinstance(self.cross, OrderingCrossEncoder):
+            logits[..., 1] += self.cross.order(seen, *given)
+        return logits
 
 
 def _settle(scores: NDArray[np.float32], block: Block, values: torch.Tensor) -> int:

@@ -67,7 +67,7 @@ def rerank_images(
         images = number[query, found] - (len(wanted) - len(known))
         pairs = np.stack([images, np.zeros_like(images)], axis=1)
         itc = _itc(encoder, tokens(images), text) if is_guest else scores[query, found]
-        total[query, found] = matcher.score_pairs(tokens, [text], pairs) + itc
+        total[query, found] = matcher.score_pairs(tokens, [text], pairs, of_images=True) + itc
     order = np.lexsort((items, -total), axis=1)
     return np.take_along_axis(total, order, axis=1), np.take_along_axis(items, order, axis=1)
 

@@ -91,34 +91,24 @@ class StartedCrossEncoder(BlipCrossEncoder):
         model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
         start: scale and offset, numbers or parameters, and the id of [CLS].
         pooling: of texts; see `text.pooled`.
-        likelihood: of texts by a decoder, which the logit starts at too; None leaves it out.
     """
 
-    def __init__(
-        self, model: Any, start: MatchStart, pooling: str, likelihood: Likelihood | None = None
-    ) -> None:
+    def __init__(self, model: Any, start: MatchStart, pooling: str) -> None:
         super().__init__(model.text_encoder, model.itm_head)
         self._model, self._start, self._pooling = model, start, pooling
-        self._likelihood = likelihood
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
-        """As BLIP's, those of a decoder with its own, and the images' ITC vectors behind them."""
+        """As BLIP's, and the images' ITC vectors behind them."""
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             states = tokens[:, 0].to(self._model.vision_proj.weight.dtype)
             vectors = normalize(self._model.vision_proj(states).float(), dim=-1)
-        decoder = self._likelihood
-        told = [] if decoder is None or decoder.shares else decoder.keys_values(tokens)
-        return [*super().keys_values(tokens), *told, (vectors, vectors)]
+        return [*super().keys_values(tokens), (vectors, vectors)]
 
     def logits(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CrossEncoder.logits`."""
-        layers = len(self._layers)
-        found = super().logits(seen[:layers], ids, mask)
+        found = super().logits(seen[: len(self._layers)], ids, mask)
         cosine = torch.einsum("id,ind->in", seen[-1][0], self._vectors(ids, mask))
         more = self._start.scale * cosine - self._start.offset
-        if self._likelihood is not None:
-            mean, counts = self._likelihood(seen[-1 - layers : -1], ids, mask)
-            more = more + self._start.likelihood * torch.where(counts, mean - self._start.usual, 0)
         return torch.stack([found[..., 0], found[..., 1] + more], dim=-1)
 
     @torch.no_grad()
@@ -139,6 +129,34 @@ class StartedCrossEncoder(BlipCrossEncoder):
             return normalize(projected.float(), dim=-1).view(i, n, -1)
 
 
+class TellingCrossEncoder(StartedCrossEncoder):
+    """One that orders the images of a text by how likely the decoder would write it, too.
+
+    See `likelihood.py`. Of one image's texts this says little: some are likelier whatever is seen.
+
+    Args:
+        model: as above.
+        start: the same; its `likelihood` is the weight.
+        pooling: the same.
+        likelihood: by the decoder.
+    """
+
+    def __init__(self, model: Any, start: MatchStart, pooling: str, likelihood: Likelihood) -> None:
+        super().__init__(model, start, pooling)
+        self._likelihood = likelihood
+
+    def keys_values(self, tokens: Tensor) -> KeysValues:
+        """As above, and in front of the vectors those of a decoder that has its own."""
+        *own, vectors = super().keys_values(tokens)
+        told = [] if self._likelihood.shares else self._likelihood.keys_values(tokens)
+        return [*own, *told, vectors]
+
+    def order(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `OrderingCrossEncoder.order`."""
+        told = seen[-1 - len(self._layers) : -1]
+        return self._start.likelihood * self._likelihood(told, ids, mask)
+
+
 def open_cross_encoder(
     model: Any, config: Any, likelihood: Likelihood | None = None
 ) -> BlipCrossEncoder:
@@ -147,10 +165,12 @@ def open_cross_encoder(
     Args:
         model: with `text_encoder`, `itm_head`, `vision_proj` and `text_proj`.
         config: its `BlipConfig`; `match_start` in it asks for one that starts at ITC.
-        likelihood: what such a one adds besides; None where it does not.
+        likelihood: by which it orders images besides; None where it does not.
     """
     start = MatchStart.of(config)
     if start is None:
         return BlipCrossEncoder(model.text_encoder, model.itm_head)
     pooling = stated(config.text_config, "pooling") or "cls"
-    return StartedCrossEncoder(model, start, pooling, likelihood)
+    if likelihood is None:
+        return StartedCrossEncoder(model, start, pooling)
+    return TellingCrossEncoder(model, start, pooling, likelihood)

@@ -67,7 +67,7 @@ class Likelihood:
         layers = self._decoder.bert.encoder.layer
         return [keys_values_of(layer.crossattention.self, tokens) for layer in layers]
 
-    def __call__(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """Of n texts for each of i images.
 
         Args:
@@ -76,7 +76,7 @@ class Likelihood:
             mask: (i, n, l) 0 on padding.
 
         Returns:
-            (i, n) float32 means, 0 where no piece counts, and (i, n) bool whether one does.
+            (i, n) float32 means; 0 where no piece counts.
         """
         i, n, length = ids.shape
         given = ids[..., :-1].clone()
@@ -90,4 +90,5 @@ class Likelihood:
             logits = linear(states, self._weight, self._bias).log_softmax(-1)
         found = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
         total, count = (found * counts).sum(-1), counts.sum(-1)
-        return (total / count.clamp(min=1)).view(i, n), (count > 0).view(i, n)
+        found = total / count.clamp(min=1)
+        return found.view(i, n)

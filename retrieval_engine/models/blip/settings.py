@@ -104,16 +104,14 @@ class MatchStart:
         scale: of the cosine.
         offset: taken off.
         cls_token_id: first token of a text that is read alone.
-        likelihood: of how likely the decoder would write the text, see `likelihood.Likelihood`, what
-            is above the usual; 0 where that is not asked.
-        usual: mean log-likelihood of the pieces of a true text.
+        likelihood: weight of how likely the decoder would write the text, by which the images of a
+            text are ordered, too; see `cross_encoder.TellingCrossEncoder`. 0 leaves it out.
     """
 
     scale: Any
     offset: Any
     cls_token_id: int
     likelihood: float = 0.0
-    usual: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> "MatchStart | None":

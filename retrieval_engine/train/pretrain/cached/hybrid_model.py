@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +25,6 @@ _FUSES = ("crossattention", "itm_head", "match_", "text_decoder.")
 _DECODER_LAYERS = "text_decoder.bert.encoder."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecondOpinion:
-    """How the decoder's likelihood of a text joins a match logit; see `second_opinion.py`.
-
-    Attributes:
-        weight: of what a text's mean log-likelihood is above the usual; 0 leaves it out.
-        usual: the mean of true texts.
-    """
-
-    weight: float = 0.0
-    usual: float = 0.0
-
-
 class CachedModel(nn.Module):
     """A BLIP without its backbone, in training.
 
@@ -56,7 +42,7 @@ class CachedModel(nn.Module):
         cls: id of [CLS].
 
     Attributes:
-        second_opinion: what is written of the decoder's part in matching, of which it learns nothing.
+        likelihood: what is written of the decoder's part in ordering images; see `second_opinion`.
     """
 
     def __init__(
@@ -99,7 +85,7 @@ class CachedModel(nn.Module):
         self.match_offset = nn.Parameter(torch.tensor(_MATCH_OFFSET))
         start = MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls)
         self.cross = StartedCrossEncoder(self.retrieval, start, config.text_config.pooling)
-        self.second_opinion = SecondOpinion()
+        self.likelihood = 0.0
         self.said: Tensor
         self.register_buffer("said", said, persistent=False)
         self._drop, self._frozen, self._cls = drop, frozen_layers, cls
@@ -179,8 +165,7 @@ class CachedModel(nn.Module):
             scale=round(float(self.match_scale.detach()), 4),
             offset=round(float(self.match_offset.detach()), 4),
             cls_token_id=self._cls,
-            likelihood=self.second_opinion.weight,
-            usual=self.second_opinion.usual,
+            likelihood=self.likelihood,
         )
 
     def freeze_retrieval(self) -> None:

@@ -1,4 +1,4 @@
-"""What the decoder's likelihood of a text is worth to matching, told by held-out pictures.
+"""What the decoder's likelihood of a text is worth to the order of images, by held-out pictures.
 
 Weights that were fitted to the training captions say nothing of it: of those, search knows most.
 """
@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from retrieval_engine.models.blip.likelihood import Likelihood
 from retrieval_engine.train.pretrain.cached.data import ChannelScale, Described
-from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel, SecondOpinion
+from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.texts import Texts
 
 _PICTURES, _ASKED, _AGAINST = 1000, 400, 32
@@ -19,9 +19,7 @@ WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
 @torch.no_grad()
-def second_opinion(
-    model: CachedModel, data: Described, texts: Texts, scale: ChannelScale
-) -> SecondOpinion:
+def second_opinion(model: CachedModel, data: Described, texts: Texts, scale: ChannelScale) -> float:
     """The weight with which the true picture is the likeliest of those that search finds.
 
     For the first caption of some pictures, the best of all by ITC, the true one among them; the
@@ -58,9 +56,8 @@ def second_opinion(
         given, mask = ids[rows][None], words.mask[rows][None]
         both = model.cross.logits(seen, given, mask)[0].float()
         logits[rows, places] = both[:, 1] - both[:, 0]
-        means[rows, places] = told(seen[:-1], given, mask)[0][0]
-    usual = round(float(means[:, 0].mean()), 4)
-    return SecondOpinion(weight=weight_of(logits, means), usual=usual)
+        means[rows, places] = told(seen[:-1], given, mask)[0]
+    return weight_of(logits, means)
 
 
 def weight_of(logits: Tensor, means: Tensor) -> float:
