@@ -19,6 +19,7 @@ from retrieval_engine.train.head import (
     HeadRecipe,
     Loss,
     Start,
+    closed_form,
     notebook_recipe,
     recipe_of,
     train_head,
@@ -368,3 +369,18 @@ def test_adamw_is_torch_s_bit_by_bit() -> None:
 
     for found, expected in zip(trained(ours=True), trained(ours=False), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("count", "most", "taken"), [(40_000, None, 40_000), (500, 200, 200)])
+def test_a_closed_form_reads_all_pairs_that_fit(
+    count: int, most: int | None, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.arange(count, dtype=torch.float32)[:, None]
+    pairs = FeaturePairs(images=rows[:, None], texts=-rows, captions=torch.arange(count)[:, None])
+    if most is not None:
+        monkeypatch.setattr(closed_form, "_MOST_NUMBERS", most * 2)
+    found = closed_form.one_to_one(pairs, torch.Generator().manual_seed(0))
+    assert len(found.images) == taken
+    torch.testing.assert_close(found.images, -found.texts)
+    fewer = closed_form.one_to_one(pairs, torch.Generator().manual_seed(0), most=100)
+    assert len(set(fewer.image.tolist())) == 100

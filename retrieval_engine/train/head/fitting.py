@@ -226,7 +226,9 @@ def start_closed_form(
     rows = standardise(head, pairs, seed)
     others = None
     if held_out is not None:
-        others = _standardised(head, closed_form.one_to_one(held_out, _generator(seed)))
+        others = _standardised(
+            head, closed_form.one_to_one(held_out, _generator(seed), most=closed_form.MOST_JUDGED)
+        )
     dim = head.config.dim
     aligned = rows.images.shape[1] == rows.texts.shape[1] == dim
     forms = (head.image.mean, head.image.scale), (head.text.mean, head.text.scale)
