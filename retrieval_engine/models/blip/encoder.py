@@ -18,7 +18,7 @@ from retrieval_engine.models import text
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid_tower import quicken
 from retrieval_engine.models.blip.likelihood import Likelihood
-from retrieval_engine.models.blip.plain import plain_captioning, plain_retrieval
+from retrieval_engine.models.blip.plain import plain_decoder, plain_retrieval
 from retrieval_engine.models.blip.settings import MAX_TOKENS, MAX_WORDS, BlipSettings
 from retrieval_engine.models.checkpoint import Checkpoint, tensor_names
 from retrieval_engine.models.dual_encoder import DualEncoder
@@ -147,13 +147,11 @@ class BlipEncoder(DualEncoder):
         if match is None or not match.likelihood or not any(n.startswith(begins) for n in names):
             return None
         base = replace(self.checkpoint, adapter=None)  # it writes as it did before
-        found = plain_captioning(base) if self._plain else None
-        if found is None:
+        decoder: Any = plain_decoder(base) if self._plain else None
+        if decoder is None:
             from retrieval_engine.models.blip.hybrid import load_captioning
 
             decoder = load_captioning(base, dtype=self._stored).text_decoder
-        else:
-            decoder = found[0].text_decoder
         shares = self.checkpoint.adapter is None and not any(map(_is_own_attention, names))
         start = int(self.model.config.text_config.bos_token_id)
         return Likelihood(decoder.to(self.device).eval(), start, shares=shares)

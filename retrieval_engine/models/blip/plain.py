@@ -7,7 +7,7 @@ not certain of that, or anything is wrong with the files; then transformers' mod
 what is wrong is said there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -26,12 +26,13 @@ from retrieval_engine.models.blip.plain_parts import (
 from retrieval_engine.models.blip.settings import (
     BlipSettings,
     decoder_from_encoder,
+    decoder_twin,
     shares_decoder,
 )
 from retrieval_engine.models.checkpoint import Checkpoint, read_config, tied_twin, weight_files
 from retrieval_engine.models.wordpiece import WordPiece, open_wordpiece
 
-Model = TypeVar("Model", bound="PlainBlip")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class PlainBlip(nn.Module):
@@ -70,6 +71,14 @@ class PlainCaptioning(PlainBlip):
         self.text_decoder = TextDecoder(config.text_config)
 
 
+class PlainDecoder(nn.Module):
+    """The text decoder of `BlipForConditionalGeneration` alone."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.text_decoder = TextDecoder(config.text_config)
+
+
 def plain_retrieval(checkpoint: Checkpoint) -> tuple[PlainRetrieval, WordPiece] | None:
     """A retrieval model in float32 on the CPU, and its tokenizer; None where transformers must."""
     return _opened(checkpoint, PlainRetrieval)
@@ -78,6 +87,12 @@ def plain_retrieval(checkpoint: Checkpoint) -> tuple[PlainRetrieval, WordPiece] 
 def plain_captioning(checkpoint: Checkpoint) -> tuple[PlainCaptioning, WordPiece] | None:
     """A captioning model in float32 on the CPU, and its tokenizer; None where transformers must."""
     return _opened(checkpoint, PlainCaptioning)
+
+
+def plain_decoder(checkpoint: Checkpoint) -> TextDecoder | None:
+    """The text decoder in float32 on the CPU; None where transformers must load it."""
+    found = _opened(checkpoint, PlainDecoder)
+    return found[0].text_decoder if found else None
 
 
 def _opened(checkpoint: Checkpoint, kind: Callable[[Any], Model]) -> tuple[Model, WordPiece] | None:
@@ -93,9 +108,9 @@ def _opened(checkpoint: Checkpoint, kind: Callable[[Any], Model]) -> tuple[Model
             return None
         with torch.device("meta"):
             model = kind(config)
-        tensors = _tensors(checkpoint, shared=shares_decoder(said))
-        wanted = {name: tensors[name] for name in model.state_dict()}
-        model.load_state_dict(wanted, assign=True)
+        names = set(model.state_dict())
+        tensors = _tensors(checkpoint, names, shared=shares_decoder(said))
+        model.load_state_dict({name: tensors[name] for name in names}, assign=True)
     except (CheckpointInvalid, SafetensorError, OSError, LookupError, TypeError, AttributeError):
         return None
     except (RuntimeError, ValueError):  # sizes that config.json does not say
@@ -120,8 +135,8 @@ def _stated(said: Any) -> Any | None:
     return None
 
 
-def _tensors(checkpoint: Checkpoint, *, shared: bool) -> dict[str, Tensor]:
-    """All tensors in float32; what a second name has it has, too.
+def _tensors(checkpoint: Checkpoint, names: Set[str], *, shared: bool) -> dict[str, Tensor]:
+    """Tensors of these names in float32; what a second name has it has, too.
 
     Raises:
         TypeError: they are no safetensors.
@@ -132,7 +147,9 @@ def _tensors(checkpoint: Checkpoint, *, shared: bool) -> dict[str, Tensor]:
         if file.suffix != ".safetensors":
             raise TypeError(f"{file} is pickled")
         with safe_open(file, framework="pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            for name in tensors.keys():  # noqa: SIM118
+                if name in names or decoder_twin(name) in names:
+                    found[name] = tensors.get_tensor(name)
     if shared:
         found = decoder_from_encoder(found)
     start = "text_decoder.cls.predictions.decoder."
@@ -140,4 +157,5 @@ def _tensors(checkpoint: Checkpoint, *, shared: bool) -> dict[str, Tensor]:
         twin = found.get(tied_twin(name) or "")
         if twin is not None and not torch.equal(found.setdefault(name, twin), twin):
             raise ValueError(f"{name} is not tied")
-    return {name: tensor.float() for name, tensor in found.items()}
+    once = {id(tensor): tensor.float() for tensor in found.values()}
+    return {name: once[id(tensor)] for name, tensor in found.items()}
