@@ -5,11 +5,16 @@
 answers `search` the way `Index` says can stand in its place. A backend is one file in `backends/`.
 """
 
-from retrieval_engine.index.build import IndexReport, build_index
-from retrieval_engine.index.directory import SavedIndex, open_index
-from retrieval_engine.index.exact import ExactIndex
-from retrieval_engine.index.grouping import Index
-from retrieval_engine.index.update import UpdateReport, update_index
+from typing import TYPE_CHECKING
+
+from retrieval_engine.lazy import lazily
+
+if TYPE_CHECKING:
+    from retrieval_engine.index.build import IndexReport, build_index
+    from retrieval_engine.index.directory import SavedIndex, open_index
+    from retrieval_engine.index.exact import ExactIndex
+    from retrieval_engine.index.grouping import Index
+    from retrieval_engine.index.update import UpdateReport, update_index
 
 __all__ = [
     "ExactIndex",
@@ -21,3 +26,15 @@ __all__ = [
     "open_index",
     "update_index",
 ]
+
+
+__getattr__ = lazily(
+    __name__,
+    {
+        ".build": ("IndexReport", "build_index"),
+        ".directory": ("SavedIndex", "open_index"),
+        ".exact": ("ExactIndex",),
+        ".grouping": ("Index",),
+        ".update": ("UpdateReport", "update_index"),
+    },
+)

@@ -28,7 +28,7 @@ class Arithmetic(Protocol):
     """The operations that a tower consists of; (n, l, w) float32 states."""
 
     def tensors(self, files: Sequence[Path], starts: tuple[str, ...]) -> dict[str, Any]:
-        """Tensors whose names start so, in float32; cross-attention is left out."""
+        """Tensors whose names start so, to be computed with in float32; no cross-attention."""
 
     def array(self, values: NDArray[Any]) -> Any:
         """An array of its own kind."""
@@ -116,7 +116,11 @@ class NumpyArithmetic:
 
     def tensors(self, files: Sequence[Path], starts: tuple[str, ...]) -> dict[str, Any]:
         """See `Arithmetic`; TypeError for a file in bfloat16, which NumPy does not know."""
-        return {name: t.astype(np.float32) for name, t in _read(files, starts, "numpy")}
+        # Of the words a few rows are read; added to float32 they become that.
+        return {
+            name: tensor if name.endswith("word_embeddings.weight") else tensor.astype(np.float32)
+            for name, tensor in _read(files, starts, "numpy")
+        }
 
     def array(self, values: NDArray[Any]) -> Any:
         """See `Arithmetic`."""
