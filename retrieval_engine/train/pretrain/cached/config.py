@@ -65,8 +65,8 @@ class CachedConfig(RunConfig):
     vocabulary: int = 21000
     text_pooling: str = "mean"
     steps: int = 2000
-    contrast_share: float = 0.15
-    matching_share: float = 0.25
+    contrast_share: float = 0.09
+    matching_share: float = 0.15
     fused_size: int = 64
     matched_size: int = 16
     captions_told: int = 2
