@@ -38,6 +38,7 @@ from retrieval_engine.store import open_store
 from retrieval_engine.train.model_files import write_model
 from retrieval_engine.train.pretrain.cached.cached_objective import Draw
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
+from retrieval_engine.train.pretrain.cached.judge import Judgement
 from retrieval_engine.train.pretrain.cached.prototypes import (
     ClassName,
     Prototypes,
@@ -590,3 +591,18 @@ def test_what_was_pretrained_can_be_finetuned(
     assert not [name for name in moved if ".backbone." in name]
     open_encoder(str(out), device="cpu")
     open_captioner(str(out), device="cpu", dtype="auto")
+
+
+def test_weights_from_before_matching_are_not_written(
+    recipe: CachedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the figures said before: what is kept has a matching head that was trained."""
+    falling = iter(range(100, 0, -1))
+    monkeypatch.setattr(Judgement, "mean", property(lambda self: float(next(falling))))
+    config = dataclasses.replace(recipe, steps=10, eval_every=1)
+    report = pretrain_cached(config, tmp_path / "out", cache=tmp_path / "states")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    along = (np.arange(10) / 10 - 0.5) / 0.5  # of the steps with captions
+    first = int(np.flatnonzero(along + config.matching_share >= 1)[0])
+    assert report.best_step == first + 1
+    assert any("itm" in line for line in lines)

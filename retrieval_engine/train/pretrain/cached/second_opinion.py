@@ -13,7 +13,7 @@ from retrieval_engine.train.pretrain.cached.data import ChannelScale, Described
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.texts import Texts
 
-_PICTURES, _ASKED, _AGAINST = 1000, 400, 32
+_PICTURES, _ASKED, _AGAINST = 1000, 200, 32
 _ROWS = 64
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 

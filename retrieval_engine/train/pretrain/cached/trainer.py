@@ -58,9 +58,11 @@ class CachedRunState(RunState):
     Attributes:
         fused_from: part of the run that was over when captions began; 1 before.
         recall: mean recall of the weights that would be written.
+        matched: whether matching has begun.
     """
 
     fused_from: float = 1.0
+    matched: bool = False
     recall: float = 0.0
 
 
@@ -227,6 +229,8 @@ class CachedRun(PretrainRun):
         torch.manual_seed(config.seed * 1_000_003 + state.step)  # of the dropout
         seen = self.batcher.batch(state.step, size, places)
         drawn = Draw.at(state.step, along if fused else None, config.matching_share)
+        if drawn.matched and not state.matched:
+            state.matched, state.kept = True, -1.0  # a head that learned nothing is not written
         with self._autocast(on_cuda=False):  # TF32 there
             parts = self.objective.losses(seen, drawn)
         self._backward(total(parts), "lower `text_lr`, `image_lr`, `fusion_lr` and `decoder_lr`")
@@ -252,18 +256,13 @@ class CachedRun(PretrainRun):
 
     def _validate(self) -> None:
         state = self.state
-        found = judge(
-            cast("CachedModel", self.averaged.module),
-            self.val_set,
-            self.val_texts,
-            self.scale,
-            fused=state.fused_from < 1,
-        )
+        mean = cast("CachedModel", self.averaged.module)
+        found = judge(mean, self.val_set, self.val_texts, self.scale, fused=state.fused_from < 1)
         self.log.write({"step": state.step, **found.to_json()})
         self.progress.say(f"step {state.step:,}: {found}; {self._done():.0%} done")
         if found.mean > state.kept:
             state.recall = found.recall.mean_recall
-            self._keep(found.mean, self.averaged.module)
+            self._keep(found.mean, mean)
         self._told(found.to_json())
 
     def _parts(self) -> Mapping[str, Stateful]:
