@@ -35,8 +35,12 @@ __getattr__ = lazily(
     {
         ".candidates": ("StoredPictures", "vector_feature"),
         ".find": (
-            *("Crossing", "DuplicateReport", "DuplicateSettings"),
-            *("crossing", "find_duplicates", "same_pictures"),
+            "Crossing",
+            "DuplicateReport",
+            "DuplicateSettings",
+            "crossing",
+            "find_duplicates",
+            "same_pictures",
         ),
         ".groups": ("Copy", "DuplicateGroup"),
     },
