@@ -142,9 +142,11 @@ class BlipEncoder(DualEncoder):
     @cached_property
     def _likelihood(self) -> Likelihood | None:
         """What the decoder adds to match logits; None where the checkpoint does not ask for it."""
+        match = self._settings.match
+        if match is None or not match.likelihood:
+            return None
         names = tensor_names(self.checkpoint.path)
-        match, begins = self._settings.match, "text_decoder."
-        if match is None or not match.likelihood or not any(n.startswith(begins) for n in names):
+        if not any(name.startswith("text_decoder.") for name in names):
             return None
         base = replace(self.checkpoint, adapter=None)  # it writes as it did before
         decoder: Any = plain_decoder(base) if self._plain else None
