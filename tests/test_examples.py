@@ -97,7 +97,8 @@ def test_filters_and_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = run("filters_and_duplicates", tmp_path, monkeypatch, capsys)
-    assert "5 hits of 'a dog'\n   1  0.5656  2023/015.jpg" in told
+    # The first two are .001 apart: a CPU that is fast at bfloat16 may round them the other way.
+    assert re.search(r"5 hits of 'a dog'\n   1  0\.56\d\d  (2023/015|2022/004)\.jpg\n", told)
     assert "iPhone 12" in told
     assert re.search(r"without a date: \S+-sent.jpg \S+-sent.jpg \S+-sent.jpg\n", told)
     assert "3 groups; 3 of 27 pictures are copies of a better one" in told
