@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def has_cuda_driver() -> bool:
     return True
 
 
+@cache
 def has_fast_bfloat16() -> bool | None:
     """Whether the CPU has avx512_bf16 or AMX; None where only torch could tell (no Linux)."""
     try:

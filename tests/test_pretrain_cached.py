@@ -506,7 +506,9 @@ def test_a_second_opinion_is_heard_as_far_as_it_knows_better(
     assert weight_of(logits[:2], means[:2]) == WEIGHTS[-1]
     assert weight_of(logits[2:], means[2:]) == 0
     run = CachedRun(recipe, tmp_path / "out", tmp_path / "states", Silent(), False)
-    assert second_opinion(run.model.eval(), run.val_set, run.val_texts, run.scale) in WEIGHTS
+    assert (
+        second_opinion(run.model.eval(), run.val_set, run.val_texts, run.scale, Silent()) in WEIGHTS
+    )
 
 
 @pytest.mark.parametrize("devices", ["", "cpu,cpu"])

@@ -86,8 +86,9 @@ def _model(
 
     # For `tokens` alone the tower of a captioning checkpoint will do.
     opener = open_tower if features == ("tokens",) else open_encoder
-    if store is not None and not given["overwrite"]:
-        given = {**given, "dtype": followed_dtype(store, given["dtype"])}
+    if store is not None:
+        dtype = followed_dtype(store, given["dtype"], overwrite=given["overwrite"])
+        given = {**given, "dtype": dtype}
     open_model = partial(
         opener,
         given["model"],

@@ -8,13 +8,13 @@ from retrieval_engine.store import open_store
 _FLOATS = ("float32", "bfloat16", "float16")
 
 
-def followed_dtype(store: Path | str, dtype: str = "auto") -> str:
-    """The dtype asked for; `auto` goes on with that of the store, wherever it was made.
+def followed_dtype(store: Path | str, dtype: str = "auto", *, overwrite: bool = False) -> str:
+    """The dtype asked for; `auto` goes on with that of a store that stays, wherever it was made.
 
     A store that was begun in half precision on a GPU can so be gone on with on a CPU, and one of a
     laptop's float32 on a server. int8 is asked for by name: not every device has it.
     """
-    if dtype != "auto":
+    if dtype != "auto" or overwrite:
         return dtype
     try:
         found = open_store(store).spec.dtype

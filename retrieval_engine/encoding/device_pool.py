@@ -94,8 +94,10 @@ class DevicePool(ModelPool[Facts]):
 
 
 @contextmanager
-def open_on(on: str, encoder: Encoder | DevicePool | str) -> Iterator[DevicePool]:
-    """The same encoder on all devices of a cluster.
+def open_on(
+    on: str, encoder: Encoder | DevicePool | str, *, dtype: str = "auto"
+) -> Iterator[DevicePool]:
+    """The same encoder on all devices of a cluster; `dtype` is for one that is a name.
 
     Raises:
         UsageError: it is on several devices already.
@@ -104,7 +106,7 @@ def open_on(on: str, encoder: Encoder | DevicePool | str) -> Iterator[DevicePool
     if isinstance(encoder, DevicePool):
         raise UsageError("`on` is for an encoder; a pool of devices is where it is")
     if isinstance(encoder, str):
-        with open_devices("all", partial(open_encoder, encoder), on=on) as pool:
+        with open_devices("all", partial(open_encoder, encoder, dtype=dtype), on=on) as pool:
             yield pool
         return
     with open_devices("all", partial(reopen_encoder, encoder.spec), on=on) as pool:

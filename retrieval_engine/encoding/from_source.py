@@ -65,20 +65,18 @@ def encode(
         UsageError, SourceError: it emits no such feature; the source cannot be read.
     """
     source = open_changed(source, store) if isinstance(source, str) else source
-    if on:
-        with open_on(on, encoder) as pool:
-            return encode(source, store, encoder=pool, options=options, progress=progress)
     options, progress, start = options or EncodeOptions(), progress or Silent(), time.perf_counter()
-    if isinstance(encoder, str):
-        dtype = "auto" if options.overwrite else followed_dtype(store)
-        encoder = open_encoder(encoder, dtype=dtype)
+    anew = options.overwrite
+    dtype = followed_dtype(store, overwrite=anew)
+    if on:
+        with open_on(on, encoder, dtype=dtype) as pool:
+            return encode(source, store, encoder=pool, options=options, progress=progress)
+    encoder = open_encoder(encoder, dtype=dtype) if isinstance(encoder, str) else encoder
     features = options.chosen(encoder)
     expected = _looked_at(source, encoder.spec.checkpoint, options, progress)
     report = EncodeReport(store=shown_store(Path(store)), fingerprint=encoder.spec.fingerprint)
     with (
-        StoreWriter.open(
-            store, spec=encoder.spec, features=features, overwrite=options.overwrite
-        ) as writer,
+        StoreWriter.open(store, spec=encoder.spec, features=features, overwrite=anew) as writer,
         Behind() as behind,
     ):
         if options.shard:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from retrieval_engine.models.blip.likelihood import Likelihood
+from retrieval_engine.progress import Progress
 from retrieval_engine.train.pretrain.cached.data import ChannelScale, Described
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.texts import Texts
@@ -19,7 +20,9 @@ WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
 @torch.no_grad()
-def second_opinion(model: CachedModel, data: Described, texts: Texts, scale: ChannelScale) -> float:
+def second_opinion(
+    model: CachedModel, data: Described, texts: Texts, scale: ChannelScale, progress: Progress
+) -> float:
     """The weight with which the true picture is the likeliest of those that search finds.
 
     For the first caption of some pictures, the best of all by ITC, the true one among them; the
@@ -30,6 +33,7 @@ def second_opinion(model: CachedModel, data: Described, texts: Texts, scale: Cha
         data: the held-out items.
         texts: their captions.
         scale: of the training set's states.
+        progress: told about every picture.
     """
     device = model.temperature.device
     tokens = torch.cat(
@@ -48,7 +52,9 @@ def second_opinion(model: CachedModel, data: Described, texts: Texts, scale: Cha
     ids[:, 0] = texts.encode_id
     told = Likelihood(model.text_decoder, model.config.text_config.bos_token_id)
     logits, means = (torch.zeros(best.shape, device=device) for _ in range(2))
+    progress.start("weighing likelihood", len(tokens))
     for image in range(len(tokens)):
+        progress.advance()
         rows, places = (best == image).nonzero(as_tuple=True)
         if not len(rows):
             continue
@@ -57,6 +63,7 @@ def second_opinion(model: CachedModel, data: Described, texts: Texts, scale: Cha
         both = model.cross.logits(seen, given, mask)[0].float()
         logits[rows, places] = both[:, 1] - both[:, 0]
         means[rows, places] = told(seen[:-1], given, mask)[0]
+    progress.stop()
     return weight_of(logits, means)
 
 

@@ -279,7 +279,8 @@ class CachedRun(PretrainRun):
         weights = {*self.model.retrieval.parameters(), *decoder, *self.backbone.parameters()}
         report = self._report(self.state.recall, weights)
         model, config, settings = self.model.eval(), self.config, self.config.to_json()
-        model.likelihood = second_opinion(model, self.val_set, self.val_texts, self.scale)
+        held_out = self.val_set, self.val_texts, self.scale
+        model.likelihood = second_opinion(model, *held_out, self.progress)
         plain: dict[str, Any] = CachedConfig(
             source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
         ).to_json()
