@@ -27,6 +27,7 @@ from retrieval_engine.train.head import (
 )
 from retrieval_engine.train.head.adamw import AdamW
 from retrieval_engine.train.head.closed_form import Axes, Moments, TruePairs
+from retrieval_engine.train.head.fitting import start_closed_form
 from retrieval_engine.train.head.pairs import FeaturePairs, read_training_data
 from retrieval_engine.train.head.sampler import epoch, mine
 from retrieval_engine.train.head.val_recall import val_recall
@@ -384,3 +385,32 @@ def test_a_closed_form_reads_all_pairs_that_fit(
     torch.testing.assert_close(found.images, -found.texts)
     fewer = closed_form.one_to_one(pairs, torch.Generator().manual_seed(0), most=100)
     assert len(set(fewer.image.tolist())) == 100
+
+
+def test_many_pairs_of_few_directions_make_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As real features are: nearly all of the variance in some directions, and a CPU with bfloat16."""
+    monkeypatch.setattr("retrieval_engine.train.head.closed_form.is_fast_at_bfloat16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    turned, _ = torch.linalg.qr(torch.randn(256, 256, generator=generator))
+    common = torch.randn(20_000, 256, generator=generator) * torch.logspace(0, -4, 256) @ turned
+    images, texts = (
+        common + 1e-5 * torch.randn(20_000, 256, generator=generator) for _ in range(2)
+    )
+    pairs = FeaturePairs(
+        images=images[:, None], texts=texts, captions=torch.arange(20_000)[:, None]
+    )
+    config = HeadConfig(
+        kind=HeadKind.LINEAR, feature="pooled", image_width=256, text_width=256, dim=64
+    )
+    head = Head(config)
+    start_closed_form(head, pairs, None, 0)
+    unit = [
+        torch.nn.functional.normalize(v, dim=-1) for v in (head.image(images), head.text(texts))
+    ]
+    assert ((unit[0][:500] @ unit[1][:500].T).argmax(1) == torch.arange(500)).float().mean() > 0.95
+
+
+def test_features_that_are_not_finite_are_told() -> None:
+    rows = torch.full((50, 4), torch.nan)
+    with pytest.raises(TrainingError, match="not finite"):
+        Axes(Moments(TruePairs(images=rows, texts=rows, image=torch.arange(50))), 1.0, 2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
-from retrieval_engine.errors import TrainingError, UsageError, VlreError
+from retrieval_engine.errors import CheckpointInvalid, TrainingError, UsageError, VlreError
 from retrieval_engine.evaluate.evaluation import RecallSettings, evaluate_store
 from retrieval_engine.models import open_encoder
 from retrieval_engine.models.adapters import resolve
@@ -438,9 +439,10 @@ def test_match_logits_start_at_the_cosine_and_likelihood_orders_images(
         shutil.copytree(trained, model)
     config = json.loads((model / "config.json").read_text())
     start = config["match_start"]
-    start.pop("likelihood", None)
+    for name in ("likelihood", "usual"):
+        start.pop(name, None)
     if kind != "of the cosine alone":
-        start["likelihood"] = 2.0
+        start |= {"likelihood": 2.0, "usual": -1.5}
     (model / "config.json").write_text(json.dumps(config))
     write_checksums(model, ["config.json", "model.safetensors"])
     items = list(open_source("scenes:3?seed=3").items())
@@ -469,7 +471,7 @@ def test_match_logits_start_at_the_cosine_and_likelihood_orders_images(
             expected = own[:, 0, 1].numpy() + start["scale"] * cosines[text] - start["offset"]
             np.testing.assert_allclose(logits[3 * text : 3 * text + 3], expected, atol=1e-4)
             if "likelihood" in start:
-                expected += 2 * np.array(told(model, tokens, texts[text]))
+                expected += 2 * (np.array(told(model, tokens, texts[text])) + 1.5)
             np.testing.assert_allclose(orders[3 * text : 3 * text + 3], expected, atol=1e-4)
     assert len(fingerprints) == 1
 
@@ -486,7 +488,7 @@ def test_a_decoder_counts_in_the_fingerprint_of_matching_where_it_matches(
                 trained, {own: load_file(trained / "model.safetensors")[own] + moved}, folder
             )
             config = json.loads((folder / "config.json").read_text())
-            config["match_start"]["likelihood"] = weight
+            config["match_start"] |= {"likelihood": weight, "usual": -2.0}
             (folder / "config.json").write_text(json.dumps(config))
             write_checksums(folder, ["config.json", "model.safetensors"])
             parts[weight, moved] = open_encoder(str(folder), device="cpu").spec.weights
@@ -506,9 +508,44 @@ def test_a_second_opinion_is_heard_as_far_as_it_knows_better(
     assert weight_of(logits[:2], means[:2]) == WEIGHTS[-1]
     assert weight_of(logits[2:], means[2:]) == 0
     run = CachedRun(recipe, tmp_path / "out", tmp_path / "states", Silent(), False)
-    assert (
-        second_opinion(run.model.eval(), run.val_set, run.val_texts, run.scale, Silent()) in WEIGHTS
-    )
+    held_out = run.val_set, run.val_texts, run.scale
+    weight, usual = second_opinion(run.model.eval(), *held_out, Silent())
+    assert weight in WEIGHTS
+    likely = []
+    for picture, first in enumerate(run.val_set.starts[:-1]):
+        states = torch.from_numpy(run.scale.apply(run.val_set.views[0][picture : picture + 1]))
+        words = run.val_texts.of(np.array([first]), mirrored=False).ids[0, 1:].tolist()
+        given = torch.tensor([[[run.model.config.text_config.bos_token_id, *words[:-1]]]])
+        with torch.inference_mode():
+            seen = run.model.cross.keys_values(run.model.see(states))
+            logits = run.model.caption_logits(seen, given)[0].log_softmax(-1)
+        said = run.model.said.tolist()
+        pieces = [logits[at, said.index(piece)] for at, piece in enumerate(words) if piece in said]
+        likely.append(float(torch.stack(pieces).mean()))
+    assert usual == pytest.approx(np.mean(likely), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"likelihood": "high"}, "match_start.likelihood in config.json is 'high'"),
+        ({"scale": None}, "match_start.scale in config.json is None"),
+        ({"usual": [1]}, "match_start.usual in config.json is [1]"),
+        ({"cls_token_id": 2.5}, "match_start.cls_token_id in config.json is 2.5"),
+        ({"unusual": 1}, "match_start in config.json is {"),
+    ],
+)
+def test_a_start_that_is_none_is_refused(
+    change: dict[str, Any], said: str, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "model")
+    config = json.loads((trained / "config.json").read_text())
+    config["match_start"] |= change
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    write_checksums(tmp_path / "model", ["config.json", "model.safetensors"])
+    with pytest.raises(CheckpointInvalid, match=re.escape(said)) as refusal:
+        open_encoder(str(tmp_path / "model"), device="cpu")
+    assert refusal.value.hint
 
 
 @pytest.mark.parametrize("devices", ["", "cpu,cpu"])

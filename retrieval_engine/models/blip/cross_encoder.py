@@ -154,7 +154,7 @@ class TellingCrossEncoder(StartedCrossEncoder):
     def order(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
         """See `OrderingCrossEncoder.order`."""
         told = seen[-1 - len(self._layers) : -1]
-        return self._start.likelihood * self._likelihood(told, ids, mask)
+        return self._start.likelihood * self._likelihood(told, ids, mask, usual=self._start.usual)
 
 
 def open_cross_encoder(

@@ -67,13 +67,16 @@ class Likelihood:
         layers = self._decoder.bert.encoder.layer
         return [keys_values_of(layer.crossattention.self, tokens) for layer in layers]
 
-    def __call__(self, seen: KeysValues, ids: Tensor, mask: Tensor) -> Tensor:
+    def __call__(
+        self, seen: KeysValues, ids: Tensor, mask: Tensor, *, usual: float = 0.0
+    ) -> Tensor:
         """Of n texts for each of i images.
 
         Args:
             seen: keys and values of the images, by layer.
             ids: (i, n, l) texts; whatever their first token is, [DEC] stands in its place.
             mask: (i, n, l) 0 on padding.
+            usual: is taken off each piece's.
 
         Returns:
             (i, n) float32 means; 0 where no piece counts.
@@ -88,7 +91,7 @@ class Likelihood:
             transform = self._decoder.cls.predictions.transform
             states = transform(states.to(transform.dense.weight.dtype)).float()
             logits = linear(states, self._weight, self._bias).log_softmax(-1)
-        found = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+        found = logits.gather(-1, wanted.clamp(min=0)[..., None])[..., 0] - usual
         total, count = (found * counts).sum(-1), counts.sum(-1)
         found = total / count.clamp(min=1)
         return found.view(i, n)

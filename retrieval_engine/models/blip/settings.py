@@ -1,7 +1,7 @@
 """What a BLIP checkpoint's files say about its features, told without building the model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from retrieval_engine.errors import CheckpointInvalid
@@ -106,25 +106,41 @@ class MatchStart:
         cls_token_id: first token of a text that is read alone.
         likelihood: weight of how likely the decoder would write the text, by which the images of a
             text are ordered, too; see `cross_encoder.TellingCrossEncoder`. 0 leaves it out.
+        usual: mean log-likelihood of the pieces of a true text, which is taken off before.
     """
 
     scale: Any
     offset: Any
     cls_token_id: int
     likelihood: float = 0.0
+    usual: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> "MatchStart | None":
-        """That of a configuration, transformers' object or JSON; None where it has none."""
+        """That of a configuration, transformers' object or JSON; None where it has none.
+
+        Raises:
+            CheckpointInvalid: it holds something else.
+        """
         said = stated(config, "match_start")
-        return cls(**said) if said else None
+        if not said:
+            return None
+        names = [f.name for f in fields(cls)]
+        if not isinstance(said, Mapping) or not set(names[:3]) <= set(said) <= set(names):
+            raise CheckpointInvalid(
+                f"match_start in config.json is {said!r}", hint=f"it holds {', '.join(names)}"
+            )
+        for name, value in said.items():
+            if not isinstance(value, int if name == "cls_token_id" else int | float):
+                raise CheckpointInvalid(
+                    f"match_start.{name} in config.json is {value!r}", hint="it is a number"
+                )
+        return cls(**said)
 
     def to_json(self) -> dict[str, Json]:
         """As it stands in a configuration."""
-        said = asdict(self)
-        return (
-            said if self.likelihood else {k: said[k] for k in ("scale", "offset", "cls_token_id")}
-        )
+        told = set() if self.likelihood else {"likelihood", "usual"}
+        return {name: value for name, value in asdict(self).items() if name not in told}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

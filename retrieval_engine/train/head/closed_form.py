@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.device import is_fast_at_bfloat16
 from retrieval_engine.train.head.pairs import FeaturePairs
 from retrieval_engine.train.head.val_recall import val_recall
@@ -135,10 +136,9 @@ class Moments:
         self.means = x.mean(0), y.mean(0)
         (x, x_basis), (y, y_basis) = (_spanned(side - side.mean(0)) for side in (x, y))
         self.bases = x_basis, y_basis
-        # The rounding of bfloat16 is a tenth of the smallest ridge in use, and four times faster.
-        a, b = (x.bfloat16(), y.bfloat16()) if _is_half_fast(x) else (x, y)
-        xx, yy, self.cross = (p.to(x.dtype) / self.rows for p in (a.T @ a, b.T @ b, a.T @ b))
-        self.own = xx, yy
+        # Trap: of real features bfloat16 leaves a matrix that is no covariance.
+        self.own = x.T @ x / self.rows, y.T @ y / self.rows
+        self.cross = x.T @ y / self.rows
 
 
 def _spanned(x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -206,11 +206,15 @@ class Axes:
 
 
 def _root(covariance: Tensor, ridge: float) -> Tensor:
-    """Lower Cholesky factor of a covariance with a share of its trace on the diagonal."""
+    """Lower Cholesky factor of a covariance, a share of its trace added; more if rounding asks for it."""
     added = ridge * covariance.trace().clamp_min(_SMALLEST)
     unit = torch.eye(len(covariance), device=covariance.device)
-    root: Tensor = torch.linalg.cholesky(covariance + added * unit)
-    return root
+    for times in (1, 10, 100, 1000):
+        found = torch.linalg.cholesky_ex(covariance + times * added * unit)
+        if not found.info:
+            root: Tensor = found.L
+            return root
+    raise TrainingError("no head can begin at these features: they are not finite, or of no spread")
 
 
 def _at_unit_size(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,12 +293,7 @@ def reciprocal_rank(images: Tensor, texts: Tensor, image: Tensor) -> float:
     return val_recall(unit(images[first], dim=-1), unit(texts, dim=-1), number).reciprocal
 
 
-def _is_half_fast(x: Tensor) -> bool:
-    """Whether the device is fast at bfloat16 and the (n, …) rows are enough for it to matter."""
-    fast = x.is_cuda or is_fast_at_bfloat16()
-    return fast and len(x) > _MANY_ROWS
-
-
 def half_precision(x: Tensor) -> AbstractContextManager[object]:
     """Autocast to bfloat16 where the device is fast at it and the (n, …) rows are many."""
-    return torch.autocast(x.device.type, torch.bfloat16, enabled=_is_half_fast(x))
+    fast = len(x) > _MANY_ROWS and (x.is_cuda or is_fast_at_bfloat16())
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=fast)

@@ -43,6 +43,7 @@ class CachedModel(nn.Module):
 
     Attributes:
         likelihood: what is written of the decoder's part in ordering images; see `second_opinion`.
+        usual: the same.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class CachedModel(nn.Module):
         self.match_offset = nn.Parameter(torch.tensor(_MATCH_OFFSET))
         start = MatchStart(scale=self.match_scale, offset=self.match_offset, cls_token_id=cls)
         self.cross = StartedCrossEncoder(self.retrieval, start, config.text_config.pooling)
-        self.likelihood = 0.0
+        self.likelihood = self.usual = 0.0
         self.said: Tensor
         self.register_buffer("said", said, persistent=False)
         self._drop, self._frozen, self._cls = drop, frozen_layers, cls
@@ -166,6 +167,7 @@ class CachedModel(nn.Module):
             offset=round(float(self.match_offset.detach()), 4),
             cls_token_id=self._cls,
             likelihood=self.likelihood,
+            usual=self.usual,
         )
 
     def freeze_retrieval(self) -> None:

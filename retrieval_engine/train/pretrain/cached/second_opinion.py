@@ -22,7 +22,7 @@ WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 @torch.no_grad()
 def second_opinion(
     model: CachedModel, data: Described, texts: Texts, scale: ChannelScale, progress: Progress
-) -> float:
+) -> tuple[float, float]:
     """The weight with which the true picture is the likeliest of those that search finds.
 
     For the first caption of some pictures, the best of all by ITC, the true one among them; the
@@ -34,6 +34,9 @@ def second_opinion(
         texts: their captions.
         scale: of the training set's states.
         progress: told about every picture.
+
+    Returns:
+        The weight, and the usual: the mean of the true pictures.
     """
     device = model.temperature.device
     tokens = torch.cat(
@@ -64,7 +67,7 @@ def second_opinion(
         logits[rows, places] = both[:, 1] - both[:, 0]
         means[rows, places] = told(seen[:-1], given, mask)[0]
     progress.stop()
-    return weight_of(logits, means)
+    return weight_of(logits, means), round(float(means[:, 0].mean()), 4)
 
 
 def weight_of(logits: Tensor, means: Tensor) -> float:

@@ -280,7 +280,7 @@ class CachedRun(PretrainRun):
         report = self._report(self.state.recall, weights)
         model, config, settings = self.model.eval(), self.config, self.config.to_json()
         held_out = self.val_set, self.val_texts, self.scale
-        model.likelihood = second_opinion(model, *held_out, self.progress)
+        model.likelihood, model.usual = second_opinion(model, *held_out, self.progress)
         plain: dict[str, Any] = CachedConfig(
             source=config.source, backbone=config.backbone, backbone_weights="-", text_init="-"
         ).to_json()
