@@ -22,18 +22,36 @@ def ray_nodes(count: int, **head: Any) -> Iterator[Any]:
         head: more of `ray.cluster_utils.Cluster.add_node` for the head.
     """
     _import_ray()
-    from ray.cluster_utils import Cluster
-
     with _loopback():
-        cluster = Cluster()
         try:
-            add_node(cluster, num_cpus=0, **head)
-            for _ in range(count):
-                add_node(cluster, wait=False)
-            cluster.wait_for_nodes()
+            cluster = _started(count, head)
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise  # else the machine was busy: Ray waits for 30 s alone
+            cluster = _started(count, head)
+        try:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+def _started(count: int, head: dict[str, Any]) -> Any:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    before = set(_descendants(os.getpid()))
+    try:
+        add_node(cluster, num_cpus=0, **head)
+        for _ in range(count):
+            add_node(cluster, wait=False)
+        cluster.wait_for_nodes(timeout=90)
+    except BaseException:
+        cluster.shutdown()
+        for process in set(_descendants(os.getpid())) - before:  # of a node that never was one
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        raise
+    return cluster
 
 
 def add_node(cluster: Any, num_cpus: int = 1, **how: Any) -> Any:

@@ -275,6 +275,8 @@ def test_a_false_picture_is_another_and_the_likelier_the_harder(
         drawn[hardness] = torch.stack(
             [run.objective._false_pictures(images, seen, draw, rng) for rng in rngs]
         )
+    listed = run.train_set.listed("folder:pictures")["ids"]
+    assert len(listed) == len({str(i) for i in listed}) == len(run.train_set)
     own = torch.arange(4)
     assert not (drawn[0.0] == own).any()
     assert not (drawn[1.0] == own).any()
@@ -288,6 +290,7 @@ def test_the_shared_weights_are_written_once(trained: Path) -> None:
     assert "text_decoder.bert.encoder.layer.0.attention.self.query.weight" in names
     facts = json.loads((trained / "training.json").read_text())
     assert facts["frozen"] == ["vision_model.backbone"]
+    assert "ids" not in facts  # the source's name says them
 
 
 def test_words_are_read_without_the_tower(trained: Path) -> None:

@@ -26,6 +26,7 @@ from retrieval_engine.evaluate.published import (
     published_captions,
     published_recall,
 )
+from retrieval_engine.models.checkpoint import shipped
 from retrieval_engine.store import Store, open_store
 from tests.small_store import SPEC, vectors, write_store
 
@@ -180,6 +181,20 @@ def test_a_record_that_names_a_source_is_listed(tmp_path: Path) -> None:
     elsewhere = read_training_record(tmp_path, ["scenes:6"])
     assert not elsewhere.items
     assert "scenes:30?seed=5" in elsewhere.what
+
+
+def test_ids_in_a_record_need_no_source(tmp_path: Path) -> None:
+    record = {"config": {"source": "flickr8k:elsewhere"}, "ids": ["1.jpg", "3.jpg"]}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    found = find_leaks(make(tmp_path / "s").gallery(), [read_training_record(tmp_path, [SOURCE])])
+    assert (found.shared_ids, found.unknown) == (2, ())
+    assert "flickr8k:elsewhere" in found.trained_on[0]
+
+
+def test_the_default_model_says_what_it_was_trained_on() -> None:
+    record = read_training_record(shipped()["vlre-photo"], ["folder:x"])
+    assert ("", "1000268201_693b08cb0e.jpg") in record.items
+    assert len(record.items) == 4952
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
 from retrieval_engine.evaluate.leaks import (
     LeakReport,
-    TrainingRecord,
     find_leaks,
     known_training_records,
+    of_head,
 )
 from retrieval_engine.evaluate.matching_pool import MatcherFacts, opener_of
 from retrieval_engine.evaluate.positives import (
@@ -203,7 +203,9 @@ def evaluate_store(
         extended = extended_recall(gallery, read_positives(settings.positives), ks=settings.ks)
     training, unknown = known_training_records(gallery, settings.trained_on)
     if isinstance(store, ProjectedStore):
-        training.append(_head_training_record(store.saved))
+        record, chosen = of_head(store.saved, gallery)
+        training.append(record)
+        unknown += chosen
     return Evaluation(
         gallery=gallery,
         results=results,
@@ -252,16 +254,6 @@ def _head_protocol(saved: SavedHead) -> Protocol:
     vectors = f"of what {config.kind} head {saved.weights[:12]} makes of `{config.feature}`"
     score = f"inner product {vectors}, L2-normalised, {ITC.score.partition(', ')[2]}"
     return replace(ITC, name="head", score=score)
-
-
-def _head_training_record(saved: SavedHead) -> TrainingRecord:
-    """What a head has seen, to look for leaks."""
-    seen = saved.trained_on()
-    return TrainingRecord(
-        what=f"head {saved.path}",
-        items=frozenset(zip(seen.sources, seen.ids, strict=True)),
-        keys=frozenset(seen.keys),
-    )
 
 
 def _without_trained(

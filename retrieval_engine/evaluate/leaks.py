@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from retrieval_engine.sources import open_source
 from retrieval_engine.store import Gallery, Store, open_store
 from retrieval_engine.store.gallery import shared_strings
 from retrieval_engine.urls import only_named
+
+if TYPE_CHECKING:
+    from retrieval_engine.heads import SavedHead
 
 RECORD = "training.json"
 NEAR = 0.98  # cosine of features from which two files that cannot be read count as one image
@@ -153,6 +156,21 @@ def read_training_record(path: Path, sources: Collection[str]) -> TrainingRecord
     return _from_record(file, record, sources)
 
 
+def of_head(saved: "SavedHead", gallery: Gallery) -> tuple[TrainingRecord, list[str]]:
+    """What a head was trained on, and a remark where images of the gallery selected its weights."""
+    seen = saved.trained_on()
+    columns = zip(seen.sources, seen.ids, seen.keys, seen.roles, strict=True)
+    trained = [(source, name, key) for source, name, key, role in columns if role == "train"]
+    record = TrainingRecord(
+        what=f"head {saved.path}",
+        items=frozenset((source, name) for source, name, _ in trained),
+        keys=frozenset(key for *_, key in trained),
+    )
+    chose = seen.seen(gallery.sources, gallery.ids, gallery.keys).count("val")
+    remark = f"{chose:,} images selected the best weights of head {saved.path}, which flatters them"
+    return record, [remark] if chose else []
+
+
 def find_leaks(
     gallery: Gallery,
     training: Sequence[TrainingRecord],
@@ -205,8 +223,9 @@ def _from_record(file: Path, record: dict[str, Any], sources: Collection[str]) -
     keys = frozenset(map(str, settings.get("keys", ())))
     what = f"{file.parent.name}/{file.name}"
     if spec := str(settings.get("source") or ""):
-        items |= _source_items(file, spec, settings.get("split"), sources)
         what += f": {spec}"
+    if spec and not items:
+        items = _source_items(file, spec, settings.get("split"), sources)
     elif not items and not keys:
         raise EvaluationError(
             f"{file} names no training item", hint="it needs 'ids', 'keys' or 'source'"

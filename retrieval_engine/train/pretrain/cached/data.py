@@ -15,7 +15,7 @@ from retrieval_engine.models.blip.backbone import EfficientNetLite
 from retrieval_engine.models.device import on_device
 from retrieval_engine.models.text import pre_caption
 from retrieval_engine.progress import Progress
-from retrieval_engine.records import Item
+from retrieval_engine.records import Item, Json
 from retrieval_engine.sources import open_source
 from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.states import encode_states
@@ -54,6 +54,12 @@ class Described:
     def key(self) -> str:
         """Digest of the data."""
         return digest([[item.id for item in self.items], list(self.captions)])
+
+    def listed(self, source: str) -> dict[str, list[Json]]:
+        """The pictures' `ids`, for an evaluation to find leaks by; drawn scenes' name says them."""
+        if source.startswith("scenes:"):
+            return {}
+        return {"ids": [*sorted(item.id for item in self.items)]}
 
     @property
     def owner(self) -> NDArray[np.int64]:

@@ -286,6 +286,7 @@ class CachedRun(PretrainRun):
         ).to_json()
         changed = {k: v for k, v in settings.items() if v != plain[k] or k == "backbone"}
         facts = record(report, settings, changed, self.train_set, model.temperature)
+        seen = self.train_set.listed(self.config.source)
         export(
             model,
             self.backbone,
@@ -293,7 +294,7 @@ class CachedRun(PretrainRun):
             self.scale,
             self.out,
             dtype=getattr(torch, self.config.save_dtype),
-            facts={**facts, "frozen": ["vision_model.backbone"]},
+            facts={**facts, "frozen": ["vision_model.backbone"], **seen},
         )
         self._close()
         return report
