@@ -47,17 +47,29 @@ def cider_d(
         >>> cider_d(["a brown dog".split(), "a dog".split()], references).round(2)
         array([5.5, 0. ])
     """
-    counted = [[ngram_counts(r) for r in image] for image in references]
-    documents: Counter[Ngram] = Counter()
-    for image in counted:
-        documents.update(set().union(*image))
-    rarity = _Rarity(documents, len(references))
-    return np.array(
-        [
-            _similarity(rarity.weigh(ngram_counts(c)), [rarity.weigh(r) for r in image])
-            for c, image in zip(captions, counted, strict=True)
-        ]
-    )
+    scorer = CiderD(references)
+    return np.array([scorer.scores([c], image)[0] for image, c in enumerate(captions)])
+
+
+class CiderD:
+    """CIDEr-D of any captions against the references of one set of images.
+
+    Args:
+        references: tokens of each image's references, at least one.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
+        self._references = references
+        documents: Counter[Ngram] = Counter()
+        for image in references:
+            documents.update(set().union(*(ngram_counts(tokens) for tokens in image)))
+        self._rarity = _Rarity(documents, len(references))
+
+    def scores(self, captions: Sequence[Tokens], image: int) -> list[float]:
+        """Scores of some captions of an image, given by its place among the references."""
+        weigh = self._rarity.weigh
+        told = [weigh(ngram_counts(tokens)) for tokens in self._references[image]]
+        return [_similarity(weigh(ngram_counts(c)), told) for c in captions]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from retrieval_engine.models.captioner import DecodingState
     from retrieval_engine.models.matcher import CrossEncoder
 
 
@@ -109,6 +110,13 @@ class CaptionLearner(Learner, Protocol):
 
     def logits(self, seen: Any, ids: "Tensor", mask: "Tensor") -> "Tensor":
         """(i, n, l) ids and mask of n texts per image -> (i, n, l, v) logits of each next token."""
+
+    def begin(self, states: "Tensor") -> "tuple[list[int], Tensor, DecodingState]":
+        """Begin to write captions for (i, t, w) images, with the weights as they are now.
+
+        Returns:
+            The ids that are given, (i, v) logits of the next token, and what goes on from there.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens that were written after the prompt."""

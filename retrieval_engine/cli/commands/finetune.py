@@ -126,16 +126,24 @@ def retrieval(**options: Any) -> None:
     "--captions-per-image",
     type=int,
     default=None,
-    help="Captions of an image that share a batch, and its keys and values.",
+    help="Captions of an image that share a batch, and its keys and values; with a reward those "
+    "that are drawn  [default: 1; 4 with a reward]",
 )
 @click.option(
     "--select",
     type=click.Choice(["loss", "bleu4", "cider"]),
     default=None,
-    help="What the best weights have the best of  [default: loss]",
+    help="What the best weights have the best of  [default: loss; cider with a reward]",
+)
+@click.option(
+    "--reward",
+    type=click.Choice(["cider"]),
+    default=None,
+    help="Draw captions, and make likelier what scores better than the image's others. For a model "
+    "that the loss has trained.",
 )
 def caption(**options: Any) -> None:
-    """Language-model loss on the tokens after the prompt."""
+    """Language-model loss on the tokens after the prompt, or a reward for whole captions."""
     _run("caption", options)
 
 

@@ -162,14 +162,16 @@ class BlipDecodingState:
     Args:
         decoder: transformers' `BlipTextLMHeadModel`.
         tokens: (n, t, w) vision states.
+        formed: see `CrossAttention`.
     """
 
-    def __init__(self, decoder: Any, tokens: Tensor) -> None:
+    def __init__(self, decoder: Any, tokens: Tensor, *, formed: bool = False) -> None:
         self._embeddings = decoder.bert.embeddings
         self._layers = list(decoder.bert.encoder.layer)
         self._head = decoder.cls
         self._tokens = tokens
-        self._images = [CrossAttention(layer.crossattention.self, tokens) for layer in self._layers]
+        cross = (layer.crossattention.self for layer in self._layers)
+        self._images = [CrossAttention(attention, tokens, formed=formed) for attention in cross]
         self._past: list[tuple[Tensor, Tensor]] = []  # each (n b, h, l, d)
         self._sentences = 1  # b
 

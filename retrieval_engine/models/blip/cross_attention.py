@@ -29,13 +29,17 @@ class CrossAttention:
     Args:
         attention: transformers' cross-attention module.
         tokens: (n, t, w) vision states, in the dtype that is computed in.
+        formed: form keys and values at once, through the modules, which may be adapters'.
     """
 
-    def __init__(self, attention: Any, tokens: Tensor) -> None:
+    def __init__(self, attention: Any, tokens: Tensor, *, formed: bool = False) -> None:
         self._attention = attention
         self._tokens = tokens
         self._heads = attention.num_attention_heads
         self._formed: tuple[Tensor, Tensor] | None = None
+        if formed:
+            self._formed = keys_values_of(attention, tokens)
+            return
         # (h, d, w); cast once for the whole batch, where autocast would at every step
         self._key, self._value = (
             linear.weight.to(tokens.dtype).view(self._heads, -1, tokens.shape[-1])

@@ -18,7 +18,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, Bli
 
 from retrieval_engine.models import text
 from retrieval_engine.models.attend import keys_values_of
-from retrieval_engine.models.blip.captioner import PROMPT
+from retrieval_engine.models.blip.captioner import PROMPT, BlipDecodingState
 from retrieval_engine.models.blip.cross_encoder import open_cross_encoder
 from retrieval_engine.models.blip.hybrid import load_captioning, load_decoder, load_retrieval
 from retrieval_engine.models.blip.likelihood import decoder_states
@@ -29,7 +29,7 @@ from retrieval_engine.models.blip.settings import (
     part_of,
     refuse_answering,
 )
-from retrieval_engine.models.captioner import generation_defaults
+from retrieval_engine.models.captioner import DecodingState, generation_defaults
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.learner import Task
 from retrieval_engine.models.loading import load_config, load_model, load_tokenizer
@@ -186,6 +186,13 @@ class BlipCaption(_Blip):
         """See `CaptionLearner.read`: (i, h, t, d) keys and values of each layer."""
         layers = self.model.text_decoder.bert.encoder.layer
         return [keys_values_of(layer.crossattention.self, states) for layer in layers]
+
+    def begin(self, states: Tensor) -> tuple[list[int], Tensor, DecodingState]:
+        """See `CaptionLearner.begin`."""
+        [whole], given = self.encode([""])
+        state = BlipDecodingState(self.model.text_decoder, states, formed=True)
+        ids = torch.tensor(whole[:given], device=states.device)
+        return whole[:given], state.read(ids.expand(len(states), 1, -1))[:, 0], state
 
     def logits(self, seen: Seen, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CaptionLearner.logits`."""

@@ -162,7 +162,10 @@ class Blip2Captioner(Blip2Images):
             state: OptDecodingState = OptDecodingState(speaking.language_model)
             return state.read(inputs_embeds=embeds)[:, 0], state
         start = self.prompt_ids(prompt)[0]
-        t5 = T5DecodingState(speaking.language_model, embeds)
+        encoder = speaking.language_model.get_encoder()
+        t5 = T5DecodingState(
+            speaking.language_model, encoder(inputs_embeds=embeds).last_hidden_state
+        )
         ids = torch.full((len(tokens), 1), start, device=tokens.device)
         return t5.read(ids)[:, 0], t5
 
@@ -207,14 +210,14 @@ class T5DecodingState(OptDecodingState):
 
     Args:
         model: transformers' `T5ForConditionalGeneration`.
-        embeds: (n, l, h) what its encoder reads of each image.
+        encoded: (n, l, h) what its encoder made of each image.
     """
 
-    def __init__(self, model: Any, embeds: Tensor) -> None:
+    def __init__(self, model: Any, encoded: Tensor) -> None:
         super().__init__(model)
         config = model.config
         self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-        self._seen = model.get_encoder()(inputs_embeds=embeds).last_hidden_state
+        self._seen = encoded
 
     def choose(self, rows: Tensor) -> None:
         """See `OptDecodingState.choose`."""

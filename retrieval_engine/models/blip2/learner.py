@@ -19,11 +19,17 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2PreTrainedModel, Bli
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models import text
 from retrieval_engine.models.blip2 import part_of
-from retrieval_engine.models.blip2.captioner import PROMPT, SpeakingPart, end_token
+from retrieval_engine.models.blip2.captioner import (
+    PROMPT,
+    OptDecodingState,
+    SpeakingPart,
+    T5DecodingState,
+    end_token,
+)
 from retrieval_engine.models.blip2.cross_encoder import Blip2CrossEncoder
 from retrieval_engine.models.blip2.encoder import MAX_TOKENS, MAX_WORDS
 from retrieval_engine.models.blip2.parts import QueryPart, RetrievalPart, ln_vision_eps
-from retrieval_engine.models.captioner import generation_defaults
+from retrieval_engine.models.captioner import DecodingState, generation_defaults
 from retrieval_engine.models.checkpoint import Checkpoint, weight_digests
 from retrieval_engine.models.learner import Task
 from retrieval_engine.models.loading import load_config, load_model, load_tokenizer
@@ -191,6 +197,18 @@ class Blip2Caption(_Blip2):
         embeds = torch.cat((found, prompt.expand(len(found), -1, -1).to(found)), dim=1)
         encoded: Tensor = model.language_model.get_encoder()(inputs_embeds=embeds).last_hidden_state
         return encoded
+
+    def begin(self, states: Tensor) -> tuple[list[int], Tensor, DecodingState]:
+        """See `CaptionLearner.begin`."""
+        language, seen = self.model.language_model, self.read(states)
+        ids = torch.tensor(self._given, device=seen.device).expand(len(seen), -1)
+        if not self._writes_on:
+            t5 = T5DecodingState(language, seen)
+            return self._given, t5.read(ids)[:, 0], t5
+        words = language.get_input_embeddings()(ids)
+        state = OptDecodingState(language)
+        logits = state.read(inputs_embeds=torch.cat((seen.to(words), words), dim=1))
+        return self._given, logits[:, 0], state
 
     def logits(self, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """See `CaptionLearner.logits`."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from retrieval_engine.train.finetune.config import (
         PRESETS,
         FinetuneConfig,
+        Reward,
         Select,
         Task,
         configure,
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "FinetuneConfig",
     "FinetuneReport",
+    "Reward",
     "Select",
     "Task",
     "configure",
@@ -31,7 +33,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        ".config": ("PRESETS", "FinetuneConfig", "Select", "Task", "configure"),
+        ".config": ("PRESETS", "FinetuneConfig", "Reward", "Select", "Task", "configure"),
         ".model_output": ("FinetuneReport",),
         ".trainer": ("finetune",),
     },

@@ -5,7 +5,7 @@ smoothed. Validation reports it without smoothing: the mean surprise of a token,
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,7 +28,8 @@ from retrieval_engine.train.finetune.vision_states import padded
 IGNORED = -100
 
 _VAL_IMAGES = 32
-_WRITTEN = 64  # images whose captions are written at each validation
+_WRITTEN = 64  # images whose captions are written at each validation, for a look
+_JUDGED = 256  # and where they decide
 _LOGGED = 8
 _LONGEST = 20  # tokens of a written caption, after the prompt
 _FEWEST = 8  # captions that can be judged
@@ -70,7 +71,7 @@ class CaptionObjective(TaskObjective):
         self.samples: dict[str, str] = {}
         self.warning = ""
 
-    def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> CaptionBatch:
+    def prepare(self, data: CaptionedImages, group: Group, loaded: NDArray[Any]) -> Any:
         """See `TaskObjective.prepare`: tokens and labels."""
         return caption_batch(self._learner, data, group.captions, loaded)
 
@@ -119,7 +120,7 @@ class CaptionObjective(TaskObjective):
         return {"caption_loss": total / count, **self._written(data)}
 
     def _written(self, data: CaptionedImages) -> dict[str, float]:
-        images = np.arange(min(_WRITTEN, len(data)))
+        images = np.arange(min(_JUDGED if self.higher_is_better else _WRITTEN, len(data)))
         texts: list[str] = []
         for start in range(0, len(images), _VAL_IMAGES):
             some = images[start : start + _VAL_IMAGES]
@@ -180,23 +181,44 @@ def caption_loss_sum(logits: Tensor, labels: Tensor, *, smoothing: float) -> Ten
 
 @torch.no_grad()
 def greedy_captions(learner: CaptionLearner, states: Tensor) -> list[str]:
-    """The likeliest word after word for each of (i, t, w) images: for a look, not for speed."""
-    rows, given = learner.encode([""])
-    ids = torch.tensor(rows[0][:given], device=states.device).expand(len(states), 1, -1)
-    seen = learner.read(states)
-    ended = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    for _ in range(_LONGEST):
-        logits = learner.logits(seen, ids, torch.ones_like(ids))[:, 0, -1]
-        chosen = logits.argmax(-1).masked_fill(ended, learner.end_id)
+    """The likeliest word after word for each of (i, t, w) images."""
+    ids, given = written(learner, states, lambda logits: logits.argmax(-1))
+    return [learner.decode(sentence(learner, row)) for row in ids[:, 0, given:].tolist()]
+
+
+@torch.no_grad()
+def written(
+    learner: CaptionLearner, states: Tensor, choose: Callable[[Tensor], Tensor], *, count: int = 1
+) -> tuple[Tensor, int]:
+    """Captions of images, a word at a time.
+
+    Args:
+        learner: with the weights as they are now.
+        states: (i, t, w).
+        choose: (i, count, v) logits -> (i, count) tokens.
+        count: captions of an image.
+
+    Returns:
+        (i, count, l) ids, given ones and end included, the end again behind the end; and how many
+        are given.
+    """
+    begun, first, state = learner.begin(states)
+    logits = first[:, None].expand(-1, count, -1)
+    ids = torch.tensor(begun, device=states.device).expand(len(states), count, -1)
+    ended = torch.zeros(ids.shape[:2], dtype=torch.bool, device=states.device)
+    for place in range(_LONGEST):
+        chosen = choose(logits).masked_fill(ended, learner.end_id)
         ended |= chosen == learner.end_id
-        ids = torch.cat((ids, chosen[:, None, None]), dim=-1)
-        if bool(ended.all()):
+        ids = torch.cat((ids, chosen[..., None]), dim=-1)
+        if place + 1 == _LONGEST or bool(ended.all()):
             break
-    texts = []
-    for row in ids[:, 0, given:].tolist():
-        end = row.index(learner.end_id) if learner.end_id in row else len(row)
-        texts.append(learner.decode(row[:end]))
-    return texts
+        logits = state.step(chosen, None)
+    return ids, len(begun)
+
+
+def sentence(learner: CaptionLearner, ids: list[int]) -> list[int]:
+    """What comes before the end."""
+    return ids[: ids.index(learner.end_id)] if learner.end_id in ids else ids
 
 
 def variety(texts: Sequence[str]) -> dict[str, float]:

@@ -18,6 +18,13 @@ class Select(StrEnum):
     CIDER = "cider"
 
 
+class Reward(StrEnum):
+    """What captions are trained to be good at, in place of the words of their references."""
+
+    NONE = ""
+    CIDER = "cider"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneConfig:
     """One fine-tuning. Two equal configs on the same data give the same weights.
@@ -41,6 +48,9 @@ class FinetuneConfig:
             It changes memory and time, not the gradients.
         captions_per_image: captions of one image that share a batch; more than one makes its
             keys and values serve several.
+            With a reward: captions that are drawn of each image, at least two.
+        reward: draw captions and make likelier those that score better than the image's others,
+            for a model that the loss has trained; `select` says by which figure.
         lr: peak step of AdamW; 0 takes 1e-5 for a model of 768 units and more for smaller ones,
             ten times that for adapters.
         weight_decay: of matrices.
@@ -80,6 +90,7 @@ class FinetuneConfig:
     batch_size: int = 64
     micro_batch: int = 0
     captions_per_image: int = 1
+    reward: Reward = Reward.NONE
     lr: float = 0.0
     weight_decay: float = 0.05
     warmup: float = 0.05
@@ -106,6 +117,8 @@ class FinetuneConfig:
         if self.negatives and (self.task is not Task.RETRIEVAL or self.batch_size % 2):
             raise UsageError("`negatives` are of retrieval, and need an even `batch_size`")
         self._check_batch()
+        if self.reward:
+            self._check_reward()
         self._check_regularisation()
         if self.quantize not in ("", "8bit", "4bit"):
             raise UsageError(f"`quantize` is {self.quantize!r}, must be 8bit or 4bit")
@@ -126,6 +139,18 @@ class FinetuneConfig:
             raise UsageError(
                 f"`batch_size={self.batch_size}` is no multiple of "
                 f"`captions_per_image={self.captions_per_image}`"
+            )
+
+    def _check_reward(self) -> None:
+        if self.task is not Task.CAPTION or self.captions_per_image < 2:
+            raise UsageError(
+                "a `reward` is of captions, and compares at least two of an image: "
+                f"`captions_per_image` is {self.captions_per_image}"
+            )
+        if self.select is Select.LOSS:
+            raise UsageError(
+                "a `reward` makes the loss worse; weights cannot be chosen by it",
+                hint="use `select='cider'` or `select='bleu4'`",
             )
 
     def _check_regularisation(self) -> None:
@@ -165,6 +190,7 @@ class Preset:
     values: Mapping[str, Json]
 
 
+_DRAWN = 4  # captions of an image that a reward compares
 _BLIP: Mapping[str, Json] = MappingProxyType({"batch_size": 256, "lr": 1e-5, "warmup": 0.0})
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -232,6 +258,10 @@ def configure(task: Task, *, preset: Json = "", **given: Json) -> FinetuneConfig
             raise UsageError(f"no preset {preset!r} for {task}; known: {', '.join(mine)}")
         values |= PRESETS[preset].values
     values |= {name: value for name, value in given.items() if value is not None}
+    if reward := values.get("reward"):
+        values["reward"] = Reward(str(reward))
+        for name, usual in (("captions_per_image", _DRAWN), ("select", "cider")):
+            values.setdefault(name, usual)
     if "select" in values:
         values["select"] = Select(str(values["select"]))
     known_names = {field.name for field in fields(FinetuneConfig)}

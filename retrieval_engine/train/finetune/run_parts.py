@@ -21,6 +21,7 @@ from retrieval_engine.train.finetune.distributed import Processes
 from retrieval_engine.train.finetune.hard_negatives import read_negatives
 from retrieval_engine.train.finetune.objective import Arithmetic, TaskObjective, training_dtype
 from retrieval_engine.train.finetune.retrieval import RetrievalObjective
+from retrieval_engine.train.finetune.rewarded import RewardObjective
 from retrieval_engine.train.finetune.vision_states import CachedStates, Loader, PixelStates
 from retrieval_engine.train.lora import LoraOptions, attach, matching_modules
 
@@ -119,7 +120,10 @@ def open_parts(config: FinetuneConfig, processes: Processes) -> RunParts:
     loader = _loader(config, learner, store, sets, device)
     arithmetic = Arithmetic(device, dtype, config.seed)
     kind = RetrievalObjective if config.task is Task.RETRIEVAL else CaptionObjective
+    kind = RewardObjective if config.reward else kind
     objective: TaskObjective = kind(learner, loader, config, processes, arithmetic)
+    if isinstance(objective, RewardObjective):
+        objective.refer_to(sets.train)
     optimiser, peak = _optimiser(config, learner, objective)
     return RunParts(
         checkpoint=checkpoint,

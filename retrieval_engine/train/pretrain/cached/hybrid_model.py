@@ -170,6 +170,20 @@ class CachedModel(nn.Module):
             usual=self.usual,
         )
 
+    @torch.no_grad()
+    def begin_with(self, mapping: Tensor, components: Tensor, middle: Tensor) -> None:
+        """Begin the image side and both projections with a closed solution, see `first_guess`."""
+        retrieval = self.retrieval
+        retrieval.vision_model.mean_projection.weight.copy_(mapping)
+        # Each place says, in the BERT's space, what it shows: so cross-attention can begin.
+        retrieval.vision_model.embeddings.patch_embedding.weight.add_(mapping)
+        retrieval.vision_model.mean_projection.bias.zero_()
+        dim = len(components)
+        for projection in (retrieval.vision_proj, retrieval.text_proj):
+            projection.weight[:dim].copy_(components)
+            projection.bias.zero_()
+        retrieval.text_proj.bias[:dim].copy_(-components @ middle)
+
     def freeze_retrieval(self) -> None:
         """From now on vectors stay: cross-attention, matching head and decoder learn alone."""
         for name, parameter in self.named_parameters():

@@ -92,6 +92,9 @@ class Prototypes:
         self._ways[:, : rows.shape[1]] = _LENGTH * rows / length / scale[: rows.shape[1]]
         self._names = names
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], list[str]]:
         """N things: (n, p, c) states and n texts, each of another class."""
         classes = rng.permutation(len(self._names))[: 2 * n]

@@ -10,7 +10,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,12 @@ from retrieval_engine.train.pretrain.cached.config import CachedConfig
 from retrieval_engine.train.pretrain.cached.data import StateBatcher, load_described, measure
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.judge import judge
+from retrieval_engine.train.pretrain.cached.projections import (
+    improve_projections,
+    named_pairs,
+    pooled_pairs,
+    read_captions,
+)
 from retrieval_engine.train.pretrain.cached.prototypes import Prototypes, read_class_names
 from retrieval_engine.train.pretrain.cached.second_opinion import second_opinion
 from retrieval_engine.train.pretrain.cached.start import (
@@ -48,7 +54,6 @@ from retrieval_engine.train.schedule import step_factor
 from retrieval_engine.train.trackers import check_tracker
 
 _TEXT_LENGTH = PRESETS["tiny"].text_length
-_ROWS = 256
 
 
 @dataclass(slots=True, kw_only=True)
@@ -143,11 +148,11 @@ class CachedRun(PretrainRun):
                 frozen_layers=config.frozen_layers,
                 cls=int(self.tokenizer.convert_tokens_to_ids("[CLS]")),
             ).to(self.device)
-        prototypes = None
+        self.prototypes = None
         if config.prototypes and names:
-            prototypes = Prototypes(rows, names, self.scale.scale)
+            self.prototypes = Prototypes(rows, names, self.scale.scale)
         self.objective = CachedObjective(
-            self.model, self.train_set, self.texts, config, prototypes, said.to(self.device)
+            self.model, self.train_set, self.texts, config, self.prototypes, said.to(self.device)
         )
         self.batcher = StateBatcher(self.train_set, self.scale, config, self.device)
         lrs = (config.text_lr, config.image_lr, config.fusion_lr, config.decoder_lr)
@@ -177,32 +182,12 @@ class CachedRun(PretrainRun):
     def _guess(self, means: NDArray[np.float32]) -> None:
         """Begin the image side and both projections with a closed solution."""
         data, model = self.train_set, self.model.eval()
-        rows = np.arange(len(data.captions))
-        self.progress.start("reading captions", len(rows))
-        parts = []
-        for start in range(0, len(rows), _ROWS):
-            words = self.texts.of(rows[start : start + _ROWS], mirrored=False).to(self.device)
-            parts.append(model.text_states(words.ids, words.mask).float().cpu())
-            self.progress.advance(len(words.ids))
-        self.progress.stop()
-        states = torch.cat(parts)
+        states = read_captions(model, self.texts, len(data.captions), self.progress).cpu()
         self.objective.learn_likeness(states)
         sums = np.add.reduceat(states.numpy(), data.starts[:-1])
         own = (sums / np.diff(data.starts)[:, None]).astype(np.float32)
-        mapping, components, middle = (
-            torch.from_numpy(a).to(self.device)
-            for a in first_guess(means, own, self.config.embed_dim)
-        )
-        retrieval = model.retrieval
-        retrieval.vision_model.mean_projection.weight.copy_(mapping)
-        # Each place says, in the BERT's space, what it shows: so cross-attention can begin.
-        retrieval.vision_model.embeddings.patch_embedding.weight.add_(mapping)
-        retrieval.vision_model.mean_projection.bias.zero_()
-        dim = len(components)
-        for projection in (retrieval.vision_proj, retrieval.text_proj):
-            projection.weight[:dim].copy_(components)
-            projection.bias.zero_()
-        retrieval.text_proj.bias[:dim].copy_(-components @ middle)
+        guess = first_guess(means, own, self.config.embed_dim)
+        model.begin_with(*(torch.from_numpy(part).to(self.device) for part in guess))
 
     def train(self) -> None:
         """Run the steps that are left; the first guess is judged too.
@@ -246,13 +231,23 @@ class CachedRun(PretrainRun):
         self._validate()
         best = torch.load(self._best, map_location=self.device, weights_only=True)
         self.model.load_state_dict(best)
-        self.averaged.module.load_state_dict(best)
+        self._improve()
+        self.averaged.module.load_state_dict(self.model.state_dict())
         self.model.freeze_retrieval()
         if self.config.matching_share:
-            self.model.eval()
             self.objective.learn_bank()
-            self.model.train()
+        self.model.train()
         self.state.kept = -1.0
+
+    def _improve(self) -> None:
+        """Train a head beside the projections of towers that stay as they are from here."""
+        model = self.model.eval()
+        train = pooled_pairs(model, self.train_set, self.texts, self.scale)
+        val = pooled_pairs(model, self.val_set, self.val_texts, self.scale)
+        if self.prototypes:
+            train = train.joined(named_pairs(model, self.prototypes, self.texts), first_only=False)
+        log = self.out / "run" / "head.jsonl"
+        self.state.recall = improve_projections(model, train, val, log, self.progress)
 
     def _validate(self) -> None:
         state = self.state
@@ -278,6 +273,9 @@ class CachedRun(PretrainRun):
         decoder = self.model.text_decoder.parameters()
         weights = {*self.model.retrieval.parameters(), *decoder, *self.backbone.parameters()}
         report = self._report(self.state.recall, weights)
+        if self.state.fused_from == 1:
+            self._improve()
+            report = replace(report, mean_recall=round(self.state.recall, 2))
         model, config, settings = self.model.eval(), self.config, self.config.to_json()
         held_out = self.val_set, self.val_texts, self.scale
         model.likelihood, model.usual = second_opinion(model, *held_out, self.progress)
