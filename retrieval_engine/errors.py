@@ -30,6 +30,13 @@ Raise where the fact is known: the value seen, the value allowed, what to do nex
 calls are named in backticks, as Python: `rerank=3`; commands print them as options.
 """
 
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from enum import StrEnum
+
+Choice = TypeVar("Choice", bound="StrEnum")
+
 
 class VlreError(Exception):
     """An explained failure: one line for people, and a hint what to do about it.
@@ -213,3 +220,28 @@ def require_at_least(settings: object, least: float, *names: str) -> None:
         if value is not None and value < least:
             allowed = f"at least {least:g}" if least else "0 or more"
             raise UsageError(f"`{name}` is {value}, must be {allowed}")
+
+
+def one_of(kind: type[Choice], name: str, value: str) -> Choice:
+    """A choice from its word, or as it is.
+
+    Raises:
+        UsageError: it is none; the message has all there are.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(choice.value or "(none)" for choice in kind)
+        raise UsageError(f"`{name}` is {value!r}, must be one of {known}") from None
+
+
+def accept_words(settings: object, **kinds: "type[StrEnum]") -> None:
+    """Let fields of frozen settings be given as words: `loss="sigmoid"`; None is not given.
+
+    Raises:
+        UsageError: a word is none of the field's choices.
+    """
+    for name, kind in kinds.items():
+        value = getattr(settings, name)
+        if value is not None:
+            object.__setattr__(settings, name, one_of(kind, name, value))

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from retrieval_engine.errors import UsageError, require_at_least
+from retrieval_engine.errors import UsageError, accept_words, require_at_least
 from retrieval_engine.records import Json
 
 BEAMS, NUCLEUS = 3, 0.9  # BLIP's own defaults
@@ -78,6 +78,7 @@ class DecodingOptions:
         Raises:
             UsageError: it names both sides.
         """
+        accept_words(self, beam_rule=BeamRule)
         self._check_ranges()
         if self.sample and (self.beams or 1) > 1:
             raise UsageError(

@@ -13,7 +13,7 @@ import numpy as np
 from retrieval_engine.encoding.model_pool import ModelPool
 from retrieval_engine.encoding.places import placed
 from retrieval_engine.encoding.projected import ProjectedStore, leak_free
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, accept_words
 from retrieval_engine.evaluate.certificate import ITC, Protocol, certificate
 from retrieval_engine.evaluate.leaks import (
     LeakReport,
@@ -76,6 +76,7 @@ class RecallSettings:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
+        accept_words(self, ties=Ties)
         if self.rerank and self.ties is not Ties.LOWER_INDEX:
             raise UsageError(f"re-ranked figures know ties by lower index only, not {self.ties}")
 

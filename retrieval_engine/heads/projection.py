@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import UsageError, accept_words
 from retrieval_engine.records import Json
 
 _WIDEST = 32_768
@@ -48,6 +48,7 @@ class HeadConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        accept_words(self, kind=HeadKind)
         for name in ("image_width", "text_width", "dim"):
             if getattr(self, name) < 1:
                 raise UsageError(f"a head's {name} must be at least 1, got {getattr(self, name)}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrieval_engine.errors import EvaluationError, ShapeError
+from retrieval_engine.errors import EvaluationError, ShapeError, one_of
 from retrieval_engine.metrics.pair_scores import (
     Ints,
     Vectors,
@@ -113,6 +113,7 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
         EvaluationError: a vector holds NaN or infinity, or there is no caption.
     """
     asked = _Captions.of(captions, caption_image, n_images)
+    ties = one_of(Ties, "ties", ties)
     same = contents if ties is not Ties.PESSIMISTIC else None
     to_text = Race.of(n_images, same.captions if same else None, ties)
     to_image = Race.of(len(captions), same.images if same else None, ties)

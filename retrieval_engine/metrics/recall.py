@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval_engine.errors import ShapeError, UsageError
+from retrieval_engine.errors import ShapeError, UsageError, one_of
 from retrieval_engine.metrics.pair_scores import Ints, Vectors
 from retrieval_engine.metrics.race import Ties
 from retrieval_engine.metrics.ranks import NO_QUERY, Ranks, rank
@@ -112,7 +112,7 @@ class RecallReport:
             text_to_image=DirectionReport.of(ranks.text_to_image, ks),
             ranks=ranks,
             caption_image=caption_image,
-            ties=ties,
+            ties=one_of(Ties, "ties", ties),
             fingerprint=fingerprint,
             seconds=seconds,
         )

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval_engine.errors import EvaluationError, UsageError
+from retrieval_engine.errors import EvaluationError, UsageError, accept_words
 from retrieval_engine.index.exact import ExactIndex
 from retrieval_engine.metrics.calibration import fit_logistic, reliability
 from retrieval_engine.models import Encoder, reopen_encoder
@@ -55,6 +55,7 @@ class CalibrationSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        accept_words(self, by=MatchBy)
         if self.captions < 20:
             raise UsageError(f"`captions` is {self.captions}, must be at least 20")
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from types import MappingProxyType
 
-from retrieval_engine.errors import UsageError, require_at_least
+from retrieval_engine.errors import UsageError, accept_words, require_at_least
 from retrieval_engine.models.learner import Task as Task
 from retrieval_engine.records import Json
 
@@ -111,6 +111,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other or are out of range."""
+        accept_words(self, task=Task, select=Select, reward=Reward)
         require_at_least(self, 1, "epochs", "batch_size", "captions_per_image")
         require_at_least(self, 0, "max_steps", "micro_batch", "lr", "queue")
         require_at_least(self, 0, "eval_every", "patience", "keep_every")
@@ -258,12 +259,9 @@ def configure(task: Task, *, preset: Json = "", **given: Json) -> FinetuneConfig
             raise UsageError(f"no preset {preset!r} for {task}; known: {', '.join(mine)}")
         values |= PRESETS[preset].values
     values |= {name: value for name, value in given.items() if value is not None}
-    if reward := values.get("reward"):
-        values["reward"] = Reward(str(reward))
+    if values.get("reward"):
         for name, usual in (("captions_per_image", _DRAWN), ("select", "cider")):
             values.setdefault(name, usual)
-    if "select" in values:
-        values["select"] = Select(str(values["select"]))
     known_names = {field.name for field in fields(FinetuneConfig)}
     assert set(values) <= known_names, set(values) - known_names
     return FinetuneConfig(task=task, **values)  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 """How a head is trained: every choice, checked, and written beside what it produced."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from retrieval_engine.errors import UsageError, require_at_least
+from retrieval_engine.errors import UsageError, accept_words, require_at_least
 from retrieval_engine.heads import HeadKind
 from retrieval_engine.records import Json
 
@@ -102,6 +102,7 @@ class HeadRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        accept_words(self, kind=HeadKind, captions=CaptionChoice, loss=Loss, start=Start)
         require_at_least(self, 0, "dim", "hidden", "train_size", "val_size", "epochs", "batch_size")
         require_at_least(self, 0, "patience", "hard_negatives", "refit_below")
         if self.batch_size == 1 or 0 < self.train_size < 2:
@@ -123,15 +124,8 @@ def recipe_of(choices: Mapping[str, Any]) -> HeadRecipe:
     Raises:
         UsageError: a choice is unknown or out of range.
     """
-    kinds: dict[str, Callable[[Any], Any]] = {
-        "kind": HeadKind,
-        "captions": CaptionChoice,
-        "loss": Loss,
-        "start": Start,
-    }
     try:
-        typed = {name: kinds.get(name, lambda v: v)(value) for name, value in choices.items()}
-        return HeadRecipe(**typed)
+        return HeadRecipe(**choices)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
