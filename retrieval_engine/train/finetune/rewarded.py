@@ -7,7 +7,10 @@ mean of the other captions drawn for the image (Luo, "A Better Variant of Self-C
 Training", 2020), which needs no caption of its own. The end of a sentence counts as a word on both
 sides, as in the authors' later code: without it the reward teaches to break off.
 
-There is no dropout in a step: what is made likelier is what was drawn.
+Captions are drawn at a temperature of a half, and their likelihood is that of this distribution: near
+what greedy decoding and beams will write. At one, a model that was trained with label smoothing draws a
+word from nowhere in most captions, and would learn no more than to leave that. There is no dropout in
+a step: what is made likelier is what was drawn.
 """
 
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from retrieval_engine.metrics.ptb import ptb_tokens
 from retrieval_engine.train.finetune.captioned import CaptionedImages, Group, Ints
 from retrieval_engine.train.finetune.captioning import CaptionObjective, sentence, written
 
+_TEMPERATURE = 0.5
 _END = "</s>"  # no word that the tokenizer of the metrics gives
 
 
@@ -127,15 +131,15 @@ def policy_loss_sum(logits: Tensor, drawn: Drawn) -> Tensor:
     """Minus the log-likelihood of the tokens that were drawn, each times its caption's gain.
 
     Args:
-        logits: (i, n, l, v); position p says how likely the token at p + 1 was.
+        logits: (i, n, l, v), of no temperature yet; position p says how likely the token at p + 1 was.
         drawn: what was drawn.
     """
     surprise = cross_entropy(
-        logits[..., :-1, :].flatten(0, -2), drawn.ids[..., 1:].flatten(), reduction="none"
+        logits[..., :-1, :].flatten(0, -2) / _TEMPERATURE, drawn.ids[..., 1:].flatten(), reduction="none"
     ).view_as(drawn.ids[..., 1:])
     return (surprise * drawn.counts[..., 1:] * drawn.gains[..., None]).sum()
 
 
 def _at_random(logits: Tensor) -> Tensor:
-    chances = logits.flatten(0, 1).softmax(-1)
+    chances = (logits.flatten(0, 1) / _TEMPERATURE).softmax(-1)
     return torch.multinomial(chances, 1).view(logits.shape[:2])
