@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from retrieval_engine.cli import main
 from retrieval_engine.encoding import import_embeddings
 from retrieval_engine.errors import FeatureMissing, TrainingError, UsageError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, load_head
@@ -414,3 +416,23 @@ def test_features_that_are_not_finite_are_told() -> None:
     rows = torch.full((50, 4), torch.nan)
     with pytest.raises(TrainingError, match="not finite"):
         Axes(Moments(TruePairs(images=rows, texts=rows, image=torch.arange(50))), 1.0, 2)
+
+
+def test_search_without_a_head_stands_beside_it(tmp_path: Path, store: Store) -> None:
+    told = tmp_path / "told"
+    run = CliRunner().invoke
+    command = ["encode", "scenes:80?seed=4", "--model", "vlre-tiny", "--device", "cpu"]
+    assert run(main, [*command, "--features", "itc,pooled", "--store", str(told)]).exit_code == 0
+    itc = read_training_data(open_store(told), HeadRecipe(feature="itc"), CPU).val
+    image, row = itc.owners
+    expected = val_recall(itc.images, itc.texts[row], image)
+    train = ["train-head", "--store", str(told), "--epochs", "0", "--start", "random", "--dim", "4"]
+    said = run(main, [*train, "--out", str(tmp_path / "poor")])
+    assert f"search without a head: {expected.mean:.2f}" in said.output
+    assert "no better than without; --feature itc begins there" in said.output
+    found = json.loads(run(main, [*train, "--out", str(tmp_path / "again"), "--json"]).stdout)
+    assert found["without_head"] == expected.to_json()
+    begun = train_head(open_store(told), tmp_path / "itc", HeadRecipe(feature="itc", epochs=0))
+    assert begun.without is None
+    assert begun.start.mean >= expected.mean  # begins there, or with what is better
+    assert train_head(store, tmp_path / "made", QUICK).without is None  # has no `itc`

@@ -145,3 +145,7 @@ def _print(report: "HeadReport") -> None:
         f"{report.best_epoch} of {report.epochs}; {len(report.train):,} images to train on, "
         f"{len(report.val):,} to select on; {report.seconds:.1f} s"
     )
+    if report.without:
+        console.print(f"search without a head: {report.without.mean:.2f}")
+        if report.without.mean >= report.best.mean:
+            console.print("no better than without; --feature itc begins there")

@@ -135,7 +135,9 @@ def policy_loss_sum(logits: Tensor, drawn: Drawn) -> Tensor:
         drawn: what was drawn.
     """
     surprise = cross_entropy(
-        logits[..., :-1, :].flatten(0, -2) / _TEMPERATURE, drawn.ids[..., 1:].flatten(), reduction="none"
+        logits[..., :-1, :].flatten(0, -2) / _TEMPERATURE,
+        drawn.ids[..., 1:].flatten(),
+        reduction="none",
     ).view_as(drawn.ids[..., 1:])
     return (surprise * drawn.counts[..., 1:] * drawn.gains[..., None]).sum()
 

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from retrieval_engine.errors import TrainingError
+from retrieval_engine.errors import FeatureMissing, TrainingError
 from retrieval_engine.heads import TrainedOn
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
 from retrieval_engine.store.gallery import shared_strings, some_of
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
+ITC = "itc"
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
 _FEW = 500
@@ -71,11 +72,14 @@ class TrainingData:
         train: to learn from.
         val: to select on; shares no image with `train`.
         trained_on: both, by source, id and key.
+        val_itc: what search without a head compares of `val`; None where the store lacks some of
+            it, or the head reads it itself.
     """
 
     train: FeaturePairs
     val: FeaturePairs
     trained_on: TrainedOn
+    val_itc: FeaturePairs | None = None
 
 
 def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -> TrainingData:
@@ -98,7 +102,17 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
         train=_pairs(store, recipe.feature, rows[0], tables[0], device),
         val=_pairs(store, recipe.feature, rows[1], tables[1], device),
         trained_on=_trained_on(gallery, {"train": train, "val": val}),
+        val_itc=_searched(store, rows[1], tables[1], device) if recipe.feature != ITC else None,
     )
+
+
+def _searched(
+    store: Store, rows: Ints, captions: Ints, device: torch.device
+) -> FeaturePairs | None:
+    try:
+        return _pairs(store, ITC, rows, captions, device)
+    except FeatureMissing:
+        return None
 
 
 def _choose(gallery: Gallery, recipe: HeadRecipe) -> tuple[Ints, Ints]:

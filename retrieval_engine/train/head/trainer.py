@@ -20,7 +20,7 @@ from retrieval_engine.store import Store
 from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
-from retrieval_engine.train.head.val_recall import ValRecall
+from retrieval_engine.train.head.val_recall import ValRecall, val_recall
 from retrieval_engine.train.runlog import OnValidation, Panel, draw_curves
 from retrieval_engine.train.trackers import RunTracker, check_tracker
 
@@ -58,6 +58,8 @@ class HeadReport:
             the head before.
         epochs: epochs run.
         seconds: wall time, reading included.
+        without: validation recall of search without a head; None where the store has no `itc` of
+            all, or the head reads it, which then begins there.
     """
 
     saved: SavedHead
@@ -70,6 +72,7 @@ class HeadReport:
     epochs: int
     refitted: bool
     seconds: float
+    without: ValRecall | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The report as one JSON object."""
@@ -92,6 +95,7 @@ def _facts(report: HeadReport) -> dict[str, Json]:
         "val": size(report.val),
         "start": report.start.to_json(),
         "metrics": report.best.to_json(),
+        "without_head": report.without.to_json() if report.without else None,
         "best_epoch": report.best_epoch,
         "epochs": report.epochs,
         "refitted": report.refitted,
@@ -156,10 +160,18 @@ def train_head(
         best_epoch=run.best_epoch,
         epochs=run.epochs,
         seconds=time.perf_counter() - began,
+        without=_without_head(data.val_itc),
     )
     record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
     trained_on = _all_trained(data.trained_on) if refitted else data.trained_on
     return replace(report, saved=save_head(_saved(store, run.head, out, record), trained_on))
+
+
+def _without_head(pairs: FeaturePairs | None) -> ValRecall | None:
+    if pairs is None:
+        return None
+    image, row = pairs.owners
+    return val_recall(pairs.images, pairs.texts[row], image)
 
 
 def _all_trained(records: TrainedOn) -> TrainedOn:
