@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -429,10 +430,53 @@ def test_search_without_a_head_stands_beside_it(tmp_path: Path, store: Store) ->
     train = ["train-head", "--store", str(told), "--epochs", "0", "--start", "random", "--dim", "4"]
     said = run(main, [*train, "--out", str(tmp_path / "poor")])
     assert f"search without a head: {expected.mean:.2f}" in said.output
-    assert "no better than without; --feature itc begins there" in said.output
+    assert "no better than without: try --feature itc --beside 0.5" in said.output
     found = json.loads(run(main, [*train, "--out", str(tmp_path / "again"), "--json"]).stdout)
     assert found["without_head"] == expected.to_json()
     begun = train_head(open_store(told), tmp_path / "itc", HeadRecipe(feature="itc", epochs=0))
-    assert begun.without is None
+    assert begun.without == expected
     assert begun.start.mean >= expected.mean  # begins there, or with what is better
     assert train_head(store, tmp_path / "made", QUICK).without is None  # has no `itc`
+
+
+def test_a_head_beside_the_features_goes_from_these_to_the_head(tmp_path: Path) -> None:
+    store = paired_store(tmp_path / "store", 600, (24, 24))
+    plain = HeadRecipe(epochs=3, refit_below=0, start=Start.RANDOM)
+
+    def scores(name: str, recipe: HeadRecipe) -> tuple[np.ndarray, float]:
+        report = train_head(store, tmp_path / name, recipe)
+        data = read_training_data(store, recipe, CPU).val
+        head = load_head(tmp_path / name).head
+        a = head.project(Modality.IMAGES, data.images.numpy())[:, 0]
+        b = head.project(Modality.CAPTIONS, data.texts.numpy())[:, 0]
+        image, row = data.owners
+        found = val_recall(torch.from_numpy(a), torch.from_numpy(b)[row], image)
+        assert found.mean == pytest.approx(report.best.mean)  # of what was saved
+        return a @ b.T, report.best.mean
+
+    head, _ = scores("head", plain)
+    near_head, _ = scores("much", replace(plain, beside=1e6))
+    np.testing.assert_allclose(near_head, head, atol=2e-2)
+    data = read_training_data(store, plain, CPU).val
+    unit = [
+        torch.nn.functional.normalize(x, dim=-1).numpy() for x in (data.images[:, 0], data.texts)
+    ]
+    near_features, _ = scores("little", replace(plain, beside=1e-9))
+    np.testing.assert_allclose(near_features, unit[0] @ unit[1].T, atol=1e-4)
+    both, _ = scores("both", replace(plain, beside=1.0))
+    assert np.corrcoef(both.ravel(), (head + near_features).ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beside": -1}, "`beside` is a weight of 0 or more"),
+        ({"beside": 1, "kind": HeadKind.MLP}, "of a linear head with a bias"),
+        ({"beside": 1, "dim": 8}, "as it is, but that of images is 24 wide"),
+    ],
+)
+def test_what_cannot_lie_beside_features_is_refused(
+    store: Store, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_head(store, tmp_path / "h", replace(HeadRecipe(epochs=0), **change))

@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from retrieval_engine.progress import Silent
+from retrieval_engine.train.head.beside import Affine, Maps, narrowed, side_by_side
 from retrieval_engine.train.head.pairs import FeaturePairs
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
-from retrieval_engine.train.pretrain.cached.projections import (
-    Affine,
-    Maps,
-    improve_projections,
-    narrowed,
-    side_by_side,
-)
+from retrieval_engine.train.pretrain.cached.projections import improve_projections
 
 
 def affine(d: int, w: int, seed: int, *, turned: bool = False) -> Affine:
@@ -40,7 +35,7 @@ def test_side_by_side_the_cosines_are_added() -> None:
     features = unit(20, 6, 0), unit(30, 6, 1)
     ours = affine(6, 6, 2, turned=True), affine(6, 6, 3, turned=True)
     theirs = affine(6, 6, 4, turned=True), affine(6, 6, 5, turned=True)
-    both = side_by_side(ours, theirs, features)
+    both = side_by_side(ours, theirs, features, 0.5)
     expected = (cosine(ours, features) + 0.5 * cosine(theirs, features)) / 1.5
     torch.testing.assert_close(cosine(both, features), expected)
     assert both[0].weight.shape == (12, 6)
@@ -49,7 +44,7 @@ def test_side_by_side_the_cosines_are_added() -> None:
 def test_narrowed_to_what_is_reached_nothing_is_lost() -> None:
     features = unit(200, 6, 0), unit(300, 6, 1)
     wide = side_by_side(
-        (affine(8, 6, 2), affine(8, 6, 3)), (affine(8, 6, 4), affine(8, 6, 5)), features
+        (affine(8, 6, 2), affine(8, 6, 3)), (affine(8, 6, 4), affine(8, 6, 5)), features, 0.5
     )
     exact = cosine(wide, features)
     found = narrowed(wide, features, 14)  # six channels and an origin on each side

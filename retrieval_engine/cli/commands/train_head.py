@@ -60,6 +60,12 @@ Captions of one image are its positives and never its negatives. Use it with `vl
 @click.option(
     "--start", type=click.Choice(["closed-form", "random"]), help="[default: closed-form]"
 )
+@click.option(
+    "--beside",
+    type=float,
+    metavar="WEIGHT",
+    help="Compare --feature itc as it is, too, and the head's cosine with this weight.",
+)
 @click.option("--patience", type=int, help="Epochs without gain; 0 never stops.  [default: 10]")
 @click.option(
     "--refit-below", type=int, help="Below so many images train on all in the end.  [default: 500]"
@@ -148,4 +154,4 @@ def _print(report: "HeadReport") -> None:
     if report.without:
         console.print(f"search without a head: {report.without.mean:.2f}")
         if report.without.mean >= report.best.mean:
-            console.print("no better than without; --feature itc begins there")
+            console.print("no better than without: try --feature itc --beside 0.5")

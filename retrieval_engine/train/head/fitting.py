@@ -91,7 +91,8 @@ class HeadRun:
     def _start(self, held_out: FeaturePairs | None) -> None:
         """Give the head its first weights and temperature; `held_out` helps to choose them."""
         if self.recipe.start is Start.CLOSED_FORM:
-            maps = start_closed_form(self.head, self.train, held_out, self.recipe.seed)
+            may = not self.recipe.beside  # what lies beside them anyway is no start
+            maps = start_closed_form(self.head, self.train, held_out, self.recipe.seed, as_is=may)
             form = f"closed form, ridge {maps.ridge:g}, power {maps.power:g}"
             self.progress.say(f"start: {form if maps.ridge else 'the features as they are'}")
         else:
@@ -220,9 +221,9 @@ class HeadRun:
 
 
 def start_closed_form(
-    head: Head, pairs: FeaturePairs, held_out: FeaturePairs | None, seed: int
+    head: Head, pairs: FeaturePairs, held_out: FeaturePairs | None, seed: int, *, as_is: bool = True
 ) -> LinearMaps:
-    """Make a head compute the closed-form maps of some pairs, and say which these are."""
+    """Make a head compute the closed-form maps of some pairs, or none `as_is`, and say which."""
     rows = standardise(head, pairs, seed)
     others = None
     if held_out is not None:
@@ -232,8 +233,8 @@ def start_closed_form(
     dim = head.config.dim
     aligned = rows.images.shape[1] == rows.texts.shape[1] == dim
     forms = (head.image.mean, head.image.scale), (head.text.mean, head.text.scale)
-    as_is = closed_form.identity(*forms) if aligned else None
-    maps = closed_form.choose_maps(rows, dim, as_is, others)
+    plain = closed_form.identity(*forms) if as_is and aligned else None
+    maps = closed_form.choose_maps(rows, dim, plain, others)
     head.image.start_from(*maps.image)
     head.text.start_from(*maps.text)
     return maps

@@ -16,7 +16,6 @@ from retrieval_engine.store import Gallery, Store
 from retrieval_engine.store.gallery import shared_strings, some_of
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
 
-ITC = "itc"
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
 _FEW = 500
@@ -72,8 +71,7 @@ class TrainingData:
         train: to learn from.
         val: to select on; shares no image with `train`.
         trained_on: both, by source, id and key.
-        val_itc: what search without a head compares of `val`; None where the store lacks some of
-            it, or the head reads it itself.
+        val_itc: what search without a head compares of `val`; None where the store lacks some.
     """
 
     train: FeaturePairs
@@ -102,7 +100,7 @@ def read_training_data(store: Store, recipe: HeadRecipe, device: torch.device) -
         train=_pairs(store, recipe.feature, rows[0], tables[0], device),
         val=_pairs(store, recipe.feature, rows[1], tables[1], device),
         trained_on=_trained_on(gallery, {"train": train, "val": val}),
-        val_itc=_searched(store, rows[1], tables[1], device) if recipe.feature != ITC else None,
+        val_itc=_searched(store, rows[1], tables[1], device),
     )
 
 
@@ -110,7 +108,7 @@ def _searched(
     store: Store, rows: Ints, captions: Ints, device: torch.device
 ) -> FeaturePairs | None:
     try:
-        return _pairs(store, ITC, rows, captions, device)
+        return _pairs(store, "itc", rows, captions, device)
     except FeatureMissing:
         return None
 

@@ -72,6 +72,8 @@ class HeadRecipe:
         hard_negatives: images that each drawn image brings along into its batch, those whose
             captions the head now confuses most with it; mined from the cache each epoch.
         start: where training begins.
+        beside: weight of the head's cosine beside that of the features as they are, which a linear
+            head of one width then compares too; 0 leaves them out.
         constant_lr: no warm-up and no decay.
         seed: of split, weights and batches.
     """
@@ -98,6 +100,7 @@ class HeadRecipe:
     refit_below: int = 500
     hard_negatives: int = 0
     start: Start = Start.CLOSED_FORM
+    beside: float = 0.0
     constant_lr: bool = False
     seed: int = 0
 
@@ -107,6 +110,8 @@ class HeadRecipe:
         require_at_least(self, 0, "patience", "hard_negatives", "refit_below")
         if self.batch_size == 1 or 0 < self.train_size < 2:
             raise UsageError("contrast needs at least 2 images in a batch and in training")
+        if self.beside < 0 or (self.beside and not (self.kind is HeadKind.LINEAR and self.bias)):
+            raise UsageError("`beside` is a weight of 0 or more, of a linear head with a bias")
         if not self.lr > 0 or self.weight_decay < 0:
             raise UsageError(
                 f"`lr` must be above 0 and `weight_decay` not below, got {self.lr}, "

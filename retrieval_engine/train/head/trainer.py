@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from retrieval_engine.errors import FeatureMissing, TrainingError
+from retrieval_engine.errors import FeatureMissing, TrainingError, UsageError
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, SavedHead, TrainedOn, save_head
 from retrieval_engine.models.device import pick_device
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Json, Modality
 from retrieval_engine.store import Store
+from retrieval_engine.train.head.beside import lay_beside
 from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
@@ -58,8 +59,7 @@ class HeadReport:
             the head before.
         epochs: epochs run.
         seconds: wall time, reading included.
-        without: validation recall of search without a head; None where the store has no `itc` of
-            all, or the head reads it, which then begins there.
+        without: validation recall of search without a head; None where the store lacks `itc`.
     """
 
     saved: SavedHead
@@ -144,10 +144,16 @@ def train_head(
         with _followed(told, tracker, recipe) as told:
             run = HeadRun(recipe, data, head, told)
             run.fit()
+        best = run.best
+        if recipe.beside:
+            lay_beside(run.head, data.train, recipe.beside)
+            best = _recall_of(run.head, data.val)
         refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
         if refitted:
             torch.manual_seed(recipe.seed)
             run.refit()
+            if recipe.beside:
+                lay_beside(run.head, run.train, recipe.beside)
     draw_curves(out / LOG, out / CURVES, _PANELS, along="epoch")
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),
@@ -156,7 +162,7 @@ def train_head(
         train=data.train,
         val=data.val,
         start=run.first,
-        best=run.best,
+        best=best,
         best_epoch=run.best_epoch,
         epochs=run.epochs,
         seconds=time.perf_counter() - began,
@@ -165,6 +171,12 @@ def train_head(
     record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
     trained_on = _all_trained(data.trained_on) if refitted else data.trained_on
     return replace(report, saved=save_head(_saved(store, run.head, out, record), trained_on))
+
+
+@torch.no_grad()
+def _recall_of(head: Head, pairs: FeaturePairs) -> ValRecall:
+    image, row = pairs.owners
+    return val_recall(head.eval().images(pairs.images), head.texts(pairs.texts)[row], image)
 
 
 def _without_head(pairs: FeaturePairs | None) -> ValRecall | None:
@@ -224,6 +236,12 @@ def _config(recipe: HeadRecipe, pairs: FeaturePairs) -> HeadConfig:
     widths = pairs.images.shape[2], pairs.texts.shape[1]
     usual = _USUAL_DIM if widths[0] != widths[1] else _WIDEST_DIM
     dim = recipe.dim or min(usual, *widths)
+    if recipe.beside and not widths[0] == widths[1] == dim:
+        raise UsageError(
+            f"`beside` compares {recipe.feature} as it is, but that of images is {widths[0]} wide, "
+            f"of captions {widths[1]}, and the head's output {dim}",
+            hint="use `feature='itc'`, and no `dim`",
+        )
     is_mlp = recipe.kind is HeadKind.MLP
     return HeadConfig(
         kind=recipe.kind,

@@ -1,14 +1,11 @@
 """Projections for search of two trainings: those of the contrast, and a head on what it left.
 
 A linear head that begins in closed form and sees all captions of every picture, once the towers
-stay as they are, finds other directions than projections that learned with them. The sum of both
-cosines ranks better than either, as ensembles do (Breiman, Bagging predictors, 1996), and costs
-nothing here: linear maps side by side are one linear map, of which as many principal components
-are kept as there were dimensions.
+stay as they are, finds other directions than projections that learned with them; see
+`train.head.beside` for what is made of both.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.heads import Head, HeadConfig, HeadKind, TrainedOn
-from retrieval_engine.heads.projection import LinearProjection, Projection
 from retrieval_engine.models.device import on_device
 from retrieval_engine.progress import Progress, Silent
+from retrieval_engine.train.head.beside import Affine, Maps, narrowed, side_by_side
 from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import HeadRecipe
@@ -32,38 +29,6 @@ _SHARE = 0.5  # of the head's cosine beside that of the projections that were th
 _EPOCHS = 4
 _DRAWS = 3  # of half of the named things
 _ROWS, _CAPTIONS = 128, 512
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """x -> x @ weight.T + bias.
-
-    Attributes:
-        weight: (d, w) float64.
-        bias: (d,) float64.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(n, w) -> (n, d)."""
-        return x @ self.weight.T + self.bias
-
-    @classmethod
-    def of_layer(cls, layer: nn.Linear) -> "Affine":
-        """What a layer computes."""
-        return cls(layer.weight.double(), layer.bias.double())
-
-    @classmethod
-    def of_projection(cls, projection: Projection) -> "Affine":
-        """What a side of a linear head computes, its standardisation included."""
-        assert isinstance(projection, LinearProjection)
-        weight = projection.linear.weight.double() * projection.scale.double()
-        return cls(weight, projection.linear.bias.double() - weight @ projection.mean.double())
-
-
-Maps = tuple[Affine, Affine]  # of images and of texts
 
 
 @torch.no_grad()
@@ -153,7 +118,7 @@ def improve_projections(
     )
     theirs = Affine.of_projection(head.image), Affine.of_projection(head.text)
     features = train.images[:, 0].double(), train.texts.double()
-    both = narrowed(side_by_side(ours, theirs, features), features, dim)
+    both = narrowed(side_by_side(ours, theirs, features, _SHARE), features, dim)
     ways = {"the model's": ours, "with a head beside them": both, "the head's alone": theirs}
     found = {name: _mean_recall(maps, val) for name, maps in ways.items()}
     told = ", ".join(f"{name} {recall:.2f} %" for name, recall in found.items())
@@ -179,41 +144,6 @@ def _trained_head(train: FeaturePairs, val: FeaturePairs, dim: int, told: Listen
         run = HeadRun(HeadRecipe(dim=dim, epochs=_EPOCHS), data, head, told)
         run.fit()
     return run.head
-
-
-def side_by_side(ours: Maps, theirs: Maps, features: tuple[Tensor, Tensor]) -> Maps:
-    """Maps whose cosine is about the mean of two maps' cosines, the second of `_SHARE`'s weight.
-
-    It is the mean itself where all features of a side are mapped to one length.
-
-    Args:
-        ours: of images and of texts, to (d,).
-        theirs: likewise, to (e,).
-        features: (n, w) and (m, v) to take the usual lengths from.
-
-    Returns:
-        Maps to (d + e,).
-    """
-    found = []
-    for first, second, x in zip(ours, theirs, features, strict=True):
-        lengths = [each(x).norm(dim=1).mean().detach() for each in (first, second)]
-        parts = [
-            (factor / length, each)
-            for factor, length, each in zip((1, _SHARE**0.5), lengths, (first, second), strict=True)
-        ]
-        weight = torch.cat([factor * each.weight for factor, each in parts])
-        found.append(Affine(weight, torch.cat([factor * each.bias for factor, each in parts])))
-    return found[0], found[1]
-
-
-def narrowed(maps: Maps, features: tuple[Tensor, Tensor], dim: int) -> Maps:
-    """Maps to the `dim` directions in which images and texts reach farthest from the origin."""
-    reached = [each(x) for each, x in zip(maps, features, strict=True)]
-    spread = sum(points.T @ points / len(points) for points in reached)
-    assert isinstance(spread, Tensor)
-    kept = torch.linalg.eigh(spread).eigenvectors[:, -dim:].T
-    images, texts = (Affine(kept @ each.weight, kept @ each.bias) for each in maps)
-    return images, texts
 
 
 def _mean_recall(maps: Maps, pairs: FeaturePairs) -> float:
