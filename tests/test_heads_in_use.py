@@ -201,6 +201,43 @@ def test_index_and_search_through_a_head(place: Path, tmp_path: Path) -> None:
     assert (code, "cannot read" in err) == (1, True)
 
 
+@pytest.mark.parametrize("feature", ["pooled", "itc"])
+def test_a_head_on_either_feature_is_used_the_same(
+    blip: Path, tmp_path: Path, feature: str
+) -> None:
+    """A head that reads `itc` gives another `itc`."""
+    store, head = blip / "store", tmp_path / "head"
+    trained = ("train-head", "--feature", feature, "--epochs", "2", "--out", head, "--json")
+    report = json.loads(run(*trained, "--store", store, "--val-size", "6", "--refit-below", "0")[1])
+    common = ("--store", store, "--head", head)
+    code, out, err = run("eval", "--recall", "--keep-trained", *common, "--json")
+    assert code == 0, err
+    gallery, module = open_store(store).gallery(), load_head(head).head
+    images, texts = (
+        module.project(modality, rows)
+        for modality, rows in (
+            (Modality.IMAGES, gallery.images(feature)),
+            (Modality.CAPTIONS, gallery.captions(feature)),
+        )
+    )
+    found = json.loads(out)
+    expected = recall(images, texts, gallery.caption_image)
+    assert found["mean_recall"] == pytest.approx(expected.mean_recall, abs=1.0)
+    assert (found["n_images"], report["feature"]) == (len(gallery), feature)
+    asked = ("search", "a dog on grass", "-k", "3", "--json")
+    fresh = run(*asked, *common)[1]
+    assert run("index", *common, "--index", tmp_path / "index")[0] == 0
+    ids = [
+        [json.loads(line)["item_id"] for line in lines.splitlines()]
+        for lines in (fresh, run(*asked, *common, "--index", tmp_path / "index")[1])
+    ]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 3
+    code, out, err = run("encode", *common, "--json")  # stored beside the others
+    assert code == 0, err
+    assert json.loads(out)["images"] == {"encoded": len(gallery)}
+
+
 def test_words_are_searched_through_a_head(blip: Path, tmp_path: Path) -> None:
     store = ProjectedStore(open_store(blip / "store"), load_head(blip / "head"))
     engine = Searcher(store)

@@ -42,7 +42,8 @@ class ProjectedStore(Store):
 
     def __init__(self, store: Store, saved: "SavedHead") -> None:
         super().__init__(store.path, store.header, store.manifest)
-        self.saved = saved
+        # What the head reads may be called `itc` too: asked for here it would be the head's own.
+        self.saved, self._plain = saved, store
         features = {m: store.features(m) for m in Modality}
         saved.check(features, store.fingerprint)
         name = saved.config.feature
@@ -61,7 +62,7 @@ class ProjectedStore(Store):
 
     def features(self, modality: Modality) -> dict[str, Feature]:
         """Those of the store, with the head's in place of `itc`."""
-        features = super().features(modality)
+        features = self._plain.features(modality)
         form = features[self.saved.config.feature]
         vectors = form.shape[0] if len(form.shape) == 2 else 1
         # In the dtype it would be stored in, so that stored and fresh projections are equal.
@@ -70,11 +71,11 @@ class ProjectedStore(Store):
 
     def rows(self, modality: Modality, keys: Keys, feature: str | None = None) -> NDArray[np.int64]:
         """See `Store`; rows have `itc` where they have what the head reads."""
-        return super().rows(modality, keys, self._read_name(feature))
+        return self._plain.rows(modality, keys, self._read_name(feature))
 
     def count(self, modality: Modality, feature: str | None = None) -> int:
         """See `Store`."""
-        return super().count(modality, self._read_name(feature))
+        return self._plain.count(modality, self._read_name(feature))
 
     def _read_name(self, feature: str | None) -> str | None:
         return self.saved.config.feature if feature == ITC else feature
@@ -84,8 +85,8 @@ class ProjectedStore(Store):
     ) -> NDArray[Any]:
         """See `Store`; `itc` is projected here and now."""
         if feature != ITC:
-            return super().read(modality, feature, rows)
-        states = super().read(modality, self.saved.config.feature, rows)
+            return self._plain.read(modality, feature, rows)
+        states = self._plain.read(modality, self.saved.config.feature, rows)
         projected = self.saved.head.project(modality, states)
         return projected.astype(self.features(modality)[ITC].dtype)
 
