@@ -109,14 +109,14 @@ def test_the_gradient_is_that_of_the_weighed_log_likelihoods() -> None:
     ).requires_grad_()
     policy_loss_sum(logits, these).backward()  # type: ignore[no-untyped-call]
     expected = torch.zeros_like(logits)
-    chances = logits.detach().softmax(-1)
+    chances = (logits.detach() / 0.5).softmax(-1)  # at a temperature of a half
     for i in range(2):
         for n in range(3):
             for place in range(1, 4):
                 if these.counts[i, n, place]:
                     wanted = chances[i, n, place - 1].clone()
                     wanted[these.ids[i, n, place]] -= 1
-                    expected[i, n, place - 1] += these.gains[i, n] * wanted
+                    expected[i, n, place - 1] += these.gains[i, n] * wanted / 0.5
     torch.testing.assert_close(logits.grad, expected)
 
 

@@ -52,7 +52,7 @@ class FinetuneConfig:
         reward: draw captions and make likelier those that score better than the image's others,
             for a model that the loss has trained; `select` says by which figure.
         lr: peak step of AdamW; 0 takes 1e-5 for a model of 768 units and more for smaller ones,
-            ten times that for adapters.
+            ten times that for adapters, a quarter with a reward.
         weight_decay: of matrices.
         warmup: part of the steps in which they grow.
         clip: largest norm of the gradient.
