@@ -1,6 +1,5 @@
 """`Engine`: the front door of the library, as short as the commands."""
 
-import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -206,6 +205,8 @@ class Engine(FollowedStore):
 
     async def asearch(self, queries: Any, k: int = 10, **how: Any) -> Any:
         """`search` for async callers: it runs in a thread and does not hold up the loop."""
+        import asyncio  # a twentieth of a cold search
+
         return await asyncio.to_thread(self.search, queries, k, **how)
 
     def similar(self, item_id: str, k: int = 10, where: str = "") -> Hits:

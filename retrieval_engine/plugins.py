@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import Any
 
 from retrieval_engine.errors import PluginBroken, UsageError
 
@@ -51,7 +52,10 @@ class Plugins:
         if not self.group:
             return {}
         here = self.shipped()
-        found = ((point.name.replace("-", "_"), point) for point in _entry_points(self.group))
+        found = (
+            (point.name.replace("-", "_"), point)
+            for point in _entry_points().select(group=self.group)
+        )
         return {name: point for name, point in found if name not in here}
 
     def origins(self) -> dict[str, str]:
@@ -98,6 +102,6 @@ def _members(package: str, *, folders: bool) -> tuple[str, ...]:
 
 
 @cache
-def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+def _entry_points() -> Any:
     # Reading what is installed takes milliseconds, and sources are asked for with each item.
-    return tuple(entry_points(group=group))
+    return entry_points()

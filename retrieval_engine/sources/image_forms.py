@@ -42,6 +42,8 @@ def names_picture(text: str) -> bool:
     if is_uri(text):
         return True
     suffix = os.path.splitext(text)[1].lower()
+    if not suffix:
+        return False  # as of most words, for which Pillow's formats need not be listed
     is_there = os.path.isfile(os.path.expanduser(text))
     return suffix in picture_suffixes() and (is_there or not any(map(str.isspace, text)))
 
