@@ -241,6 +241,7 @@ class CachedRun(PretrainRun):
 
     def _improve(self) -> None:
         """Train a head beside the projections of towers that stay as they are from here."""
+        self.progress.say("the towers stay from here: a head is trained beside their projections")
         model = self.model.eval()
         train = pooled_pairs(model, self.train_set, self.texts, self.scale)
         val = pooled_pairs(model, self.val_set, self.val_texts, self.scale)
