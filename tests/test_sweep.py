@@ -204,7 +204,7 @@ WRONG = {
         'command = "encode"': "command = 'encode'; allowed: train-head, finetune retrieval, "
     },
     "dim = 4": {
-        "dims = 4": "[fixed] dims is no option of train-head; known: batch-size, captions, ",
+        "dims = 4": "[fixed] dims is no option of train-head; known: batch-size, beside, captions, ",
         'dim = "4"': '[fixed] dim = "4" must be a whole number',
         "weight-decay = -1.0": "[fixed]: --lr must be above 0 and --weight-decay not below, got",
         "dim = true": "[fixed] dim = true must be a whole number",
