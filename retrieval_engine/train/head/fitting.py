@@ -23,7 +23,7 @@ from retrieval_engine.train.head.adamw import AdamW
 from retrieval_engine.train.head.closed_form import LinearMaps, TruePairs, half_precision
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss, Start
-from retrieval_engine.train.head.val_recall import ValRecall, val_recall
+from retrieval_engine.train.head.val_recall import ValRecall
 from retrieval_engine.train.runlog import OnValidation
 from retrieval_engine.train.trackers import RunTracker
 
@@ -82,8 +82,7 @@ class HeadRun:
         self.recipe, self.train, self.val, self.head = recipe, data.train, data.val, head
         self.told, self.progress = told, told.progress
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.epochs = 0
-        self.best_epoch = 0
+        self.epochs = self.best_epoch = 0
         self._start(self.val)
         self.first = self.best = self._validate(None)
 
@@ -136,8 +135,8 @@ class HeadRun:
 
     def _optimiser(self) -> AdamW:
         recipe = self.recipe
-        steps = -(-len(self.train) // sampler.batch_size(recipe, len(self.train)))
-        pace = self._pace(steps * recipe.epochs)
+        size = sampler.batch_size(recipe, len(self.train))
+        pace = self._pace(-(-len(self.train) // size) * recipe.epochs)
         return AdamW(
             self.head.parameters(),
             rate=lambda step: recipe.lr * pace(step),
@@ -194,16 +193,17 @@ class HeadRun:
         self.head.log_scale.fill_(math.log(min(tried, key=lambda scale: tried[scale])))
 
     @torch.no_grad()
+    def judged(self) -> ValRecall:
+        """Validation recall of the head as it is."""
+        head, val = self.head.eval(), self.val
+        return val.recall(head.images(val.images), head.texts(val.texts))
+
     def _validate(self, loss: float | None) -> ValRecall:
-        head, val = self.head, self.val
-        head.eval()
-        image, row = val.owners
-        found = val_recall(head.images(val.images), head.texts(val.texts)[row], image)
+        found = self.judged()
         line: dict[str, Json] = {"epoch": self.epochs}
-        if loss is not None:
-            line["loss"] = round(loss, 5)
-        line |= {"scale": round(float(head.scale), 3), **found.to_json()}
-        self.told.tell(self.epochs, line, found)
+        line |= {} if loss is None else {"loss": round(loss, 5)}
+        scale = round(float(self.head.scale.detach()), 3)
+        self.told.tell(self.epochs, line | {"scale": scale, **found.to_json()}, found)
         return found
 
     def _pace(self, steps: int) -> Callable[[int], float]:

@@ -15,6 +15,7 @@ from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
 from retrieval_engine.store.gallery import shared_strings, some_of
 from retrieval_engine.train.head.recipe import CaptionChoice, HeadRecipe, Loss
+from retrieval_engine.train.head.val_recall import ValRecall, val_recall
 
 _HELD_OUT = ("val", "test")
 _LARGEST_VAL = 1000
@@ -46,6 +47,20 @@ class FeaturePairs:
         """(m,) image and (m,) row of `texts` of every true pair, by image."""
         image, column = (self.captions >= 0).nonzero(as_tuple=True)
         return image, self.captions[image, column]
+
+    def recall(self, images: Tensor | None = None, texts: Tensor | None = None) -> ValRecall:
+        """Recall of all captions against all images, by these vectors or the features themselves.
+
+        Args:
+            images: (n, q, d) or (n, d).
+            texts: (u, d).
+        """
+        image, row = self.owners
+        images, texts = (
+            (self.images if images is None else images),
+            (self.texts if texts is None else texts),
+        )
+        return val_recall(images, texts[row], image)
 
     def joined(self, other: "FeaturePairs", *, first_only: bool) -> "FeaturePairs":
         """These images and others; of the others' captions only the first when asked for."""

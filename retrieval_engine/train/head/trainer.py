@@ -21,7 +21,7 @@ from retrieval_engine.train.head.beside import lay_beside
 from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData, read_training_data
 from retrieval_engine.train.head.recipe import HeadRecipe
-from retrieval_engine.train.head.val_recall import ValRecall, val_recall
+from retrieval_engine.train.head.val_recall import ValRecall
 from retrieval_engine.train.runlog import OnValidation, Panel, draw_curves
 from retrieval_engine.train.trackers import RunTracker, check_tracker
 
@@ -144,16 +144,7 @@ def train_head(
         with _followed(told, tracker, recipe) as told:
             run = HeadRun(recipe, data, head, told)
             run.fit()
-        best = run.best
-        if recipe.beside:
-            lay_beside(run.head, data.train, recipe.beside)
-            best = _recall_of(run.head, data.val)
-        refitted = recipe.select_best and len(data.train) + len(data.val) < recipe.refit_below
-        if refitted:
-            torch.manual_seed(recipe.seed)
-            run.refit()
-            if recipe.beside:
-                lay_beside(run.head, run.train, recipe.beside)
+        best, refitted = _settled(run)
     draw_curves(out / LOG, out / CURVES, _PANELS, along="epoch")
     report = HeadReport(
         saved=_saved(store, run.head, out, {}),
@@ -166,24 +157,30 @@ def train_head(
         best_epoch=run.best_epoch,
         epochs=run.epochs,
         seconds=time.perf_counter() - began,
-        without=_without_head(data.val_itc),
+        without=data.val_itc.recall() if data.val_itc else None,
     )
     record = {"store": str(store.path), "recipe": recipe.to_json(), **_facts(report)}
     trained_on = _all_trained(data.trained_on) if refitted else data.trained_on
     return replace(report, saved=save_head(_saved(store, run.head, out, record), trained_on))
 
 
-@torch.no_grad()
-def _recall_of(head: Head, pairs: FeaturePairs) -> ValRecall:
-    image, row = pairs.owners
-    return val_recall(head.eval().images(pairs.images), head.texts(pairs.texts)[row], image)
+def _settled(run: HeadRun) -> tuple[ValRecall, bool]:
+    """Lay the head beside the features, and train on both sets, where the recipe asks for it.
 
-
-def _without_head(pairs: FeaturePairs | None) -> ValRecall | None:
-    if pairs is None:
-        return None
-    image, row = pairs.owners
-    return val_recall(pairs.images, pairs.texts[row], image)
+    Returns:
+        Validation recall before the second training, and whether there was one.
+    """
+    recipe, best = run.recipe, run.best
+    if recipe.beside:
+        lay_beside(run.head, run.train, recipe.beside)
+        best = run.judged()
+    refits = recipe.select_best and len(run.train) + len(run.val) < recipe.refit_below
+    if refits:
+        torch.manual_seed(recipe.seed)
+        run.refit()
+        if recipe.beside:
+            lay_beside(run.head, run.train, recipe.beside)
+    return best, refits
 
 
 def _all_trained(records: TrainedOn) -> TrainedOn:

@@ -19,7 +19,6 @@ from retrieval_engine.train.head.beside import Affine, Maps, narrowed, side_by_s
 from retrieval_engine.train.head.fitting import HeadRun, Listeners
 from retrieval_engine.train.head.pairs import FeaturePairs, TrainingData
 from retrieval_engine.train.head.recipe import HeadRecipe
-from retrieval_engine.train.head.val_recall import val_recall
 from retrieval_engine.train.pretrain.cached.data import ChannelScale, Described
 from retrieval_engine.train.pretrain.cached.hybrid_model import CachedModel
 from retrieval_engine.train.pretrain.cached.prototypes import Prototypes
@@ -151,5 +150,4 @@ def _mean_recall(maps: Maps, pairs: FeaturePairs) -> float:
         nn.functional.normalize(each(x.double()), dim=1)
         for each, x in zip(maps, (pairs.images[:, 0], pairs.texts), strict=True)
     )
-    image, row = pairs.owners
-    return val_recall(images, texts[row], image).mean
+    return pairs.recall(images, texts).mean
