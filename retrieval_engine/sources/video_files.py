@@ -112,7 +112,7 @@ def open_video(path: Path) -> "Video":
         if stream is None or stream.time_base is None:
             container.close()
             raise SourceError("it has no video stream")
-        stream.thread_type = "AUTO"  # frames are the same for any number of threads
+        stream.thread_type = "SLICE"  # with a thread a frame FFmpeg may miss that one is damaged
         early = list(islice((p for p in container.demux(stream) if p.size), _REORDERED))
         shown = [p.dts if p.pts is None else p.pts for p in early]
         start = min((time for time in shown if time is not None), default=0)
