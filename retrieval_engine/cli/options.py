@@ -108,12 +108,12 @@ on_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "float8", "int8"]),
     default="auto",
     show_default=True,
     help="Arithmetic of the towers; auto is the store's own, in a new one half precision where the "
-    "device is fast at it. int8, on a CPU, is of the linear layers of a large vision tower: 1.6 "
-    "times as fast for a ViT-B.",
+    "device is fast at it. The linear layers of a large vision tower alone are of int8, on a CPU, "
+    "or of float8, on a GPU such as H100.",
 )
 fast_decode_option = click.option(
     "--fast-decode",

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def pick_device(name: str) -> "torch.device":
+def pick_device(name: str, dtype: str = "auto") -> "torch.device":
     """The device of this name; `auto` is the first CUDA device, else the CPU.
+
+    Args:
+        name: as torch has it, or `auto`.
+        dtype: arithmetic that `auto` looks for: int8 is for CPUs, and float8 not for every GPU.
 
     Raises:
         UsageError: the device is not on this machine.
@@ -24,7 +28,9 @@ def pick_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        has = torch.cuda.is_available() and dtype != "int8"
+        has = has and (dtype != "float8" or _multiplies_float8(torch.device("cuda")))
+        return torch.device("cuda" if has else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -46,17 +52,24 @@ def pick_device(name: str) -> "torch.device":
 
 
 def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """The arithmetic for `auto`, `float32`, `bfloat16`, `float16` or `int8`.
+    """The arithmetic for `auto`, `float32`, `bfloat16`, `float16`, `float8` or `int8`.
 
     `auto` is float16 on CUDA, bfloat16 on a CPU with avx512_bf16 or AMX, else float32. With `int8`
-    all is float32 but the linear layers of the vision tower; see `models.int8`.
+    all is float32 but the linear layers of the vision tower, with `float8` all is bfloat16 but
+    them; see `models.int8` and `models.float8`.
 
     Raises:
-        UsageError: another name, or `int8` on a device that is no CPU.
+        UsageError: another name, `int8` on a device that is no CPU, or `float8` on a GPU without.
     """
     import torch
 
     known = {d: getattr(torch, d) for d in ("float32", "bfloat16", "float16")}
+    if name == "float8" and device.type == "cuda" and not _multiplies_float8(device):
+        card = torch.cuda.get_device_name(device)
+        raise UsageError(
+            f"`dtype` float8 needs a GPU such as H100 or L4, not {card}", hint="float16 is for it"
+        )
+    known["float8"] = torch.bfloat16
     if name == "int8" and device.type != "cpu":
         raise UsageError(f"`dtype` int8 is for a CPU, not for {device}", hint="float16 is for GPUs")
     known["int8"] = torch.float32
@@ -68,6 +81,13 @@ def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and is_fast_at_bfloat16() else torch.float32
+
+
+def _multiplies_float8(device: "torch.device") -> bool:
+    """Whether a GPU has products of float8: Ada, Hopper and what came after."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def is_fast_at_bfloat16() -> bool:

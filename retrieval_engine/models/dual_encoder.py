@@ -34,6 +34,7 @@ from retrieval_engine.models.device import (
     pick_dtype,
 )
 from retrieval_engine.models.encoder import Arrays, unknown_features
+from retrieval_engine.models.float8 import FLOAT8, to_float8
 from retrieval_engine.models.int8 import INT8, to_int8
 from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
@@ -41,6 +42,7 @@ from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
 
 Tower = TypeVar("Tower", bound=nn.Module)
+_ROUNDED = {INT8: to_int8, FLOAT8: to_float8}
 
 
 class ImageEncoder(ABC):
@@ -57,7 +59,7 @@ class ImageEncoder(ABC):
         checkpoint: as given.
         device: where it runs.
         dtype: arithmetic of the towers.
-        arithmetic: its name; of `int8`, `dtype` is that of all but linear layers.
+        arithmetic: its name; of `int8` and `float8`, `dtype` is that of all but linear layers.
         most_images: that go through the vision tower at once: what fitted so far.
     """
 
@@ -67,9 +69,9 @@ class ImageEncoder(ABC):
 
     def __init__(self, checkpoint: Checkpoint, *, device: str, dtype: str) -> None:
         self.checkpoint = checkpoint
-        self.device = pick_device("cpu" if (device, dtype) == ("auto", INT8) else device)
+        self.device = pick_device(device, dtype)
         self.dtype = pick_dtype(dtype, self.device)
-        self.arithmetic = INT8 if dtype == INT8 else str(self.dtype).removeprefix("torch.")
+        self.arithmetic = dtype if dtype in _ROUNDED else str(self.dtype).removeprefix("torch.")
         forbid_tf32(self.device, self.dtype)
         self.most_images = 1 if dtype == INT8 else 1 << 30  # see `int8`
 
@@ -130,8 +132,8 @@ class ImageEncoder(ABC):
 
     def in_arithmetic(self, tower: Tower) -> Tower:
         """A vision tower as the arithmetic wants it, from one in `dtype`."""
-        if self.arithmetic == INT8:
-            to_int8(tower)
+        if self.arithmetic in _ROUNDED:
+            _ROUNDED[self.arithmetic](tower)
         return tower
 
     def form(

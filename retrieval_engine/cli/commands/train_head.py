@@ -48,7 +48,7 @@ Captions of one image are its positives and never its negatives. Use it with `vl
 @click.option("--residual", is_flag=True, default=None, help="A linear path beside the MLP.")
 @click.option("--split", help="Train on it.  [default: train, or all but val and test]")
 @click.option("--val-split", help="Select on it.  [default: val, or a part by id]")
-@click.option("--train-size", type=int, help="Images to train on; 0 for all.  [default: 5000]")
+@click.option("--train-size", type=int, help="Images to train on at most.  [default: all]")
 @click.option("--val-size", type=int, help="Images to select on.  [default: a tenth]")
 @click.option("--captions", type=click.Choice(["all", "one", "first"]), help="[default: all]")
 @click.option("--epochs", type=int, help="At most.  [default: 20]")

@@ -10,6 +10,7 @@ from retrieval_engine.models.blip.backbone import SCALES, STAGES, EfficientNetLi
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import stated
 from retrieval_engine.models.dual_encoder import ImageEncoder
+from retrieval_engine.models.float8 import FLOAT8
 from retrieval_engine.models.int8 import INT8
 
 
@@ -128,14 +129,15 @@ def quicken(owner: ImageEncoder, model: Any) -> None:
     """Make a model's vision tower as quick as it can be for encoding.
 
     Raises:
-        UsageError: int8 is asked of a backbone, which has hardly a linear layer.
+        UsageError: int8 or float8 is asked of a backbone, which has hardly a linear layer.
     """
     if not isinstance(model.vision_model, HybridTower):
         owner.in_arithmetic(model.vision_model)
         return
-    if owner.arithmetic == INT8:
+    if owner.arithmetic in (INT8, FLOAT8):
         raise UsageError(
-            f"{owner.checkpoint.name} sees through convolutions, which int8 makes no faster",
+            f"{owner.checkpoint.name} sees through convolutions, which {owner.arithmetic} makes no "
+            "faster",
             hint="leave `dtype` at auto",
         )
     model.vision_model.quicken()

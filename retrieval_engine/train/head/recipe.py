@@ -9,6 +9,8 @@ from retrieval_engine.errors import UsageError, accept_words, require_at_least
 from retrieval_engine.heads import HeadKind
 from retrieval_engine.records import Json
 
+_NOTEBOOK_IMAGES = 5000
+
 
 class Loss(StrEnum):
     """The loss that a head is trained with.
@@ -87,7 +89,7 @@ class HeadRecipe:
     bias: bool = True
     split: str = ""
     val_split: str = ""
-    train_size: int = 5000
+    train_size: int = 0
     val_size: int = 0
     captions: CaptionChoice = CaptionChoice.ALL
     loss: Loss = Loss.INFONCE
@@ -144,10 +146,12 @@ def notebook_recipe(recipe: HeadRecipe) -> HeadRecipe:
     `kind` mlp means that here.
 
     Args:
-        recipe: kind, feature, splits, sizes and seed are taken from it.
+        recipe: kind, feature, splits, sizes and seed are taken from it; of no size it takes
+            5,000 images, as the notebook does.
     """
     return replace(
         recipe,
+        train_size=recipe.train_size or _NOTEBOOK_IMAGES,
         kind=HeadKind.LINEAR,
         dim=768,
         bias=False,

@@ -178,7 +178,7 @@ class CachedObjective:
         everything = len(self._bank)
         drawn = rng.choice(everything, min(_CANDIDATES, everything), replace=False)
         bank = self._bank[on_device(drawn, self._device)]
-        scores = draw.hardness * _cosines(images, bank).cpu().numpy()
+        scores = draw.hardness * _cosines(images, bank).detach().cpu().numpy()
         own = {self._data.captions[i] for i in seen.captions[: len(images)]}
         scores[self._owner[drawn][None] == seen.items[: len(images), None]] = -np.inf
         scores[:, np.array([self._data.captions[i] in own for i in drawn])] -= 1e4
@@ -190,7 +190,7 @@ class CachedObjective:
     ) -> Tensor:
         """(f,) another picture of the step for each of the first f captions, drawn likewise."""
         captions = self._bank[on_device(seen.captions[: self._config.matched_size], self._device)]
-        scores = draw.hardness * _cosines(captions, images).cpu().numpy()
+        scores = draw.hardness * _cosines(captions, images).detach().cpu().numpy()
         scores[np.arange(len(scores)), np.arange(len(scores))] = -np.inf
         return on_device((scores + rng.gumbel(size=scores.shape)).argmax(1), self._device)
 
