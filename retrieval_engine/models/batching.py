@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 
 TEXTS_PER_BATCH = 256
-_CPU_TOKENS, _CUDA_TOKENS = 8_192, 131_072
+_CPU_TOKENS, _CUDA_TOKENS = 2_560, 131_072
 _CPU_PADDING, _CUDA_PADDING = 64, 4_096
 
 
 def default_batch_size(tokens: int, device: str) -> int:
     """Images per batch to begin with, from the tokens an image becomes.
 
-    On a CPU larger batches gain nothing; on CUDA what does not fit is halved by the encoder.
+    On a CPU larger batches lose: what a layer writes must stay in its caches, and below 32 MB, where
+    glibc takes every array from the system anew. On CUDA what does not fit is halved by the encoder.
     """
     budget = _CUDA_TOKENS if device.startswith("cuda") else _CPU_TOKENS
     return max(1, 1 << (budget // tokens).bit_length() - 1)
