@@ -1,6 +1,7 @@
 """What this process finds on its machine and may use of it, on Linux, macOS and Windows."""
 
 import os
+import platform
 import sys
 from functools import cache
 from importlib import metadata
@@ -73,6 +74,17 @@ def has_fast_bfloat16() -> bool | None:
     except OSError:
         return None
     return "avx512_bf16" in told or "amx_tile" in told
+
+
+@cache
+def has_int8_products() -> bool | None:
+    """Whether the CPU sums products of 8 bits in 32: VNNI, or an Arm; None where only torch could tell."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    try:
+        return "vnni" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
 
 
 def free_memory() -> int | None:

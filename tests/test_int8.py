@@ -1,5 +1,6 @@
 """`--dtype int8`: near float32, the same alone and in a batch, a fingerprint of its own, on a CPU only."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,15 @@ import torch
 from click.testing import CliRunner
 
 from retrieval_engine.cli import main
-from retrieval_engine.errors import UsageError
+from retrieval_engine.errors import MissingExtra, UsageError
 from retrieval_engine.models import open_encoder, reopen_encoder
-from retrieval_engine.models.device import pick_dtype
+from retrieval_engine.models.blip import hybrid_tower, int8_backbone
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+from retrieval_engine.models.blip.int8_backbone import known_ranges, measured_ranges
+from retrieval_engine.models.blip.onnx_backbone import graph
+from retrieval_engine.models.device import is_exact_at_int8, normalized_pixels, pick_dtype
 from retrieval_engine.models.int8 import Int8Linear, to_int8
+from retrieval_engine.testing.encoder_contract import image_batch
 from tests import tiny, tiny_blip2
 from tests.test_clip import save_clip
 from tests.test_siglip import save_siglip
@@ -82,8 +88,59 @@ def test_a_store_in_int8_is_searched_measured_and_captioned(tmp_path: Path) -> N
     assert json.loads(out.read_text().splitlines()[0])["caption"]
 
 
+@pytest.mark.skipif(not is_exact_at_int8(), reason="a CPU without VNNI")
+def test_the_backbone_in_int8_is_near_and_does_not_depend_on_the_batch() -> None:
+    exact: Any = open_encoder("vlre-photo", device="cpu", dtype="float32")
+    rough: Any = open_encoder("vlre-photo", dtype="int8")
+    pixels = image_batch(exact, 5)
+    wanted = exact.encode_images(pixels, ["itc", "tokens"])
+    found = rough.encode_images(pixels, ["itc", "tokens"])
+    assert not np.allclose(found["tokens"], wanted["tokens"], atol=1e-3)
+    assert (found["itc"] * wanted["itc"]).sum(-1).min() > 0.98
+    again = reopen_encoder(rough.spec).encode_images(pixels[3:4], ["itc"])["itc"]
+    np.testing.assert_allclose(again[0], found["itc"][3], atol=2e-6)
+    assert rough.spec.dtype == "int8"
+    assert rough.spec.fingerprint != exact.spec.fingerprint
+
+
+def test_ranges_are_those_that_pictures_have() -> None:
+    encoder: Any = open_encoder("vlre-photo", device="cpu", dtype="float32")
+    backbone = encoder.model.vision_model.backbone._exported[0]
+    known = known_ranges(backbone)
+    assert known is not None
+    pixels = image_batch(encoder, 2)
+    x = normalized_pixels(pixels, encoder.preprocessor, encoder.device).numpy()
+    measured = measured_ranges(graph(backbone), [x])
+    assert set(known) - {"pixels"} <= set(measured)
+    wide = [
+        (high - low) / (known[n][1] - known[n][0])
+        for n, (low, high) in measured.items()
+        if n in known
+    ]
+    assert 0.3 < np.median(wide) < 1.1  # two drawn scenes are less than 256 photographs
+
+
+def test_ranges_belong_to_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = EfficientNetLite("efficientnet-lite2")
+    assert known_ranges(backbone) is None
+    monkeypatch.setattr(hybrid_tower, "known_ranges", lambda _: None)
+    monkeypatch.setattr(hybrid_tower, "is_exact_at_int8", lambda: True)
+    with pytest.raises(UsageError, match="knows no ranges for the backbone of vlre-photo"):
+        open_encoder("vlre-photo", dtype="int8")
+    monkeypatch.setattr(hybrid_tower, "is_exact_at_int8", lambda: False)
+    with pytest.raises(UsageError, match="needs a CPU with VNNI"):
+        open_encoder("vlre-photo", dtype="int8")
+    monkeypatch.setattr(hybrid_tower, "is_installed", lambda: False)
+    with pytest.raises(MissingExtra, match="onnxruntime"):
+        open_encoder("vlre-photo", dtype="int8")
+
+
+def test_a_change_of_the_ranges_is_another_arithmetic() -> None:
+    # Stores in int8 were made with these; others need another name than int8.
+    file = Path(int8_backbone.__file__).with_name("backbone_ranges.json")
+    assert hashlib.sha256(file.read_bytes()).hexdigest()[:16] == "2a051b1f69b9064a"
+
+
 def test_where_it_cannot_be_it_is_refused() -> None:
     with pytest.raises(UsageError, match="int8 is for a CPU"):
         pick_dtype("int8", torch.device("cuda"))
-    with pytest.raises(UsageError, match="sees through convolutions"):
-        open_encoder("vlre-photo", dtype="int8")

@@ -112,8 +112,8 @@ dtype_option = click.option(
     default="auto",
     show_default=True,
     help="Arithmetic of the towers; auto is the store's own, in a new one half precision where the "
-    "device is fast at it. The linear layers of a large vision tower alone are of int8, on a CPU, "
-    "or of float8, on a GPU such as H100.",
+    "device is fast at it. int8 and float8 are of the linear layers of a large vision tower, on a "
+    "CPU and on a GPU such as H100; int8 also of vlre-photo's convolutions.",
 )
 fast_decode_option = click.option(
     "--fast-decode",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import UsageError
-from retrieval_engine.machine import has_fast_bfloat16
+from retrieval_engine.machine import has_fast_bfloat16, has_int8_products
 from retrieval_engine.models.preprocess import ImagePreprocessor
 
 if TYPE_CHECKING:
@@ -97,6 +97,16 @@ def is_fast_at_bfloat16() -> bool:
         import torch
 
         told = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return told
+
+
+def is_exact_at_int8() -> bool:
+    """Whether this machine's CPU sums products of 8 bits without overflow."""
+    told = has_int8_products()
+    if told is None:
+        import torch
+
+        told = torch.cpu._is_vnni_supported()
     return told
 
 

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.errors import CheckpointInvalid, MissingExtra, UsageError
 from retrieval_engine.models.blip.backbone import SCALES, STAGES, EfficientNetLite, are_stages
+from retrieval_engine.models.blip.int8_backbone import known_ranges
 from retrieval_engine.models.blip.onnx_backbone import OnnxBackbone, is_installed
 from retrieval_engine.models.blip.settings import stated
+from retrieval_engine.models.device import is_exact_at_int8
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.float8 import FLOAT8
 from retrieval_engine.models.int8 import INT8
@@ -129,15 +131,38 @@ def quicken(owner: ImageEncoder, model: Any) -> None:
     """Make a model's vision tower as quick as it can be for encoding.
 
     Raises:
-        UsageError: int8 or float8 is asked of a backbone, which has hardly a linear layer.
+        UsageError: float8 is asked of a backbone, or int8 of one whose ranges are not known, or on
+            a CPU without VNNI.
+        MissingExtra: int8 is asked of a backbone, and ONNX Runtime is not installed.
     """
-    if not isinstance(model.vision_model, HybridTower):
-        owner.in_arithmetic(model.vision_model)
-        return
-    if owner.arithmetic in (INT8, FLOAT8):
+    tower = model.vision_model
+    if not isinstance(tower, HybridTower):
+        owner.in_arithmetic(tower)
+    elif owner.arithmetic == INT8:
+        tower.backbone = _in_int8(owner, tower.backbone)
+        owner.most_images = 1 << 30  # its scales do not depend on the batch
+    elif owner.arithmetic == FLOAT8:
         raise UsageError(
-            f"{owner.checkpoint.name} sees through convolutions, which {owner.arithmetic} makes no "
-            "faster",
+            f"{owner.checkpoint.name} sees through convolutions, which float8 makes no faster",
             hint="leave `dtype` at auto",
         )
-    model.vision_model.quicken()
+    else:
+        tower.quicken()
+
+
+def _in_int8(owner: ImageEncoder, backbone: Any) -> OnnxBackbone:
+    if not is_installed():
+        raise MissingExtra("onnxruntime", "cpu")
+    if not is_exact_at_int8():
+        raise UsageError(
+            f"{owner.checkpoint.name} in int8 needs a CPU with VNNI: without it sums overflow",
+            hint="leave `dtype` at auto",
+        )
+    ranges = known_ranges(backbone)
+    if ranges is None:
+        raise UsageError(
+            f"int8 knows no ranges for the backbone of {owner.checkpoint.name}: its weights are not "
+            "those that were published",
+            hint="leave `dtype` at auto",
+        )
+    return OnnxBackbone(backbone, ranges)

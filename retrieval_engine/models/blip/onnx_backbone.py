@@ -1,7 +1,8 @@
 """The backbone through ONNX Runtime, which runs depthwise convolutions several times as fast.
 
 The graph is written down from the torch module, convolution by convolution: no exporter, and no
-file. Its states equal torch's to 1e-4 (a test compares), so that the fingerprint is the same.
+file. Its states equal torch's to 1e-4 (a test compares), so that the fingerprint is the same; in
+int8 (`int8_backbone`) it is another.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval_engine.models.blip.backbone import Block, Convolution, EfficientNetLite
+from retrieval_engine.models.blip.int8_backbone import Ranges, quantised
 
 _OPSET, _IR = 13, 8
 _BATCH = 8  # fits the caches: 60 images a second on two cores, where 32 at once gives 40
@@ -29,16 +31,17 @@ class OnnxBackbone(nn.Module):
 
     Args:
         backbone: with the weights; they are copied.
+        ranges: of its tensors, to compute in int8; None for float32.
 
     Attributes:
         channels: of its states.
     """
 
-    def __init__(self, backbone: EfficientNetLite) -> None:
+    def __init__(self, backbone: EfficientNetLite, ranges: Ranges | None = None) -> None:
         super().__init__()
         self.channels = backbone.channels
         self._exported = (backbone,)  # in a tuple: it is no part of the model
-        self._session = cache(lambda: _session(backbone))  # stored states need none
+        self._session = cache(lambda: _session(backbone, ranges))  # stored states need none
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As `EfficientNetLite.forward`."""
@@ -51,15 +54,16 @@ class OnnxBackbone(nn.Module):
         return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
 
 
-def _session(backbone: EfficientNetLite) -> Any:
+def _session(backbone: EfficientNetLite, ranges: Ranges | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        graph(backbone), options, providers=["CPUExecutionProvider"]
-    )
+    # Threads that wait for more work by spinning take the cores from torch's, whose turn it is.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    written = quantised(graph(backbone), ranges) if ranges else graph(backbone)
+    return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
 
 
 def graph(backbone: EfficientNetLite) -> bytes:

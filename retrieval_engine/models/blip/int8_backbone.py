@@ -1,0 +1,103 @@
+"""The backbone in int8 through ONNX Runtime: three times as fast on a CPU with VNNI.
+
+Convolutions have a scale for each channel of their weights and one for each of their inputs. The
+scale of an input follows from its range over photographs, which is known beforehand for the
+published weights (static quantisation; Jacob et al., CVPR 2018): nothing is calibrated, and a
+picture's numbers do not depend on its neighbours. The first blocks stay in float32: their rounding is
+felt by all that follow.
+
+Trap: without VNNI sums of 8-bit products overflow, and weights of 7 bits cost too much (cosine .986
+at worst, .995 with 8): such CPUs are refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval_engine.models.blip.backbone import EfficientNetLite
+
+Ranges = Mapping[str, tuple[float, float]]
+_FILE = Path(__file__).with_name("backbone_ranges.json")
+_EXACT_BLOCKS = 2
+_QUANTISED = ["Conv", "Clip"]
+
+
+def known_ranges(backbone: EfficientNetLite) -> Ranges | None:
+    """Ranges of the tensors in `onnx_backbone.graph`, by name; None for weights not known."""
+    found: Ranges | None = _known().get(weights_digest(backbone))
+    return found
+
+
+@cache
+def _known() -> dict[str, Ranges]:
+    told: dict[str, Ranges] = json.loads(_FILE.read_text())
+    return told
+
+
+def weights_digest(backbone: EfficientNetLite) -> str:
+    """Of the weights in half precision, which is what checkpoints keep."""
+    value = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        value.update(name.encode())
+        value.update(tensor.half().cpu().numpy().tobytes())
+    return value.hexdigest()[:16]
+
+
+def measured_ranges(graph: bytes, batches: Iterable[NDArray[np.float32]]) -> dict[str, Any]:
+    """Least and largest value of every tensor that is quantised, over some pictures.
+
+    Args:
+        graph: of the backbone.
+        batches: (n, 3, s, s) normalised pixels.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.load_from_string(graph)
+    names = [name for node in model.graph.node for name in node.output]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    ends = dict.fromkeys(names, (np.inf, -np.inf))
+    for pixels in batches:
+        for name, array in zip(names, session.run(names, {"pixels": pixels}), strict=True):
+            low, high = ends[name]
+            ends[name] = min(low, float(array.min())), max(high, float(array.max()))
+    return {name: [float(f"{end:.4g}") for end in both] for name, both in ends.items()}
+
+
+def quantised(graph: bytes, ranges: Ranges) -> bytes:
+    """The graph with its convolutions in int8, as ONNX Runtime's own tool writes it."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    model = onnx.load_from_string(graph)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    exact = ("stem", *(f"blocks.{number}." for number in range(_EXACT_BLOCKS)))
+    found = {n: (np.float32(a), np.float32(b)) for n, (a, b) in ranges.items()}
+    quantiser = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[n.name for n in model.graph.node if n.name.startswith(exact)],
+        op_types_to_quantize=_QUANTISED,
+        extra_options={},
+    )
+    quantiser.quantize_model()
+    serialised: bytes = quantiser.model.model.SerializeToString()
+    return serialised
