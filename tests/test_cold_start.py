@@ -70,3 +70,12 @@ def test_a_server_listens_before_torch_is_there() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout == "[]\n", run.stderr
+
+
+def test_garbage_is_looked_for_less_often_in_a_process_of_our_own(folder: Path) -> None:
+    code = "import gc; from retrieval_engine.cli import main\ntry: main({})\nexcept SystemExit: print(gc.get_threshold()[0])"
+    found = []
+    for given in ("", "args=['--version']"):
+        run = [sys.executable, "-c", code.format(given), "--version"]
+        found.append(subprocess.run(run, capture_output=True, text=True, cwd=folder, check=True))
+    assert [int(run.stdout.split()[-1]) for run in found] == [100_000, 700]

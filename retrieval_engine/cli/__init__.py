@@ -7,6 +7,7 @@ at once.
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from retrieval_engine.plugins import Plugins
 
 COMMANDS = Plugins(package="retrieval_engine.cli.commands", noun="command", group="vlre.commands")
 INTERRUPTED = 130
+_GARBAGE = 100_000  # new objects before cycles are looked for: what is imported is none of it
 _HELP = """Encode once. Everything else reads the cache.
 
 \b
@@ -133,6 +135,8 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and end with the right exit code and at most two lines on an explained failure."""
         typed = list(kwargs.get("args") or sys.argv[1:])
+        if "args" not in kwargs and not args:  # the process is this command's
+            gc.set_threshold(_GARBAGE)
         debug = "--debug" in typed
         kwargs["standalone_mode"] = False
         try:
