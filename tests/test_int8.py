@@ -75,6 +75,10 @@ def test_a_store_in_int8_is_searched_measured_and_captioned(tmp_path: Path) -> N
     other = CliRunner().invoke(main, [*line, "--dtype", "float32"])
     assert other.exit_code == 1
     assert "dtype 'int8', not 'float32'" in other.stderr
+    more = ["encode", "scenes:30?seed=5", *line[2:]]  # of no --dtype: the store's own
+    again = CliRunner().invoke(main, [*more, "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["images"]["encoded"] == 6
     found = CliRunner().invoke(main, ["search", "a dog on grass", "--store", store, "--json"])
     assert found.exit_code == 0, found.output
     recall = CliRunner().invoke(
@@ -84,7 +88,7 @@ def test_a_store_in_int8_is_searched_measured_and_captioned(tmp_path: Path) -> N
     out = tmp_path / "captions.jsonl"
     written = CliRunner().invoke(main, ["caption", "--store", store, "--out", str(out)])
     assert written.exit_code == 0, written.output
-    assert len(out.read_text().splitlines()) == 24
+    assert len(out.read_text().splitlines()) == 30
     assert json.loads(out.read_text().splitlines()[0])["caption"]
 
 
