@@ -37,8 +37,7 @@ class Engine(FollowedStore):
         index: an index over it, which must be there. Default `$VLRE_INDEX`, else
             `indices/built/default`, where that is there and goes with the store.
         model: checkpoint for a new store, default `$VLRE_MODEL`, else the model that ships with
-            the package; for a store that is there, where its checkpoint is now. Or an encoder
-            that is open, for one of an arithmetic or an adapter of its own.
+            the package; for a store that is there, where its checkpoint is now. Or an open encoder.
         head: directory of a head through which the store is seen.
         split: only the items of this split.
         device: `auto`, `cpu`, `cuda`, …

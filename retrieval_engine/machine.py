@@ -67,24 +67,25 @@ def has_cuda_driver() -> bool:
 
 
 @cache
+def _told_of_cpu() -> str | None:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+
+
 def has_fast_bfloat16() -> bool | None:
     """Whether the CPU has avx512_bf16 or AMX; None where only torch could tell (no Linux)."""
-    try:
-        told = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    return "avx512_bf16" in told or "amx_tile" in told
+    told = _told_of_cpu()
+    return None if told is None else "avx512_bf16" in told or "amx_tile" in told
 
 
-@cache
 def has_int8_products() -> bool | None:
-    """Whether the CPU sums products of 8 bits in 32: VNNI, or an Arm; None where only torch could tell."""
+    """Whether the CPU sums products of 8 bits in 32: VNNI, or an Arm; None where torch could tell."""
+    told = _told_of_cpu()
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
+    return None if told is None else "vnni" in told
 
 
 def free_memory() -> int | None:

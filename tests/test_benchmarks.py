@@ -169,3 +169,14 @@ def test_every_command_is_measured_at_scale(
     assert all(line["s"] > 0 and line["peak_mb"] > 20 for line in lines)
     [found] = [line for line in lines if line["command"] == "search"]
     assert found["recall_at_10"] == 1
+
+
+def test_ranges_for_int8_are_those_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["int8_ranges", "--tiny"])
+    importlib.import_module("benchmarks.int8_ranges").main()
+    ((digest, ranges),) = json.loads(capsys.readouterr().out).items()
+    from retrieval_engine.models.blip import int8_backbone
+
+    assert set(ranges) == set(int8_backbone._known()[digest])

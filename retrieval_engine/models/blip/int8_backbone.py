@@ -12,13 +12,11 @@ at worst, .995 with 8): such CPUs are refused.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 
@@ -26,10 +24,14 @@ Ranges = Mapping[str, tuple[float, float]]
 _FILE = Path(__file__).with_name("backbone_ranges.json")
 _EXACT_BLOCKS = 2
 _QUANTISED = ["Conv", "Clip"]
+_CLIPPED = (0.0, 6.0)  # what every activation is
 
 
 def known_ranges(backbone: EfficientNetLite) -> Ranges | None:
-    """Ranges of the tensors in `onnx_backbone.graph`, by name; None for weights not known."""
+    """Ranges of the tensors in `onnx_backbone.graph` that no activation clips, by name.
+
+    None for weights not known. The file is what `python -m benchmarks.int8_ranges` prints.
+    """
     found: Ranges | None = _known().get(weights_digest(backbone))
     return found
 
@@ -49,31 +51,6 @@ def weights_digest(backbone: EfficientNetLite) -> str:
     return value.hexdigest()[:16]
 
 
-def measured_ranges(graph: bytes, batches: Iterable[NDArray[np.float32]]) -> dict[str, Any]:
-    """Least and largest value of every tensor that is quantised, over some pictures.
-
-    Args:
-        graph: of the backbone.
-        batches: (n, 3, s, s) normalised pixels.
-    """
-    import onnx
-    import onnxruntime
-
-    model = onnx.load_from_string(graph)
-    names = [name for node in model.graph.node for name in node.output]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    ends = dict.fromkeys(names, (np.inf, -np.inf))
-    for pixels in batches:
-        for name, array in zip(names, session.run(names, {"pixels": pixels}), strict=True):
-            low, high = ends[name]
-            ends[name] = min(low, float(array.min())), max(high, float(array.max()))
-    return {name: [float(f"{end:.4g}") for end in both] for name, both in ends.items()}
-
-
 def quantised(graph: bytes, ranges: Ranges) -> bytes:
     """The graph with its convolutions in int8, as ONNX Runtime's own tool writes it."""
     import onnx
@@ -85,7 +62,9 @@ def quantised(graph: bytes, ranges: Ranges) -> bytes:
     for node in model.graph.node:
         node.name = node.output[0]
     exact = ("stem", *(f"blocks.{number}." for number in range(_EXACT_BLOCKS)))
-    found = {n: (np.float32(a), np.float32(b)) for n, (a, b) in ranges.items()}
+    ends = [(n.input[0], n.output[0]) for n in model.graph.node if n.op_type == "Clip"]
+    clipped = {name: _CLIPPED for both in ends for name in both}
+    found = {n: (np.float32(a), np.float32(b)) for n, (a, b) in {**ranges, **clipped}.items()}
     quantiser = QDQQuantizer(
         model,
         per_channel=True,
