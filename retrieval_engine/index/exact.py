@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import ShapeError
 from retrieval_engine.index.grouping import Allowed, Items, Scores, check_queries
+from retrieval_engine.machine import ALONE
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
@@ -16,6 +17,7 @@ Candidates = Callable[[NDArray[np.floating], int], tuple[Items, Items, Scores]]
 _BLOCK_BYTES = 1 << 26
 # Queries are multiplied so many at a time, zeros in empty places: a product of another shape
 # rounds otherwise, and a query's scores shall not depend on what else is asked.
+_FEW_ROWS = 1 << 14  # of a block that are multiplied in this thread
 _GROUP = 8
 
 
@@ -115,12 +117,14 @@ def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> 
     """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
     b, v, d = block.shape
     flat = block.reshape(b * v, d).astype(np.float32, copy=False)
+    step = len(flat) if len(flat) > _FEW_ROWS else max(1, ALONE // (_GROUP * d))
     best = np.empty((len(queries), b), dtype=np.float32)
     for first in range(0, len(queries), _GROUP):
         group = np.zeros((_GROUP, d), dtype=np.float32)
         asked = queries[first : first + _GROUP]
         group[: len(asked)] = asked
-        scores = (group @ flat.T)[: len(asked)]  # (at most 8, b * v)
+        parts = [group @ flat[at : at + step].T for at in range(0, len(flat), step)]
+        scores = np.concatenate(parts, axis=1)[: len(asked)]  # (at most 8, b * v)
         best[first : first + _GROUP] = (
             scores if v == 1 else scores.reshape(len(asked), b, v).max(axis=2)
         )

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from retrieval_engine.machine import ALONE
 from retrieval_engine.models.text import pooled
 
+_FEW_ROWS = 48  # tokens, of one query, that are multiplied in this thread
 _ROWS = 4096  # of a GELU at once: what it needs besides stays in the processor's cache
 
 
@@ -134,7 +136,13 @@ class NumpyArithmetic:
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         """See `Arithmetic`."""
         # One product of two matrices: for each text alone NumPy would call BLAS again.
-        flat = x.reshape(-1, x.shape[-1]) @ weight.T
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) > _FEW_ROWS:
+            flat = rows @ weight.T
+        else:
+            step = max(1, ALONE // rows.size)
+            parts = (weight[at : at + step].T for at in range(0, len(weight), step))
+            flat = np.concatenate([rows @ part for part in parts], axis=1)
         flat += bias
         return flat.reshape(*x.shape[:-1], -1)
 
