@@ -4,7 +4,6 @@ import os
 import platform
 import sys
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from retrieval_engine.errors import UsageError
@@ -113,6 +112,8 @@ def cache_folder() -> Path:
 
 def version_of(distribution: str) -> str:
     """Version of an installed distribution, or empty where it is not installed."""
+    from importlib import metadata  # not at once: it takes longer to import than all of this module
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

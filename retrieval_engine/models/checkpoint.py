@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -47,7 +46,7 @@ class Checkpoint:
 
 def shipped() -> dict[str, Path]:
     """Directories of the models that ship with the package, by name."""
-    shipped_ones = Path(str(resources.files("retrieval_engine"))) / "checkpoints"
+    shipped_ones = Path(__file__).parents[1] / "checkpoints"
     return {p.name: p for p in sorted(shipped_ones.glob("*")) if (p / "config.json").is_file()}
 
 

@@ -5,7 +5,7 @@ told from them: where that is not certain, `open_wordpiece` answers None.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ class WordPiece:
 
     truncation_side = "right"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> None:
         self.digest = digest(sorted(vocabulary.items()))
         self.pad_token_id: int = vocabulary[_PAD]
         self.backend_tokenizer = tokenizer
@@ -112,9 +111,13 @@ def open_wordpiece(path: Path) -> WordPiece | None:
         tokenizer = Tokenizer.from_file(str(file))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    # As `get_vocab` says, which takes three times as long.
+    vocabulary: dict[str, int] = said["model"]["vocab"]
+    vocabulary.update((token["content"], token["id"]) for token in said["added_tokens"])
     ends = [vocabulary.get(_CLS), vocabulary.get(_SEP)]
-    return WordPiece(tokenizer) if tokenizer.encode("").ids == ends and _PAD in vocabulary else None
+    if tokenizer.encode("").ids != ends or _PAD not in vocabulary:
+        return None
+    return WordPiece(tokenizer, vocabulary)
 
 
 def _json(file: Path) -> dict[str, Any]:

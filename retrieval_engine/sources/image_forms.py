@@ -11,7 +11,6 @@ from PIL import Image
 
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.sources import KINDS
-from retrieval_engine.sources.asked import read_asked
 from retrieval_engine.sources.decode import picture_suffixes
 
 _CHANNELS = (1, 3, 4)
@@ -69,16 +68,22 @@ def image_bytes(value: Any) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str | os.PathLike):
-        return read_asked(os.fspath(value))
+        return _read(os.fspath(value))
     if isinstance(value, Mapping) and value.get("bytes"):  # a cell of Hugging Face's tables
         return bytes(value["bytes"])
     if isinstance(value, Mapping) and value.get("path"):
-        return read_asked(str(value["path"]))
+        return _read(str(value["path"]))
     if is_array(value):
         value = picture_of(np.asarray(value))
     if isinstance(value, Image.Image):
         return _png(value)
     raise UsageError(f"{type(value).__name__} is no image", hint=f"give {FORMS}")
+
+
+def _read(place: str) -> bytes:
+    from retrieval_engine.sources.asked import read_asked  # http, which words have no need of
+
+    return read_asked(place)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import unquote
@@ -52,6 +51,8 @@ class State:
 def _nanoseconds(value: object) -> int:
     if isinstance(value, str):
         try:
+            from email.utils import parsedate_to_datetime  # all of `email`: ten milliseconds
+
             value = parsedate_to_datetime(value)
         except ValueError:
             return -1

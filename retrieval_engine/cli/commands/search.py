@@ -198,7 +198,6 @@ def _ask(
     given: dict[str, Any],
 ) -> "list[Hits]":
     from retrieval_engine.search.queries import mix, read_vectors
-    from retrieval_engine.sources.asked import read_asked
 
     names = ("k", "offset", "rerank_model", "captions", "distinct", "min_match", "where")
     how = {name: given[name] for name in names if given[name] is not None}
@@ -208,6 +207,8 @@ def _ask(
         sections: list[Hits] = searcher.search(list(rows), **how)
         titles = [f"{vectors.name} {row}" for row in range(len(rows))]
     elif image is not None:
+        from retrieval_engine.sources.asked import read_asked
+
         sections = searcher.search([mix(read_asked(image), plus, minus)], **how)
         titles = [image]
     else:
