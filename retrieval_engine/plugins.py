@@ -111,12 +111,20 @@ def _entry_points() -> Any:
     That is told from the files that `importlib.metadata` would read: importing it takes a twentieth
     of a second, and hardly anybody has added a member.
     """
-    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
-    places = [Path(place) for place in sys.path]
-    if finders == [PathFinder] and not any(place.is_file() for place in places):
-        files = (file for place in places for file in place.glob("*.*-info/entry_points.txt"))
-        if not any(b"[vlre." in file.read_bytes() for file in files):
-            return None
+    if not _may_be_any():
+        return None
     from importlib.metadata import entry_points
 
     return entry_points()
+
+
+def _may_be_any() -> bool:
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
+    places = [Path(place) for place in sys.path]
+    if finders != [PathFinder] or any(place.is_file() for place in places):
+        return True  # distributions lie elsewhere, too: in an archive, or where a finder knows
+    files = (file for place in places for file in place.glob("*.*-info/entry_points.txt"))
+    try:
+        return any(b"[vlre." in file.read_bytes() for file in files)
+    except OSError:
+        return True

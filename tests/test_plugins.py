@@ -80,3 +80,19 @@ def test_kinds_without_a_group_are_all_shipped() -> None:
     kinds = Plugins(package="retrieval_engine.workers.kinds", noun="kind of worker")
     assert set(kinds.origins()) == {"processes", "serial", "threads"}
     assert set(kinds.origins().values()) == {"shipped"}
+
+
+def test_nothing_is_imported_to_learn_that_nobody_added_anything() -> None:
+    code = (
+        "import sys\n"
+        "from retrieval_engine.sources import KINDS\n"
+        "assert 'folder' in KINDS.names() and not KINDS.added()\n"
+        "print('importlib.metadata' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "False\n"
