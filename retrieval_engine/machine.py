@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retrieval_engine.errors import UsageError
 
-ALONE = 2**18
+ONE_THREAD_PRODUCT = 2**18
 """Multiplications of one product that OpenBLAS, NumPy's own, does in the thread that asks. Others it
 shares out; for one query waking its threads takes longer than the work, on busy cores fifty times."""
 

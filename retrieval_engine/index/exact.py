@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import ShapeError
 from retrieval_engine.index.grouping import Allowed, Items, Scores, check_queries
-from retrieval_engine.machine import ALONE
+from retrieval_engine.machine import ONE_THREAD_PRODUCT
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
@@ -117,7 +117,7 @@ def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> 
     """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
     b, v, d = block.shape
     flat = block.reshape(b * v, d).astype(np.float32, copy=False)
-    step = len(flat) if len(flat) > _FEW_ROWS else max(1, ALONE // (_GROUP * d))
+    step = len(flat) if len(flat) > _FEW_ROWS else max(1, ONE_THREAD_PRODUCT // (_GROUP * d))
     best = np.empty((len(queries), b), dtype=np.float32)
     for first in range(0, len(queries), _GROUP):
         group = np.zeros((_GROUP, d), dtype=np.float32)

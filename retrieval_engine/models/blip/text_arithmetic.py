@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from retrieval_engine.machine import ALONE
+from retrieval_engine.machine import ONE_THREAD_PRODUCT
 from retrieval_engine.models.text import pooled
 
 _FEW_ROWS = 48  # tokens, of one query, that are multiplied in this thread
@@ -140,7 +140,7 @@ class NumpyArithmetic:
         if len(rows) > _FEW_ROWS:
             flat = rows @ weight.T
         else:
-            step = max(1, ALONE // rows.size)
+            step = max(1, ONE_THREAD_PRODUCT // rows.size)
             parts = (weight[at : at + step].T for at in range(0, len(weight), step))
             flat = np.concatenate([rows @ part for part in parts], axis=1)
         flat += bias
