@@ -24,6 +24,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.encoding.lanes import lanes_of
 from retrieval_engine.models import open_encoder
 from retrieval_engine.store import open_store
 
@@ -84,7 +85,8 @@ def main() -> None:
                     options=EncodeOptions(features=("itc",), store_dtype="float32"),
                 )
                 ours.append(n / report.seconds)
-                share.append(report.model_seconds / report.seconds)
+                lane_seconds = report.model_seconds / lanes_of(encoder)
+                share.append(lane_seconds / report.seconds)
                 found = open_store(store).gallery().images("itc")[:, 0]
                 cosine.append(float((found * expected).sum(-1).min()))
             emit(

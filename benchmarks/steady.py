@@ -35,7 +35,10 @@ from benchmarks import checkpoints
 from benchmarks.encode import write_pictures
 from benchmarks.report import emit
 from retrieval_engine.encoding import EncodeOptions, encode
+from retrieval_engine.encoding.lanes import computed
+from retrieval_engine.encoding.steps import Batch
 from retrieval_engine.models import Encoder, open_encoder
+from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
 
 WORDS = [*"▁abcdefghijklmnopqrstuvwxyz.,"]
@@ -74,10 +77,18 @@ MODELS: dict[str, Callable[[Path], Path | str]] = {
 
 def alone(encoder: Encoder, pixels: np.ndarray, texts: list[str]) -> None:
     """The model's work of an encode, and nothing else."""
-    size = encoder.default_batch_size
-    for start in range(0, len(pixels), size):
-        encoder.encode_images(pixels[start : start + size], FEATURES)
-    encoder.encode_texts(texts, FEATURES)
+    images, captions = (
+        Batch(
+            modality=m,
+            keys=[str(i) for i in range(len(rows))],
+            inputs=rows,
+            forms=[encoder.features(m)[name] for name in FEATURES],
+        )
+        for m, rows in ((Modality.IMAGES, pixels), (Modality.CAPTIONS, texts))
+    )
+    batches = [*images.pieces(encoder.default_batch_size), captions]
+    for _ in computed(iter(batches), encoder):
+        pass
 
 
 def spent(call: Callable[[], object]) -> tuple[float, float]:

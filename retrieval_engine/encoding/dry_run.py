@@ -1,4 +1,4 @@
-"""What encoding a source would take, from a hundred of its items encoded for real."""
+"""What encoding a source would take, from some of its items encoded for real."""
 
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -7,6 +7,7 @@ from pathlib import Path
 from retrieval_engine.encoding.device_pool import DevicePool
 from retrieval_engine.encoding.encode_report import EncodeOptions
 from retrieval_engine.encoding.from_source import encode, items_expected
+from retrieval_engine.encoding.lanes import lanes_of
 from retrieval_engine.errors import SourceError
 from retrieval_engine.models import Encoder
 from retrieval_engine.progress import Progress
@@ -54,18 +55,22 @@ def estimate(
 ) -> Estimate:
     """Encode the first hundred items into a store that is thrown away, and reckon from it.
 
+    More than a hundred, where fewer would leave lanes idle that a whole run keeps busy.
+
     Args:
         source: what would be encoded, as if none of it were stored yet.
         encoder: as in `encode`.
         options: likewise.
-        progress: told about every item of the hundred.
+        progress: told about each of them.
 
     Raises:
         SourceError: there is no item, or as `encode`.
     """
     options = options or EncodeOptions()
     items = items_expected(source, options)
-    few = replace(options, limit=min(options.limit or SAMPLE, SAMPLE), overwrite=False)
+    # Enough for every lane to have work, or it would seem slower than it is.
+    sample = max(SAMPLE, lanes_of(encoder) * (options.batch_size or encoder.default_batch_size))
+    few = replace(options, limit=min(options.limit or sample, sample), overwrite=False)
     with tempfile.TemporaryDirectory(prefix="vlre-estimate-") as folder:
         store = Path(folder) / "store"
         report = encode(source, store, encoder=encoder, options=few, progress=progress)

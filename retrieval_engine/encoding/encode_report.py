@@ -114,7 +114,7 @@ class EncodeReport:
         seconds: wall time.
         read_seconds: of all decode workers together, reading and hashing.
         decode_seconds: of all decode workers together, decoding and resizing.
-        model_seconds: inside the encoder, of all devices together.
+        model_seconds: inside the encoder, of all lanes or devices together.
         transfer_seconds: between this process and those of devices.
         write_seconds: writing the store.
         devices: what each device did, where they have processes of their own.

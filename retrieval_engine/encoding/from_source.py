@@ -1,7 +1,7 @@
 """Turns the items of a source into the features of a store.
 
     source ──► load (read, hash, decode, resize: a pool of workers, ahead of the model)
-           ──► encoder (batches of new images, then the part's new captions; here or on devices)
+           ──► encoder (batches of new images, then the part's new captions; in lanes or on devices)
            ──► store (a writer thread, behind the model; one part at a time is whole or absent)
 
 An item is looked at only as far as needed: an unchanged file is told by its size and time, a moved
@@ -11,6 +11,7 @@ the store's failure ledger and disturbs nobody else's row.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from retrieval_engine.encoding.arithmetic import followed_dtype
 from retrieval_engine.encoding.device_pool import DevicePool, open_on
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
+from retrieval_engine.encoding.lanes import computed
 from retrieval_engine.encoding.load import Load, Loaded
 from retrieval_engine.encoding.steps import Batch, Computed, Described, PartEnd, Step
 from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound
@@ -90,13 +92,10 @@ def encode(
             if isinstance(encoder, DevicePool):
                 run.share(steps, encoder)
             else:
-                for step in steps:
-                    found = None
-                    if isinstance(step, Batch):
-                        with report.timing():
-                            arrays = step.kept(step.asked_of(encoder)())
-                        found = Computed(keys=step.keys, arrays=arrays)
-                    run.write(step, found)
+                with closing(computed(steps, encoder)) as found:
+                    for step, what, seconds in found:
+                        report.model_seconds += seconds
+                        run.write(step, what)
             run.finish()
     progress.stop()
     report.seconds = time.perf_counter() - start

@@ -42,6 +42,7 @@ class HeadedEncoder:
         self.spec = encoder.spec
         self.preprocessor = encoder.preprocessor
         self.default_batch_size = encoder.default_batch_size
+        self.batches_at_once = int(getattr(encoder, "batches_at_once", 1))
         self._encoder = encoder
 
     def features(self, modality: Modality) -> dict[str, Feature]:

@@ -5,6 +5,7 @@ them. A dual encoder without more to say is four methods and its settings; `CONT
 one.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -42,6 +43,9 @@ from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
 
 Tower = TypeVar("Tower", bound=nn.Module)
+_TOKENIZING = (
+    threading.Lock()
+)  # a fast tokenizer that another thread sets up raises "Already borrowed"
 _ROUNDED = {INT8: to_int8, FLOAT8: to_float8}
 
 
@@ -146,6 +150,11 @@ class ImageEncoder(ABC):
     def default_batch_size(self) -> int:
         """Images per call that suit the device."""
         return default_batch_size(self.tokens_per_image, self.device.type)
+
+    @property
+    def batches_at_once(self) -> int:
+        """Threads that may encode at the same time, a batch each, and gain by it; 1 on a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     @property
     def tokens_per_image(self) -> int:
@@ -257,7 +266,8 @@ class DualEncoder(ImageEncoder):
         if not texts:
             forms = self.features(Modality.CAPTIONS)
             return {n: np.empty((0, *forms[n].shape), forms[n].dtype) for n in features}
-        ids = self.tokenize(texts)
+        with _TOKENIZING:
+            ids = self.tokenize(texts)
         found: Arrays = {}
         if {"token_ids", "token_mask"} & set(features):
             padded, mask = pad_tokens(ids, self.spec.text_length, pad=self.tokenizer.pad_token_id)

@@ -69,6 +69,11 @@ class EncoderToCome:
         return self._open()
 
     @property
+    def batches_at_once(self) -> int:
+        """See `ImageEncoder`."""
+        return int(getattr(self._whole, "batches_at_once", 1))
+
+    @property
     def encode_images(self) -> Callable[[NDArray[np.uint8], Sequence[str]], Arrays]:
         """See `Encoder`."""
         return self._whole.encode_images

@@ -4,6 +4,7 @@ import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,19 @@ class EncoderContract(ABC):
         whole = self.encode(encoder, modality, names)
         for part in ([0], [2], [3, 4]):
             self._same(self.encode(encoder, modality, names, part), whole, part)
+
+    def test_threads_that_encode_at_once_get_what_each_gets_alone(self, encoder: Encoder) -> None:
+        if not hasattr(encoder, "batches_at_once"):
+            return  # a run asks it for one batch after the other
+        work = [(m, [1, 0, 3][: 1 + n % 3]) for n in range(12) for m in Modality]
+
+        def encoded(modality: Modality, order: list[int]) -> Arrays:
+            return self.encode(encoder, modality, list(encoder.features(modality)), order)
+
+        alone = [encoded(*one) for one in work]
+        with ThreadPoolExecutor(4) as pool:
+            for found, whole in zip(pool.map(lambda one: encoded(*one), work), alone, strict=True):
+                self._same(found, whole)
 
     @pytest.mark.parametrize("modality", Modality)
     def test_rows_come_in_the_order_asked(self, encoder: Encoder, modality: Modality) -> None:

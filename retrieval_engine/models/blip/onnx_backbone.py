@@ -7,7 +7,7 @@ int8 (`int8_backbone`) it is another.
 
 import importlib.util
 import os
-from functools import cache
+import threading
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from retrieval_engine.models.blip.backbone import Block, Convolution, EfficientN
 from retrieval_engine.models.blip.int8_backbone import Ranges, quantised
 
 _OPSET, _IR = 13, 8
+_OPENING = threading.Lock()
 _BATCH = 8  # fits the caches: 60 images a second on two cores, where 32 at once gives 40
 
 
@@ -41,7 +42,8 @@ class OnnxBackbone(nn.Module):
         super().__init__()
         self.channels = backbone.channels
         self._exported = (backbone,)  # in a tuple: it is no part of the model
-        self._session = cache(lambda: _session(backbone, ranges))  # stored states need none
+        self._sessions: dict[int, Any] = {}  # by threads; stored states need none
+        self._ranges = ranges
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As `EfficientNetLite.forward`."""
@@ -53,12 +55,19 @@ class OnnxBackbone(nn.Module):
         states = [self._session().run(None, {"pixels": part})[0] for part in parts]
         return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
 
+    def _session(self) -> Any:
+        threads = torch.get_num_threads()
+        with _OPENING:
+            if threads not in self._sessions:
+                self._sessions[threads] = _open(self._exported[0], self._ranges, threads)
+            return self._sessions[threads]
 
-def _session(backbone: EfficientNetLite, ranges: Ranges | None) -> Any:
+
+def _open(backbone: EfficientNetLite, ranges: Ranges | None, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    options.intra_op_num_threads = min(threads, os.cpu_count() or 1)
     options.log_severity_level = 3
     # Threads that wait for more work by spinning take the cores from torch's, whose turn it is.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

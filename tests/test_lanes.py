@@ -1,0 +1,148 @@
+"""Batches of a CPU that are computed at once, each by a thread of its own."""
+
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval_engine import open_encoder, open_store
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.errors import EncoderError
+from retrieval_engine.models import Encoder
+from retrieval_engine.testing.images import jpeg
+from tests import tiny
+
+IMAGES, BATCH = 30, 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_blip(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture
+def encoder(checkpoint: Path) -> Encoder:
+    return open_encoder(str(checkpoint), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures")
+    for i in range(IMAGES):
+        (path / f"{i:04}.jpg").write_bytes(jpeg(i))
+        (path / f"{i:04}.txt").write_text(f"a dog {i}\na cat on grass\n")
+    return path
+
+
+@pytest.fixture
+def cores() -> Iterator[None]:
+    """A machine of four, whatever this one has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def options(**more: Any) -> EncodeOptions:
+    given: dict[str, Any] = {"batch_size": BATCH, "part_rows": 12, "store_dtype": "float32"}
+    return EncodeOptions(**given | more)
+
+
+class Watched:
+    """An encoder that tells how many threads of torch's each call may use, and who calls."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.threads: list[int] = []
+        self.callers: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_images(self, pixels: Any, features: Any) -> Any:
+        self.threads.append(torch.get_num_threads())
+        self.callers.add(threading.current_thread().name)
+        return self._encoder.encode_images(pixels, features)
+
+
+def test_the_number_of_cores_changes_no_bit(
+    tmp_path: Path, folder: Path, encoder: Encoder, request: pytest.FixtureRequest
+) -> None:
+    encode(f"folder:{folder}", tmp_path / "one", encoder=encoder, options=options())
+    request.getfixturevalue("cores")
+    report = encode(f"folder:{folder}", tmp_path / "four", encoder=encoder, options=options())
+    assert (report.images.encoded, report.captions.encoded) == (IMAGES, IMAGES + 1)
+    one, four = (open_store(tmp_path / name).gallery() for name in ("one", "four"))
+    assert list(one.ids) == list(four.ids)
+    for name in ("itc", "pooled"):
+        np.testing.assert_array_equal(one.images(name), four.images(name))
+
+
+@pytest.mark.usefixtures("cores")
+def test_batches_are_computed_at_once_and_torch_shares_out_again_afterwards(
+    tmp_path: Path, folder: Path, encoder: Encoder
+) -> None:
+    met, calls = threading.Barrier(4, timeout=60), count()
+
+    class Meeting(Watched):
+        def encode_images(self, pixels: Any, features: Any) -> Any:
+            if next(calls) < 4:
+                met.wait()  # for three others, which no thread alone would ever meet
+            return super().encode_images(pixels, features)
+
+    watched = Meeting(encoder)
+    encode(f"folder:{folder}", tmp_path / "store", encoder=watched, options=options())
+    assert set(watched.threads) == {1}
+    assert len(watched.callers) == 4
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("cores")
+@pytest.mark.parametrize("limit", [1, BATCH])
+def test_a_batch_alone_is_shared_by_all_threads(
+    tmp_path: Path, folder: Path, encoder: Encoder, limit: int
+) -> None:
+    watched = Watched(encoder)
+    limited = options(limit=limit)
+    encode(f"folder:{folder}", tmp_path / "store", encoder=watched, options=limited)
+    assert watched.threads == [4]
+
+
+@pytest.mark.usefixtures("cores")
+def test_an_encoder_that_says_nothing_of_it_is_asked_by_one_thread(
+    tmp_path: Path, folder: Path, encoder: Encoder
+) -> None:
+    class Silent(Watched):
+        def __getattr__(self, name: str) -> Any:
+            if name == "batches_at_once":
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    watched = Silent(encoder)
+    encode(f"folder:{folder}", tmp_path / "store", encoder=watched, options=options())
+    assert set(watched.threads) == {4}
+    assert watched.callers == {threading.main_thread().name}
+
+
+@pytest.mark.usefixtures("cores")
+def test_what_was_whole_before_a_lane_failed_stays(
+    tmp_path: Path, folder: Path, encoder: Encoder
+) -> None:
+    class Failing(Watched):
+        def encode_images(self, pixels: Any, features: Any) -> Any:
+            if len(self.threads) >= 5:
+                raise RuntimeError("no more memory of this kind")
+            return super().encode_images(pixels, features)
+
+    with pytest.raises((EncoderError, RuntimeError), match="no more memory of this kind"):
+        encode(f"folder:{folder}", tmp_path / "s", encoder=Failing(encoder), options=options())
+    assert torch.get_num_threads() == 4
+    kept = len(open_store(tmp_path / "s").gallery())
+    assert kept == 12  # the first part; the second wanted a sixth batch
+    report = encode(f"folder:{folder}", tmp_path / "s", encoder=encoder, options=options())
+    assert (report.images.reused, report.images.encoded) == (kept, IMAGES - kept)
