@@ -24,8 +24,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from benchmarks import checkpoints
 from benchmarks.report import emit
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
-from retrieval_engine.encoding.lanes import lanes_of
 from retrieval_engine.models import open_encoder
+from retrieval_engine.models.lanes import lanes_of
 from retrieval_engine.store import open_store
 
 

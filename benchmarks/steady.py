@@ -35,8 +35,7 @@ from benchmarks import checkpoints
 from benchmarks.encode import write_pictures
 from benchmarks.report import emit
 from retrieval_engine.encoding import EncodeOptions, encode
-from retrieval_engine.encoding.lanes import computed
-from retrieval_engine.encoding.steps import Batch
+from retrieval_engine.encoding.steps import Batch, computed
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode

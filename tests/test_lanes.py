@@ -1,4 +1,4 @@
-"""Batches of a CPU that are computed at once, each by a thread of its own."""
+"""Batches on a CPU, each computed by a thread of its own: features, pair scores and captions."""
 
 import threading
 from collections.abc import Iterator
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from retrieval_engine import open_encoder, open_store
+from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
 from retrieval_engine.errors import EncoderError
 from retrieval_engine.models import Encoder
+from retrieval_engine.models.lanes import in_lanes
 from retrieval_engine.testing.images import jpeg
 from tests import tiny
 
@@ -46,6 +48,50 @@ def cores() -> Iterator[None]:
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
+
+
+class Four:
+    """A model of which four threads make use."""
+
+    batches_at_once = 4
+
+
+def test_results_come_in_order_and_inputs_are_read_a_little_ahead() -> None:
+    read: list[int] = []
+
+    def inputs() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    found = in_lanes(lambda n: n * n, inputs(), Four())
+    for number, (value, square) in enumerate(found):
+        assert (value, square) == (number, number**2)
+        assert len(read) <= number + 10
+    assert len(read) == 100
+
+
+def test_what_a_lane_raises_is_raised_as_it_is() -> None:
+    def task(number: int) -> int:
+        return 1 // (number - 7)
+
+    found = in_lanes(task, iter(range(20)), Four())
+    assert [next(found) for _ in range(7)][-1] == (6, -1)
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+
+
+def test_nothing_before_an_end_waits_for_what_comes_after_it() -> None:
+    read: list[str] = []
+
+    def inputs() -> Iterator[str]:
+        for value in ("end", "batch", "end", "batch"):
+            read.append(value)
+            yield value
+
+    found = in_lanes(str.upper, inputs(), Four(), is_end=lambda value: value == "end")
+    seen = [(next(found)[1], len(read)) for _ in range(4)]
+    assert seen == [("END", 1), ("BATCH", 3), ("END", 3), ("BATCH", 4)]
 
 
 def options(**more: Any) -> EncodeOptions:
@@ -146,3 +192,68 @@ def test_what_was_whole_before_a_lane_failed_stays(
     assert kept == 12  # the first part; the second wanted a sixth batch
     report = encode(f"folder:{folder}", tmp_path / "s", encoder=encoder, options=options())
     assert (report.images.reused, report.images.encoded) == (kept, IMAGES - kept)
+
+
+def test_pairs_have_the_same_scores_to_the_bit_whoever_shares_them(
+    request: pytest.FixtureRequest,
+) -> None:
+    encoder = open_encoder("vlre-tiny", device="cpu", dtype="float32")
+    side = encoder.preprocessor.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (40, side, side, 3), dtype=np.uint8)
+    tokens = encoder.encode_images(pixels, ["tokens"])["tokens"]
+    texts = ["a red ball", "two blue boxes on a table", "a dog", "a cat in a room at night"]
+    pairs = np.stack(np.divmod(np.random.default_rng(1).permutation(160), 4), axis=1)
+    matcher: Any = encoder.matcher()
+    readers, seers, see = set(), set(), matcher.cross.keys_values
+
+    def seen(states: Any) -> Any:
+        seers.add(threading.current_thread())
+        return see(states)
+
+    matcher.cross.keys_values = seen
+
+    def read(numbers: Any) -> Any:
+        readers.add(threading.current_thread())
+        return tokens[numbers]
+
+    def scored() -> tuple[Any, list[int]]:
+        told: list[int] = []
+        return matcher.score_pairs(read, texts, pairs, advance=told.append), told
+
+    alone, told = scored()
+    request.getfixturevalue("cores")
+    shared, told_then = scored()
+    np.testing.assert_array_equal(alone, shared)
+    assert told == told_then
+    assert len(told) > 2
+    assert sum(told) == len(pairs)
+    assert readers == {threading.main_thread()}, "a store is read by one thread"
+    assert len(seers) > 2
+    assert torch.get_num_threads() == 4
+
+
+def test_captions_are_the_same_and_in_order(
+    folder: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    broken = tmp_path / "pictures"
+    broken.mkdir()
+    for path in folder.glob("*.jpg"):
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "0009.jpg").write_bytes(b"not a picture")
+    given = CaptionRequest(
+        targets=(str(broken),),
+        store=tmp_path / "none",
+        model="vlre-tiny",
+        batch_size=BATCH,
+        rank=True,
+        options=DecodingOptions(beams=3, num_captions=2),
+    )
+    alone = CaptionJob(given)
+    rows = list(alone.run())
+    request.getfixturevalue("cores")
+    shared = CaptionJob(given)
+    assert list(shared.run()) == rows
+    assert [row["image"] for row in rows] == [f"{i:04}.jpg" for i in range(IMAGES) if i != 9]
+    assert len({row["caption"] for row in rows}) > 1
+    for job in (alone, shared):
+        assert (job.captioned, len(job.failures)) == (IMAGES - 1, 1)

@@ -16,6 +16,7 @@ from retrieval_engine.encoding.steps import Work
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays
 from retrieval_engine.models.captioner import Captioner
+from retrieval_engine.models.lanes import lanes_of
 from retrieval_engine.records import Modality
 
 WRITTEN = "written"
@@ -97,6 +98,11 @@ class Author:
             prompt=captioner.prompt,
             says_prompt=captioner.says_prompt,
         )
+
+    @property
+    def batches_at_once(self) -> int:
+        """Threads that may write at the same time; see `models.lanes`."""
+        return lanes_of(self._captioner)
 
     def compute(self, work: CaptionWork) -> Arrays:
         """(n,) objects, `Written` of each image."""

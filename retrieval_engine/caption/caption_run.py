@@ -6,7 +6,8 @@ images ──► load (look up, or read and decode: a pool of workers, ahead of 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from retrieval_engine.encoding.image_tokens import VisionStates
 from retrieval_engine.encoding.model_pool import ModelPool
 from retrieval_engine.fingerprint import digest
 from retrieval_engine.models.captioner import Captioner
+from retrieval_engine.models.lanes import in_lanes
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure, Json
 from retrieval_engine.store import Store
@@ -139,14 +141,29 @@ class CaptionRun:
         """
         progress = progress or Silent()
         batches = self._batches(images, progress)
-        if self._pool is None:
-            return map(self.write, batches)
-        return self._shared(self._pool, batches, progress)
+        found = self._here(batches) if self._pool is None else self._shared(batches, progress)
+        with closing(found):
+            for done in found:
+                yield done
+                progress.advance(len(done.captioned))
 
-    def _shared(
-        self, pool: ModelPool[AuthorFacts], batches: Iterator[_Batch], progress: Progress
-    ) -> Iterator[Done]:
+    def _here(self, batches: Iterator[_Batch]) -> Generator[Done, None, None]:
+        """What the models of this process make of batches, in order."""
+
+        def written(given: tuple[_Batch, CaptionWork | None]) -> Iterable[Written]:
+            _, work = given
+            found: Iterable[Written] = () if work is None else self._author.compute(work)[WRITTEN]
+            return found
+
+        works = ((batch, self._work(batch)) for batch in batches)
+        for ((loaded, failures), _), found in in_lanes(written, works, self._author):
+            images = [image for image, _ in loaded]
+            yield Done(captioned=_captioned(images, found), failures=failures)
+
+    def _shared(self, batches: Iterator[_Batch], progress: Progress) -> Generator[Done, None, None]:
         """What the devices of a pool make of batches, in order."""
+        pool = self._pool
+        assert pool is not None
         given: deque[_Batch] = deque()
 
         def works() -> Iterator[CaptionWork | None]:
@@ -162,6 +179,7 @@ class CaptionRun:
                 continue
             bad = [image for image, _ in loaded if image.name in found.bad]
             failures += [Failure.of(i.item, i.source, found.bad[i.name]) for i in bad]
+            progress.advance(len(bad))
             images = [image for image, _ in loaded if image.name not in found.bad]
             written: Iterable[Written] = found.arrays[WRITTEN] if images else ()
             yield Done(captioned=_captioned(images, written), failures=failures)
@@ -179,11 +197,9 @@ class CaptionRun:
                 batch.append((image, loaded))
                 if len(batch) == self._batch_size:
                     yield batch, failures
-                    progress.advance(len(batch))
                     batch, failures = [], []
         if batch or failures:
             yield batch, failures
-            progress.advance(len(batch))
 
     def states_of(
         self, images: Iterable[SourceImage], progress: Progress
@@ -194,20 +210,12 @@ class CaptionRun:
                 rows = np.array([loaded.row for _, loaded in batch], dtype=np.int64)
                 states = self.states.read(rows, [loaded.pixels[0] for _, loaded in batch])
                 yield [image for image, _ in batch], torch.from_numpy(states)
+                progress.advance(len(batch))
 
     @property
     def encoded(self) -> int:
         """Number of images whose vision states were not stored and had to be made."""
         return self.states.encoded
-
-    def write(self, loaded: _Batch) -> Done:
-        """Caption the images of one batch."""
-        batch, failures = loaded
-        if (work := self._work(loaded)) is None:
-            return Done(captioned=[], failures=failures)
-        written = self._author.compute(work)[WRITTEN]
-        images = [image for image, _ in batch]
-        return Done(captioned=_captioned(images, written), failures=failures)
 
     def _work(self, loaded: _Batch) -> CaptionWork | None:
         """What an author needs for a batch; None where there is nothing to do."""

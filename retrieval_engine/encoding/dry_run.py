@@ -7,9 +7,9 @@ from pathlib import Path
 from retrieval_engine.encoding.device_pool import DevicePool
 from retrieval_engine.encoding.encode_report import EncodeOptions
 from retrieval_engine.encoding.from_source import encode, items_expected
-from retrieval_engine.encoding.lanes import lanes_of
 from retrieval_engine.errors import SourceError
 from retrieval_engine.models import Encoder
+from retrieval_engine.models.lanes import lanes_of
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.sources import Source

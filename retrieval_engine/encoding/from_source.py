@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from retrieval_engine.encoding.arithmetic import followed_dtype
 from retrieval_engine.encoding.device_pool import DevicePool, open_on
 from retrieval_engine.encoding.encode_report import EncodeOptions, EncodeReport
-from retrieval_engine.encoding.lanes import computed
 from retrieval_engine.encoding.load import Load, Loaded
-from retrieval_engine.encoding.steps import Batch, Computed, Described, PartEnd, Step
+from retrieval_engine.encoding.steps import Batch, Computed, Described, PartEnd, Step, computed
 from retrieval_engine.errors import SourceEmpty, SourceError, StoreNotFound
 from retrieval_engine.models import Encoder, open_encoder
 from retrieval_engine.models.checkpoint import trained_on
@@ -92,10 +91,7 @@ def encode(
             if isinstance(encoder, DevicePool):
                 run.share(steps, encoder)
             else:
-                with closing(computed(steps, encoder)) as found:
-                    for step, what, seconds in found:
-                        report.model_seconds += seconds
-                        run.write(step, what)
+                run.compute(steps, encoder)
             run.finish()
     progress.stop()
     report.seconds = time.perf_counter() - start
@@ -242,6 +238,13 @@ class _Run:
                 modality=Modality.CAPTIONS, keys=list(new), inputs=list(new.values()), forms=forms
             )
             yield from batch.pieces(_TEXTS)
+
+    def compute(self, steps: Iterator[Step], encoder: Encoder) -> None:
+        """Have an encoder of this process compute the steps, and write what it makes of them."""
+        with closing(computed(steps, encoder)) as found:
+            for step, (what, seconds) in found:
+                self.report.model_seconds += seconds
+                self.write(step, what)
 
     def share(self, steps: Iterator[Step], devices: DevicePool) -> None:
         """Have the devices compute the steps, and write what they make of them in order."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retrieval_engine.encoding.encode_report import EncodeReport
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models import Arrays, Encoder, ReadsTokens
+from retrieval_engine.models.lanes import in_lanes
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Failure, Feature, Modality
 from retrieval_engine.sources import read_bytes
@@ -166,6 +167,17 @@ class _Work:
                 self.progress.advance(len(some))
                 yield some, self._of_tokens(some, names)
             return
+        loaded = self._loaded(keys, owners, numbers)
+        for good, (arrays, seconds) in in_lanes(
+            partial(self._of_pixels, names), loaded, self.encoder
+        ):
+            self.report.model_seconds += seconds
+            yield list(good), arrays
+
+    def _loaded(
+        self, keys: Sequence[str], owners: Sequence[list[Owner]], numbers: Sequence[int]
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Batches of pixels by key."""
         good: dict[str, NDArray[np.uint8]] = {}
         with open_pool("threads", self.workers, ahead=2 * self.batch) as pool:
             for i, pixels in pool.imap(lambda i: self._pixels(owners[i]), numbers):
@@ -176,14 +188,17 @@ class _Work:
                 good[keys[i]] = pixels
                 self.settled.extend((source, item_id) for source, item_id, _ in owners[i])
                 if len(good) == self.batch:
-                    yield list(good), self._of_pixels(good, names)
+                    yield good
                     good = {}
         if good:
-            yield list(good), self._of_pixels(good, names)
+            yield good
 
-    def _of_pixels(self, good: dict[str, NDArray[np.uint8]], names: Sequence[str]) -> Arrays:
-        with self.report.timing():
-            return self.encoder.encode_images(np.stack(list(good.values())), names)
+    def _of_pixels(
+        self, names: Sequence[str], good: dict[str, NDArray[np.uint8]]
+    ) -> tuple[Arrays, float]:
+        start = time.perf_counter()
+        arrays = self.encoder.encode_images(np.stack(list(good.values())), names)
+        return arrays, time.perf_counter() - start
 
     def _can_use_tokens(
         self, keys: Sequence[str], numbers: Sequence[int], names: Sequence[str]

@@ -4,8 +4,9 @@ Where a batch ends depends on the source alone, never on what computes it: the s
 same batches.
 """
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, Self
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval_engine.fingerprint import EncoderSpec
 from retrieval_engine.models import Arrays, Encoder
+from retrieval_engine.models.lanes import in_lanes
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Failure, Feature, Item, Modality
 
@@ -140,3 +142,28 @@ class Computed:
     keys: Sequence[str]
     arrays: Arrays
     bad: Mapping[str, str] = field(default_factory=dict)
+
+
+def computed(
+    steps: Iterator[Step], encoder: Encoder
+) -> Generator[tuple[Step, tuple[Computed | None, float]], None, None]:
+    """The steps in their order, each with what an encoder of this process made of it, and seconds."""
+
+    def compute(step: Step) -> tuple[Computed | None, float]:
+        if isinstance(step, PartEnd):
+            return None, 0.0
+        start = time.perf_counter()
+        arrays = step.kept(step.asked_of(encoder)())
+        return Computed(keys=step.keys, arrays=arrays), time.perf_counter() - start
+
+    def is_of_images(step: Step) -> bool:  # the captions of a few are soon computed
+        return isinstance(step, Batch) and step.modality is Modality.IMAGES
+
+    # A part is published before the next one is waited for.
+    return in_lanes(
+        compute,
+        steps,
+        encoder,
+        is_batch=is_of_images,
+        is_end=lambda step: isinstance(step, PartEnd),
+    )

@@ -1,6 +1,6 @@
 """Features of whatever a program holds, images or sentences, without a store."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import DecodeError, UsageError
 from retrieval_engine.models import Encoder
 from retrieval_engine.models.encoder import unknown_features
+from retrieval_engine.models.lanes import in_lanes
 from retrieval_engine.records import Modality
 from retrieval_engine.sources.decode import decode
 from retrieval_engine.sources.from_python import given_images
@@ -44,10 +45,9 @@ def encode_given(encoder: Encoder, inputs: Any, feature: str = "itc") -> NDArray
                 hint="encode sentences and images in two calls",
             )
     _check(encoder, feature, Modality.IMAGES)
-    batches = [
-        encoder.encode_images(pixels, [feature])[feature]
-        for pixels in _batches(encoder, (given.image for given in given_images(inputs)))
-    ]
+    pixels = _batches(encoder, (given.image for given in given_images(inputs)))
+    encoded = in_lanes(lambda some: encoder.encode_images(some, [feature]), pixels, encoder)
+    batches = [arrays[feature] for _, arrays in encoded]
     if not batches:
         shape = encoder.features(Modality.IMAGES)[feature].shape
         return narrowed(np.empty((0, *shape), np.float32))
@@ -59,7 +59,7 @@ def _check(encoder: Encoder, feature: str, modality: Modality) -> None:
         raise unknown_features(encoder.spec.checkpoint, [feature], known, modality)
 
 
-def _batches(encoder: Encoder, images: Iterable[Any]) -> Iterable[NDArray[np.uint8]]:
+def _batches(encoder: Encoder, images: Iterable[Any]) -> Iterator[NDArray[np.uint8]]:
     look, batch = encoder.preprocessor, []
     for number, image in enumerate(images):
         try:

@@ -5,7 +5,6 @@ them. A dual encoder without more to say is four methods and its settings; `CONT
 one.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -37,15 +36,13 @@ from retrieval_engine.models.device import (
 from retrieval_engine.models.encoder import Arrays, unknown_features
 from retrieval_engine.models.float8 import FLOAT8, to_float8
 from retrieval_engine.models.int8 import INT8, to_int8
+from retrieval_engine.models.lanes import TOKENIZING, lanes_on
 from retrieval_engine.models.loading import vocabulary_digest
 from retrieval_engine.models.matcher import Matcher
 from retrieval_engine.models.preprocess import ImagePreprocessor
 from retrieval_engine.records import Feature, Modality
 
 Tower = TypeVar("Tower", bound=nn.Module)
-_TOKENIZING = (
-    threading.Lock()
-)  # a fast tokenizer that another thread sets up raises "Already borrowed"
 _ROUNDED = {INT8: to_int8, FLOAT8: to_float8}
 
 
@@ -154,7 +151,7 @@ class ImageEncoder(ABC):
     @property
     def batches_at_once(self) -> int:
         """Threads that may encode at the same time, a batch each, and gain by it; 1 on a GPU."""
-        return torch.get_num_threads() if self.device.type == "cpu" else 1
+        return lanes_on(self.device)
 
     @property
     def tokens_per_image(self) -> int:
@@ -266,7 +263,7 @@ class DualEncoder(ImageEncoder):
         if not texts:
             forms = self.features(Modality.CAPTIONS)
             return {n: np.empty((0, *forms[n].shape), forms[n].dtype) for n in features}
-        with _TOKENIZING:
+        with TOKENIZING:
             ids = self.tokenize(texts)
         found: Arrays = {}
         if {"token_ids", "token_mask"} & set(features):

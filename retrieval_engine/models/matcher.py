@@ -7,6 +7,7 @@ tower again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.batching import pad_tokens
 from retrieval_engine.models.device import autocast, on_device
+from retrieval_engine.models.lanes import TOKENIZING, in_lanes, lanes_on
 from retrieval_engine.models.text import maps_of_words
 
 KeysValues = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -148,24 +150,40 @@ class Matcher:
         ids = self.tokenized(texts)
         scores = np.empty(len(pairs), dtype=np.float32)
         groups = by_images(pairs, [len(tokens) for tokens in ids], self.texts_at_once)
+
+        def score(group: tuple[NDArray[Any], Sequence[Block]]) -> list[torch.Tensor]:
+            with torch.inference_mode(), autocast(self._device, self._dtype):
+                found = self._group_logits(*group, ids, of_images)
+                return [(x.softmax(-1) if as_probability else x)[..., 1] for x in found]
+
         # One autocast context for all: it keeps the half-precision weights it has made.
-        with torch.inference_mode(), autocast(self._device, self._dtype):
+        with (
+            torch.inference_mode(),
+            autocast(self._device, self._dtype),
+            closing(
+                in_lanes(score, ((read_tokens(i), blocks) for i, blocks in groups), self)
+            ) as scored,
+        ):
             waiting: tuple[Block, torch.Tensor] | None = None
-            for images, blocks in groups:
-                found = self._group_logits(read_tokens(images), ids, blocks, of_images)
-                for block, logits in zip(blocks, found, strict=True):
-                    values = (logits.softmax(-1) if as_probability else logits)[..., 1]
+            for (_, blocks), found in scored:
+                for block, values in zip(blocks, found, strict=True):
                     if waiting is not None:
                         advance(_settle(scores, *waiting))
-                    # On CUDA the next block is read and begun before this one is waited for.
+                    # On CUDA the next group is read and begun before this one is waited for.
                     waiting = block, values
             if waiting is not None:
                 advance(_settle(scores, *waiting))
         return scores
 
+    @property
+    def batches_at_once(self) -> int:
+        """Threads that may score at the same time, a group each, and gain by it; 1 on a GPU."""
+        return lanes_on(self._device)
+
     def tokenized(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as people wrote them."""
-        return self._tokenize(texts)
+        with TOKENIZING:
+            return self._tokenize(texts)
 
     def score_group(
         self,
@@ -187,7 +205,7 @@ class Matcher:
             (i, n) of each block; those of its fillers mean nothing.
         """
         with torch.inference_mode(), autocast(self._device, self._dtype):
-            found = self._group_logits(tokens, ids, blocks, of_images)
+            found = self._group_logits(tokens, blocks, ids, of_images)
             return [logits[..., 1].cpu().numpy() for logits in found]
 
     @property
@@ -198,8 +216,8 @@ class Matcher:
     def _group_logits(
         self,
         tokens: NDArray[Any],
-        ids: Sequence[Sequence[int]],
         blocks: Sequence[Block],
+        ids: Sequence[Sequence[int]],
         of_images: bool,
     ) -> Iterator[torch.Tensor]:
         seen = self.cross.keys_values(on_device(tokens, self._device).to(self._dtype))

@@ -40,6 +40,7 @@ from retrieval_engine.models.captioner import (
 )
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
+from retrieval_engine.models.lanes import TOKENIZING
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
@@ -117,7 +118,8 @@ class BlipCaptioner(ImageEncoder):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """[DEC] and the prompt's tokens."""
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        with TOKENIZING:
+            ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return [self.start_id, *ids[1:-1]]
 
     def text(self, ids: Sequence[int], prompt: str) -> str:

@@ -39,6 +39,7 @@ from retrieval_engine.models.captioner import (
     single_end,
 )
 from retrieval_engine.models.checkpoint import Checkpoint
+from retrieval_engine.models.lanes import TOKENIZING
 from retrieval_engine.models.loading import load_config, load_tokenizer
 from retrieval_engine.records import Feature
 
@@ -141,7 +142,8 @@ class Blip2Captioner(Blip2Images):
         return [int(self.config.text_config.decoder_start_token_id)]
 
     def _read(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        with TOKENIZING:
+            ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return ids or [int(self.config.text_config.bos_token_id)]
 
     def text(self, ids: Sequence[int], prompt: str) -> str:
