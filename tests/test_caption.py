@@ -15,6 +15,7 @@ from PIL import Image
 
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
 from retrieval_engine.caption.explain import lit
+from retrieval_engine.caption.ranking import combined
 from retrieval_engine.caption.without_files import caption_given
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
@@ -145,7 +146,9 @@ def test_a_single_picture_prints_its_caption(model: Path, folder: Path) -> None:
     assert len(lines) == 13
 
 
-def test_ranking_is_the_matching_head_s(model: Path, folder: Path, store: Path) -> None:
+def test_ranking_adds_the_matching_head_to_the_likelihood(
+    model: Path, folder: Path, store: Path
+) -> None:
     options = ["--model", model, "--sample", "--top-k", 50, "--num-captions", 4, "--json"]
     plain = run("--store", store, *options)
     ranked = run("--store", store, *options, "--rank")
@@ -153,7 +156,6 @@ def test_ranking_is_the_matching_head_s(model: Path, folder: Path, store: Path) 
     encoder = open_encoder(str(model), device="cpu", dtype="float32")
     gallery = open_store(store).gallery()
     tokens = gallery.images("tokens")
-    moved = 0
     lines = zip(plain.stdout.splitlines(), ranked.stdout.splitlines(), strict=True)
     for number, (before, after) in enumerate(json.loads(f"[{a},{b}]") for a, b in lines):
         assert sorted(before["captions"]) == sorted(after["captions"])
@@ -162,10 +164,26 @@ def test_ranking_is_the_matching_head_s(model: Path, folder: Path, store: Path) 
             lambda i: tokens[i], after["captions"], pairs, as_probability=True
         )
         np.testing.assert_allclose(after["matches"], likely, atol=2e-5)
-        assert after["matches"] == sorted(after["matches"], reverse=True)
+        both = combined(after["scores"], likely.tolist())
+        assert (np.diff(both) < 1e-4).all(), both
         assert after["caption"] == after["captions"][0]
-        moved += before["captions"] != after["captions"]
-    assert moved > 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "matches", "first"),
+    [
+        ([-1.0, -1.1], [0.5, 0.9], 1),  # log odds of 2.2 outweigh a tenth
+        ([-1.0, -1.1], [0.5, 0.6], 0),  # those of .4 do not
+        ([-1.0, -1.0], [1.0, 0.0], 0),
+        ([-2.0, -1.0], [1.0, 1.0], 1),
+    ],
+)
+def test_a_better_match_outweighs_a_likelier_sentence(
+    scores: list[float], matches: list[float], first: int
+) -> None:
+    found = combined(scores, matches)
+    assert np.isfinite(found).all()
+    assert int(np.argmax(found)) == first
 
 
 def test_every_form_of_output_can_be_read_again(tmp_path: Path, model: Path, folder: Path) -> None:

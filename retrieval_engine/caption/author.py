@@ -9,7 +9,7 @@ import torch
 
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import complete, write_captions
-from retrieval_engine.caption.ranking import Judge
+from retrieval_engine.caption.ranking import Judge, combined
 from retrieval_engine.encoding.device import Facts
 from retrieval_engine.encoding.image_tokens import Seen
 from retrieval_engine.encoding.steps import Work
@@ -128,9 +128,10 @@ class Author:
 
 
 def _ranked(written: Written, matches: Sequence[float]) -> Written:
-    """The same with its sentences ordered by the judge; of equals the likelier comes first."""
+    """The same with its sentences ordered by likelihood and match; see `ranking.combined`."""
     n = len(written.captions)
-    order = sorted(range(n), key=lambda i: -matches[i])
+    both = combined(written.scores, matches[:n])
+    order = sorted(range(n), key=lambda i: -both[i])
     return Written(
         captions=tuple(written.captions[i] for i in order),
         scores=tuple(written.scores[i] for i in order),

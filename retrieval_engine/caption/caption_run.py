@@ -16,7 +16,7 @@ import torch
 
 from retrieval_engine.caption.author import WRITTEN, Author, AuthorFacts, CaptionWork, Written
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.ranking import Judge
+from retrieval_engine.caption.ranking import MATCH_WEIGHT, Judge
 from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage
 from retrieval_engine.encoding.image_tokens import VisionStates
 from retrieval_engine.encoding.model_pool import ModelPool
@@ -121,6 +121,7 @@ class CaptionRun:
             "fingerprint": spec.fingerprint,
             "decoding": self.facts.options.to_json(),
             "judge": judge.checkpoint if judge else None,
+            "match_weight": MATCH_WEIGHT if judge else None,
             "judge_fingerprint": judge.fingerprint if judge else None,
         }
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--txt-beside", is_flag=True, help="A .txt beside each picture that has none.")
 @click.option("--beside", default="", help="Show another model's captions beside, the original's.")
-@click.option("--rank", is_flag=True, help="Order variations by how well they match (ITM).")
+@click.option("--rank", is_flag=True, help="Order variations by likelihood and match (ITM).")
 @click.option("--ranker", help="Retrieval checkpoint that judges; default: the model's own head.")
 @click.option(
     "--explain",
