@@ -55,6 +55,34 @@ def test_features_are_near_and_do_not_depend_on_the_batch(family: str, tmp_path:
     np.testing.assert_array_equal(told, exact.encode_texts(texts, ["itc"])["itc"])
 
 
+@pytest.mark.parametrize("damage", [None, b"", b"short", b"x" * 4096])
+def test_the_graph_in_int8_is_made_once_and_again_where_it_was_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    monkeypatch.setenv("VLRE_CACHE", str(tmp_path / "cache"))
+    backbone = EfficientNetLite("efficientnet-lite0")
+    written, x = graph(backbone), np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    ranges = measured_ranges(written, [x])
+    made = int8_backbone.quantised(written, ranges)
+    (file,) = (tmp_path / "cache" / "graphs").iterdir()
+    if damage is not None:
+        file.write_bytes(damage)
+    tool, calls = int8_backbone._quantised, []
+
+    def counted(*given: Any) -> bytes:
+        calls.append(given)
+        return tool(*given)
+
+    monkeypatch.setattr(int8_backbone, "_quantised", counted)
+    assert int8_backbone.quantised(written, ranges) == made
+    assert len(calls) == (damage is not None)
+    (name, (low, high)), *others = ranges.items()
+    other = {**dict(others), name: (low, high + 1)}
+    assert int8_backbone.quantised(written, other) != made, "other ranges are another graph"
+
+
 def test_a_layer_is_a_rounded_product() -> None:
     layer = torch.nn.Linear(64, 32, bias=False)
     holder = torch.nn.Sequential(layer)

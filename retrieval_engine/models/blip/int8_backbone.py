@@ -13,11 +13,15 @@ at worst, .995 with 8): such CPUs are refused.
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from retrieval_engine.durable import replace_file
+from retrieval_engine.errors import StoreError
+from retrieval_engine.machine import cache_folder, version_of
 from retrieval_engine.models.blip.backbone import EfficientNetLite
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -25,6 +29,7 @@ _FILE = Path(__file__).with_name("backbone_ranges.json")
 _EXACT_BLOCKS = 2
 _QUANTISED = ["Conv", "Clip"]
 _CLIPPED = (0.0, 6.0)  # what every activation is
+_DIGEST = 32  # bytes of sha256 before what is kept
 
 
 def known_ranges(backbone: EfficientNetLite) -> Ranges | None:
@@ -52,7 +57,27 @@ def weights_digest(backbone: EfficientNetLite) -> str:
 
 
 def quantised(graph: bytes, ranges: Ranges) -> bytes:
-    """The graph with its convolutions in int8, as ONNX Runtime's own tool writes it."""
+    """The graph with its convolutions in int8, as ONNX Runtime's own tool writes it.
+
+    Writing takes the tool more than a second, so that what it wrote is kept in the user's cache.
+    """
+    how = repr(
+        (sorted(ranges.items()), _EXACT_BLOCKS, _QUANTISED, _CLIPPED, version_of("onnxruntime"))
+    )
+    name = hashlib.sha256(graph + how.encode()).hexdigest()[:32]
+    place = cache_folder() / "graphs" / f"{name}.onnx"
+    with suppress(OSError):
+        kept = place.read_bytes()
+        if hashlib.sha256(kept[_DIGEST:]).digest() == kept[:_DIGEST]:
+            return kept[_DIGEST:]
+    made = _quantised(graph, ranges)
+    with suppress(OSError, StoreError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, hashlib.sha256(made).digest() + made)
+    return made
+
+
+def _quantised(graph: bytes, ranges: Ranges) -> bytes:
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
