@@ -78,8 +78,7 @@ def test_the_graph_in_int8_is_made_once_and_again_where_it_was_damaged(
     monkeypatch.setattr(int8_backbone, "_quantised", counted)
     assert int8_backbone.quantised(written, ranges) == made
     assert len(calls) == (damage is not None)
-    (name, (low, high)), *others = ranges.items()
-    other = {**dict(others), name: (low, high + 1)}
+    other = {name: (low, high + 1) for name, (low, high) in ranges.items()}
     assert int8_backbone.quantised(written, other) != made, "other ranges are another graph"
 
 
