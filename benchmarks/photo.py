@@ -124,7 +124,7 @@ def measure_captions(store: Path, model: str, gallery: Gallery) -> None:
         "greedy": DecodingOptions(beams=1),
         "beams 3": DecodingOptions(beams=3),
         "beams 3, no pair of words twice": DecodingOptions(beams=3, no_repeat_ngram=2),
-        "beams 5, 3 ranked by ITM": DecodingOptions(beams=5, num_captions=3),
+        "beams 5, ranked": DecodingOptions(beams=5, num_captions=5),
     }
     for name, options in ways.items():
         ranked = options.num_captions > 1

@@ -3,10 +3,18 @@
 import importlib
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import scale
+from retrieval_engine import open_encoder
+from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.models.captioner import open_captioner
+from retrieval_engine.testing.images import jpeg
 
 pytestmark = pytest.mark.whole
 
@@ -180,3 +188,38 @@ def test_ranges_for_int8_are_those_of_the_file(
     from retrieval_engine.models.blip import int8_backbone
 
     assert set(ranges) == set(int8_backbone._known()[digest])
+
+
+def test_captions_with_more_words_leave_search_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "model"
+    encoder = open_encoder("vlre-photo", device="cpu", dtype="float32")
+    options = EncodeOptions(features=("itc", "tokens"))
+    rows = []
+    for number in range(40):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        split = "val" if number % 4 == 0 else "train"
+        told = [f"a dog number {number} runs on the grass", "two children play in the snow"]
+        rows += [{"image": f"{number}.jpg", "caption": t, "split": split} for t in told]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encode(f"captions:{tmp_path / 'list.jsonl'}", store, encoder=encoder, options=options)
+    arguments = ["photo_words", "--store", store, "--model", "vlre-photo", "--out", out]
+    monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--steps", "1", "1"])
+    importlib.import_module("benchmarks.photo_words").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["benchmark"] for line in lines] == ["photo-words"] * 5
+    taught = open_encoder(str(out), device="cpu", dtype="float32")
+    texts = ["a dog in the snow", "two children"]
+    for name in ("itc", "pooled"):
+        np.testing.assert_array_equal(
+            taught.encode_texts(texts, [name])[name], encoder.encode_texts(texts, [name])[name]
+        )
+    assert taught.spec.part("vision") == encoder.spec.part("vision")
+    captioner: Any = open_captioner(str(out), device="cpu", dtype="float32")
+    before: Any = open_captioner("vlre-photo", device="cpu", dtype="float32")
+    own, old = (dict(c.model.text_decoder.named_parameters()) for c in (captioner, before))
+    changed = {name for name in own if not torch.equal(own[name], old[name])}
+    assert "cls.predictions.bias" in changed
+    assert any("crossattention" in name for name in changed)
+    assert all("attention" in name or "cls.predictions" in name for name in changed)
