@@ -1,4 +1,4 @@
-"""More words in the captions of `vlre-photo`: what was done to its decoder after `vlre pretrain`.
+"""More words in captions: what can be done to the decoder of `vlre-photo` after `vlre pretrain`.
 
     vlre encode flickr8k:DIR --features itc,tokens --store STORE
     python -m benchmarks.photo_words --store STORE --model DIR --out DIR
@@ -13,7 +13,7 @@ Three known steps move it along the line between CIDEr and words, and the line o
    CIDEr-D. Vectors stay: what learns is the decoder's own attention, cross-attention and the layer
    before the word head.
 3. **Weights between** these and the ones before (Wortsman et al., "Robust fine-tuning of zero-shot models",
-   CVPR 2022), adjusted a little more; then the reward again.
+   CVPR 2022), adjusted a little more.
 
 It prints a JSON line for every 25 steps, and one for greedy captions of 500 images of the split `val`.
 """
@@ -49,7 +49,7 @@ IMAGES, CAPTIONS, JUDGED = 16, 5, 500
 COMMON, RARE = 80, 10
 ASKED, AGAINST = 200, 32
 TEMPERATURE = 0.5
-WARM_STEPS, DECAY = 20, 0.6
+WARM_STEPS = 20
 BETWEEN = 0.6
 BIAS = "text_decoder.cls.predictions.bias"
 _END = "</s>"
@@ -91,8 +91,8 @@ class Words:
         with torch.no_grad():
             bias -= torch.from_numpy(share * logs).float()
 
-    def reward(self, steps: int, planned: int, lr: float) -> None:
-        """So many steps, of a schedule for as many as were planned."""
+    def reward(self, steps: int, *, lr: float) -> None:
+        """So many steps; the step size is full from the twentieth on."""
         learns = [weights for weights in self.own.values() if weights.requires_grad]
         optimiser = torch.optim.AdamW(learns, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         order: list[int] = []
@@ -100,9 +100,8 @@ class Words:
         for step in range(1, steps + 1):
             if len(order) < IMAGES:
                 order = list(self.random.permutation(len(self.captions)))
-            left = max(0.05, (planned - step) / (planned * DECAY))
             for group in optimiser.param_groups:
-                group["lr"] = lr * min(1.0, step / WARM_STEPS) * min(1.0, left)
+                group["lr"] = lr * min(1.0, step / WARM_STEPS)
             loss, score = self._step([order.pop() for _ in range(IMAGES)])
             scores.append(score)
             optimiser.zero_grad()
@@ -221,8 +220,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--model", required=True, help="Checkpoint as `vlre pretrain` wrote it.")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs=2, default=(200, 150))
-    parser.add_argument("--shares", type=float, nargs=3, default=(0.8, 0.25, 0.0))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--shares", type=float, nargs=2, default=(0.8, 0.15), metavar="SHARE")
     given = parser.parse_args()
     torch.manual_seed(0)
     words = Words(given.model, given.store)
@@ -230,14 +229,12 @@ def main() -> None:
     before = words.kept()
     words.adjust(given.shares[0], end=0.0)
     words.judge()
-    words.reward(given.steps[0], 3 * given.steps[0], 4e-5)
+    words.reward(given.steps, lr=4e-5)
     after = words.kept()
-    between = {n: (1 - BETWEEN) * before[n] + BETWEEN * after[n] for n in before}
+    between = {name: (1 - BETWEEN) * before[name] + BETWEEN * after[name] for name in before}
     words.put({**between, BIAS: after[BIAS]})
-    words.adjust(given.shares[1], end=1.0)
+    words.adjust(given.shares[1], end=0.5)
     words.judge()
-    words.reward(given.steps[1], given.steps[1], 4e-5)
-    words.adjust(given.shares[2], end=0.5)
     write(resolve(given.model).path, given.out, words.kept(), words.val)
 
 
