@@ -68,10 +68,12 @@ def test_a_search_is_four_calls() -> None:
     ]
 
 
-def test_encoding_is_four_calls() -> None:
+def test_encoding_is_six_calls() -> None:
     assert chain(into("BlipEncoder.vision_tower"), "encode", "scenes:2?seed=4") == [
         "Engine.add",
         "encode",
+        "in_lanes",
+        "computed.<locals>.compute",
         "ImageEncoder.encode_images",
         "BlipEncoder.vision_tower",
     ]
@@ -87,10 +89,13 @@ def test_recall_is_five_calls() -> None:
     ]
 
 
-def test_a_caption_begins_after_five_calls() -> None:
+def test_a_caption_begins_after_eight_calls() -> None:
     assert chain(into("BlipCaptioner.begin"), "caption") == [
         "CaptionJob.run",
-        "CaptionRun.write",
+        "CaptionRun.__call__",
+        "CaptionRun._here",
+        "in_lanes",
+        "CaptionRun._here.<locals>.written",
         "Author.compute",
         "write_captions",
         "BlipCaptioner.begin",

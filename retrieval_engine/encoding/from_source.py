@@ -91,7 +91,10 @@ def encode(
             if isinstance(encoder, DevicePool):
                 run.share(steps, encoder)
             else:
-                run.compute(steps, encoder)
+                with closing(computed(steps, encoder)) as found:
+                    for step, (what, seconds) in found:
+                        report.model_seconds += seconds
+                        run.write(step, what)
             run.finish()
     progress.stop()
     report.seconds = time.perf_counter() - start
@@ -238,13 +241,6 @@ class _Run:
                 modality=Modality.CAPTIONS, keys=list(new), inputs=list(new.values()), forms=forms
             )
             yield from batch.pieces(_TEXTS)
-
-    def compute(self, steps: Iterator[Step], encoder: Encoder) -> None:
-        """Have an encoder of this process compute the steps, and write what it makes of them."""
-        with closing(computed(steps, encoder)) as found:
-            for step, (what, seconds) in found:
-                self.report.model_seconds += seconds
-                self.write(step, what)
 
     def share(self, steps: Iterator[Step], devices: DevicePool) -> None:
         """Have the devices compute the steps, and write what they make of them in order."""

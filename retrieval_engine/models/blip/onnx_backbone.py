@@ -8,6 +8,7 @@ int8 (`int8_backbone`) it is another.
 import importlib.util
 import os
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ class OnnxBackbone(nn.Module):
         super().__init__()
         self.channels = backbone.channels
         self._exported = (backbone,)  # in a tuple: it is no part of the model
-        self._sessions: dict[int, Any] = {}  # by threads; stored states need none
-        self._ranges = ranges
+        # By threads; stored states need none.
+        self._sessions = cache(lambda threads: _open(backbone, ranges, threads))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """As `EfficientNetLite.forward`."""
@@ -52,15 +53,10 @@ class OnnxBackbone(nn.Module):
             return found
         given = np.ascontiguousarray(pixels.float().numpy())
         parts = [given[start : start + _BATCH] for start in range(0, len(given), _BATCH)]
-        states = [self._session().run(None, {"pixels": part})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
-
-    def _session(self) -> Any:
-        threads = torch.get_num_threads()
         with _OPENING:
-            if threads not in self._sessions:
-                self._sessions[threads] = _open(self._exported[0], self._ranges, threads)
-            return self._sessions[threads]
+            session = self._sessions(torch.get_num_threads())
+        states = [session.run(None, {"pixels": part})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(states)).flatten(2).transpose(1, 2)
 
 
 def _open(backbone: EfficientNetLite, ranges: Ranges | None, threads: int) -> Any:
