@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from retrieval_engine.caption import CaptionJob, CaptionRequest, DecodingOptions
+from retrieval_engine.caption.caption_run import CaptionRun
 from retrieval_engine.caption.explain import lit
-from retrieval_engine.caption.ranking import combined
+from retrieval_engine.caption.ranking import Judge, combined
 from retrieval_engine.caption.without_files import caption_given
 from retrieval_engine.cli import main
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
@@ -477,3 +478,14 @@ def test_the_benchmark_runs_at_a_tiny_size(
     for line in figures:
         assert line["same_captions"] == 1.0
         assert line["cpu_ratio"] > 1
+
+
+def test_a_run_that_orders_nothing_keeps_its_name(model: Path) -> None:
+    writer = open_captioner(str(model), device="cpu", dtype="float32")
+    judge = Judge(open_encoder(str(model), device="cpu", dtype="float32"))
+    several = DecodingOptions(beams=2, num_captions=2)
+    assert "match_weight" not in CaptionRun(writer, several).settings
+    assert "match_weight" not in CaptionRun(writer, GREEDY, judge=judge).settings
+    ordered = CaptionRun(writer, several, judge=judge)
+    assert ordered.settings["match_weight"] == 0.15
+    assert ordered.name != CaptionRun(writer, several).name

@@ -115,14 +115,17 @@ class CaptionRun:
         """All that decides the captions, and where it came from."""
         spec = self.facts.captioner.spec
         judge = self.facts.judge.spec if self.facts.judge else None
+        # What orders nothing decides nothing: a run without it keeps its name.
+        ordered = judge is not None and self.facts.options.num_captions > 1
+        weight: dict[str, Json] = {"match_weight": MATCH_WEIGHT} if ordered else {}
         return {
             "model": spec.checkpoint,
             "revision": spec.revision,
             "fingerprint": spec.fingerprint,
             "decoding": self.facts.options.to_json(),
             "judge": judge.checkpoint if judge else None,
-            "match_weight": MATCH_WEIGHT if judge else None,
             "judge_fingerprint": judge.fingerprint if judge else None,
+            **weight,
         }
 
     @property

@@ -156,14 +156,9 @@ class Matcher:
                 found = self._group_logits(*group, ids, of_images)
                 return [(x.softmax(-1) if as_probability else x)[..., 1] for x in found]
 
+        scored = in_lanes(score, ((read_tokens(i), blocks) for i, blocks in groups), self)
         # One autocast context for all: it keeps the half-precision weights it has made.
-        with (
-            torch.inference_mode(),
-            autocast(self._device, self._dtype),
-            closing(
-                in_lanes(score, ((read_tokens(i), blocks) for i, blocks in groups), self)
-            ) as scored,
-        ):
+        with closing(scored), torch.inference_mode(), autocast(self._device, self._dtype):
             waiting: tuple[Block, torch.Tensor] | None = None
             for (_, blocks), found in scored:
                 for block, values in zip(blocks, found, strict=True):
