@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrieval_engine.caption.beams import BeamSearch, Candidate, Sentence
 from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
-from retrieval_engine.caption.logit_rules import LogitRules, draw
+from retrieval_engine.caption.logit_rules import LogitRules, adjustment, draw
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.captioner import Captioner, DecodingState
 
@@ -124,7 +124,8 @@ class _Batch:
         self.prompt = captioner.prompt_ids(prompt)
         not_counted = 0 if captioner.prompt_counts else len(self.prompt)
         self.end_id = captioner.end_id
-        self.logits = logits[:, None]  # (n, b, v), b = 1 at first
+        self.less = adjustment(captioner, options.logit_adjustment)
+        self.logits = self._adjusted(logits[:, None])  # (n, b, v), b = 1 at first
         self.decoding = decoding
         self.active = torch.arange(len(logits), device=logits.device)
         self.rules = LogitRules(
@@ -135,6 +136,9 @@ class _Batch:
         )
         begun = torch.tensor(self.prompt, dtype=torch.long, device=logits.device)
         self.sentences = begun.expand(len(logits), 1, -1)  # (n, b, l)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        return logits if self.less is None else logits - self.less
 
     def leave(self, going: Tensor) -> bool:
         """Drop the images that are done, when they are many. False when none is left.
@@ -173,7 +177,7 @@ class _Batch:
                 break
             if len(self.active) < before:
                 chosen, open_rows = chosen[going], open_rows[going]
-            self.logits = self.decoding.step(chosen, None)
+            self.logits = self._adjusted(self.decoding.step(chosen, None))
         scores = (sums / lengths.clamp(min=1)).cpu()
         found = [
             [self._sentence(row[start:], float(s)) for row, s in zip(*rows, strict=True)]
@@ -236,7 +240,7 @@ class _Batch:
             if steps is None:
                 break
             chosen, parents, totals = steps
-            self.logits = self.decoding.step(chosen, parents)
+            self.logits = self._adjusted(self.decoding.step(chosen, parents))
         return [search.finished[: options.num_captions] for search in searches]
 
     def _advance(

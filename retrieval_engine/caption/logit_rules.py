@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retrieval_engine.errors import UsageError
+from retrieval_engine.models.captioner import Captioner
+from retrieval_engine.models.piece_counts import PIECE_COUNTS, CountingCaptioner
+
 _NEVER = float("-inf")
 
 
@@ -58,6 +62,27 @@ class LogitRules:
         banned = torch.zeros_like(scores, dtype=torch.int32)
         banned.scatter_add_(-1, grams[..., -1], again.int())
         scores.masked_fill_(banned > 0, _NEVER)
+
+
+def adjustment(captioner: Captioner, share: float) -> Tensor | None:
+    """What `logit_adjustment` takes from the logits of every step; None is nothing.
+
+    Returns:
+        (v,) float32 on the captioner's device.
+
+    Raises:
+        UsageError: the checkpoint does not tell how often it read its words.
+    """
+    if not share:
+        return None
+    told = captioner.log_frequencies if isinstance(captioner, CountingCaptioner) else None
+    if told is None:
+        raise UsageError(
+            f"`logit_adjustment` {share} needs {PIECE_COUNTS}, which "
+            f"{captioner.spec.checkpoint} does not have",
+            hint="leave it out; `vlre pretrain` writes it beside a model of its own",
+        )
+    return share * torch.from_numpy(told).to(captioner.device)
 
 
 def draw(

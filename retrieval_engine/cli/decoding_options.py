@@ -23,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _NAMES = (
     *("beams", "sample", "temperature", "top_k", "top_p", "seed", "num_captions"),
     *("max_length", "min_length", "length_penalty", "beam_rule", "repetition_penalty"),
-    *("no_repeat_ngram", "prompt"),
+    *("no_repeat_ngram", "logit_adjustment", "prompt"),
 )
 _OPTIONS = (
     click.option("--beams", type=int, help="Width of the beam search; 1 is greedy.  [default: 3]"),
@@ -64,6 +64,13 @@ _OPTIONS = (
         "--no-repeat-ngram",
         type=int,
         help="Never write the same N tokens twice.  [default: the model's, else 0]",
+    ),
+    click.option(
+        "--logit-adjustment",
+        type=float,
+        default=0.0,
+        help="From 0 to 1: write rarer words; so much of the log frequency that words had in the "
+        "training is taken from their logits.",
     ),
     click.option("--prompt", help="What every sentence goes on from; default: the model's own."),
 )

@@ -11,7 +11,7 @@ prompt is cut off the decoded text by its length in letters, so `of` + `##hos` l
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from retrieval_engine.models.captioner import (
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.lanes import TOKENIZING
+from retrieval_engine.models.piece_counts import read_log_frequencies
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
@@ -130,6 +131,12 @@ class BlipCaptioner(ImageEncoder):
             clean_up_tokenization_spaces=True,
         )
         return whole[len(prompt) :]
+
+    @cached_property
+    def log_frequencies(self) -> NDArray[np.float32] | None:
+        """See `CountingCaptioner`."""
+        rows = int(self.model.config.text_config.vocab_size)
+        return read_log_frequencies(self.checkpoint.path, self.tokenizer.get_vocab(), rows)
 
     def relevance(
         self, tokens: Tensor, prompt: str, ids: Sequence[int]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.device import is_fast_at_bfloat16
 from retrieval_engine.models.pickled import load_pickled
+from retrieval_engine.models.piece_counts import counted, write_piece_counts
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
@@ -26,6 +27,9 @@ from retrieval_engine.train.pretrain.run_config import RunConfig
 from retrieval_engine.train.resume import load_checkpoint, save_atomically
 from retrieval_engine.train.runlog import OnValidation, RunLog, draw_curves
 from retrieval_engine.train.trackers import RUN, RunTracker
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer
 
 _SAVE_EVERY_S = 120.0
 _LOG_EVERY = 10
@@ -218,6 +222,10 @@ class PretrainRun(ABC):
             mean_recall=round(mean_recall, 2),
             parameters=sum(p.numel() for p in weights),
         )
+
+    def _count_pieces(self, tokenizer: "BertTokenizer", captions: Iterable[str]) -> None:
+        """Tell, beside the model to come, how often its training had each piece."""
+        write_piece_counts(self.out, counted(tokenizer, captions))
 
     def _close(self) -> None:
         """Draw the curves and take the run's own files away."""
