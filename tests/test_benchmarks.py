@@ -218,7 +218,7 @@ def test_captions_with_more_words_leave_search_as_it_is(
             taught.encode_texts(texts, [name])[name], encoder.encode_texts(texts, [name])[name]
         )
     assert taught.spec.part("vision") == encoder.spec.part("vision")
-    assert json.loads((out / "piece_counts.json").read_text())["a"] == 60
+    assert json.loads((out / "word_counts.json").read_text())["a"] >= 60
     captioner: Any = open_captioner(str(out), device="cpu", dtype="float32")
     before: Any = open_captioner("vlre-photo", device="cpu", dtype="float32")
     own, old = (dict(c.model.text_decoder.named_parameters()) for c in (captioner, before))

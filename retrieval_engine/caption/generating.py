@@ -17,6 +17,7 @@ from retrieval_engine.caption.decoding import BeamRule, DecodingOptions, Method
 from retrieval_engine.caption.logit_rules import LogitRules, adjustment, draw
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.captioner import Captioner, DecodingState
+from retrieval_engine.models.lexicon import lexicon_of
 
 
 def write_captions(
@@ -133,6 +134,7 @@ class _Batch:
             min_length=options.min_length + not_counted,
             repetition_penalty=options.repetition_penalty or 1.0,
             no_repeat_ngram=options.no_repeat_ngram or 0,
+            lexicon=lexicon_of(captioner),
         )
         begun = torch.tensor(self.prompt, dtype=torch.long, device=logits.device)
         self.sentences = begun.expand(len(logits), 1, -1)  # (n, b, l)
@@ -214,6 +216,7 @@ class _Batch:
             rules.repetition_penalty != 1
             or rules.no_repeat_ngram > 0
             or self.options.min_length > 0
+            or rules.lexicon is not None
         )
 
     def _sentence(self, ids: Sequence[int], score: float) -> Sentence:

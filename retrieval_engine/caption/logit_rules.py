@@ -1,6 +1,7 @@
 """What is done to the scores of the next word before one is chosen.
 
-The same arithmetic and order as transformers' logits processors; a test compares.
+The same arithmetic and order as transformers' logits processors, but for the lexicon, which
+transformers has none of; a test compares.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from retrieval_engine.errors import UsageError
 from retrieval_engine.models.captioner import Captioner
-from retrieval_engine.models.piece_counts import PIECE_COUNTS, CountingCaptioner
+from retrieval_engine.models.lexicon import WORD_COUNTS, Lexicon, lexicon_of
 
 _NEVER = float("-inf")
 
@@ -25,12 +26,14 @@ class LogitRules:
         repetition_penalty: divides positive and multiplies negative scores of tokens that were
             written already.
         no_repeat_ngram: forbids what would repeat so many tokens; 0 forbids nothing.
+        lexicon: forbids what makes none of its words.
     """
 
     end_id: int
     min_length: int = 0
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    lexicon: Lexicon | None = None
 
     def __call__(self, sentences: Tensor, scores: Tensor) -> Tensor:
         """Apply the rules to the scores of the next token.
@@ -52,6 +55,8 @@ class LogitRules:
             self._forbid_repeats(sentences, scores)
         if sentences.shape[-1] < self.min_length:
             scores[..., self.end_id] = _NEVER
+        if self.lexicon is not None:
+            self.lexicon.keep_to_words(sentences, scores)
         return scores
 
     def _forbid_repeats(self, sentences: Tensor, scores: Tensor) -> None:
@@ -75,14 +80,14 @@ def adjustment(captioner: Captioner, share: float) -> Tensor | None:
     """
     if not share:
         return None
-    told = captioner.log_frequencies if isinstance(captioner, CountingCaptioner) else None
-    if told is None:
+    lexicon = lexicon_of(captioner)
+    if lexicon is None:
         raise UsageError(
-            f"`logit_adjustment` {share} needs {PIECE_COUNTS}, which "
+            f"`logit_adjustment` {share} needs {WORD_COUNTS}, which "
             f"{captioner.spec.checkpoint} does not have",
             hint="leave it out; `vlre pretrain` writes it beside a model of its own",
         )
-    return share * torch.from_numpy(told).to(captioner.device)
+    return share * torch.from_numpy(lexicon.log_frequencies).to(captioner.device)
 
 
 def draw(

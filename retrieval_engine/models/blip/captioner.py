@@ -41,7 +41,7 @@ from retrieval_engine.models.captioner import (
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.lanes import TOKENIZING
-from retrieval_engine.models.piece_counts import read_log_frequencies
+from retrieval_engine.models.lexicon import Lexicon, read_lexicon
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
@@ -133,10 +133,11 @@ class BlipCaptioner(ImageEncoder):
         return whole[len(prompt) :]
 
     @cached_property
-    def log_frequencies(self) -> NDArray[np.float32] | None:
-        """See `CountingCaptioner`."""
+    def lexicon(self) -> Lexicon | None:
+        """See `WordyCaptioner`."""
         rows = int(self.model.config.text_config.vocab_size)
-        return read_log_frequencies(self.checkpoint.path, self.tokenizer.get_vocab(), rows)
+        with TOKENIZING:
+            return read_lexicon(self.checkpoint.path, self.tokenizer, rows)
 
     def relevance(
         self, tokens: Tensor, prompt: str, ids: Sequence[int]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.device import is_fast_at_bfloat16
+from retrieval_engine.models.lexicon import counted, write_word_counts
 from retrieval_engine.models.pickled import load_pickled
-from retrieval_engine.models.piece_counts import counted, write_piece_counts
 from retrieval_engine.progress import Progress
 from retrieval_engine.records import Json
 from retrieval_engine.train.pretrain.report import CURVES, PretrainReport
@@ -223,9 +223,9 @@ class PretrainRun(ABC):
             parameters=sum(p.numel() for p in weights),
         )
 
-    def _count_pieces(self, tokenizer: "BertTokenizer", captions: Iterable[str]) -> None:
-        """Tell, beside the model to come, how often its training had each piece."""
-        write_piece_counts(self.out, counted(tokenizer, captions))
+    def _count_words(self, tokenizer: "BertTokenizer", captions: Iterable[str]) -> None:
+        """Tell, beside the model to come, how often its training had each word."""
+        write_word_counts(self.out, counted(tokenizer, captions))
 
     def _close(self) -> None:
         """Draw the curves and take the run's own files away."""

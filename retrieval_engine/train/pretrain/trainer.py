@@ -201,7 +201,7 @@ class Run(PretrainRun):
         default = PretrainConfig(source=self.config.source).to_json()
         counted = "steps" if self.config.epochs else ""  # epochs say it
         changed = {k: v for k, v in settings.items() if v != default[k] and k != counted}
-        self._count_pieces(self.tokenizer, self.train_set.captions)
+        self._count_words(self.tokenizer, self.train_set.captions)
         export(
             self.model,
             self.tokenizer,

@@ -286,7 +286,7 @@ class CachedRun(PretrainRun):
         changed = {k: v for k, v in settings.items() if v != plain[k] or k == "backbone"}
         facts = record(report, settings, changed, self.train_set, model.temperature)
         seen = self.train_set.listed(self.config.source)
-        self._count_pieces(self.tokenizer, self.train_set.captions)
+        self._count_words(self.tokenizer, self.train_set.captions)
         export(
             model,
             self.backbone,
