@@ -165,7 +165,7 @@ def test_ranking_adds_the_matching_head_to_the_likelihood(
             lambda i: tokens[i], after["captions"], pairs, as_probability=True
         )
         np.testing.assert_allclose(after["matches"], likely, atol=2e-5)
-        both = combined(after["scores"], likely.tolist())
+        both = combined(after["captions"], after["scores"], likely.tolist())
         assert (np.diff(both) < 1e-4).all(), both
         assert after["caption"] == after["captions"][0]
 
@@ -182,9 +182,16 @@ def test_ranking_adds_the_matching_head_to_the_likelihood(
 def test_a_better_match_outweighs_a_likelier_sentence(
     scores: list[float], matches: list[float], first: int
 ) -> None:
-    found = combined(scores, matches)
+    found = combined(["a dog", "a cat"], scores, matches)
     assert np.isfinite(found).all()
     assert int(np.argmax(found)) == first
+
+
+def test_of_equals_the_longer_sentence_is_chosen() -> None:
+    short, long = combined(["a dog", "a dog on the grass"], [-1.0, -1.0], [0.5, 0.5])
+    assert long > short
+    usual = combined(["a dog runs on the green grass in a park"], [-1.0], [0.5])
+    assert usual == [-1.0]
 
 
 def test_every_form_of_output_can_be_read_again(tmp_path: Path, model: Path, folder: Path) -> None:

@@ -348,7 +348,7 @@ def test_s3_h_no_candidate_is_chosen_by_its_reference(blip: Path, tmp_path: Path
         found.append(done.captioned[0])
     assert found[0].captions == found[1].captions
     assert found[0].matches == found[1].matches
-    both = combined(found[0].scores, found[0].matches)
+    both = combined(found[0].captions, found[0].scores, found[0].matches)
     assert both == sorted(both, reverse=True)
 
 

@@ -130,7 +130,7 @@ class Author:
 def _ranked(written: Written, matches: Sequence[float]) -> Written:
     """The same with its sentences ordered by likelihood and match; see `ranking.combined`."""
     n = len(written.captions)
-    both = combined(written.scores, matches[:n])
+    both = combined(written.captions, written.scores, matches[:n])
     order = sorted(range(n), key=lambda i: -both[i])
     return Written(
         captions=tuple(written.captions[i] for i in order),

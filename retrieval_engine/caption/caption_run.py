@@ -16,7 +16,7 @@ import torch
 
 from retrieval_engine.caption.author import WRITTEN, Author, AuthorFacts, CaptionWork, Written
 from retrieval_engine.caption.decoding import DecodingOptions
-from retrieval_engine.caption.ranking import MATCH_WEIGHT, Judge
+from retrieval_engine.caption.ranking import LENGTH_WEIGHT, MATCH_WEIGHT, Judge
 from retrieval_engine.caption.source_images import Loaded, LoadImage, SourceImage
 from retrieval_engine.encoding.image_tokens import VisionStates
 from retrieval_engine.encoding.model_pool import ModelPool
@@ -117,7 +117,9 @@ class CaptionRun:
         judge = self.facts.judge.spec if self.facts.judge else None
         # What orders nothing decides nothing: a run without it keeps its name.
         ordered = judge is not None and self.facts.options.num_captions > 1
-        weight: dict[str, Json] = {"match_weight": MATCH_WEIGHT} if ordered else {}
+        weight: dict[str, Json] = (
+            {"match_weight": MATCH_WEIGHT, "length_weight": LENGTH_WEIGHT} if ordered else {}
+        )
         return {
             "model": spec.checkpoint,
             "revision": spec.revision,
