@@ -15,7 +15,7 @@ Known steps move it along the line between CIDEr and words, and the line outward
    zero-shot models", CVPR 2022). The share that stays in the bias is a little less; `vlre caption
    --logit-adjustment` takes more where it is asked for.
 
-It prints a JSON line for every 25 steps, and one for greedy captions of 500 images of the split `val`.
+A killed run goes on from the last of its 25 steps. It prints a JSON line for every 25 steps, and one for greedy captions of 500 images of the split `val`.
 """
 
 import argparse
@@ -48,11 +48,13 @@ from retrieval_engine.store import Gallery, open_store
 from retrieval_engine.train.finetune.captioning import greedy_captions, sentence, written
 from retrieval_engine.train.finetune.rewarded import Drawn, policy_loss_sum
 from retrieval_engine.train.pretrain.cached.second_opinion import weight_of
+from retrieval_engine.train.resume import load_checkpoint, save_atomically
 
 CAPTIONS, JUDGED = 5, 500
 ASKED, AGAINST = 200, 32
 TEMPERATURE = 0.5
 LR = 4e-5
+SAVE_EVERY = 25
 BETWEEN = 0.6
 BIAS = "text_decoder.cls.predictions.bias"
 _END = "</s>"
@@ -68,6 +70,7 @@ class Recipe:
         steps: of the reward.
         images: of a step.
         share: of the log frequencies that is taken while the reward teaches.
+        out: where each run keeps how far it came, to be gone on with after it was killed.
     """
 
     model: str
@@ -75,6 +78,7 @@ class Recipe:
     steps: int
     images: int
     share: float
+    out: Path
 
 
 class Words:
@@ -83,6 +87,7 @@ class Words:
     def __init__(self, recipe: Recipe, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.recipe, opened = recipe, open_store(recipe.store)
+        self.kept_at = recipe.out / f"run-{seed}.pt"
         self.train, self.val = opened.gallery("train"), opened.gallery("val")
         self.states = self.train.images("tokens")
         self.learner: Any = open_learner(
@@ -112,10 +117,17 @@ class Words:
         learns = [weights for weights in self.own.values() if weights.requires_grad]
         optimiser = torch.optim.AdamW(learns, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
         order: list[int] = []
-        scores, start = [], time.perf_counter()
-        for step in range(1, steps + 1):
+        scores, start, done = [], time.perf_counter(), 0
+        if self.kept_at.is_file():
+            saved = load_checkpoint(self.kept_at, identity=str(self.recipe))
+            self.put({name: value.numpy() for name, value in saved["own"].items()})
+            optimiser.load_state_dict(saved["optimiser"])
+            self.random.bit_generator.state = saved["random"]
+            torch.set_rng_state(saved["torch"])
+            order, done = saved["order"], saved["step"]
+        for step in range(done + 1, steps + 1):
             if len(order) < many:
-                order = list(self.random.permutation(len(self.captions)))
+                order = self.random.permutation(len(self.captions)).tolist()
             for group in optimiser.param_groups:
                 group["lr"] = LR * min(1.0, step / max(1, steps // 10))
             loss, score = self._step([order.pop() for _ in range(many)])
@@ -124,9 +136,20 @@ class Words:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(learns, 1.0)
             optimiser.step()
-            if step % 25 == 0:
-                seconds = (time.perf_counter() - start) / step
-                emit("photo-words", step=step, reward=np.mean(scores[-25:]), seconds=seconds)
+            if step % SAVE_EVERY == 0:
+                seconds = (time.perf_counter() - start) / (step - done)
+                mean = np.mean(scores[-SAVE_EVERY:])
+                emit("photo-words", step=step, reward=mean, seconds=seconds)
+                state = {
+                    "identity": str(self.recipe),
+                    "own": {name: own.detach() for name, own in self.own.items()},
+                    "optimiser": optimiser.state_dict(),
+                    "random": self.random.bit_generator.state,
+                    "torch": torch.get_rng_state(),
+                    "order": order,
+                    "step": step,
+                }
+                save_atomically(state, self.kept_at)
 
     def _step(self, images: list[int]) -> tuple[Tensor, float]:
         learner = self.learner
@@ -257,7 +280,9 @@ def main() -> None:
         steps=given.steps,
         images=given.images,
         share=given.share,
+        out=given.out,
     )
+    given.out.mkdir(parents=True, exist_ok=True)
     new = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(given.seeds), mp_context=new) as pool:
         runs = list(pool.map(rewarded, [recipe] * len(given.seeds), given.seeds))
@@ -270,6 +295,8 @@ def main() -> None:
     words.adjust(given.stays)
     words.judge()
     write(resolve(given.model).path, given.out, words)
+    for run in given.out.glob("run-*.pt"):
+        run.unlink()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Each benchmark runs at a tiny size, so that it cannot rot, and says what it must."""
 
+import contextlib
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from benchmarks import scale
 from retrieval_engine import open_encoder
 from retrieval_engine.encoding.from_source import EncodeOptions, encode
+from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.testing.images import jpeg
 
@@ -190,22 +194,33 @@ def test_ranges_for_int8_are_those_of_the_file(
     assert set(ranges) == set(int8_backbone._known()[digest])
 
 
-def test_captions_with_more_words_leave_search_as_it_is(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    store, out = tmp_path / "store", tmp_path / "model"
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 40 pictures with two captions each, a quarter of them of the split val."""
+    folder = tmp_path_factory.mktemp("captioned")
     encoder = open_encoder("vlre-photo", device="cpu", dtype="float32")
     options = EncodeOptions(features=("itc", "tokens"))
     rows = []
     for number in range(40):
-        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
         split = "val" if number % 4 == 0 else "train"
         who, where = ("a dog", "a man", "a boy")[number % 3], ("the grass", "the snow")[number % 2]
-        told = [f"{who} is running through {where}", f"{who} on {where} number {number}"]
+        told = [f"{who} is running through {where}", f"{who} on {where} today"]
         rows += [{"image": f"{number}.jpg", "caption": t, "split": split} for t in told]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    encode(f"captions:{tmp_path / 'list.jsonl'}", store, encoder=encoder, options=options)
-    arguments = ["photo_words", "--store", store, "--model", "vlre-photo", "--out", out]
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encode(f"captions:{folder / 'list.jsonl'}", folder / "store", encoder=encoder, options=options)
+    return folder / "store"
+
+
+def test_captions_with_more_words_leave_search_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    captioned: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "model"
+    encoder = open_encoder("vlre-photo", device="cpu", dtype="float32")
+    arguments = ["photo_words", "--store", captioned, "--model", "vlre-photo", "--out", out]
     short = ["--steps", "1", "--images", "6", "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments), *short])
     importlib.import_module("benchmarks.photo_words").main()
@@ -226,3 +241,41 @@ def test_captions_with_more_words_leave_search_as_it_is(
     assert "cls.predictions.bias" in changed
     assert any("crossattention" in name for name in changed)
     assert all("attention" in name or "cls.predictions" in name for name in changed)
+
+
+def test_a_killed_run_of_the_reward_goes_on_as_if_it_had_not_been(
+    captioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = importlib.import_module("benchmarks.photo_words")
+    monkeypatch.setattr(recipe, "SAVE_EVERY", 1)
+
+    def run(out: Path, *, steps: int) -> Any:
+        """A run of two steps, killed after so many."""
+        out.mkdir(exist_ok=True)
+        asked = {"model": "vlre-photo", "store": captioned, "images": 4, "share": 0.8, "out": out}
+        words = recipe.Words(recipe.Recipe(steps=2, **asked), 3)
+        words.adjust(0.8)
+        words.scorer = SimpleNamespace(scores=lambda own, i: [len(set(text)) for text in own])
+        step, left = words._step, iter(range(steps))
+
+        def until_killed(images: list[int]) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return step(images)
+
+        words._step = until_killed
+        with contextlib.suppress(KeyboardInterrupt):
+            words.reward()
+        return words.kept()
+
+    whole = run(tmp_path / "whole", steps=2)
+    run(tmp_path / "killed", steps=1)
+    again = run(tmp_path / "killed", steps=1)
+    untaught = run(tmp_path / "untaught", steps=0)
+    assert sum((whole[name] != value).any() for name, value in untaught.items()) > 10
+    for name, value in whole.items():
+        np.testing.assert_array_equal(again[name], value)
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "whole" / "run-3.pt", tmp_path / "other")
+    with pytest.raises(TrainingError, match="other options"):
+        run(tmp_path / "other", steps=2)
