@@ -85,7 +85,7 @@ def adjustment(captioner: Captioner, share: float) -> Tensor | None:
         raise UsageError(
             f"`logit_adjustment` {share} needs {WORD_COUNTS}, which "
             f"{captioner.spec.checkpoint} does not have",
-            hint="leave it out; `vlre pretrain` writes it beside a model of its own",
+            hint="leave it out, or take a model that was pretrained here",
         )
     return share * torch.from_numpy(lexicon.log_frequencies).to(captioner.device)
 
