@@ -9,17 +9,16 @@ share of the log frequency from the logits.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from retrieval_engine.errors import CheckpointInvalid
 from retrieval_engine.models.write_checkpoint import write_json
 from retrieval_engine.strict_json import loads
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 WORD_COUNTS = "word_counts.json"
 _COMMON = 80
@@ -64,24 +63,22 @@ class Lexicon:
                 self._within[number] = name.startswith(_WITHIN)
                 self.foreign[number] = number not in self._tree
 
-    def keep_to_words(self, sentences: "Tensor", scores: "Tensor") -> None:
+    def keep_to_words(self, sentences: Tensor, scores: Tensor) -> None:
         """Forbid what makes no word of the lexicon.
 
         Args:
             sentences: (n, b, l) tokens so far.
             scores: (n, b, v) of the next; changed in place.
         """
-        from torch import from_numpy, tensor
-
         begun = []
         for i, rows in enumerate(sentences.tolist()):
             for j, row in enumerate(rows):
                 branch = self._branch(row)
                 after = [piece for piece in branch if piece != _ENDS]
                 if after:
-                    pieces = tensor(after, device=scores.device)
+                    pieces = torch.tensor(after, device=scores.device)
                     begun.append((i, j, pieces, scores[i, j, pieces], _ENDS in branch))
-        scores.masked_fill_(from_numpy(self.foreign).to(scores.device), float("-inf"))
+        scores.masked_fill_(torch.from_numpy(self.foreign).to(scores.device), float("-inf"))
         for i, j, pieces, own, may_end in begun:
             if not may_end and own.isfinite().any():
                 scores[i, j] = float("-inf")
