@@ -15,7 +15,8 @@ Known steps move it along the line between CIDEr and words, and the line outward
    zero-shot models", CVPR 2022). The share that stays in the bias is a little less; `vlre caption
    --logit-adjustment` takes more where it is asked for.
 
-A killed run goes on from the last of its 25 steps. It prints a JSON line for every 25 steps, and one for greedy captions of 500 images of the split `val`.
+A killed run goes on from where it last printed. It prints a JSON line for every 25 steps, and one for
+greedy captions of 500 images of the split `val`.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ from safetensors.torch import load_file, save_file
 from retrieval_engine.caption.decoding import DecodingOptions
 from retrieval_engine.caption.generating import write_captions
 from retrieval_engine.errors import CheckpointInvalid, UsageError
+from retrieval_engine.models.adapters import resolve
 from retrieval_engine.models.captioner import open_captioner
 from retrieval_engine.models.checksums import CHECKSUMS
-from retrieval_engine.models.lexicon import WORD_COUNTS, Lexicon, counted, write_word_counts
+from retrieval_engine.models.lexicon import (
+    WORD_COUNTS,
+    Lexicon,
+    counted,
+    read_lexicon,
+    write_word_counts,
+)
+from retrieval_engine.train.model_files import write_model
 from tests.golden import GOLDEN, import_golden
 
 SHARE = 0.7
@@ -182,3 +191,25 @@ def test_runs_without_an_adjustment_keep_their_name(told: Path) -> None:
     assert DecodingOptions(logit_adjustment=0.2).to_json()["logit_adjustment"] == 0.2
     order = list(json.loads((told / WORD_COUNTS).read_text()).values())
     assert order == sorted(order, reverse=True)
+
+
+def test_who_learned_other_captions_may_write_other_words(told: Path, tmp_path: Path) -> None:
+    write_model(told, {}, tmp_path / "tuned")
+    tuned: Any = open_captioner(str(tmp_path / "tuned"), device="cpu", dtype="float32")
+    assert tuned.lexicon is None
+    base, tokenizer = resolve(str(told)), tuned.tokenizer
+    assert read_lexicon(base, tokenizer, 2002)
+    assert read_lexicon(replace(base, adapter=tmp_path), tokenizer, 2002) is None
+
+
+def test_other_words_are_another_captioner_with_the_same_tower(
+    told: Path, plain: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(told, other)
+    write_word_counts(other, {"a": 1})
+    specs = [
+        open_captioner(str(m), device="cpu", dtype="float32").spec for m in (plain, told, other)
+    ]
+    assert len({spec.fingerprint for spec in specs}) == 3
+    assert len({spec.part("vision") for spec in specs}) == 1

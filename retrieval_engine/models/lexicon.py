@@ -6,6 +6,7 @@ the second logit adjustment (Menon et al., "Long-tail learning via logit adjustm
 share of the log frequency from the logits.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval_engine.errors import CheckpointInvalid
+from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.write_checkpoint import write_json
 from retrieval_engine.strict_json import loads
 
@@ -137,19 +139,31 @@ def write_word_counts(folder: Path, counts: Mapping[str, int]) -> None:
     write_json(folder / WORD_COUNTS, dict(ordered))
 
 
-def read_lexicon(folder: Path, tokenizer: Any, size: int) -> Lexicon | None:
-    """That of a checkpoint, or None where it does not tell.
+def _file_of(checkpoint: Checkpoint) -> Path | None:
+    file = checkpoint.path / WORD_COUNTS
+    # An adapter learned from other captions than its base.
+    return file if checkpoint.adapter is None and file.is_file() else None
+
+
+def digest_of_words(checkpoint: Checkpoint) -> list[str]:
+    """What a fingerprint says of the words that a checkpoint keeps to: nothing, or the file's sha256."""
+    file = _file_of(checkpoint)
+    return [hashlib.sha256(file.read_bytes()).hexdigest()] if file else []
+
+
+def read_lexicon(checkpoint: Checkpoint, tokenizer: Any, size: int) -> Lexicon | None:
+    """The words that a checkpoint keeps to, or None where it does not tell.
 
     Raises:
         CheckpointInvalid: the file holds something else than counts.
     """
-    file = folder / WORD_COUNTS
+    file = _file_of(checkpoint)
+    if file is None:
+        return None
     try:
         said = loads(file.read_bytes())
         if not said or not all(type(n) is int and n > 0 for n in said.values()):
             raise ValueError("it holds no number of times, above 0, for each word")
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointInvalid(
             f"{file} cannot be read: {error}", hint="copy it again, or delete it"

@@ -15,11 +15,15 @@ from retrieval_engine.errors import TrainingError
 from retrieval_engine.models.blip.settings import decoder_twin, shares_decoder
 from retrieval_engine.models.checkpoint import read_config, tensors_of, tied_twin, weight_files
 from retrieval_engine.models.checksums import CHECKSUMS, write_checksums
+from retrieval_engine.models.lexicon import WORD_COUNTS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_NOT_COPIED = (CHECKSUMS, "README.md", "training.json", "log.jsonl", "curves.png", "samples.jsonl")
+_NOT_COPIED = (
+    *(CHECKSUMS, "README.md", "training.json", "log.jsonl", "curves.png", "samples.jsonl"),
+    WORD_COUNTS,  # who learned from other captions may write other words
+)
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".ckpt", ".onnx")
 _INDEX = ".index.json"
 

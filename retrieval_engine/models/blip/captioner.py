@@ -41,7 +41,7 @@ from retrieval_engine.models.captioner import (
 from retrieval_engine.models.checkpoint import Checkpoint
 from retrieval_engine.models.dual_encoder import ImageEncoder
 from retrieval_engine.models.lanes import TOKENIZING
-from retrieval_engine.models.lexicon import Lexicon, read_lexicon
+from retrieval_engine.models.lexicon import Lexicon, digest_of_words, read_lexicon
 from retrieval_engine.models.preprocess import read_preprocessor
 from retrieval_engine.models.text import maps_of_words
 from retrieval_engine.records import Feature
@@ -96,7 +96,7 @@ class BlipCaptioner(ImageEncoder):
         tower = BlipSettings.of(model.config).tower
         part_of = sharing_part_of if shares_decoder(model.config) else captioner_part_of
         text = [words.num_attention_heads, words.layer_norm_eps, words.hidden_act]
-        text += [self.start_id, self.end_id]
+        text += [self.start_id, self.end_id, *digest_of_words(checkpoint)]
         self.spec = self.spec_of("blip", part_of, {"vision": tower, "text": text})
 
     def _through_transformers(self) -> tuple[Any, Any]:
@@ -137,7 +137,7 @@ class BlipCaptioner(ImageEncoder):
         """See `WordyCaptioner`."""
         rows = int(self.model.config.text_config.vocab_size)
         with TOKENIZING:
-            return read_lexicon(self.checkpoint.path, self.tokenizer, rows)
+            return read_lexicon(self.checkpoint, self.tokenizer, rows)
 
     def relevance(
         self, tokens: Tensor, prompt: str, ids: Sequence[int]
