@@ -41,7 +41,7 @@ class Estimate:
         known = self.items is not None
         seconds, size = self.seconds_per_item, self.bytes_per_item
         return value | {
-            "seconds": round(seconds * (self.items or 0), 1) if known else None,
+            "seconds": round(seconds * (self.items or 0), 3) if known else None,
             "bytes": int(size * (self.items or 0)) if known else None,
         }
 
