@@ -129,7 +129,7 @@ def test_an_update_says_when_another_recipe_pays(
     monkeypatch.setattr("retrieval_engine.index.recipes._FLAT_ROWS", 150)
     [remark] = update_index(store, tmp_path / "index").remarks
     assert remark.startswith("200 rows are compared one by one: `build_index(")
-    assert remark.endswith("makes scan-fp16 of them, which is much faster")
+    assert remark.endswith("makes ivf-scan-fp16 of them, which is much faster")
 
 
 def test_an_index_of_other_vectors_is_not_updated(tmp_path: Path) -> None:

@@ -68,6 +68,14 @@ class TestScanHalfPrecision(BackendContract):
         return "scan-fp16"
 
 
+class TestListsOfCodesHalfPrecision(BackendContract):
+    tolerance = 1e-3
+    agreement = 0.97
+
+    def recipe(self, folder: Path) -> str:
+        return "ivf-scan-fp16"
+
+
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3, 4)])
 def test_exact_index_refuses_what_is_no_list_of_vectors(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="is needed"):

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from retrieval_engine.errors import FeatureMissing, IndexFailure, UsageError
 from retrieval_engine.index import ExactIndex, build_index, open_index
 from retrieval_engine.index.build_record import MANIFEST, IndexManifest
 from retrieval_engine.index.directory import replacing
+from retrieval_engine.index.faiss_parameters import WIDENINGS
+from retrieval_engine.index.grouping import GroupedIndex
 from retrieval_engine.index.measured import expect, recall_at_10
 from retrieval_engine.store import Store
 from retrieval_engine.testing.vector_store import clustered, key_of, spec, unit, write_store
@@ -45,7 +48,10 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_store(tmp_path_factory.mktemp("narrow"), vectors, captions, dtype="float16")
 
 
-@pytest.mark.parametrize("recipe", ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["hnsw", "hnsw-fp16", "ivf", "ivf-fp16", "ivf-sq8", "scan-fp16", "ivf-scan-fp16"],
+)
 def test_approximate_kinds_reach_their_target(tmp_path: Path, narrow: Store, recipe: str) -> None:
     vectors = clustered(3000, 32)
     report = build_index(narrow, tmp_path / "index", recipe=recipe)
@@ -86,9 +92,10 @@ def test_queries_are_turned_as_the_rows_are_and_not_moved(tmp_path: Path) -> Non
     assert recall_at_10(open_index(tmp_path / "index"), expected) == 1.0
 
 
-def test_a_scan_of_short_codes_knows_filters(tmp_path: Path, narrow: Store) -> None:
+@pytest.mark.parametrize("recipe", ["scan-fp16", "ivf-scan-fp16"])
+def test_a_scan_of_short_codes_knows_filters(tmp_path: Path, narrow: Store, recipe: str) -> None:
     vectors = clustered(3000, 32)
-    report = build_index(narrow, tmp_path / "index", recipe="scan-fp16")
+    report = build_index(narrow, tmp_path / "index", recipe=recipe)
     assert min(report.filtered_recall_at_10.values()) >= 0.95
     index = open_index(tmp_path / "index")
     queries = unit(clustered(100, 32, seed=0) + 0.1)
@@ -100,7 +107,23 @@ def test_a_scan_of_short_codes_knows_filters(tmp_path: Path, narrow: Store) -> N
         assert recall_at_10(index, expect(ExactIndex(vectors), queries, allowed)) >= 0.9
 
 
-@pytest.mark.parametrize("recipe", ["ivf-fp16", "scan-fp16"])
+def test_a_wider_filter_looks_through_more_lists_of_codes(tmp_path: Path, narrow: Store) -> None:
+    build_index(narrow, tmp_path / "index", recipe="ivf-scan-fp16")
+    rows: Any = open_index(tmp_path / "index").rows
+    index = GroupedIndex(rows, 1)
+    queries = unit(np.random.default_rng(1).standard_normal((100, 32)))  # far from all lists
+    allowed = np.random.default_rng(0).random(3000) < 0.8
+    right = expect(ExactIndex(clustered(3000, 32)), queries, allowed)
+    found = []
+    for wider in WIDENINGS:
+        rows.set_effort({"nprobe": 1, "k_factor_rf": 16, "widening": wider})
+        found.append(recall_at_10(index, right))
+    assert found == sorted(found)
+    assert found[0] < 0.8
+    assert found[-1] > 0.95
+
+
+@pytest.mark.parametrize("recipe", ["ivf-fp16", "scan-fp16", "ivf-scan-fp16"])
 def test_few_rows_are_compared_whole_whatever_the_recipe(tmp_path: Path, recipe: str) -> None:
     store = write_store(tmp_path / "store", clustered(20, 16))
     report = build_index(store, tmp_path / "index", recipe=recipe)

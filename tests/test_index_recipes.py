@@ -28,9 +28,8 @@ def test_every_recipe_key_is_explained_in_the_readme() -> None:
     ("rows", "name"),
     [
         (1, "flat-fp16"),
-        (199_999, "flat-fp16"),
-        (200_000, "scan-fp16"),
-        (1_999_999, "scan-fp16"),
+        (99_999, "flat-fp16"),
+        (100_000, "ivf-scan-fp16"),
         (50_000_000, "ivf-scan-fp16"),
     ],
 )
@@ -51,16 +50,22 @@ def test_lists_have_rows_enough_to_be_trained(rows: int, nlist: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "dim", "factory"),
+    ("recipe", "rows", "dim", "factory"),
     [
-        (623, 256, "SQfp16"),
-        (624, 256, "PCA128,PQ64x4fs,Refine(SQfp16)"),
-        (10**6, 10, "PCA4,PQ2x4fs,Refine(SQfp16)"),
-        (10**6, 3, "SQfp16"),
+        ("scan-fp16", 623, 256, "SQfp16"),
+        ("scan-fp16", 624, 256, "PCA128,PQ64x4fs,Refine(SQfp16)"),
+        ("scan-fp16", 10**6, 10, "PCA4,PQ2x4fs,Refine(SQfp16)"),
+        ("scan-fp16", 10**6, 3, "SQfp16"),
+        ("ivf-scan-fp16", 623, 256, "SQfp16"),
+        ("ivf-scan-fp16", 624, 256, "PCA192,IVF12,PQ96x4fs,Refine(SQfp16)"),
+        ("ivf-scan-fp16", 10**6, 10, "PCA6,IVF500,PQ3x4fs,Refine(SQfp16)"),
+        ("ivf-scan-fp16", 10**6, 2, "SQfp16"),
     ],
 )
-def test_codes_have_rows_enough_to_be_trained(rows: int, dim: int, factory: str) -> None:
-    assert BUILT_IN["scan-fp16"].factory_for(rows, dim) == factory
+def test_codes_have_rows_enough_to_be_trained(
+    recipe: str, rows: int, dim: int, factory: str
+) -> None:
+    assert BUILT_IN[recipe].factory_for(rows, dim) == factory
 
 
 def test_a_file_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,9 @@ class Selector:
         """The best of these rows for each query, as `RowSearch.search_rows`."""
         if has_short_codes(index):
             wider = effort.get(WIDENING, WIDENINGS[0]) / WIDENINGS[0]
-            return search_allowed(index, queries, fetch, self._allowed, self._rows, wider)
+            lists = {"nprobe": math.ceil(wider * effort.get("nprobe", 1))}
+            how = search_parameters(index.base_index, lists) if "nprobe" in effort else None
+            return search_allowed(index, queries, fetch, self._allowed, self._rows, wider, how)
         if storage := _storage_if_quicker(index, self.share):
             index = storage
         try:

@@ -27,8 +27,9 @@ from retrieval_engine.index.threads import Threads
 from retrieval_engine.machine import threads_wanted
 
 _MOST = {"efSearch": 2048, REFINED: 512}
-# Of lists of codes so many times the rows wanted are compared whole as half the lists looked through.
-_REFINED_A_LIST = 0.5
+# Of lists of codes: the share looked through, times this and the root of the rows, is how many
+# times the rows wanted are compared whole. Both then cost about the same at the least time.
+_REFINED_A_SHARE = 1 / 6
 _FEWEST_LISTS = 1 / 64
 # Below so much work more threads cost more than they give: on busy cores, ten times the time.
 _THREADED_QUERIES = 16
@@ -83,6 +84,8 @@ class FaissRows:
         name = names[0]
         last = list_count(self._parts[0]) if name == "nprobe" else _MOST[name]
         step = 2**0.5 if REFINED in names else 2  # where more of it costs at once
+        if len(names) > 1:
+            step = 2**0.25  # of lists and of what they propose
         value = float(EFFORTS[name])
         if len(names) > 1:
             value = max(value, last * _FEWEST_LISTS)
@@ -95,8 +98,9 @@ class FaissRows:
         """The first of these settings at a value, and the second as goes with it."""
         if len(names) == 1:
             return {names[0]: value}
-        refined = min(_MOST[REFINED], max(EFFORTS[REFINED], math.ceil(_REFINED_A_LIST * value)))
-        return {names[0]: value, REFINED: refined}
+        share = value / list_count(self._parts[0])
+        refined = math.ceil(_REFINED_A_SHARE * share * math.sqrt(self.rows))
+        return {names[0]: value, REFINED: min(_MOST[REFINED], max(EFFORTS[REFINED], refined))}
 
     def filter_efforts(self) -> Iterator[Mapping[str, int]]:
         """The setting in force as it may be with filters, from quick to thorough."""

@@ -21,8 +21,7 @@ BACKENDS = Plugins(
 RECIPE_FOLDER = Path("indices/recipes")
 FACTORY = "factory:"
 
-_FLAT_ROWS = 200_000
-_SCAN_ROWS = 2_000_000
+_FLAT_ROWS = 100_000
 # faiss wants at least this many training points a centroid, and warns below.
 _POINTS_PER_LIST = 39
 _ROWS_FOR_CODES = 16 * _POINTS_PER_LIST  # four bits a code
@@ -40,8 +39,9 @@ class Recipe:
     Attributes:
         name: what it is called in the manifest.
         factory: faiss factory string; `{nlist}` is replaced by the number of lists that suits
-            the number of rows, `{cells}` by its root, `{half}` and `{quarter}` by so much of the
-            length of a row. Empty for a backend that knows no such strings.
+            the number of rows, `{cells}` by half the root of that, and `{half}`, `{quarter}`,
+            `{three_quarters}` and `{three_eighths}` by so much of the length of a row. Empty for
+            a backend that knows no such strings.
         backend: file name in `index/backends/`.
         target_recall: the effort of a search (nprobe, efSearch) is doubled at build until
             recall@10 against exact search reaches this, in (0, 1].
@@ -71,15 +71,17 @@ class Recipe:
 
         It has no lists where they would be one, and no codes where the rows do not train them.
         """
-        nlist, quarter = nlist_for(rows), dim // 4
+        nlist, codes = nlist_for(rows), {"{quarter}": dim // 4, "{three_eighths}": 3 * dim // 8}
         factory = self.factory
         if nlist == 1:
             factory = factory.removeprefix("IVF{nlist},")
-        if "{quarter}" in factory and (rows < _ROWS_FOR_CODES or not quarter):
+        few = rows < _ROWS_FOR_CODES
+        if any(name in factory and (few or not size) for name, size in codes.items()):
             factory = factory.rpartition("Refine(")[2].rstrip(")")
-        cells = max(1, round(math.sqrt(rows)))
-        sizes = {"{nlist}": nlist, "{cells}": cells, "{half}": 2 * quarter, "{quarter}": quarter}
-        for name, size in sizes.items():
+        cells = max(1, round(math.sqrt(rows) / 2))
+        # Whole numbers of dimensions to a code.
+        wide = {"{half}": 2 * codes["{quarter}"], "{three_quarters}": 2 * codes["{three_eighths}"]}
+        for name, size in {"{nlist}": nlist, "{cells}": cells, **codes, **wide}.items():
             factory = factory.replace(name, str(size))
         return factory
 
@@ -107,7 +109,7 @@ def _check_factory(factory: str) -> None:
 
 
 _HNSW = "graph; quickest where queries lie among the rows (images), slow to build"
-_SCAN = "short codes of all rows scanned, the best compared whole; quickest with words as queries"
+_SCAN = "the best by short codes compared whole"
 _IVF = "lists of k-means cells; quick to build, best with words as queries"
 BUILT_IN = {
     recipe.name: recipe
@@ -117,12 +119,12 @@ BUILT_IN = {
         Recipe(
             name="scan-fp16",
             factory="PCA{half},PQ{quarter}x4fs,Refine(SQfp16)",
-            about=f"{_SCAN}; float16 storage",
+            about=f"{_SCAN}, codes of all rows looked at; float16 storage",
         ),
         Recipe(
             name="ivf-scan-fp16",
-            factory="PCA{half},IVF{cells},PQ{quarter}x4fs,Refine(SQfp16)",
-            about="short codes in lists, for millions of rows; float16 storage",
+            factory="PCA{three_quarters},IVF{cells},PQ{three_eighths}x4fs,Refine(SQfp16)",
+            about=f"{_SCAN}, codes in lists; quickest with words as queries; float16 storage",
         ),
         Recipe(name="hnsw", factory="HNSW32,Flat", ef_construction=80, about=_HNSW),
         Recipe(
@@ -164,9 +166,7 @@ def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:
     """
     if name == "auto":
         chosen = automatic(rows)
-        why = f"from {_SCAN_ROWS:,} on, lists spare most of the codes"
-        if rows < _SCAN_ROWS:
-            why = f"from {_FLAT_ROWS:,} on, short codes are much faster than whole rows"
+        why = f"from {_FLAT_ROWS:,} on, short codes are much faster than whole rows"
         if rows < _FLAT_ROWS:
             why = f"below {_FLAT_ROWS:,}, comparing with every row is quick enough"
         return chosen, f"recipe {chosen.name}: {rows:,} rows; {why}"
@@ -190,9 +190,7 @@ def automatic(rows: int) -> Recipe:
     No graph, and lists only of codes: captions lie apart from images, and what is nearest to them is
     far apart in a graph and spread over a quarter of all lists (benchmarks/LOG.md).
     """
-    if rows < _FLAT_ROWS:
-        return BUILT_IN["flat-fp16"]
-    return BUILT_IN["scan-fp16" if rows < _SCAN_ROWS else "ivf-scan-fp16"]
+    return BUILT_IN["flat-fp16" if rows < _FLAT_ROWS else "ivf-scan-fp16"]
 
 
 def read_recipe(path: Path) -> Recipe:

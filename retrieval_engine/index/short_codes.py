@@ -23,6 +23,7 @@ def search_allowed(
     allowed: NDArray[np.bool_],
     rows: Items,
     wider: float,
+    how: Any = None,
 ) -> tuple[Scores, Items]:
     """The best of the allowed rows for each query, as `RowSearch.search_rows`.
 
@@ -33,6 +34,7 @@ def search_allowed(
         allowed: (rows,) which may be answers.
         rows: the numbers of those, at least one.
         wider: how many times more candidates than the root of 1 / share; at most 1 / share.
+        how: parameters of the search among the codes, as faiss takes them; None for its own.
     """
     share = len(rows) / len(allowed)
     wanted = fetch * index.k_factor
@@ -44,7 +46,7 @@ def search_allowed(
         if len(rows) <= _FEW * wanted or n >= index.ntotal:
             candidates = [rows] * len(pending)
         else:
-            _, proposed = index.base_index.search(queries[pending], n)
+            _, proposed = index.base_index.search(queries[pending], n, params=how)
             candidates = [some[(some >= 0) & allowed[some]] for some in proposed]
         for number, some in zip(pending, candidates, strict=True):
             products = _products(index.refine_index, queries[number], some)
