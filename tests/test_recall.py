@@ -335,6 +335,23 @@ def test_intervals_draw_images_with_all_their_captions() -> None:
     assert recall_intervals(report, Bootstrap(draws=0)) is None
 
 
+def test_images_without_captions_are_not_drawn() -> None:
+    ranks = np.array([0, 9, 3, 0, 1])
+    every = [
+        RecallReport.of(
+            Ranks(
+                image_to_text=np.concatenate([ranks, np.full(more, NO_QUERY)]), text_to_image=ranks
+            ),
+            np.arange(5),
+            ks=(1, 5),
+        )
+        for more in (0, 3000)
+    ]
+    alone, among_others = (intervals(report, Bootstrap(draws=300)) for report in every)
+    assert alone == among_others
+    assert alone.text_to_image["R@1"][0] < alone.text_to_image["R@1"][1]
+
+
 @pytest.mark.gpu
 def test_ranks_on_cuda_equal_those_on_the_cpu() -> None:
     images, captions, caption_image = gallery(0, q=3, d=256)

@@ -241,10 +241,10 @@ def open_milvus(folder: Path) -> Opened:
     return Opened(at=at, efforts=GRAPH)
 
 
-SCAN = "vlre scan-fp16"
+EXACT = "vlre flat-fp16"
 WAYS = {
     "vlre": Way(build=partial(build_ours, recipe="auto"), open=open_ours, note="`auto`"),
-    SCAN: Way(build=partial(build_ours, recipe="scan-fp16"), open=open_ours),
+    EXACT: Way(build=partial(build_ours, recipe="flat-fp16"), open=open_ours),
     "autofaiss": Way(build=build_autofaiss, open=open_autofaiss, package="autofaiss"),
     "usearch": Way(
         build=build_usearch, open=open_usearch, package="usearch", note="f16", is_slow=True

@@ -24,12 +24,15 @@ class Candidates:
 
         self._queries = torch.from_numpy(queries).to(device)
 
-    def __call__(self, block: NDArray[np.floating], k: int) -> tuple[Items, Items, Scores]:
+    def __call__(
+        self, block: NDArray[np.floating], k: int, floor: Scores | None = None
+    ) -> tuple[Items, Items, Scores]:
         """The scores that reach the k-th of a block.
 
         Args:
             block: (b, v, d) vectors.
             k: how many are wanted for each query.
+            floor: (q,) what is at the k-th place so far; not looked at, the block's own is near.
 
         Returns:
             (n,) query, (n,) item of the block, and (n,) score, of at least k items a query.

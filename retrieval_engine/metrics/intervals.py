@@ -77,11 +77,15 @@ def difference_interval(
 
 
 def _draws(report: RecallReport, bootstrap: Bootstrap) -> tuple[Floats, Floats]:
-    """(draws, len(ks)) recalls in percent of each direction, from one sample of images a draw."""
+    """(draws, len(ks)) recalls in percent of each direction, from one sample of images a draw.
+
+    Images without captions ask nothing: they are of the gallery, and not of what is drawn.
+    """
     ks, n = list(report.image_to_text.recall), report.n_images
     image_hits = _hits(report.ranks.image_to_text, np.arange(n), n, ks)
     caption_hits = _hits(report.ranks.text_to_image, report.caption_image, n, ks)
-    sums = bootstrap.sums(np.concatenate([image_hits, caption_hits], axis=1))
+    hits = np.concatenate([image_hits, caption_hits], axis=1)
+    sums = bootstrap.sums(hits[hits.any(axis=1)])
     to_text, to_image = (100 * side[:, :-1] / side[:, -1:] for side in np.split(sums, 2, axis=1))
     return to_text, to_image
 
