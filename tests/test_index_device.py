@@ -20,8 +20,9 @@ from retrieval_engine.testing.vector_store import clustered, write_store
 def test_a_device_proposes_what_the_cpu_does(vectors: int) -> None:
     block = clustered(300 * vectors, 16).astype(np.float16).reshape(300, vectors, 16)
     queries = clustered(9, 16, seed=1)
+    floor = np.full(9, -np.inf, np.float32)
     for k in (1, 7, 400):
-        ours, theirs = (make(queries, "cpu")(block, k) for make in (_candidates, Candidates))
+        ours, theirs = (make(queries, "cpu")(block, k, floor) for make in (_candidates, Candidates))
         assert ours[0].tolist() == theirs[0].tolist()
         assert ours[1].tolist() == theirs[1].tolist()
         np.testing.assert_allclose(ours[2], theirs[2], atol=1e-6)

@@ -190,8 +190,9 @@ def _slack(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> Scores:
     Stability of Numerical Algorithms, 2002, section 3.1), and so are two k-th places.
     """
     longest = np.sqrt(np.einsum("nd,nd->n", rows, rows).max())
-    lengths: Scores = np.linalg.norm(queries, axis=1)
-    return (4 * 1.01 * queries.shape[1] / 2**24) * lengths * longest
+    slack: Scores = np.linalg.norm(queries, axis=1) * longest
+    slack *= 4.04 * queries.shape[1] / 2**24
+    return slack
 
 
 def _screened(
