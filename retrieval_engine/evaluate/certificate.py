@@ -164,4 +164,4 @@ def _made() -> dict[str, Json]:
 
 def _digest(lines: Iterable[str]) -> str:
     """sha256 of the sorted lines, 64 hex digits."""
-    return hashlib.sha256("".join(f"{line}\n" for line in sorted(lines)).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*sorted(lines), ""]).encode()).hexdigest()
