@@ -20,6 +20,7 @@ _BLOCK_BYTES = 1 << 26
 # rounds otherwise, and a query's scores shall not depend on what else is asked.
 _FEW_ROWS = 1 << 14  # of a block that are multiplied in this thread
 _GROUP = 8
+_ROUGH = 1 << 26  # scores of many queries at a time, at most: 256 MB
 _PADDED = 1 << 10  # a product of few columns may be done by other code, which rounds otherwise
 _CROWD = 16  # times k candidates of a query, beyond which the block's own k-th place is sought
 
@@ -208,9 +209,14 @@ def _screened(
     time as ever.
     """
     b, v, d = block.shape
-    rough = queries @ block.reshape(b * v, d).T
-    rough = rough if v == 1 else rough.reshape(len(queries), b, v).max(axis=2)
-    query, column = _reaching(rough, k, floor, slack)
+    places, some = [], max(1, _ROUGH // (b * v))
+    for at in range(0, len(queries), some):
+        part = slice(at, at + some)
+        rough = queries[part] @ block.reshape(b * v, d).T
+        rough = rough if v == 1 else rough.reshape(-1, b, v).max(axis=2)
+        query, column = _reaching(rough, k, floor[part], slack[part])
+        places.append((query + at, column))
+    query, column = np.concatenate(places, axis=1)
     scores = np.empty(len(query), np.float32)
     starts = np.searchsorted(query, np.arange(0, len(queries) + _GROUP, _GROUP))
     for group, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
