@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.errors import ShapeError, SourceError, UsageError, one_line
 from retrieval_engine.records import Json
 

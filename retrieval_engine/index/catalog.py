@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc
 from numpy.typing import NDArray
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.durable import link_or_copy
 from retrieval_engine.errors import IndexFailure
 from retrieval_engine.records import Caption, Json, Modality

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.errors import SourceError
 from retrieval_engine.records import Item, Json
 from retrieval_engine.sources.annotated import merge

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.errors import UsageError
 from retrieval_engine.records import Json
 from retrieval_engine.store.condition import Condition, Conditions, read_condition

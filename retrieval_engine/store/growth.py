@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.store.items import read_items
 from retrieval_engine.store.manifest import FileKind, Manifest
 

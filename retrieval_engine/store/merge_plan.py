@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.errors import FingerprintMismatch, StoreError
 from retrieval_engine.records import Failure, Feature, Modality, share_of
 from retrieval_engine.store.items import equal_to, item_numbers, live_items

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
+from retrieval_engine import arrow as pc
 from retrieval_engine.store.items import equal_to
 from retrieval_engine.store.keys import KeyTable, column_keys, find_keys
 
