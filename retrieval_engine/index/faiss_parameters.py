@@ -17,7 +17,8 @@ REFINED = "k_factor_rf"
 EFFORTS = {"nprobe": 1, "efSearch": 16, REFINED: 4}
 WIDENING = "widening"
 """How long a search among lists may take under a filter, in hundredths of one without."""
-WIDENINGS = (135, 200, 400, 10_000)  # the last: through all lists, but where half the rows are left
+# The last: through all lists, but where half the rows are left.
+WIDENINGS = (135, 160, 200, 400, 10_000)
 # Rows that a graph compares for each of its efSearch places, measured (benchmarks/LOG.md).
 _COMPARED_A_PLACE = 10
 _NO_PARAMETERS = "param"  # stands in what faiss says of kinds that take no selector
