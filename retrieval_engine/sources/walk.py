@@ -99,23 +99,24 @@ class Walk:
         if _STORE_FILE in found and _is_store(path / _STORE_FILE):
             self.skipped["folders are stores of features"] += 1
             return
-        texts = {n: e for n, e in found.items() if n.lower().endswith(_SIDECAR)}
+        endings = {name: os.path.splitext(name)[1].lower() for name in found}
+        texts = {n: e for n, e in found.items() if endings[n] == _SIDECAR}
         texts = {composed(n).lower(): e for n, e in texts.items()} | texts
         used: set[str] = set()
         # `a/` sorts as its contents' ids do among `a.jpg` and `a0.jpg`
         order = sorted((name + "/" * _is_dir(entry), entry) for name, entry in found.items())
         for name, entry in order:
             if name.startswith("."):
-                self._hidden(name)
+                self._hidden(name, endings[entry.name])
             elif name.endswith("/"):
                 yield from self._directory(path / entry.name, prefix + name, above | {here})
-            elif self._is_picture(entry):
-                own = _sidecars(name, texts)
+            elif self._is_picture(entry, endings[entry.name]):
+                own = _sidecars(name, texts) if texts else []
                 used.update(text.name for text in own)
                 paths = tuple(path / text.name for text in own)
                 yield PictureFile(id=prefix + name, entry=entry, texts=paths)
         for name, entry in order:
-            self._other(name, entry, used)
+            self._other(name, entry, endings[entry.name], used)
 
     def _listed(self, path: Place) -> tuple[tuple[int, int], dict[str, AnyEntry]] | None:
         """Which folder it truly is, and what lies in it by name."""
@@ -129,8 +130,8 @@ class Walk:
             self.skipped[UNREADABLE] += 1
             return None
 
-    def _is_picture(self, entry: AnyEntry) -> bool:
-        if os.path.splitext(entry.name)[1].lower() not in self._suffixes:
+    def _is_picture(self, entry: AnyEntry, ending: str) -> bool:
+        if ending not in self._suffixes:
             return False
         if not _is_file(entry):
             what = (
@@ -143,14 +144,13 @@ class Walk:
             return False
         return True
 
-    def _hidden(self, name: str) -> None:
+    def _hidden(self, name: str, ending: str) -> None:
         if name.endswith("/"):
             self.skipped["hidden folders"] += 1
-        elif os.path.splitext(name)[1].lower() in self._suffixes and not name.startswith("._"):
+        elif ending in self._suffixes and not name.startswith("._"):
             self.skipped[f"hidden {self._noun}"] += 1
 
-    def _other(self, name: str, entry: AnyEntry, used: set[str]) -> None:
-        ending = os.path.splitext(name)[1].lower()
+    def _other(self, name: str, entry: AnyEntry, ending: str, used: set[str]) -> None:
         if name.startswith(".") or name.endswith("/") or ending in self._suffixes:
             return
         if entry.is_symlink() and not _is_file(entry):
