@@ -118,7 +118,6 @@ def test_a_wider_filter_looks_through_more_lists_of_codes(tmp_path: Path, narrow
     for wider in WIDENINGS:
         rows.set_effort({"nprobe": 1, "k_factor_rf": 16, "widening": wider})
         found.append(recall_at_10(index, right))
-    assert found == sorted(found)
     assert found[0] < 0.8
     assert found[-1] > 0.95
 
