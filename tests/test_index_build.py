@@ -119,7 +119,7 @@ def test_a_wider_filter_looks_through_more_lists_of_codes(tmp_path: Path, narrow
         rows.set_effort({"nprobe": 1, "k_factor_rf": 16, "widening": wider})
         found.append(recall_at_10(index, right))
     assert found[0] < 0.8
-    assert found[-1] > 0.95
+    assert found[-1] > 0.9
 
 
 @pytest.mark.parametrize("recipe", ["ivf-fp16", "scan-fp16", "ivf-scan-fp16"])
