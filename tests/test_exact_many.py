@@ -17,8 +17,7 @@ N, DIM, QUERIES = 100_000, 24, 50  # four blocks of rows
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval_engine.index.exact._BLOCK_BYTES", 1)
-    monkeypatch.setattr("retrieval_engine.index.exact._ROUGH", 1 << 20)  # 32 questions at a time
+    monkeypatch.setattr("retrieval_engine.index.exact._BLOCK_BYTES", 4 * DIM * (1 << 15))
 
 
 def drawn(seed: int, n: int = N) -> Vectors:

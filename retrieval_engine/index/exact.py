@@ -1,6 +1,5 @@
 """Exact top-k with plain NumPy, block by block: the oracle of every index, and the fallback."""
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,8 +19,6 @@ _BLOCK_BYTES = 1 << 26
 # rounds otherwise, and a query's scores shall not depend on what else is asked.
 _FEW_ROWS = 1 << 14  # of a block that are multiplied in this thread
 _GROUP = 8
-_ROUGH = 1 << 26  # scores of many queries at a time, at most: 256 MB
-_PADDED = 1 << 10  # a product of few columns may be done by other code, which rounds otherwise
 _CROWD = 16  # times k candidates of a query, beyond which the block's own k-th place is sought
 
 
@@ -117,20 +114,14 @@ class ExactIndex:
 
     def _block_items(self) -> int:
         vectors, dim = self._shape
-        return max(1, max(_BLOCK_BYTES // (4 * dim), 2 * _FEW_ROWS) // vectors)
+        return max(1, _BLOCK_BYTES // (4 * vectors * dim))
 
 
-def _best_of_rows(
-    queries: NDArray[np.float32], block: NDArray[np.floating], step: int = 0
-) -> Scores:
-    """(q, b) largest inner product over the rows of each item of a (b, v, d) block.
-
-    The rows are multiplied `step` at a time, or as many as suits their number.
-    """
+def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> Scores:
+    """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
     b, v, d = block.shape
     flat = block.reshape(b * v, d).astype(np.float32, copy=False)
-    if not step:
-        step = len(flat) if len(flat) > _FEW_ROWS else max(1, ONE_THREAD_PRODUCT // (_GROUP * d))
+    step = len(flat) if len(flat) > _FEW_ROWS else max(1, ONE_THREAD_PRODUCT // (_GROUP * d))
     best = np.empty((len(queries), b), dtype=np.float32)
     for first in range(0, len(queries), _GROUP):
         group = np.zeros((_GROUP, d), dtype=np.float32)
@@ -158,12 +149,6 @@ def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
     def candidates(
         block: NDArray[np.floating], k: int, floor: Scores
     ) -> tuple[Items, Items, Scores]:
-        b, v, d = block.shape
-        flat = block.reshape(b * v, d).astype(np.float32, copy=False)
-        if len(queries) > _GROUP and len(flat) > _FEW_ROWS:
-            slack = _slack(queries, flat)
-            if np.isfinite(slack).all():
-                return _screened(queries, flat.reshape(block.shape), k, floor, slack)
         scores = _best_of_rows(queries, block)
         query, column = _reaching(scores, k, floor)
         return query, column, scores[query, column]
@@ -171,64 +156,17 @@ def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
     return candidates
 
 
-def _reaching(scores: Scores, k: int, floor: Scores, slack: Scores | float = 0.0) -> Items:
-    """(2, n) places of those of (q, b) scores that reach a floor or the block's k-th, less a slack.
+def _reaching(scores: Scores, k: int, floor: Scores) -> Items:
+    """(2, n) places of those of (q, b) scores that reach a floor, or the block's own k-th place.
 
     NaN is below nothing.
     """
     size = scores.shape[1]
-    kept = ~(scores < (floor - slack)[:, None])
+    kept = ~(scores < floor[:, None])
     if size > k and np.count_nonzero(kept) > _CROWD * k * len(scores):
         own = np.partition(scores, size - k, axis=1)[:, size - k]
-        kept = ~(scores < (np.maximum(floor, own) - slack)[:, None])
+        kept = ~(scores < np.maximum(floor, own)[:, None])
     return np.array(np.divmod(np.flatnonzero(kept), size))
-
-
-def _slack(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> Scores:
-    """(q,) how far below a floor a product may seem, whatever the order in which it is added up.
-
-    Each of two products is off by at most d / 2^24 of the lengths' product (Higham, Accuracy and
-    Stability of Numerical Algorithms, 2002, section 3.1), and so are two k-th places.
-    """
-    longest = np.sqrt(np.einsum("nd,nd->n", rows, rows).max())
-    slack: Scores = np.linalg.norm(queries, axis=1) * longest
-    slack *= 4.04 * queries.shape[1] / 2**24
-    return slack
-
-
-def _screened(
-    queries: NDArray[np.float32],
-    block: NDArray[np.float32],
-    k: int,
-    floor: Scores,
-    slack: Scores,
-) -> tuple[Items, Items, Scores]:
-    """As `_best_of_rows` of what reaches the k-th place, six times as quickly for many queries.
-
-    A product of all queries at once finds what may; that is multiplied again, eight queries at a
-    time as ever.
-    """
-    b, v, d = block.shape
-    places, some = [], max(1, _ROUGH // (b * v))
-    for at in range(0, len(queries), some):
-        part = slice(at, at + some)
-        rough = queries[part] @ block.reshape(b * v, d).T
-        rough = rough if v == 1 else rough.reshape(-1, b, v).max(axis=2)
-        query, column = _reaching(rough, k, floor[part], slack[part])
-        places.append((query + at, column))
-    query, column = np.concatenate(places, axis=1)
-    scores = np.empty(len(query), np.float32)
-    starts = np.searchsorted(query, np.arange(0, len(queries) + _GROUP, _GROUP))
-    for group, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
-        if start == stop:
-            continue
-        first = group * _GROUP
-        items, place = np.unique(column[start:stop], return_inverse=True)
-        rows = np.zeros((-(-len(items) // _PADDED) * _PADDED, v, d), np.float32)
-        rows[: len(items)] = block[items]
-        best = _best_of_rows(queries[first : first + _GROUP], rows, step=rows.size)
-        scores[start:stop] = best[query[start:stop] - first, place]
-    return query, column, scores
 
 
 def _merged(best: Keys, query: Items, keys: Keys, k: int) -> Keys:
