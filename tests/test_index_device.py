@@ -26,8 +26,15 @@ def test_a_device_proposes_what_the_cpu_does(vectors: int) -> None:
         assert ours[0].tolist() == theirs[0].tolist()
         assert ours[1].tolist() == theirs[1].tolist()
         np.testing.assert_allclose(ours[2], theirs[2], atol=1e-6)
+    best = _candidates(queries, "cpu")(block, 300, np.full(9, -np.inf, np.float32))[2].reshape(
+        9, -1
+    )
+    floor = np.sort(best, axis=1)[:, -3] + np.float32(1e-4)  # two of each reach it
+    query, _, scores = Candidates(queries, "cpu")(block, 7, floor)
+    assert np.bincount(query, minlength=9).tolist() == [2] * 9
+    assert (scores >= floor[query]).all()
     block[3] = np.nan
-    assert np.isnan(Candidates(queries, "cpu")(block, 3)[2]).any()
+    assert np.isnan(Candidates(queries, "cpu")(block, 3, floor)[2]).any()
 
 
 FACTORIES = [

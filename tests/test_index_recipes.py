@@ -9,6 +9,7 @@ from retrieval_engine.errors import UsageError
 from retrieval_engine.index import build_index
 from retrieval_engine.index.backends import typed_options
 from retrieval_engine.index.build_record import IndexManifest
+from retrieval_engine.index.faiss_parts import reason
 from retrieval_engine.index.recipes import BUILT_IN, Recipe, find_recipe, nlist_for, read_recipe
 from retrieval_engine.testing.vector_store import clustered, write_store
 
@@ -112,6 +113,26 @@ def test_polysemous_codes_are_refused_with_the_cure(factory: str) -> None:
     cured = caught.value.hint.removeprefix("write ")
     plain = cured.removesuffix("np")
     assert find_recipe(f"factory:{factory.replace(plain, cured)}", 1000)[0].factory.count("np")
+
+
+def test_polysemous_codes_are_refused_where_a_size_stands_for_their_number() -> None:
+    recipe, _ = find_recipe("factory:PCA{half},PQ{quarter}", 1000)
+    with pytest.raises(UsageError, match="PQ8 in 'PCA16,PQ8' trains for polysemous codes"):
+        recipe.factory_for(1000, 32)
+
+
+def test_what_faiss_says_is_told_without_its_own_places() -> None:
+    said = "Error in void faiss::f(int, std::string) at /project/faiss/f.cpp:12: no such thing"
+    assert reason(RuntimeError(said)) == "no such thing"
+    assert (
+        reason(RuntimeError("Error in f at a.cpp:1: Error: 'n > 0' failed: too few")) == "too few"
+    )
+    assert reason(RuntimeError("disk full")) == "disk full"
+
+
+def test_a_size_that_is_none_lists_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"\{threequarters\} in .* is no size; known: \{nlist\}, "):
+        find_recipe("factory:PCA{threequarters},Flat", 1000)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ An index is built part by part, so that memory holds one of them however many ro
 update writes what is new as a part of its own, and links the parts that stay as they are.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ PART_BYTES = 1 << 31
 # or as a share of all: parts stay few, and an update writes little.
 _SMALL_BYTES = 16 << 20
 _SMALL = 1 / 16
+
+
+_PLACE = re.compile(r"^Error in .* at \S+:\d+: (?=.)")
 
 
 def part(number: int) -> str:
@@ -164,5 +168,5 @@ def _remove(index: Any, keep: NDArray[np.bool_]) -> None:
 
 def reason(error: RuntimeError) -> str:
     """What faiss says went wrong, without its file and function names."""
-    text = str(error).strip().splitlines()[-1]
+    text = _PLACE.sub("", str(error).strip().splitlines()[-1])
     return text.rpartition("failed: ")[2] or text

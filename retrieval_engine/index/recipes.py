@@ -83,14 +83,19 @@ class Recipe:
         wide = {"{half}": 2 * codes["{quarter}"], "{three_quarters}": 2 * codes["{three_eighths}"]}
         for name, size in {"{nlist}": nlist, "{cells}": cells, **codes, **wide}.items():
             factory = factory.replace(name, str(size))
+        _check_factory(factory)
         return factory
 
 
+_SIZES = ("nlist", "cells", "half", "quarter", "three_quarters", "three_eighths")
 # faiss takes these, and then ends the whole process, divides by zero or never ends.
 _DEADLY = re.compile(r"(?:HNSW|NSG)[01](?!\d)|(?<!\d)0+(?!\d)")
 
 
 def _check_factory(factory: str) -> None:
+    if unknown := [name for name in re.findall(r"\{(.*?)\}", factory) if name not in _SIZES]:
+        known = ", ".join(f"{{{name}}}" for name in _SIZES)
+        raise UsageError(f"{{{unknown[0]}}} in {factory!r} is no size; known: {known}")
     if found := _DEADLY.search(factory):
         raise UsageError(
             f"{found[0]} in {factory!r} is too little for faiss",

@@ -25,17 +25,17 @@ class Candidates:
         self._queries = torch.from_numpy(queries).to(device)
 
     def __call__(
-        self, block: NDArray[np.floating], k: int, floor: Scores | None = None
+        self, block: NDArray[np.floating], k: int, floor: Scores
     ) -> tuple[Items, Items, Scores]:
-        """The scores that reach the k-th of a block.
+        """The scores that reach the k-th of a block and of all so far.
 
         Args:
             block: (b, v, d) vectors.
             k: how many are wanted for each query.
-            floor: (q,) what is at the k-th place so far; not looked at, the block's own is near.
+            floor: (q,) float32, what is at the k-th place so far; -inf where there are not k yet.
 
         Returns:
-            (n,) query, (n,) item of the block, and (n,) score, of at least k items a query.
+            (n,) query, (n,) item of the block, and (n,) score.
         """
         import torch
 
@@ -46,9 +46,10 @@ class Candidates:
         with float32_products("highest"):
             scores = self._queries @ flat.reshape(b * v, d).float().T
         scores = scores.reshape(len(scores), b, v).amax(dim=2)
-        floor = scores.topk(min(k, b), dim=1).values[:, -1:]
+        own = scores.topk(min(k, b), dim=1).values[:, -1:]
+        least = torch.maximum(own, torch.from_numpy(floor).to(own.device)[:, None])
         # NaN is below nothing: it comes back with the best, and the caller sees it.
-        query, item = (~(scores < floor)).nonzero(as_tuple=True)
+        query, item = (~(scores < least)).nonzero(as_tuple=True)
         found = (query, item, scores[query, item])
         query, item, best = (each.cpu().numpy() for each in found)
         return query, item, best
