@@ -65,6 +65,19 @@ def test_approximate_kinds_reach_their_target(tmp_path: Path, narrow: Store, rec
     assert recall_at_10(index, expected) >= 0.9
 
 
+def test_rows_that_codes_tell_little_of_reach_the_target_by_more_of_them(tmp_path: Path) -> None:
+    # As many directions as there are, all alike: a PCA leaves out a quarter of every row.
+    vectors = unit(np.random.default_rng(0).standard_normal((10_000, 32)))
+    store = write_store(tmp_path / "store", vectors, dtype="float16")
+    report = build_index(store, tmp_path / "index", recipe="ivf-scan-fp16")
+    assert report.recall_at_10 >= 0.95
+    assert report.remarks == (report.remarks[-1],)  # that queries are images, and nothing else
+    rows: Any = open_index(tmp_path / "index").rows
+    efforts = [tuple(effort.values()) for effort in rows.efforts()]
+    assert efforts == sorted(efforts)
+    assert efforts[-1] == (50, 512)
+
+
 @pytest.mark.parametrize(
     "recipe",
     ["ivf", "factory:IVF50,PQ8x4fs,Refine(SQfp16)", "factory:PCA8,IVF50,Flat"],

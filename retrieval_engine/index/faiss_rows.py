@@ -84,15 +84,17 @@ class FaissRows:
         name = names[0]
         last = list_count(self._parts[0]) if name == "nprobe" else _MOST[name]
         step = 2**0.5 if REFINED in names else 2  # where more of it costs at once
-        if len(names) > 1:
-            step = 2**0.25  # of lists and of what they propose
         value = float(EFFORTS[name])
-        if len(names) > 1:
-            value = max(value, last * _FEWEST_LISTS)
+        if len(names) > 1:  # lists, and what they propose
+            step, value = 2**0.25, max(value, last * _FEWEST_LISTS)
         while value < last:
             yield self._settings(names, round(value))
             value *= step
-        yield self._settings(names, last)
+        settings = self._settings(names, last)
+        yield settings
+        while settings.get(REFINED, _MOST[REFINED]) < _MOST[REFINED]:  # through all lists already
+            settings = {**settings, REFINED: min(_MOST[REFINED], 2 * settings[REFINED])}
+            yield settings
 
     def _settings(self, names: list[str], value: int) -> Mapping[str, int]:
         """The first of these settings at a value, and the second as goes with it."""
