@@ -7,23 +7,25 @@ from numpy.typing import NDArray
 
 from retrieval_engine.errors import ShapeError
 from retrieval_engine.index.grouping import Allowed, Items, Scores, check_queries
-from retrieval_engine.machine import ONE_THREAD_PRODUCT
+from retrieval_engine.index.halves import in_pieces
+from retrieval_engine.metrics.pair_scores import float32_error, rounded_scores
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
 Keys = NDArray[np.uint64]
-Candidates = Callable[[NDArray[np.floating], int, Scores], tuple[Items, Items, Scores]]
+Candidates = Callable[[NDArray[np.floating], int, Scores], Items]
 
 _BLOCK_BYTES = 1 << 26
-# Queries are multiplied so many at a time, zeros in empty places: a product of another shape
-# rounds otherwise, and a query's scores shall not depend on what else is asked.
-_FEW_ROWS = 1 << 14  # of a block that are multiplied in this thread
-_GROUP = 8
+_PRODUCTS = 1 << 25  # of float32 at a time
+_FEW = 4  # queries
 _CROWD = 16  # times k candidates of a query, beyond which the block's own k-th place is sought
 
 
 class ExactIndex:
     """Compares a query with every vector.
+
+    A score is summed in float64 and rounded to float32, so it depends neither on what else is asked
+    nor on the device. Products of float32 find what may be among the best.
 
     Trap: it reads all vectors at each search. From a store that is one pass over the shards, some
     gigabytes a second from the page cache; ask many questions in one call.
@@ -80,6 +82,7 @@ class ExactIndex:
         """Length of a vector."""
         return self._shape[1]
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is NaN is told
     def search(
         self, queries: NDArray[np.float32], k: int, allowed: Allowed | None = None
     ) -> tuple[Scores, Items]:
@@ -104,10 +107,13 @@ class ExactIndex:
             floor = np.full(len(queries), -np.inf, np.float32)
             if best.shape[1] == k:
                 floor = _from_keys(best[:, -1:])[0][:, 0]
-            query, column, found = candidates(block, k, floor)
+            query, column = candidates(block, k, floor)
+            found = rounded_scores(block, queries[:, None], column, query)
             if np.isnan(found).any():
                 raise ShapeError(f"a vector among items {start} to {numbers[-1]} is NaN")
-            best = _merged(best, query, _ordered_keys(found, numbers[column]), k)
+            kept = found >= floor[query]
+            keys = _ordered_keys(found[kept], numbers[column[kept]])
+            best = _merged(best, query[kept], keys, k)
         n = best.shape[1]
         scores[:, :n], items[:, :n] = _from_keys(best)
         return scores, items
@@ -117,26 +123,8 @@ class ExactIndex:
         return max(1, _BLOCK_BYTES // (4 * vectors * dim))
 
 
-def _best_of_rows(queries: NDArray[np.float32], block: NDArray[np.floating]) -> Scores:
-    """(q, b) largest inner product over the rows of each item of a (b, v, d) block."""
-    b, v, d = block.shape
-    flat = block.reshape(b * v, d).astype(np.float32, copy=False)
-    step = len(flat) if len(flat) > _FEW_ROWS else max(1, ONE_THREAD_PRODUCT // (_GROUP * d))
-    best = np.empty((len(queries), b), dtype=np.float32)
-    for first in range(0, len(queries), _GROUP):
-        group = np.zeros((_GROUP, d), dtype=np.float32)
-        asked = queries[first : first + _GROUP]
-        group[: len(asked)] = asked
-        parts = [group @ flat[at : at + step].T for at in range(0, len(flat), step)]
-        scores = np.concatenate(parts, axis=1)[: len(asked)]  # (at most 8, b * v)
-        best[first : first + _GROUP] = (
-            scores if v == 1 else scores.reshape(len(asked), b, v).max(axis=2)
-        )
-    return best
-
-
 def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
-    """What finds a block's (query, item, score) that may be among the k best, given each one's k-th.
+    """What finds a block's (2, n) query and item that may be among the k best, given each one's k-th.
 
     Only what reaches the k-th place is looked at closely: sorting or partitioning whole keys would
     take longer than the inner products.
@@ -145,27 +133,53 @@ def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
         from retrieval_engine.metrics.candidates import Candidates
 
         return Candidates(queries, device)
+    lengths = np.linalg.norm(queries, axis=1)
 
-    def candidates(
-        block: NDArray[np.floating], k: int, floor: Scores
-    ) -> tuple[Items, Items, Scores]:
-        scores = _best_of_rows(queries, block)
-        query, column = _reaching(scores, k, floor)
-        return query, column, scores[query, column]
+    def candidates(block: NDArray[np.floating], k: int, floor: Scores) -> Items:
+        b, v, d = block.shape
+        found, some = [], max(1, _PRODUCTS // (b * v))
+        for at in range(0, len(queries), some):
+            part = slice(at, at + some)
+            scores, longest = _products(queries[part], block.reshape(b * v, d))
+            scores = scores if v == 1 else scores.reshape(-1, b, v).max(axis=2)
+            slack = 2 * float32_error(d, lengths[part] * longest)
+            places = _reaching(scores, k, floor[part], slack)
+            found.append(places + np.array([[at], [0]]))
+        return np.concatenate(found, axis=1)
 
     return candidates
 
 
-def _reaching(scores: Scores, k: int, floor: Scores) -> Items:
-    """(2, n) places of those of (q, b) scores that reach a floor, or the block's own k-th place.
+def _products(
+    queries: NDArray[np.float32], rows: NDArray[np.floating]
+) -> tuple[Scores, np.float32]:
+    """(q, n) inner products, whose last digits depend on what else is asked, and the longest row.
+
+    Few are made in this thread. A product by a matrix OpenBLAS shares out, and for one query waking
+    its threads takes longer than the work, on busy cores fifty times.
+    """
+    scores = np.empty((len(queries), len(rows)), np.float32)
+    longest = np.float32(0)
+    for first, part, squared in in_pieces(rows):
+        longest = np.maximum(longest, np.sqrt(squared))
+        out = scores[:, first : first + len(part)]
+        if len(queries) < _FEW:
+            np.vecdot(queries[:, None], part, out=out)
+        else:
+            np.matmul(queries, part.T, out=out)
+    return scores, longest
+
+
+def _reaching(scores: Scores, k: int, floor: Scores, slack: Scores) -> Items:
+    """(2, n) places of (q, b) scores that reach a floor or the block's own k-th, less a slack.
 
     NaN is below nothing.
     """
     size = scores.shape[1]
-    kept = ~(scores < floor[:, None])
+    kept = ~(scores < (floor - slack)[:, None])
     if size > k and np.count_nonzero(kept) > _CROWD * k * len(scores):
         own = np.partition(scores, size - k, axis=1)[:, size - k]
-        kept = ~(scores < np.maximum(floor, own)[:, None])
+        kept = ~(scores < (np.maximum(floor, own) - slack)[:, None])
     return np.array(np.divmod(np.flatnonzero(kept), size))
 
 

@@ -1,9 +1,11 @@
-"""Products of exact search on a CUDA device, of which only the best of a block come back."""
+"""Products of exact search on a CUDA device, of which the places alone of the best come back."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from retrieval_engine.metrics.pair_scores import float32_error, float32_products
 
 Scores = NDArray[np.float32]
 Items = NDArray[np.int64]
@@ -12,7 +14,7 @@ Items = NDArray[np.int64]
 class Candidates:
     """Finds, block by block, what may be among the best.
 
-    Products are of float32, never of TF32, whose ten bits would order near scores otherwise.
+    Products are of float32, never of TF32, whose ten bits would let far more come near the best.
 
     Args:
         queries: (q, d) float32.
@@ -23,11 +25,10 @@ class Candidates:
         import torch
 
         self._queries = torch.from_numpy(queries).to(device)
+        self._lengths = np.linalg.norm(queries, axis=1)
 
-    def __call__(
-        self, block: NDArray[np.floating], k: int, floor: Scores
-    ) -> tuple[Items, Items, Scores]:
-        """The scores that reach the k-th of a block and of all so far.
+    def __call__(self, block: NDArray[np.floating], k: int, floor: Scores) -> Items:
+        """What may reach the k-th place of a block and of all so far.
 
         Args:
             block: (b, v, d) vectors.
@@ -35,21 +36,23 @@ class Candidates:
             floor: (q,) float32, what is at the k-th place so far; -inf where there are not k yet.
 
         Returns:
-            (n,) query, (n,) item of the block, and (n,) score.
+            (2, n) query, and item of the block.
         """
         import torch
 
-        from retrieval_engine.metrics.pair_scores import float32_products
-
         b, v, d = block.shape
         flat: Any = torch.from_numpy(np.ascontiguousarray(block)).to(self._queries.device)
+        flat = flat.reshape(b * v, d).float()
         with float32_products("highest"):
-            scores = self._queries @ flat.reshape(b * v, d).float().T
+            scores = self._queries @ flat.T
         scores = scores.reshape(len(scores), b, v).amax(dim=2)
+        longest = float(torch.linalg.vector_norm(flat, dim=1).max())
+        error = torch.from_numpy(float32_error(d, self._lengths * np.float32(longest)))
         own = scores.topk(min(k, b), dim=1).values[:, -1:]
         least = torch.maximum(own, torch.from_numpy(floor).to(own.device)[:, None])
+        least -= (
+            2 * error.to(own.device)[:, None]
+        )  # of the product, and of what is at the k-th place
         # NaN is below nothing: it comes back with the best, and the caller sees it.
-        query, item = (~(scores < least)).nonzero(as_tuple=True)
-        found = (query, item, scores[query, item])
-        query, item, best = (each.cpu().numpy() for each in found)
-        return query, item, best
+        places: Items = (~(scores < least)).nonzero().T.cpu().numpy()
+        return places

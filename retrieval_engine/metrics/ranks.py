@@ -21,6 +21,7 @@ from retrieval_engine.metrics.pair_scores import (
     Vectors,
     block_scores,
     exact_scores,
+    float32_error,
     float32_products,
     largest_norm,
 )
@@ -29,7 +30,6 @@ from retrieval_engine.metrics.race import Race, Ties
 ImageBlocks = Callable[[], Iterable[tuple[int, Vectors]]]
 
 NO_QUERY = -1
-_UNIT_ROUNDOFF = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +119,7 @@ def rank(  # noqa: PLR0913  the eighth is another fact about the same gallery
     to_image = Race.of(len(captions), same.images if same else None, ties)
     norms = largest_norm("caption", captions)
     norms *= _score_positives(images(), asked, to_text, to_image)
-    # |fl(x.y) - x.y| <= g |x||y| with g = d u / (1 - d u) in any order of summation; 4 more
-    # roundings and 1 % cover the norms and the thresholds themselves.
-    margin = (captions.shape[-1] + 4) * _UNIT_ROUNDOFF * 1.01 * norms
+    margin = float32_error(captions.shape[-1], norms)
     with float32_products("highest"), torch.inference_mode():
         for tile in _tiles(images(), asked, tiles or Tiles.for_device(device), device):
             scores = block_scores(tile.on_device, tile.captions_on_device.float())
