@@ -41,6 +41,7 @@ def test_some_items_are_what_a_loop_takes(gallery: Gallery) -> None:
 def test_strings_and_lists_are_taken_and_shared_alike(gallery: Gallery) -> None:
     places = np.array([9, 2, 2, 39])
     for column in (gallery.ids, gallery.splits):
+        assert list(column) == [column[i] for i in range(len(column))]
         for values in (column, list(column)):
             assert list(some_of(values, places)) == [column[int(i)] for i in places]
             assert shared_strings(values).tolist() == list(column)

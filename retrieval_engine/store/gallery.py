@@ -55,6 +55,9 @@ class Strings(Sequence[str]):
         return text
 
     def __iter__(self) -> Iterator[str]:
+        if pa.types.is_dictionary(self._column.type):
+            yield from self.shared().tolist()
+            return
         for start in range(0, len(self), 10_000):
             yield from self._column.slice(start, 10_000).to_pylist()
 
