@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from retrieval_engine.index import ExactIndex
 from retrieval_engine.records import Modality
 from retrieval_engine.sources import read_bytes
 from retrieval_engine.sources.decode import decode
+from retrieval_engine.testing.vector_store import write_store
 from retrieval_engine.train.finetune.captioned import load_sets
 from retrieval_engine.train.finetune.crossing import crossing_notes
 from tests import tiny
@@ -109,6 +111,41 @@ def test_near_pairs_are_those_of_plain_numpy_and_of_an_index(tmp_path: Path) -> 
     by_index = near_pairs(gallery, "itc", neighbours=3, least=0.5, index=exact)
     assert len(found)
     assert {(a, b) for a, b in by_index.tolist()} <= {(a, b) for a, b in found.tolist()}
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_near_ones_of_some_images_are_those_that_all_together_have(
+    tmp_path: Path, with_index: bool
+) -> None:
+    gallery = open_store(_store(tmp_path, _pictures(tmp_path))).gallery()
+    rows, numbers = np.unique(gallery.image_rows), range(len(gallery))
+    exact = ExactIndex(gallery.store.read(Modality.IMAGES, "itc", rows).astype(np.float32))
+    how: dict[str, Any] = {"neighbours": 3, "least": 0.5, "index": exact if with_index else None}
+    every = near_pairs(gallery, "itc", **how)
+    each = [near_pairs(gallery, "itc", of=np.array([n]), **how) for n in numbers]
+    assert all(len(pairs) <= 3 for pairs in each)
+    assert np.unique(np.concatenate(each), axis=0).tolist() == every.tolist()
+    halves = [near_pairs(gallery, "itc", of=np.array(some), **how) for some in ([0, 2, 5], [7])]
+    assert (
+        halves[0].tolist()
+        == np.unique(np.concatenate([each[n] for n in (0, 2, 5)]), axis=0).tolist()
+    )
+    assert halves[1].tolist() == each[7].tolist()
+
+
+def test_near_ones_in_a_crowd_are_those_of_plain_numpy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrieval_engine.duplicates.candidates._ROWS", 150)
+    rng = np.random.default_rng(0)
+    vectors = unit(1 + 0.3 * rng.standard_normal((700, 24)))
+    gallery = write_store(tmp_path / "s", vectors).gallery()
+    cosine = vectors @ vectors.T
+    assert (cosine > 0.5).mean() > 0.9
+    nearest = np.argsort(-cosine, axis=1)[:, 1:3]
+    pairs = np.stack([np.repeat(np.arange(700), 2), nearest.ravel()], axis=1)
+    expected = np.unique(np.sort(pairs, axis=1), axis=0)
+    assert near_pairs(gallery, "itc", neighbours=2, least=0.5).tolist() == expected.tolist()
 
 
 def test_pairs_join_to_groups_through_others() -> None:

@@ -77,7 +77,8 @@ def test_negatives_are_the_nearest_wrong_ones_of_plain_python(
         assert row["negative_caption_scores"] == pytest.approx(false[:4], abs=1e-5)
 
 
-def test_a_duplicate_is_no_negative(tmp_path: Path) -> None:
+@pytest.mark.parametrize("captioned", [True, False])
+def test_a_duplicate_is_no_negative(tmp_path: Path, captioned: bool) -> None:
     from PIL import Image
 
     from retrieval_engine import open_encoder
@@ -91,7 +92,8 @@ def test_a_duplicate_is_no_negative(tmp_path: Path) -> None:
         (folder / f"{number}.txt").write_text(f"picture {number}\nthe same words\n")
     copy: Image.Image = scene(0).crop((0, 0, 305, 240))
     copy.save(folder / "copy.jpg", quality=60)
-    (folder / "copy.txt").write_text("a copy\n")
+    if captioned:
+        (folder / "copy.txt").write_text("a copy\n")
     encoder = open_encoder(str(tiny.save_blip(tmp_path / "m")), device="cpu", dtype="float32")
     options = EncodeOptions(features=("itc",), worker_kind="serial")
     encode(f"folder:{folder}", tmp_path / "s", encoder=encoder, options=options)

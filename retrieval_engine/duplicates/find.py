@@ -133,6 +133,7 @@ def find_duplicates(
     settings: DuplicateSettings | None = None,
     *,
     index: Neighbours | None = None,
+    of: Ints | None = None,
     progress: Progress | None = None,
 ) -> DuplicateReport:
     """Groups of images that are one picture: resized, re-encoded, cropped a little, brightened.
@@ -142,7 +143,8 @@ def find_duplicates(
         settings: what is looked at.
         index: over the `itc` of exactly these images, one vector each: finds near ones faster
             than a comparison of all with all does where there are millions.
-        progress: told about pairs.
+        of: (m,) numbers of the images whose copies are wanted; None wants those of all.
+        progress: told about images and pairs.
 
     Raises:
         UsageError: no item has the split.
@@ -157,6 +159,8 @@ def find_duplicates(
         neighbours=settings.neighbours,
         least=settings.least,
         index=index,
+        of=of,
+        progress=progress,
     )
     pictures = Thumbnails()
     uris = [(gallery.uris[one], gallery.uris[other]) for one, other in pairs.tolist()]

@@ -166,7 +166,8 @@ def _groups(
     group = group.astype(np.int64)
     if pixels:
         settings = DuplicateSettings(split=split)
-        for copies in find_duplicates(store, settings, progress=progress).groups:
+        asked = np.unique(gallery.caption_image)
+        for copies in find_duplicates(store, settings, of=asked, progress=progress).groups:
             numbers = [copy.number for copy in copies.members]
             group[numbers] = group[numbers].min()
     return group
