@@ -92,6 +92,8 @@ def passed(items: Iterable[Item], source: "Source", split: str = "") -> Iterator
 def clean_item(item: Item) -> Item:
     """The item with text and metadata that UTF-8 and JSON can hold."""
     captions = item.captions
+    if not captions and not item.meta and _is_clean(item.id + item.uri + item.split + item.fault):
+        return item
     if any(not _is_clean(c.text) or not _is_clean(c.id) for c in captions):
         captions = tuple(replace(c, id=clean_text(c.id), text=clean_text(c.text)) for c in captions)
     fault = item.fault or ("" if _is_clean(item.uri) else "its path is not UTF-8")

@@ -10,8 +10,7 @@ are relative to that folder or to its `images/`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import astuple, replace
 
 from retrieval_engine.errors import SourceEmpty, SourceError, UsageError
 from retrieval_engine.records import Item
@@ -20,7 +19,7 @@ from retrieval_engine.sources.annotation import Record, composed, image_name
 from retrieval_engine.sources.caption_files import read_records
 from retrieval_engine.sources.cleaning import CleanedSource
 from retrieval_engine.sources.decode import picture_suffixes
-from retrieval_engine.sources.image_folder import state_of
+from retrieval_engine.sources.image_folder import size_and_time
 from retrieval_engine.sources.reading import MAX_TEXT, decode_text, read_whole, split_lines
 from retrieval_engine.sources.source_name import (
     Options,
@@ -108,17 +107,29 @@ class FolderSource(CleanedSource):
         self.notes += [*walk.notes(), *captions.notes()]
 
     def _item(self, picture: PictureFile, records: list[Record]) -> Item:
-        beside = [_beside(picture.id, text) for text in picture.texts]
-        item = merge([Record(image=picture.id, captions=()), *beside, *records], item_id=picture.id)
         entry = picture.entry
-        state = entry.state() if isinstance(entry, Entry) else state_of(Path(entry.path))
-        return replace(
-            item,
+        if isinstance(entry, Entry):
+            size_bytes, mtime_ns, version = astuple(entry.state())
+        else:
+            (size_bytes, mtime_ns), version = size_and_time(entry.path), ""
+        found = Item(
+            id=picture.id,
             uri=entry.path,
-            split=item.split or self._folder_split(picture.id),
-            size_bytes=state.size_bytes,
-            mtime_ns=state.mtime_ns,
-            version=state.version,
+            split=self._folder_split(picture.id),
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+            version=version,
+        )
+        said = [*(_beside(picture.id, text) for text in picture.texts), *records]
+        if not said:
+            return found
+        item = merge(said, item_id=picture.id)
+        return replace(
+            found,
+            captions=item.captions,
+            split=item.split or found.split,
+            meta=item.meta,
+            fault=item.fault,
         )
 
     def _folder_split(self, item_id: str) -> str:
@@ -142,27 +153,35 @@ class _FolderCaptions:
 
     def __init__(self, root: Place) -> None:
         self._root = root
-        self._tables: dict[str, _Table] = {}
+        self._inside: str | None = None
+        self._tables: dict[str, _Table] = {}  # by folder, the outermost first
         self._unused: list[str] = []
         self._unused_count = 0
         self._notes: list[str] = []
 
     def take(self, item_id: str) -> list[Record]:
         """What the caption files say about this picture; pictures come in the order of ids."""
-        parts = item_id.split("/")
-        above = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts))]
-        for left in [folder for folder in self._tables if folder not in above]:
-            self._close(left)
-        records = []
-        for folder in above:
-            if folder not in self._tables:
-                self._tables[folder] = self._table(folder)
-            table, name = self._tables[folder], item_id.removeprefix(folder)
+        inside = item_id.rpartition("/")[0]
+        if inside != self._inside:
+            self._enter(inside)
+        records: list[Record] = []
+        for folder, table in self._tables.items():
+            if not table.records:
+                continue
+            name = item_id.removeprefix(folder)
             records += table.take(name)
             first, _, rest = name.partition("/")
             if rest and first.lower() == "images":
                 records += table.take(rest)
         return records
+
+    def _enter(self, inside: str) -> None:
+        parts = inside.split("/") if inside else []
+        above = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts) + 1)]
+        for left in [folder for folder in self._tables if folder not in above]:
+            self._close(left)
+        self._tables = {folder: self._tables.get(folder) or self._table(folder) for folder in above}
+        self._inside = inside
 
     def notes(self) -> list[str]:
         """Lines for people, after the last picture."""
