@@ -129,3 +129,8 @@ def test_infinite_halves_are_seen_as_such() -> None:
     assert (items[0, 0], scores[0, 0]) == (77, np.inf)
     with pytest.raises(ShapeError, match="is NaN"):
         ExactIndex(vectors).search(np.zeros((1, DIM), np.float32), 2)
+
+
+def test_no_question_has_no_answer() -> None:
+    scores, items = ExactIndex(drawn(0, 100)).search(np.empty((0, DIM), np.float32), 3)
+    assert (scores.shape, items.shape) == ((0, 3), (0, 3))

@@ -95,6 +95,8 @@ class ExactIndex:
         queries = check_queries(queries, self.dim, k)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         items = np.full((len(queries), k), -1, dtype=np.int64)
+        if not len(queries):
+            return scores, items
         best = np.empty((len(queries), 0), dtype=np.uint64)
         candidates = _candidates(queries, self._device)
         for start, block in self._blocks(self._block_items()):
