@@ -71,30 +71,45 @@ class Recipe:
 
         It has no lists where they would be one, and no codes where the rows do not train them.
         """
-        nlist, codes = nlist_for(rows), {"{quarter}": dim // 4, "{three_eighths}": 3 * dim // 8}
-        factory = self.factory
-        if nlist == 1:
+        factory, sizes = self.factory, _sizes(rows, dim)
+        if sizes["nlist"] == 1:
             factory = factory.removeprefix("IVF{nlist},")
         few = rows < _ROWS_FOR_CODES
-        if any(name in factory and (few or not size) for name, size in codes.items()):
+        codes = ("quarter", "three_eighths")
+        if any(f"{{{name}}}" in factory and (few or not sizes[name]) for name in codes):
             factory = factory.rpartition("Refine(")[2].rstrip(")")
-        cells = max(1, round(math.sqrt(rows) / 2))
-        # Whole numbers of dimensions to a code.
-        wide = {"{half}": 2 * codes["{quarter}"], "{three_quarters}": 2 * codes["{three_eighths}"]}
-        for name, size in {"{nlist}": nlist, "{cells}": cells, **codes, **wide}.items():
-            factory = factory.replace(name, str(size))
+        for name, size in sizes.items():
+            factory = factory.replace(f"{{{name}}}", str(size))
         _check_factory(factory)
         return factory
 
 
-_SIZES = ("nlist", "cells", "half", "quarter", "three_quarters", "three_eighths")
+def nlist_for(rows: int) -> int:
+    """Number of IVF lists: 4 * sqrt(rows), fewer where too few rows would train them."""
+    return max(1, min(round(4 * math.sqrt(rows)), rows // _POINTS_PER_LIST))
+
+
+def _sizes(rows: int, dim: int) -> dict[str, int]:
+    """What stands for itself in a factory string."""
+    quarter, three_eighths = dim // 4, 3 * dim // 8
+    return {
+        "nlist": nlist_for(rows),
+        "cells": max(1, round(math.sqrt(rows) / 2)),
+        "half": 2 * quarter,  # whole numbers of dimensions to a code
+        "quarter": quarter,
+        "three_quarters": 2 * three_eighths,
+        "three_eighths": three_eighths,
+    }
+
+
 # faiss takes these, and then ends the whole process, divides by zero or never ends.
 _DEADLY = re.compile(r"(?:HNSW|NSG)[01](?!\d)|(?<!\d)0+(?!\d)")
 
 
 def _check_factory(factory: str) -> None:
-    if unknown := [name for name in re.findall(r"\{(.*?)\}", factory) if name not in _SIZES]:
-        known = ", ".join(f"{{{name}}}" for name in _SIZES)
+    sizes = _sizes(1, 1)
+    if unknown := [name for name in re.findall(r"\{(.*?)\}", factory) if name not in sizes]:
+        known = ", ".join(f"{{{name}}}" for name in sizes)
         raise UsageError(f"{{{unknown[0]}}} in {factory!r} is no size; known: {known}")
     if found := _DEADLY.search(factory):
         raise UsageError(
@@ -148,11 +163,6 @@ BUILT_IN = {
         ),
     )
 }
-
-
-def nlist_for(rows: int) -> int:
-    """Number of IVF lists: 4 * sqrt(rows), fewer where too few rows would train them."""
-    return max(1, min(round(4 * math.sqrt(rows)), rows // _POINTS_PER_LIST))
 
 
 def find_recipe(name: str, rows: int) -> tuple[Recipe, str]:

@@ -36,7 +36,8 @@ finds what is newer than its index all the same; --update makes that quick again
     shell_complete=recipes,
     show_default=True,
     help="flat, hnsw, ivf, each also as -fp16, ivf-sq8, scan-fp16, ivf-scan-fp16; a name in "
-    "./indices/recipes; a .toml file; factory:STRING with a faiss factory string; auto chooses by the number of vectors.",
+    "./indices/recipes; a .toml file; factory:STRING with a faiss factory string; auto chooses by "
+    "the number of vectors.",
 )
 @click.option(
     "--backend",
