@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval_engine.errors import FeatureMissing
+from retrieval_engine.metrics.candidates import reaching
 from retrieval_engine.progress import Progress, Silent
 from retrieval_engine.records import Modality
 from retrieval_engine.store import Gallery, Store
 
 _ROWS = 2048
-_CROWD = 16  # times k near ones of each row, beyond which the k best are sought first
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -148,27 +148,17 @@ def _nearest(
     kept = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     floor = np.full(len(ours), least, np.float32)  # what the next one must reach
     for start, block in blocks:
-        rows, columns, found = _reaching(ours @ block.T, k, floor)
+        scores = ours @ block.T
+        rows, columns = reaching(scores, k, floor)
         of = np.concatenate([kept[0], rows])
         near = np.concatenate([kept[1], columns + start])
-        score = np.concatenate([kept[2], found])
+        score = np.concatenate([kept[2], scores[rows, columns]])
         order = np.lexsort((near, -score, of))
         place = np.arange(len(of)) - np.searchsorted(of[order], of[order])
         kept = (of[order[place < k]], near[order[place < k]], score[order[place < k]])
         last = order[place == k - 1]
         floor[of[last]] = score[last]
     return kept
-
-
-def _reaching(scores: Floats, k: int, floor: Floats) -> tuple[Ints, Ints, Floats]:
-    """Row, column and score of what reaches a row's floor; of a crowd, of its own k best alone."""
-    size = scores.shape[1]
-    near = scores >= floor[:, None]
-    if size > k and np.count_nonzero(near) > _CROWD * k * len(scores):
-        own = np.partition(scores, size - k, axis=1)[:, size - k]
-        near = scores >= np.maximum(floor, own)[:, None]
-    rows, columns = np.divmod(np.flatnonzero(near), size)  # `nonzero` takes eight times as long
-    return rows, columns, scores[rows, columns]
 
 
 def _by_index(index: Neighbours, ours: Floats, k: int, least: float) -> tuple[Ints, Ints]:

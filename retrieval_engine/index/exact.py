@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from retrieval_engine.errors import ShapeError
 from retrieval_engine.index.grouping import Allowed, Items, Scores, check_queries
 from retrieval_engine.index.halves import in_pieces
+from retrieval_engine.metrics.candidates import Candidates, reaching
 from retrieval_engine.metrics.pair_scores import float32_error, rounded_scores
 
 # (first item, (b, q, d) vectors), in order of item number.
 Block = tuple[int, NDArray[np.floating]]
 Keys = NDArray[np.uint64]
-Candidates = Callable[[NDArray[np.floating], int, Scores], Items]
+Find = Callable[[NDArray[np.floating], int, Scores], Items]
 
 _BLOCK_BYTES = 1 << 26
 _PRODUCTS = 1 << 25  # of float32 at a time
 _FEW = 4  # queries
-_CROWD = 16  # times k candidates of a query, beyond which the block's own k-th place is sought
 
 
 class ExactIndex:
@@ -125,15 +125,9 @@ class ExactIndex:
         return max(1, _BLOCK_BYTES // (4 * vectors * dim))
 
 
-def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
-    """What finds a block's (2, n) query and item that may be among the k best, given each one's k-th.
-
-    Only what reaches the k-th place is looked at closely: sorting or partitioning whole keys would
-    take longer than the inner products.
-    """
+def _candidates(queries: NDArray[np.float32], device: str) -> Find:
+    """What finds a block's (2, n) query and item that may be among the k best, given each one's k-th."""
     if device != "cpu":
-        from retrieval_engine.metrics.candidates import Candidates
-
         return Candidates(queries, device)
     lengths = np.linalg.norm(queries, axis=1)
 
@@ -145,7 +139,7 @@ def _candidates(queries: NDArray[np.float32], device: str) -> Candidates:
             scores, longest = _products(queries[part], block.reshape(b * v, d))
             scores = scores if v == 1 else scores.reshape(-1, b, v).max(axis=2)
             slack = 2 * float32_error(d, lengths[part] * longest)
-            places = _reaching(scores, k, floor[part], slack)
+            places = reaching(scores, k, floor[part], slack)
             found.append(places + np.array([[at], [0]]))
         return np.concatenate(found, axis=1)
 
@@ -170,19 +164,6 @@ def _products(
         else:
             np.matmul(queries, part.T, out=out)
     return scores, longest
-
-
-def _reaching(scores: Scores, k: int, floor: Scores, slack: Scores) -> Items:
-    """(2, n) places of (q, b) scores that reach a floor or the block's own k-th, less a slack.
-
-    NaN is below nothing.
-    """
-    size = scores.shape[1]
-    kept = ~(scores < (floor - slack)[:, None])
-    if size > k and np.count_nonzero(kept) > _CROWD * k * len(scores):
-        own = np.partition(scores, size - k, axis=1)[:, size - k]
-        kept = ~(scores < (np.maximum(floor, own) - slack)[:, None])
-    return np.array(np.divmod(np.flatnonzero(kept), size))
 
 
 def _merged(best: Keys, query: Items, keys: Keys, k: int) -> Keys:

@@ -1,4 +1,4 @@
-"""Products of exact search on a CUDA device, of which the places alone of the best come back."""
+"""What of a block of scores may be among the best: the screen of exact search, here and on CUDA."""
 
 from typing import Any
 
@@ -9,10 +9,35 @@ from retrieval_engine.metrics.pair_scores import float32_error, float32_products
 
 Scores = NDArray[np.float32]
 Items = NDArray[np.int64]
+_CROWD = 16  # times k candidates of a query, beyond which the block's own k-th place is sought
+
+
+def reaching(scores: Scores, k: int, floor: Scores, slack: Scores | float = 0.0) -> Items:
+    """What reaches a floor or the block's own k-th place, less a slack.
+
+    Only that is looked at closely: sorting or partitioning whole blocks would take longer than the
+    inner products.
+
+    Args:
+        scores: (q, b). NaN is below nothing.
+        k: how many are wanted of each row.
+        floor: (q,) what is at the k-th place so far.
+        slack: (q,) how far below it a score may be.
+
+    Returns:
+        (2, n) rows and columns, in order.
+    """
+    size = scores.shape[1]
+    kept = ~(scores < (floor - slack)[:, None])
+    if size > k and np.count_nonzero(kept) > _CROWD * k * len(scores):
+        own = np.partition(scores, size - k, axis=1)[:, size - k]
+        kept = ~(scores < (np.maximum(floor, own) - slack)[:, None])
+    # `nonzero` of a matrix takes eight times as long.
+    return np.array(np.divmod(np.flatnonzero(kept), size))
 
 
 class Candidates:
-    """Finds, block by block, what may be among the best.
+    """Finds on a CUDA device, block by block, what may be among the best; places alone come back.
 
     Products are of float32, never of TF32, whose ten bits would let far more come near the best.
 

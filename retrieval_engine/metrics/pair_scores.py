@@ -23,6 +23,7 @@ Lengths = TypeVar("Lengths", float, NDArray[np.float32])
 
 _ELEMENTS = 1 << 21  # float64 numbers gathered at once
 _PAIRS = 64  # of a product of matrices take as long as one alone
+_FEW_PAIRS = 4096  # are summed in this thread: OpenBLAS shares a product out
 
 
 def exact_scores(images: Vectors, captions: Vectors, image: Ints, caption: Ints) -> Scores:
@@ -68,7 +69,7 @@ def rounded_scores(images: Vectors, captions: Vectors, image: Ints, caption: Int
         (p,) float32.
     """
     (n, q, d), (m, r, _) = images.shape, captions.shape
-    if _PAIRS * len(image) <= n * (m + _PAIRS // 4):
+    if len(image) <= max(_FEW_PAIRS, n * (m + _PAIRS // 4) // _PAIRS):
         return exact_scores(images, captions, image, caption).astype(np.float32)
     rows = images.reshape(n * q, d).astype(np.float64)
     texts = captions.reshape(m * r, d).astype(np.float64)
