@@ -125,8 +125,8 @@ def measure_captions(store: Path, model: str, gallery: Gallery) -> None:
         "beams 3": DecodingOptions(beams=3),
         "beams 3, no pair of words twice": DecodingOptions(beams=3, no_repeat_ngram=2),
         "beams 5, ranked": DecodingOptions(beams=5, num_captions=5),
-        "beams 16, rarer words, ranked": DecodingOptions(
-            beams=16, num_captions=16, logit_adjustment=0.25
+        "beams 24, rarer words, ranked": DecodingOptions(
+            beams=24, num_captions=24, logit_adjustment=0.25
         ),
     }
     for name, options in ways.items():
